@@ -1,0 +1,121 @@
+"""Two processes with half a batch each compute the loss and the gradient of one process with the whole batch."""
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastcontrast.distributed import gather, rank, world_size
+from fastcontrast.losses import dcl, dclw, info_nce, nt_xent
+
+WORLD, HALF = 2, 3
+LOSSES = dict(info_nce=info_nce, nt_xent=nt_xent, dcl=dcl, dclw=dclw)
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+
+
+def pictures():
+    "Two views of a whole batch"
+    return torch.randn(2, WORLD * HALF, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def score(loss, z):
+    "The loss of the two views' embeddings `[2, B, D]`, gathered from all processes; `several` has two queries a key"
+    if loss == 'several': return info_nce(gather(z, dim=1), gather(z[1]), .1)
+    return LOSSES[loss](gather(z[0]), gather(z[1]), .1)
+
+
+def value_and_grads(net, x, loss):
+    net.zero_grad()
+    value = score(loss, net(x.flatten(0, 1)).unflatten(0, (2, -1)))
+    value.backward()
+    return value.item(), [p.grad.clone() for p in net.parameters()]
+
+
+def process(r, folder):
+    "What each of the processes does; it leaves its results in a file"
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=r, world_size=WORLD,
+                            timeout=timedelta(seconds=40))
+    try:
+        out = dict(rank=rank(), world_size=world_size())
+        net = DistributedDataParallel(model())
+        mine = pictures()[:, r * HALF:(r + 1) * HALF]
+        for loss in [*LOSSES, 'several']: out[loss] = value_and_grads(net, mine, loss)
+
+        part = torch.arange(6).view(2, 3) + 10 * r
+        out['rows'], out['columns'], out['transposed'] = gather(part), gather(part, dim=1), gather(part.T)
+        out['negative dim'] = gather(part, dim=-1)
+        x = part.double().requires_grad_()
+        weights = torch.arange(12.).view(4, 3).double() * (1 + r)  # every process's loss says something else
+        (gather(x) * weights).sum().backward()
+        out['grad'], out['plain'] = x.grad, gather(x.detach()).requires_grad
+        torch.save(out, f'{folder}/{r}.pt')
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('processes')
+    spawned, end = mp.spawn(process, args=(str(folder),), nprocs=WORLD, join=False), time.monotonic() + 60
+    try:
+        while not spawned.join(timeout=1):
+            if time.monotonic() > end: pytest.fail('the processes did not finish within 60 s')
+    finally:
+        for p in spawned.processes:
+            if p.is_alive(): p.kill()
+            p.join()
+    return [torch.load(folder / f'{r}.pt') for r in range(WORLD)]
+
+
+def test_ranks(results):
+    assert [(r['rank'], r['world_size']) for r in results] == [(0, 2), (1, 2)]
+
+
+@pytest.mark.parametrize('loss', [*LOSSES, 'several'])
+def test_equals_one_process_with_the_whole_batch(results, loss):
+    value, grads = value_and_grads(model(), pictures(), loss)
+    for r in results:
+        their_value, their_grads = r[loss]
+        assert their_value == pytest.approx(value, rel=1e-10)
+        torch.testing.assert_close(their_grads, grads, rtol=1e-10, atol=1e-12)
+    assert all(g.abs().max() > 1e-3 for g in grads)
+
+
+def test_parts_come_in_the_order_of_ranks(results):
+    parts = [torch.arange(6).view(2, 3) + 10 * r for r in range(WORLD)]
+    for r in results:
+        assert torch.equal(r['rows'], torch.cat(parts))
+        assert torch.equal(r['columns'], torch.cat(parts, dim=1))
+        assert torch.equal(r['transposed'], torch.cat([p.T for p in parts]))
+        assert torch.equal(r['negative dim'], torch.cat(parts, dim=-1))
+
+
+def test_gradient_is_the_sum_over_processes(results):
+    weights = torch.arange(12.).view(4, 3).double()
+    for i, r in enumerate(results):
+        torch.testing.assert_close(r['grad'], 3 * weights[2 * i:2 * i + 2])  # once from rank 0, twice from rank 1
+        assert not r['plain']
+
+
+def test_one_process_gets_its_own_tensor_back():
+    x = torch.randn(3, 2, requires_grad=True)
+    assert gather(x) is x and gather(x, dim=1) is x
+    assert (world_size(), rank()) == (1, 0)
+
+
+def test_group_of_one_process(tmp_path):
+    dist.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        x = torch.randn(3, 2)
+        assert gather(x) is x and (world_size(), rank()) == (1, 0)
+    finally:
+        dist.destroy_process_group()

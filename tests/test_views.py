@@ -1,0 +1,262 @@
+"""Views against torchvision's transforms of the same names, operation by operation.
+
+The draws differ, so distributions are compared: continuous ones by the two-sample Kolmogorov-Smirnov test, shares by
+four standard errors. All seeds are fixed."""
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms as T
+import torchvision.transforms.functional as TF
+from scipy.stats import ks_2samp, kstest
+
+from fastcontrast.core import InputError
+from fastcontrast.views import VIEW_KINDS, Normalize, ViewKind, Views, draw_views, plain_view, two_views
+
+DEVICES = ['cpu'] + ['cuda'] * torch.cuda.is_available()
+N = 1500
+
+@pytest.fixture(autouse=True)
+def _seed(): torch.manual_seed(7)
+
+def only(**strength) -> ViewKind:
+    "A kind that does nothing but what is named"
+    none = dict(scale=(1., 1.), ratio=(1., 1.), flip=0., jitter=(0., 0., 0., 0.), jitter_p=0., grey=0., blur=0.)
+    return ViewKind(**none | strength)
+
+def drawn(picture: torch.Tensor, size: int, **strength) -> torch.Tensor:
+    "[N, C, size, size]: views of one picture"
+    return two_views(size, only(**strength))(picture.expand(N // 2, *picture.shape))['views'].flatten(0, 1)
+
+def same(ours, theirs):
+    ours, theirs = (torch.as_tensor(v).double().round(decimals=5).numpy() for v in (ours, theirs))  # no ties lost to rounding
+    p = ks_2samp(ours, theirs).pvalue
+    assert p > 1e-3, f"distributions differ: p = {p:.1g}, means {ours.mean()} and {theirs.mean()}"
+
+def share(hits: torch.Tensor, p: float):
+    "`hits` are as many as chances of `p` give, within four standard errors"
+    assert abs(hits.float().mean().item() - p) <= 4 * (p * (1 - p) / len(hits)) ** 0.5
+
+def flat(*rgb: float) -> torch.Tensor: return torch.tensor(rgb).view(-1, 1, 1).expand(-1, 4, 4).contiguous()
+
+# --- geometry
+
+@pytest.mark.parametrize('height,width,scale', [(64, 64, (.08, 1.)), (48, 80, (.2, 1.)), (40, 120, (.5, 1.))])
+def test_crop_boxes_are_torchvisions(height, width, scale):
+    ramp = torch.stack([((torch.arange(width) + .5) / width).expand(height, -1),
+                        ((torch.arange(height) + .5) / height)[:, None].expand(-1, width)])
+    x = drawn(ramp, 16, scale=scale, ratio=(3 / 4, 4 / 3))[:, :, 4:12, 4:12].double()  # the middle is no border's
+    w, h = ((x[:, c].diff(dim=d).mean((1, 2)) * 16 * side) for c, d, side in ((0, 2, width), (1, 1, height)))
+    left, top = x[:, 0].mean((1, 2)) * width - w / 2, x[:, 1].mean((1, 2)) * height - h / 2
+    for side in (w, h, left, top): torch.testing.assert_close(side, side.round(), atol=2e-2, rtol=0)
+    boxes = torch.tensor([T.RandomResizedCrop.get_params(ramp, scale, (3 / 4, 4 / 3)) for _ in range(N)])
+    for ours, theirs in zip((top, left, h, w), boxes.T, strict=True): same(ours.round(), theirs)
+    same((w.round() * h.round()), boxes[:, 2] * boxes[:, 3])
+    same((w.round() / h.round()), boxes[:, 3] / boxes[:, 2])
+
+@pytest.mark.parametrize('side', [32, 45])
+def test_whole_crop_is_the_picture_or_its_mirror(side):
+    x = torch.rand(8, 3, side, side)
+    for flip, want in ((0., x), (1., x.flip(-1))):
+        for view in two_views(side, only(flip=flip))(x)['views']: torch.testing.assert_close(view, want, atol=2e-5, rtol=0)
+
+def test_flip_share():
+    x = torch.rand(3, 8, 8)
+    views = drawn(x, 8, flip=.5)
+    flipped = (views - x.flip(-1)).abs().amax((1, 2, 3)) < 1e-4
+    assert ((views - x).abs().amax((1, 2, 3)) < 1e-4).eq(~flipped).all()
+    share(flipped, .5)
+
+def test_rotation_is_uniform_in_its_range():
+    y, x = torch.meshgrid(torch.arange(32.), torch.arange(32.), indexing='ij')
+    v = drawn(torch.stack([x, y]) / 32, 32, rotate=15.)[:, :, 12:20, 12:20]
+    angle = torch.atan2(v[:, 1].diff(dim=2).mean((1, 2)), v[:, 0].diff(dim=2).mean((1, 2))).rad2deg()
+    assert kstest(angle.numpy(), 'uniform', args=(-15, 30)).pvalue > 1e-3
+
+# --- colour
+
+def chroma(x): return x.amax(1) - x.amin(1)
+
+@pytest.mark.parametrize('step,strength,picture,measure', [
+    ('brightness', .8, flat(.3, .4, .5), lambda x: x[:, 1, 0, 0]),
+    ('contrast', .8, torch.cat([flat(.4, .4, .4), flat(.55, .55, .55)], 2), lambda x: x[:, 0, 0, -1] - x[:, 0, 0, 0]),
+    ('saturation', .8, flat(.6, .5, .4), lambda x: chroma(x)[:, 0, 0]),
+    ('hue', .2, flat(.8, .5, .2), lambda x: ((x[:, 0] - x[:, 1]) / chroma(x))[:, 0, 0]),
+])
+def test_jitter_step_is_torchvisions(step, strength, picture, measure):
+    names = ['brightness', 'contrast', 'saturation', 'hue']
+    square = picture[:, :4, :4] if step != 'contrast' else picture[:, :, :].repeat(1, 2, 1)
+    ours = drawn(square, square.shape[-1], jitter=tuple(strength * (n == step) for n in names), jitter_p=1.)
+    theirs = T.ColorJitter(**{step: strength})
+    same(measure(ours), measure(torch.stack([theirs(square) for _ in range(N)])))
+
+def test_jitter_share():
+    changed = (drawn(flat(.3, .4, .5), 4, jitter=(.8, 0., 0., 0.), jitter_p=.8) - flat(.3, .4, .5)).abs().amax((1, 2, 3)) > 1e-6
+    share(changed, .8)
+
+def test_jitter_order_varies():
+    # (x * brightness, cut) then hue, against hue then (x * brightness, cut): for a colour so bright the results differ,
+    # and with the same factors in both only the order can make them differ
+    views, seen = two_views(4, only(jitter=(.8, .8, .8, .2), jitter_p=1.)), set()
+    names = ['brightness', 'contrast', 'saturation', 'hue']
+    factors = {f'{n}_factor': torch.full((2,), f) for n, f in zip(names, (1.6, .5, 1.7, .15), strict=True)}
+    draw = views.jitter.forward
+    views.jitter.forward = lambda shape: draw(shape) | factors
+    for _ in range(100): seen.add(tuple(views(flat(.9, .5, .3)[None])['views'][0, 0, :, 0, 0].mul(1e4).round().tolist()))
+    assert len(seen) > 8
+
+def test_grey_share_and_value():
+    x = torch.rand(3, 4, 4)
+    views = drawn(x, 4, grey=.2)
+    grey = (views[:, 0] == views[:, 1]).all(-1).all(-1)
+    share(grey, .2)
+    want = TF.rgb_to_grayscale(x, 3)
+    torch.testing.assert_close(views[grey], want.expand(grey.sum(), -1, -1, -1), atol=2e-4, rtol=0)
+    torch.testing.assert_close(views[~grey], x.expand((~grey).sum(), -1, -1, -1), atol=1e-5, rtol=0)
+
+@pytest.mark.parametrize('size,taps', [(32, 3), (96, 9), (128, 13), (224, 23)])
+def test_blur_kernel_is_a_tenth_of_the_view(size, taps):
+    impulse = torch.zeros(1, 1, size, size)
+    impulse[..., size // 2, size // 2] = 1
+    view = two_views(size, only(blur=1., sigma=(4., 4.)))(impulse)['views'][0, 0, 0]
+    assert (view.amax(0) > 1e-6).sum() == taps and (view.amax(1) > 1e-6).sum() == taps
+    torch.testing.assert_close(view, TF.gaussian_blur(impulse[0], taps, 4.)[0], atol=1e-5, rtol=0)
+
+def test_blur_is_torchvisions():
+    impulse = torch.zeros(1, 48, 48)
+    impulse[:, 24, 24] = 1
+    theirs = T.RandomApply([T.GaussianBlur(5, (.1, 2.))], p=.5)
+    same(drawn(impulse, 48, blur=.5)[:, 0, 24, 24].round(decimals=4),
+         torch.stack([theirs(impulse)[0, 24, 24] for _ in range(N)]).round(decimals=4))
+
+def test_solarise_share_and_value():
+    x = torch.rand(3, 4, 4)
+    views = drawn(x, 4, solarise=.2)
+    done = (views - TF.solarize(x, .5)).abs().amax((1, 2, 3)) < 1e-4
+    share(done, .2)
+    assert ((views - x).abs().amax((1, 2, 3)) < 1e-4).eq(~done).all()
+
+def test_simclr_as_a_whole_is_torchvisions():
+    x = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 6), 20, mode='bicubic').clamp(0, 1)
+    theirs = T.Compose([
+        T.RandomResizedCrop(20, (.08, 1.)), T.RandomHorizontalFlip(), T.RandomApply([T.ColorJitter(.8, .8, .8, .2)], p=.8),
+        T.RandomGrayscale(.2), T.RandomApply([T.GaussianBlur(3, (.1, 2.))], p=.5)])
+    views = two_views(20, 'simclr')  # one picture a call, one view of it: each has an order of its own
+    a = torch.cat([views(x)['views'][0] for _ in range(N)])
+    b = torch.cat([theirs(x) for _ in range(N)])
+    inner = a[..., 3:-3, 3:-3], b[..., 3:-3, 3:-3]  # away from the crop's border
+    for measure in (lambda v: v.mean((1, 2, 3)), lambda v: v.std((1, 2, 3)), lambda v: chroma(v).mean((1, 2)),
+                    lambda v: v[:, 0].mean((1, 2)), lambda v: v.diff(dim=-1).square().mean((1, 2, 3)).sqrt()):
+        same(*(measure(v) for v in inner))
+
+# --- the pair
+
+def test_byol_pair_is_asymmetric():
+    assert (VIEW_KINDS['byol'].blur, VIEW_KINDS['byol'].solarise) == ((1., .1), (0., .2))
+    x = torch.rand(3, 32, 32)
+    a, b = two_views(32, only(blur=(1., .1), sigma=(1., 2.), solarise=(0., .2)))(x.expand(N, -1, -1, -1))['views']
+    def close(v, want): return (v - want).abs().amax((1, 2, 3)) < 1e-4
+    share(close(b, x), .9 * .8)
+    share(close(b, TF.solarize(x, .5)), .9 * .2)
+    assert not close(a, x).any() and (a.mean((1, 2, 3)) - x.mean()).abs().max() < .02  # blurred, and not solarised
+    assert a.diff(dim=-1).abs().mean((1, 2, 3)).max() < .7 * x.diff(dim=-1).abs().mean()
+
+@pytest.mark.parametrize('kind', VIEW_KINDS)
+def test_every_kind_every_sample_its_own(kind):
+    x = torch.rand(3, 24, 24).expand(40, -1, -1, -1)
+    views = two_views(32, kind)(x)['views']
+    assert views.shape == (2, 40, 3, 32, 32) and views.is_contiguous()
+    assert 0 <= views.min() and views.max() <= 1 and views.isfinite().all()
+    assert views.flatten(0, 1).flatten(1).unique(dim=0).shape[0] == 80
+
+def test_views_stay_with_their_pictures():
+    # more than one block of the CPU's, and each view shows its own picture
+    x = torch.linspace(0, 1, 3000)[:, None, None, None].expand(-1, 3, 16, 16)
+    views = Views(16, only(scale=(.1, 1.), ratio=(.5, 2.), flip=.5), n=3)(x)['views']
+    torch.testing.assert_close(views, x.expand(3, -1, -1, -1, -1), atol=1e-6, rtol=0)
+
+def test_cifar_kinds_differ_by_blur_alone():
+    for name in ('simclr', 'moco_v2', 'simsiam', 'byol'):
+        assert VIEW_KINDS[f'{name}_cifar'] == replace(VIEW_KINDS[name], blur=0.)
+
+# --- the contract
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_dtype_device_channels_and_input_kept(device, dtype, channels):
+    x = (torch.rand(5, channels, 20, 30) * (255 if dtype == torch.uint8 else 1)).to(device, dtype)
+    before = x.clone()
+    for out in (two_views(24, 'byol')(x)['views'], plain_view(x, 24), plain_view(x, 20)):
+        assert out.dtype == (torch.float32 if dtype == torch.uint8 else dtype) and out.device == x.device
+        assert out.shape[-4:] == (5, channels, *out.shape[-1:] * 2) and 0 <= out.min() and out.max() <= 1
+    assert torch.equal(x, before)
+
+def test_bytes_and_floats_give_the_same_views():
+    x = torch.randint(0, 256, (6, 3, 30, 30), dtype=torch.uint8)
+    torch.manual_seed(1); a = two_views(32)(x)['views']
+    torch.manual_seed(1); b = two_views(32)(x / 255)['views']
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_repeatable_by_seed_only(device):
+    x, views = torch.rand(16, 3, 32, 32, device=device), two_views(32, 'byol')
+    torch.manual_seed(5); a = views(x)['views']
+    b = views(x)['views']
+    torch.manual_seed(5); c = two_views(32, 'byol')(x)['views']
+    assert torch.equal(a, c) and not torch.equal(a, b) and not torch.equal(a[0], a[1])
+
+def test_no_gradient_and_no_mixed_precision():
+    x = torch.rand(4, 3, 32, 32, requires_grad=True)
+    torch.manual_seed(3); plain = two_views(32)(x)['views']
+    with torch.autocast('cpu', torch.bfloat16):
+        torch.manual_seed(3); mixed = two_views(32)(x)['views']
+    assert not plain.requires_grad and torch.equal(plain, mixed)
+
+def test_tensor_subclasses_come_out_plain():
+    from fastai.vision.core import TensorImage
+    assert type(two_views(16)(TensorImage(torch.rand(2, 3, 16, 16)))['views']) is torch.Tensor
+
+def test_empty_batch(): assert two_views(16)(torch.rand(0, 3, 16, 16))['views'].shape == (2, 0, 3, 16, 16)
+
+@pytest.mark.parametrize('bad,word', [
+    (lambda: two_views(32, 'simclear'), 'did you mean simclr'), (lambda: two_views(1), 'size'), (lambda: two_views(32.), 'size'),
+    (lambda: two_views(True), 'size'), (lambda: plain_view(torch.rand(1, 3, 4, 4), 0), 'size'), (lambda: Views(32, n=0), 'n is 0'),
+    (lambda: Views(32, 'byol', n=3), 'probabilities'), (lambda: ViewKind(scale=(1., .2)), 'upwards'),
+    (lambda: ViewKind(jitter=(.4, .4, .4, .6)), '0.5'), (lambda: two_views(32)(torch.rand(3, 8, 8)), r'\[B, C, H, W\]'),
+    (lambda: two_views(32)(torch.ones(1, 3, 8, 8, dtype=torch.long)), 'int64'), (lambda: Normalize((0.,), (1., 1.)), 'std'),
+    (lambda: Normalize((0.,), (0.,)), 'std'), (lambda: Normalize()(torch.rand(1, 1, 8, 8)), 'normalise')])
+def test_bad_input_is_one_sentence(bad, word):
+    with pytest.raises(InputError, match=word) as e: bad()
+    assert '\n' not in str(e.value)
+
+# --- plain_view, Normalize, draw_views
+
+@pytest.mark.parametrize('shape', [(50, 81), (81, 50), (24, 33), (24, 24), (10, 17)])
+def test_plain_view_is_resize_and_centre_crop(shape):
+    x = torch.rand(2, 3, *shape)
+    torch.testing.assert_close(plain_view(x, 24), TF.center_crop(TF.resize(x, 24, antialias=True), 24), atol=1e-5, rtol=0)
+
+@pytest.mark.parametrize('dtype,atol', [(torch.float32, 1e-5), (torch.float64, 1e-5), (torch.bfloat16, 5e-2)])
+def test_normalize(dtype, atol):
+    x = torch.rand(2, 5, 3, 8, 10).to(dtype)
+    before = x.clone()
+    mean, std = [.5, .4, .3], [.2, .3, .4]
+    out = Normalize(mean, std)(x)
+    assert out.dtype == dtype and torch.equal(x, before) and not Normalize().state_dict()
+    flat = out.flatten(0, 1)
+    assert flat.data_ptr() == out.data_ptr() and flat.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(flat.double(), TF.normalize(before.flatten(0, 1).double(), mean, std), atol=atol, rtol=0)
+    torch.testing.assert_close(Normalize(mean, std)(x[0, 0]), out[0, 0])
+
+def test_draw_views(tmp_path):
+    x = torch.randint(0, 256, (5, 3, 20, 24), dtype=torch.uint8)
+    roles = two_views(16)(x) | Views(8, n=3, role='local')(x) | {'y': torch.zeros(5)}
+    fig = draw_views(x, roles, tmp_path / 'views.png', n=3)
+    assert [a.get_title() for a in fig.axes[:6]] == ['original', 'view 1', 'view 2', 'local 1', 'local 2', 'local 3']
+    assert len(fig.axes) == 3 * 6 and not any(a.axison for a in fig.axes)
+    assert (tmp_path / 'views.png').read_bytes()[:4] == b'\x89PNG'
+    np.testing.assert_allclose(fig.axes[7].images[0].get_array(), roles['views'][0, 1].permute(1, 2, 0).numpy())
+    grey = x[:, :1]
+    assert draw_views(grey, two_views(16)(grey)).axes[0].images[0].get_array().shape == (20, 24)
