@@ -11,13 +11,19 @@ __all__ = ['InputError', 'MissingPath', 'suggest']
 import difflib
 from collections.abc import Iterable
 
-# %% ../nbs/00_core.ipynb #9f9c928b
+# %% ../nbs/00_core.ipynb #feb06ee1
 class InputError(ValueError):
     "What the user gave cannot work; the message is one sentence that says what to do"
+    def __init__(self,
+        message: str, # one sentence: what was wrong, with which value or file, and what to do
+    ):
+        super().__init__(message)
+        self.message = message
+    # fastai rewrites the arguments of what a callback raises, and `OSError` has a form of its own: the sentence stays as it is
+    def __str__(self) -> str: return self.message
 
 class MissingPath(InputError, FileNotFoundError):
     "A file or folder that the user named is not there"
-    __str__ = ValueError.__str__  # `OSError` would print its errno fields instead of the sentence
 
 # %% ../nbs/00_core.ipynb #ed96327f
 def suggest(

@@ -8,7 +8,7 @@ Docs: https://fastcontrast.github.io/fastcontrast/export.html.md"""
 __all__ = ['FORMAT', 'VERSION', 'LIBRARIES', 'digest', 'export_encoder', 'fill', 'encoder_info', 'read_header', 'load_encoder',
            'export_copy']
 
-# %% ../nbs/40_export.ipynb #74fd50d8
+# %% ../nbs/40_export.ipynb #43ccf861
 import hashlib
 import json
 import os
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .core import InputError, MissingPath, suggest
@@ -35,7 +35,7 @@ def digest(
         h.update(t.reshape(-1).view(torch.uint8).numpy())  # as bytes: NumPy has no bfloat16
     return h.hexdigest()
 
-# %% ../nbs/40_export.ipynb #58f9782c
+# %% ../nbs/40_export.ipynb #2e07de69
 FORMAT, VERSION = 'fastcontrast-encoder', 1
 
 def export_encoder(
@@ -66,7 +66,8 @@ def export_encoder(
     partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={**header, 'sha256': digest(tensors, header)})
+        # not `save_file`, which makes files that nobody but their owner may read
+        partial.write_bytes(save(tensors, metadata={**header, 'sha256': digest(tensors, header)}))
         os.replace(partial, path)
     except (OSError, SafetensorError) as e:
         raise InputError(f"the encoder cannot be written to '{path}' ({e}): give a file in a folder you may write to") from e

@@ -7,8 +7,9 @@ Docs: https://fastcontrast.github.io/fastcontrast/learner.html.md"""
 # %% auto #0
 __all__ = ['Watch', 'EpochLines', 'shows_bar', 'ContrastiveLearner', 'contrastive_learner']
 
-# %% ../nbs/45_learner.ipynb #6a755f69
+# %% ../nbs/45_learner.ipynb #8c6a4117
 import inspect
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ from .step import Contrast, FiniteLoss, PairLoss, StepCallback, embedding_std
 from .targets import Target
 from .views import Normalize, draw_views, two_views
 
-# %% ../nbs/45_learner.ipynb #d4532a81
+# %% ../nbs/45_learner.ipynb #7fd518d7
 class Watch(StepCallback):
     "Computes the epoch table's columns: kNN accuracy on the validation part, and the spread of the embeddings"
     order = 45  # before fastai's Recorder (50) reads them
@@ -59,8 +60,9 @@ class Watch(StepCallback):
     def after_train(self):
         self.spread = embedding_std(self.pred['views']['final'].z).item()
         if self.with_knn:
-            (train_h, train_y), (valid_h, valid_y) = (self.learn.embed(dl) for dl in self.parts)
-            self.accuracy = knn_accuracy(train_h, train_y, valid_h, valid_y)
+            train, valid = (self.learn.embed(dl) for dl in self.parts)
+            try: self.accuracy = knn_accuracy(*train, *valid)
+            except InputError as e: self.stop(e)  # features that are not numbers any more
 
     def after_fit(self): self.parts = None
 
@@ -88,7 +90,7 @@ class _DeviceLoss(AvgSmoothLoss):
         self.count += 1
         self.val = torch.lerp(loss, torch.zeros_like(loss) if self.val is None else self.val, self.beta)
 
-# %% ../nbs/45_learner.ipynb #9413da5a
+# %% ../nbs/45_learner.ipynb #b8125f03
 class ContrastiveLearner(Learner):
     "A fastai `Learner` whose loss compares views; made by `contrastive_learner`"
     recipe: Recipe   # what is trained, resolved
@@ -114,6 +116,7 @@ class ContrastiveLearner(Learner):
         cbs=None,                # callbacks for this fit only
     ) -> None:
         "Train with the recipe's optimizer, warm-up and cosine"
+        if lr is not None and not 0 < lr < math.inf: raise InputError(f"lr={lr} must be a positive number.")
         r, bs = self.recipe, self.dls.train.bs
         peak = r.lr * bs / 256 if lr is None else lr
         warmup = min(r.warmup, n_epoch / 10) / n_epoch

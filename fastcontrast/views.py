@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .core import InputError, suggest
 
-# %% ../nbs/03_views.ipynb #83c837bd
+# %% ../nbs/03_views.ipynb #62b7b3d8
 Chance = float | tuple[float, ...]  # one probability for all views, or one for each view
 
 @dataclass(frozen=True)
@@ -42,14 +42,16 @@ class ViewKind:
     solarise: Chance = 0.0                         # probability of inverting all values from 0.5 up
 
     def __post_init__(self):
-        chances = [q for p in (self.flip, self.jitter_p, self.grey, self.blur, self.solarise) for q in (p if isinstance(p, tuple) else (p,))]
+        chances = [q for p in (self.flip, self.jitter_p, self.grey, self.blur, self.solarise)
+                   for q in (p if isinstance(p, tuple) else (p,))]
         ranges = (self.scale, self.ratio, self.sigma)
-        if not (all(0 <= q <= 1 for q in chances) and all(0 < low <= high for low, high in ranges) and self.scale[1] <= 1
-                and self.rotate >= 0 and len(self.jitter) == 4 and min(self.jitter) >= 0 and self.jitter[3] <= 0.5):
-            raise InputError(f"no such kind of views, {self}: probabilities and areas lie in [0, 1], ranges run upwards from above 0, "
-                             "jitter is four numbers from 0 up, the last at most 0.5.")
+        if not (all(0 <= q <= 1 for q in chances) and all(0 < low <= high for low, high in ranges)
+                and self.scale[1] <= 1 and self.rotate >= 0
+                and len(self.jitter) == 4 and min(self.jitter) >= 0 and self.jitter[3] <= 0.5):
+            raise InputError(f"no such kind of views, {self}: probabilities and areas lie in [0, 1], "
+                             "ranges run upwards from above 0, jitter is four numbers from 0 up, the last at most 0.5.")
 
-# %% ../nbs/03_views.ipynb #b51c23b3
+# %% ../nbs/03_views.ipynb #456d274d
 VIEW_KINDS = {
     'simclr': ViewKind(),
     'moco_v2': ViewKind(scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1)),
@@ -57,7 +59,8 @@ VIEW_KINDS = {
     'byol': ViewKind(jitter=(0.4, 0.4, 0.2, 0.1), blur=(1.0, 0.1), solarise=(0.0, 0.2)),
 }
 VIEW_KINDS |= {f'{name}_cifar': replace(kind, blur=0.0) for name, kind in VIEW_KINDS.items()}
-VIEW_KINDS['digits'] = ViewKind(scale=(0.4, 1.0), flip=0.0, rotate=15.0, jitter=(0.4, 0.4, 0.0, 0.0), grey=0.0, blur=0.0)
+VIEW_KINDS['digits'] = ViewKind(
+    scale=(0.4, 1.0), flip=0.0, rotate=15.0, jitter=(0.4, 0.4, 0.0, 0.0), grey=0.0, blur=0.0)
 
 # %% ../nbs/03_views.ipynb #39e2ca1a
 def random_boxes(
@@ -84,7 +87,7 @@ def random_boxes(
     top = torch.where(found, top, (height - largest_h) // 2)
     return torch.stack([left, top, w, h], 1)
 
-# %% ../nbs/03_views.ipynb #dcaf601b
+# %% ../nbs/03_views.ipynb #f8b2cd21
 def _sampling_grid(
     boxes: Tensor,  # [n, 4]: left, top, width, height in pixels
     flip: Tensor,   # [n], bool
@@ -100,7 +103,8 @@ def _sampling_grid(
     cos, sin = angle.cos(), angle.sin()
     grid = boxes.new_empty(len(boxes), size, size, 2)
     x0, y0 = (2 * left + w) / width - 1, (2 * top + h) / height - 1
-    def at(along_u, along_v, start): return (along_u[:, None] * u)[:, None, :], (along_v[:, None] * u + start[:, None])[:, :, None]
+    def at(along_u, along_v, start):
+        return (along_u[:, None] * u)[:, None, :], (along_v[:, None] * u + start[:, None])[:, :, None]
     torch.add(*at(mirrored * cos / width, -h * sin / width, x0), out=grid[..., 0])
     torch.add(*at(mirrored * sin / height, h * cos / height, y0), out=grid[..., 1])
     return grid
@@ -159,7 +163,7 @@ def _change(
     if len(rows): x[rows] = change(x[rows], *(f[rows] for f in factors))
     return x
 
-# %% ../nbs/03_views.ipynb #d75a6847
+# %% ../nbs/03_views.ipynb #f87eecd9
 _BLOCK = 2 ** 20  # numbers worked on at a time on a CPU: 4 MB of float32
 
 def _check_size(size: int):
@@ -170,18 +174,20 @@ def _check_size(size: int):
 def _check_images(images: Tensor):
     "Raise `InputError` unless `images` is a batch of pictures"
     if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
-        raise InputError(f"pictures come as [B, C, H, W], uint8 or float in [0, 1], not as {images.dtype} of shape {list(images.shape)}.")
+        raise InputError("pictures come as [B, C, H, W], uint8 or float in [0, 1], "
+                         f"not as {images.dtype} of shape {list(images.shape)}.")
 
 def _unit_float(images: Tensor) -> Tensor:
     "float32 in [0, 1] of uint8 or floating-point pictures"
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
-# %% ../nbs/03_views.ipynb #2c0b4edc
+# %% ../nbs/03_views.ipynb #cb430fc5
 class Views(nn.Module):
     """Random views of a batch of pictures, made on their device, without gradient.
 
-    `forward(images)` takes [B, C, H, W], uint8 or float in [0, 1], and gives `{role: views}` with views [n, B, C, size, size]
-    in [0, 1]: contiguous, float32 for uint8 pictures and else of their type. Without three channels there is no colour:
+    `forward(images)` takes [B, C, H, W], uint8 or float in [0, 1], and gives `{role: views}` with views
+    [n, B, C, size, size] in [0, 1]: contiguous, float32 for uint8 pictures and else of their type.
+    Without three channels there is no colour:
     saturation, hue and grey are left out. `torch.manual_seed` makes the draws repeatable.
 
     Raises `InputError` for an unknown kind, a size that cannot be, and pictures that are not such a batch.
@@ -194,7 +200,8 @@ class Views(nn.Module):
     ):
         super().__init__()
         _check_size(size)
-        if isinstance(kind, str) and kind not in VIEW_KINDS: raise InputError(suggest(kind, VIEW_KINDS, 'kind of views'))
+        if isinstance(kind, str) and kind not in VIEW_KINDS:
+            raise InputError(suggest(kind, VIEW_KINDS, 'kind of views'))
         if not isinstance(n, int) or n < 1: raise InputError(f"n is {n!r}: give the number of views, at least 1.")
         self.size, self.kind, self.n, self.role = size, kind, n, role
         self.strength = kind if isinstance(kind, ViewKind) else VIEW_KINDS[kind]
@@ -202,7 +209,8 @@ class Views(nn.Module):
         for name in ('flip', 'jitter_p', 'grey', 'blur', 'solarise'):
             p = getattr(self.strength, name)
             if isinstance(p, tuple) and len(p) != n:
-                raise InputError(f"the kind of views has {len(p)} probabilities of {name} for {n} views: give one for each view, or a single one.")
+                raise InputError(f"the kind of views has {len(p)} probabilities of {name} for {n} views: "
+                                 "give one for each view, or a single one.")
 
     def _chosen(self, p: Chance, b: int, device: torch.device) -> Tensor:
         "[n*b] bool, True with the probability of its view"
@@ -234,7 +242,8 @@ class Views(nn.Module):
         b, s, device = len(images), self.strength, images.device
         x = self._warp(_unit_float(images))
         x = self._jitter(x, self._chosen(s.jitter_p, b, device))
-        if s.grey and x.shape[1] == 3: x = _change(x, self._chosen(s.grey, b, device), lambda x: rgb_to_grayscale(x).expand_as(x))
+        if s.grey and x.shape[1] == 3:
+            x = _change(x, self._chosen(s.grey, b, device), lambda x: rgb_to_grayscale(x).expand_as(x))
         if s.blur:
             sigma = torch.empty(len(x), device=device).uniform_(*s.sigma)
             x = _change(x, self._chosen(s.blur, b, device), _blur, sigma)
@@ -283,10 +292,10 @@ def plain_view(
     x = x[..., top:top + size, left:left + size].clamp(0, 1)
     return x.to(images.dtype) if images.is_floating_point() else x
 
-# %% ../nbs/03_views.ipynb #b07b9177
+# %% ../nbs/03_views.ipynb #aeae7745
 class Normalize(nn.Module):
-    """(x - mean) / std for each channel: [..., C, H, W] to the same shape and type, with the leading dimensions flattened in
-    `channels_last` memory. The default is ImageNet's mean and spread. Its input is left as it is."""
+    """(x - mean) / std for each channel: [..., C, H, W] to the same shape and type, with the leading dimensions
+    flattened in `channels_last` memory. The default is ImageNet's mean and spread. Its input is left as it is."""
     def __init__(self,
         mean: Sequence[float] = IMAGENET_DEFAULT_MEAN, # one for each channel
         std: Sequence[float] = IMAGENET_DEFAULT_STD,   # one for each channel, above 0
@@ -294,7 +303,8 @@ class Normalize(nn.Module):
         super().__init__()
         mean, std = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
         if mean.ndim != 1 or mean.shape != std.shape or not (std > 0).all():
-            raise InputError(f"mean {mean.tolist()} and std {std.tolist()} do not go together: give one of each for every channel, std above 0.")
+            raise InputError(f"mean {mean.tolist()} and std {std.tolist()} do not go together: "
+                             "give one of each for every channel, std above 0.")
         self.register_buffer('scale', (1 / std).view(-1, 1, 1), persistent=False)
         self.register_buffer('shift', (-mean / std).view(-1, 1, 1), persistent=False)
 
@@ -302,12 +312,13 @@ class Normalize(nn.Module):
         x: Tensor,   # [..., C, H, W], float
     ) -> Tensor:     # the same shape and type
         if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != len(self.scale):
-            raise InputError(f"cannot normalise {x.dtype} of shape {list(x.shape)}: give floats of shape [..., {len(self.scale)}, H, W].")
+            raise InputError(f"cannot normalise {x.dtype} of shape {list(x.shape)}: "
+                             f"give floats of shape [..., {len(self.scale)}, H, W].")
         flat = x.reshape(-1, *x.shape[-3:])
         out = torch.empty_like(flat, memory_format=torch.channels_last)
         return torch.addcmul(self.shift.to(x.dtype), flat, self.scale.to(x.dtype), out=out).view(x.shape)
 
-# %% ../nbs/03_views.ipynb #9686f53c
+# %% ../nbs/03_views.ipynb #99ebbf39
 def _drawable(
     picture: Tensor, # [C, H, W], uint8 or float in [0, 1]
 ):                   # numpy array [H, W, 3], or [H, W] if there are not three channels
@@ -324,7 +335,8 @@ def draw_views(
     "A row for each picture: the original, then its views of every role"
     columns = [('original', images)]
     for role, batch in views.items():
-        if batch.ndim == 5: columns += [(f"{'view' if role == 'views' else role} {i + 1}", view) for i, view in enumerate(batch)]
+        title = 'view' if role == 'views' else role
+        if batch.ndim == 5: columns += [(f'{title} {i + 1}', view) for i, view in enumerate(batch)]
     n = min(n, len(images))
     fig = Figure(figsize=(1.6 * len(columns), 1.6 * n + 0.3), layout='constrained')
     for row, axes in enumerate(fig.subplots(n, len(columns), squeeze=False)):

@@ -12,7 +12,7 @@ import torchvision.transforms.functional as TF
 from scipy.stats import ks_2samp, kstest
 
 from fastcontrast.core import InputError
-from fastcontrast.views import VIEW_KINDS, Normalize, ViewKind, Views, draw_views, plain_view, two_views
+from fastcontrast.views import VIEW_KINDS, Normalize, ViewKind, Views, draw_views, plain_view, random_boxes, two_views
 
 DEVICES = ['cpu'] + ['cuda'] * torch.cuda.is_available()
 N = 1500
@@ -55,6 +55,12 @@ def test_crop_boxes_are_torchvisions(height, width, scale):
     same((w.round() * h.round()), boxes[:, 2] * boxes[:, 3])
     same((w.round() / h.round()), boxes[:, 3] / boxes[:, 2])
 
+def test_every_place_of_a_crop_is_equally_likely():
+    left, top, w, h = random_boxes(3000, 6, 6, (16 / 36, 16 / 36), (1., 1.)).unbind(1)
+    assert (w == 4).all() and (h == 4).all()
+    for start in (left, top):
+        for place in (0, 1, 2): share(start == place, 1 / 3)
+
 @pytest.mark.parametrize('side', [32, 45])
 def test_whole_crop_is_the_picture_or_its_mirror(side):
     x = torch.rand(8, 3, side, side)
@@ -90,6 +96,16 @@ def test_jitter_step_is_torchvisions(step, strength, picture, measure):
     ours = drawn(square, square.shape[-1], jitter=tuple(strength * (n == step) for n in names), jitter_p=1.)
     theirs = T.ColorJitter(**{step: strength})
     same(measure(ours), measure(torch.stack([theirs(square) for _ in range(N)])))
+
+@pytest.mark.parametrize('step,factor', [('brightness', 1.6), ('contrast', .4), ('contrast', 1.7), ('saturation', .3),
+                                         ('saturation', 1.8), ('hue', -.2), ('hue', .13)])
+def test_jitter_step_is_exactly_torchvisions_for_one_factor(step, factor):
+    x, names = torch.rand(4, 3, 16, 16), ['brightness', 'contrast', 'saturation', 'hue']
+    views = two_views(16, only(jitter=tuple(.5 * (n == step) for n in names), jitter_p=1.))
+    draw = views.jitter.forward
+    views.jitter.forward = lambda shape: draw(shape) | {f'{step}_factor': torch.full((8,), factor)}
+    want = getattr(TF, f'adjust_{step}')(x, factor) if step != 'contrast' else torch.stack([TF.adjust_contrast(a, factor) for a in x])
+    torch.testing.assert_close(views(x)['views'], want.expand(2, -1, -1, -1, -1), atol=3e-4, rtol=0)
 
 def test_jitter_share():
     changed = (drawn(flat(.3, .4, .5), 4, jitter=(.8, 0., 0., 0.), jitter_p=.8) - flat(.3, .4, .5)).abs().amax((1, 2, 3)) > 1e-6
