@@ -284,7 +284,7 @@ def _labeled(labels: None|str|Path|float|bool, whole: '_Files|_Items', train: np
         raise InputError(f"labels={labels} should be None, 'all', a fraction in (0, 1] or a file of names")
     return stratified(y, labels, (seed, 2))
 
-# %% ../nbs/04_data.ipynb #4ee2bf4a
+# %% ../nbs/04_data.ipynb #7ac3bca2
 @dataclass
 class ImageData:
     "What is known about the pictures of one part"
@@ -345,6 +345,10 @@ class ImageLoader:
         other.y = self.data.y.to(self.device)
         if few: other.picked = torch.from_numpy(np.sort(np.random.default_rng((self.seed, 4)).permutation(len(self.data))[:n]))
         return other
+
+    def labels(self) -> torch.Tensor:
+        "The true labels of its pictures, int64 [N] on the CPU; -1: unknown"
+        return self.data.y if self.picked is None else self.data.y[self.picked]
 
     def _order(self, epoch: int) -> torch.Tensor:
         "The pictures of a pass, int64 [N] (or as many as make whole batches)"

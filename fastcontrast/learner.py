@@ -7,9 +7,11 @@ Docs: https://fastcontrast.github.io/fastcontrast/learner.html.md"""
 # %% auto #0
 __all__ = ['Watch', 'EpochLines', 'shows_bar', 'ContrastiveLearner', 'contrastive_learner']
 
-# %% ../nbs/45_learner.ipynb #8c6a4117
+# %% ../nbs/45_learner.ipynb #ecc019a4
+import copy
 import inspect
 import math
+import numbers
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +22,11 @@ from fastai.callback.core import CancelFitException
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
+from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
 from fastai.learner import AvgSmoothLoss, Learner, ValueMetric
 from fastcore.foundation import L
-from fastcore.imports import in_notebook
+from fastcore.imports import in_notebook, noop
 from torch import Tensor, nn
 
 from .core import InputError, suggest
@@ -32,47 +35,45 @@ from .distributed import world_size
 from .evaluate.knn import embed, knn_accuracy
 from .evaluate.linear import linear_probe
 from .export import export_encoder
-from .models import ContrastiveModel, feature_dim, make_encoder
+from .models import ContrastiveModel, feature_dim, has_large_stem, make_encoder, small_stem
 from .recipes import (LOSSES, METHODS, Recipe, optimizer, parameter_groups, pick_setting,
                                   warmup_cosine)
 from .step import Contrast, FiniteLoss, PairLoss, StepCallback, embedding_std
 from .targets import Target
 from .views import Normalize, draw_views, two_views
 
-# %% ../nbs/45_learner.ipynb #7fd518d7
+# %% ../nbs/45_learner.ipynb #309c43c3
 class Watch(StepCallback):
     "Computes the epoch table's columns: kNN accuracy on the validation part, and the spread of the embeddings"
     order = 45  # before fastai's Recorder (50) reads them
     def __init__(self,
-        knn: bool = True,  # whether there are labels to classify by
-        n: int = 5000,     # pictures of each part that the kNN classifier takes at most
+        dls: DataLoaders, # from `image_dls`
+        n: int = 5000,    # pictures of each part that the kNN classifier takes at most; 0: no kNN
     ):
-        self.with_knn, self.n, self.accuracy, self.spread = knn, n, None, None
+        train, valid = (dl.ordered(n) for dl in (dls.train, dls.valid))
+        classes, known = train.labels().unique(), valid.labels() >= 0
+        self.parts = (train, valid) if (classes >= 0).sum() > 1 and known.any() else None
+        self.accuracy = self.spread = None
 
     def metrics(self) -> list[ValueMetric]:
         "The columns, for `learn.metrics`"
         spread = ValueMetric(lambda: self.spread, 'std')
-        return [ValueMetric(lambda: self.accuracy, 'knn'), spread] if self.with_knn else [spread]
-
-    def before_fit(self):
-        if self.with_knn: self.parts = [dl.ordered(self.n) for dl in (self.dls.train, self.dls.valid)]
+        return [ValueMetric(lambda: self.accuracy, 'knn'), spread] if self.parts else [spread]
 
     def after_train(self):
         self.spread = embedding_std(self.pred['views']['final'].z).item()
-        if self.with_knn:
+        if self.parts:
             train, valid = (self.learn.embed(dl) for dl in self.parts)
             try: self.accuracy = knn_accuracy(*train, *valid)
             except InputError as e: self.stop(e)  # features that are not numbers any more
 
-    def after_fit(self): self.parts = None
-
-# %% ../nbs/45_learner.ipynb #043458ef
+# %% ../nbs/45_learner.ipynb #17ef8f95
 class EpochLines(Callback):
     "One line an epoch, in columns, in place of a progress bar"
     order = 59
     def before_fit(self):
         self.old_logger = self.learn.logger
-        if self.create_mbar and self.recorder.metric_names:
+        if self.old_logger is not noop:
             self.learn.logger = self._write
             self._write(self.recorder.metric_names)
     def _write(self, row): print('  '.join(f'{v:10.4f}' if isinstance(v, float) else f'{v!s:>10}' for v in row), flush=True)
@@ -90,22 +91,28 @@ class _DeviceLoss(AvgSmoothLoss):
         self.count += 1
         self.val = torch.lerp(loss, torch.zeros_like(loss) if self.val is None else self.val, self.beta)
 
-# %% ../nbs/45_learner.ipynb #b8125f03
+# %% ../nbs/45_learner.ipynb #c27baeb9
+def _check_epochs(n_epoch) -> None:
+    if isinstance(n_epoch, bool) or not isinstance(n_epoch, numbers.Integral) or n_epoch < 1:
+        raise InputError(f"n_epoch={n_epoch!r} must be a whole number of at least 1.")
+
 class ContrastiveLearner(Learner):
     "A fastai `Learner` whose loss compares views; made by `contrastive_learner`"
     recipe: Recipe   # what is trained, resolved
     stopped: BaseException | None = None
 
     def _do_fit(self):
-        # Ctrl-C ends a fit like any other cancellation: callbacks clean up, and what was learned stays
+        # Ctrl-C or an error ends a fit like any other cancellation: callbacks clean up, and what was learned stays
         try: super()._do_fit()
-        except KeyboardInterrupt as e:
+        except CancelFitException: raise
+        except BaseException as e:
             self.stopped = e
             raise CancelFitException from e
+        finally: self.opt.zero_grad()  # half a step's gradients would go into the next fit's first
 
     def fit(self, n_epoch, *args, **kwargs):
-        "fastai's `fit`; raises what a callback or Ctrl-C stopped it for, after all callbacks have cleaned up"
-        if not isinstance(n_epoch, int) or n_epoch < 1: raise InputError(f"n_epoch={n_epoch!r} must be a whole number of at least 1.")
+        "fastai's `fit`; raises what a callback, an error or Ctrl-C stopped it for, after all callbacks have cleaned up"
+        _check_epochs(n_epoch)
         self.stopped = None
         super().fit(n_epoch, *args, **kwargs)
         if self.stopped is not None: raise self.stopped
@@ -116,11 +123,12 @@ class ContrastiveLearner(Learner):
         cbs=None,                # callbacks for this fit only
     ) -> None:
         "Train with the recipe's optimizer, warm-up and cosine"
+        _check_epochs(n_epoch)
         if lr is not None and not 0 < lr < math.inf: raise InputError(f"lr={lr} must be a positive number.")
         r, bs = self.recipe, self.dls.train.bs
         peak = r.lr * bs / 256 if lr is None else lr
         warmup = min(r.warmup, n_epoch / 10) / n_epoch
-        if self.create_mbar:
+        if self.logger is not noop:
             origin = f"{r.lr:g} x {bs}/256" if lr is None else "given"
             print(f"{r.name} ({r.setting}): {r.opt}, lr {peak:.4g} ({origin}), wd {r.wd:g}, warm-up {warmup * n_epoch:.3g} of {n_epoch} epochs, cosine to 0", flush=True)
         self.fit(n_epoch, lr=peak, cbs=[ParamScheduler({'lr': warmup_cosine(peak, warmup)}), *L(cbs)])
@@ -148,6 +156,11 @@ class ContrastiveLearner(Learner):
         "Accuracy of a kNN classifier on the validation part, with all training labels (see `knn_accuracy`)"
         return knn_accuracy(*self._features('kNN'), k=k, temp=temp)
 
+    def get_preds(self, *args, **kwargs):
+        "Not for a contrastive model: always an `InputError`"
+        raise InputError("a contrastive model has no predictions to give: use learn.embed(dl) for the features of pictures.")
+    predict = get_preds
+
     def linear_probe(self,
         seed: int = 0, # of the held-out part that picks the regularisation
     ) -> float:        # accuracy in [0, 1]
@@ -170,7 +183,7 @@ class ContrastiveLearner(Learner):
         return export_encoder(self.model.encoder, path, arch=self.arch, size=self.dls.size, mean=self.mean, std=self.std,
                               small_input=self.small_input, recipe=self.recipe.name)
 
-# %% ../nbs/45_learner.ipynb #c1834e55
+# %% ../nbs/45_learner.ipynb #59ec95e9
 def _as_recipe(method) -> Recipe:
     if isinstance(method, str):
         if method not in METHODS: raise InputError(suggest(method, METHODS, 'method'))
@@ -180,13 +193,20 @@ def _as_recipe(method) -> Recipe:
     return method
 
 def _as_loss(loss, recipe: Recipe) -> nn.Module:
-    if loss is None: return recipe.loss()
+    if loss is None: loss = recipe.loss if not isinstance(recipe.loss, nn.Module) else copy.deepcopy(recipe.loss)
     if isinstance(loss, str):
         if loss not in LOSSES: raise InputError(suggest(loss, LOSSES, 'loss'))
         loss = LOSSES[loss]
-    if inspect.isclass(loss): loss = loss()
-    if not callable(loss): raise InputError(f"loss={loss!r} is no loss: give one like DCL(0.1), or its name.")
+    if loss is recipe.loss or inspect.isclass(loss): loss = loss()
+    z = torch.linspace(-1, 1, 4 * recipe.projector[-1]).sin().view(4, -1)  # any embeddings, without drawing random numbers
+    try: scalar = loss(z, z.flip(0)).ndim == 0
+    except (TypeError, AttributeError): scalar = False
+    if not scalar: raise InputError(f"loss={loss!r} does not make a scalar of queries and keys [B, D]: give one like DCL(0.1), or its name.")
     return loss
+
+def _as_target(target) -> Target:
+    "The recipe's target: made, or a copy of the one it holds"
+    return copy.deepcopy(target) if isinstance(target, Target) else target()
 
 def contrastive_learner(
     dls: DataLoaders,                    # from `image_dls`
@@ -205,8 +225,10 @@ def contrastive_learner(
     if world_size() > 1: raise InputError("training in several processes is not supported yet: run one process.")
     recipe = _as_recipe(method).resolve(pick_setting(dls.source, dls.size))
     loss = _as_loss(loss, recipe)
-    if small_input is None: small_input = recipe.setting == 'cifar' and arch.startswith('resnet') and not pretrained
-    encoder = make_encoder(arch, small_input=small_input, pretrained=pretrained, size=dls.size)
+    encoder = make_encoder(arch, small_input=bool(small_input), pretrained=pretrained, size=dls.size)
+    if small_input is None:
+        small_input = recipe.setting == 'cifar' and not pretrained and has_large_stem(encoder)
+        if small_input: small_stem(encoder)
     model = ContrastiveModel(encoder, recipe.head(feature_dim(encoder, dls.size)), per_view=recipe.per_view)
     model.encoder.to(memory_format=torch.channels_last)
     model.to(dls.device)
@@ -214,9 +236,14 @@ def contrastive_learner(
     cbs = [cb() if isinstance(cb, type) else cb for cb in L(cbs)]
     targets = [cb for cb in cbs if isinstance(cb, Target)]
     if len(targets) > 1: raise InputError(f"{targets[0]} and {targets[1]} both make the keys of a step: give one target.")
-    watch = Watch(knn=bool(knn_pictures and dls.classes and len(dls.classes) > 1 and len(dls.valid)), n=knn_pictures)
+    # added last: a target that copies the model has to find the heads that other callbacks add to it
+    target = targets[0] if targets else _as_target(recipe.target)
+    cbs = [cb for cb in cbs if cb is not target]
+    if any(isinstance(cb, GradientAccumulation) for cb in cbs):
+        raise InputError("GradientAccumulation sums the losses of small batches, each with its own few negatives, which is not the loss of the large batch: leave it out.")
+    watch = Watch(dls, knn_pictures)
     step = [Contrast(two_views(dls.size, recipe.views), Normalize(encoder.pretrained_cfg['mean'], encoder.pretrained_cfg['std'])),
-            *([] if targets else [recipe.target()]), FiniteLoss(), watch]
+            FiniteLoss(), watch]
     if precision not in ('auto', 'fp32', 'bf16'): raise InputError(suggest(precision, ('auto', 'fp32', 'bf16'), 'precision'))
     cuda = torch.device(dls.device).type == 'cuda'
     if precision == 'bf16' and not (cuda and torch.cuda.is_bf16_supported()): raise InputError("precision='bf16' needs a CUDA device that has bfloat16: use 'fp32'.")
@@ -224,7 +251,7 @@ def contrastive_learner(
 
     def groups(model): return parameter_groups(model, recipe.wd, adapt=recipe.opt == 'lars')
     learn = ContrastiveLearner(dls, model, loss_func=PairLoss(loss), opt_func=optimizer(recipe), splitter=groups, lr=recipe.lr * dls.train.bs / 256,
-                               cbs=[*step, *cbs], metrics=watch.metrics(), path=path)
+                               cbs=[*step, *cbs, target], metrics=watch.metrics(), path=path)
     learn.recipe, learn.arch, learn.small_input = recipe, arch, small_input
     # the table's metrics are read once an epoch, after training; there is no validation loss
     learn.recorder.train_metrics, learn.recorder.valid_metrics, learn.recorder.smooth_loss = True, False, _DeviceLoss()

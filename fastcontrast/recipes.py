@@ -25,15 +25,15 @@ from .losses import DCL, DCLW, InfoNCE, NTXent
 from .models import Head, mlp
 from .targets import EMATarget, SharedTarget, Target
 
-# %% ../nbs/20_recipes.ipynb #63c87b81
+# %% ../nbs/20_recipes.ipynb #3668e39d
 @dataclass(frozen=True)
 class Recipe:
     "A method as data"
     name: str                           # what it is called
     paper: str                          # where it is from
     projector: tuple[int, ...]          # widths of the projector after the encoder's: hidden…, output
-    loss: Callable[[], nn.Module]       # makes the loss of a pair of views
-    target: Callable[[], Target]        # makes the callback that makes the keys
+    loss: Callable[[], nn.Module] | nn.Module # the loss of a pair of views, or what makes it
+    target: Callable[[], Target] | Target # the callback that makes the keys, or what makes it
     views: str                          # kind of views, as in `two_views`
     lr: float                           # peak learning rate at a batch of 256; in proportion to the batch
     projector_out_bn: str | None = None # BatchNorm on the projector's output: None, 'affine', 'plain'
@@ -53,7 +53,7 @@ class Recipe:
     ) -> 'Recipe':
         "This recipe with the values of its setting, and the call's changes on top"
         setting = self.setting or setting
-        return replace(self, **{**self.settings[setting], **self.changes, 'setting': setting})
+        return replace(self, **{**self.settings.get(setting, {}), **self.changes, 'setting': setting})
 
     def head(self,
         dim: int, # width of the features
@@ -69,9 +69,9 @@ def pick_setting(
     "The setting for pictures: 'digits' for the built-in ones, 'cifar' up to 64 pixels, else 'imagenet'"
     return 'digits' if source == 'digits' else 'cifar' if size <= 64 else 'imagenet'
 
-# %% ../nbs/20_recipes.ipynb #cc33ff99
+# %% ../nbs/20_recipes.ipynb #d0d92b13
 _CIFAR_LARS = dict(opt='lars', opt_args=dict(trust_coeff=0.02, trust_clip=True), wd=1e-4)
-_DIGITS = dict(views='digits', opt='adamw', lr=4e-3, wd=1e-4)
+_DIGITS = dict(views='digits', opt='adamw', lr=8e-3, wd=1e-4)
 
 def _moco_v3_loss(temp: float) -> InfoNCE: return InfoNCE(temp, scale=4 * temp)
 
@@ -81,7 +81,7 @@ RECIPES: dict[str, Recipe] = {r.name: r for r in (
         settings=dict(
             imagenet={},
             cifar=dict(projector=(2048, 256), loss=partial(NTXent, 0.2), views='simclr_cifar', lr=0.4, **_CIFAR_LARS),
-            digits=dict(projector=(512, 128), loss=partial(NTXent, 0.2), **_DIGITS))),
+            digits=dict(projector=(512, 128), loss=partial(NTXent, 0.5), **_DIGITS))),
     Recipe('moco_v3', 'Chen et al. 2021, arXiv:2104.02057', projector=(4096, 256), projector_out_bn='plain', predictor=(4096, 256),
         loss=partial(_moco_v3_loss, 1.0), target=partial(EMATarget, 0.99, 'cosine'), views='byol', lr=0.6, per_view=True,
         settings=dict(
@@ -117,7 +117,7 @@ def moco_v3(
 METHODS: dict[str, Callable[..., Recipe]] = dict(simclr=simclr, moco_v3=moco_v3)
 LOSSES: dict[str, Callable[..., nn.Module]] = dict(info_nce=InfoNCE, nt_xent=NTXent, dcl=DCL, dclw=DCLW)
 
-# %% ../nbs/20_recipes.ipynb #e9ed0a54
+# %% ../nbs/20_recipes.ipynb #612e44dd
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     'lars': partial(Lars, momentum=0.9, foreach=True),
     'sgd': partial(torch.optim.SGD, momentum=0.9, fused=True),
@@ -141,6 +141,8 @@ def optimizer(
 ) -> Callable[..., OptimWrapper]: # what a fastai `Learner` takes as `opt_func`, for the groups of `parameter_groups`
     "The recipe's optimizer, for fastai"
     if recipe.opt not in OPTIMIZERS: raise InputError(suggest(recipe.opt, OPTIMIZERS, 'optimizer'))
+    try: OPTIMIZERS[recipe.opt]([nn.Parameter(torch.zeros(1))], lr=0.1, **recipe.opt_args)
+    except (TypeError, ValueError) as e: raise InputError(f"opt_args={dict(recipe.opt_args)} do not suit {recipe.opt}: {e}") from None
     def opt_func(groups, lr): return OptimWrapper(groups, partial(OPTIMIZERS[recipe.opt], **recipe.opt_args), convert_groups=False, lr=lr)
     return opt_func
 

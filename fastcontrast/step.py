@@ -19,7 +19,7 @@ from .core import InputError
 from .distributed import gather
 from .views import Normalize, Views
 
-# %% ../nbs/06_step.ipynb #3116b9e4
+# %% ../nbs/06_step.ipynb #6d6b0c57
 class StepCallback(Callback):
     "A callback that is told when it is added to a `Learner` (`attached`) and removed from it (`detached`)"
     run_valid = False
@@ -30,15 +30,20 @@ class StepCallback(Callback):
     def learn(self, learn):
         old, self.__dict__['_learn'] = self._learn, learn
         if old is not None and old is not learn: self.detached(old)
-        if learn is not None and old is not learn: self.attached()
+        if learn is not None and old is not learn:
+            try: self.attached()
+            except Exception:
+                self.__dict__['_learn'] = None  # it was not added after all
+                raise
     def attached(self) -> None: "Called when added to `self.learn`"
     def detached(self, learn) -> None: "Called when removed from `learn`"
     def stop(self, why: Exception):
-        "End the fit in good order; `fit` then raises `why`"
+        "End the fit in good order; `fit` then raises `why` (at once in a plain fastai `Learner`, which would swallow it)"
+        if not hasattr(self.learn, 'stopped'): raise why
         self.learn.stopped = why
         raise CancelFitException
 
-# %% ../nbs/06_step.ipynb #d9ac62b9
+# %% ../nbs/06_step.ipynb #0a7c5c98
 class Contrast(StepCallback):
     "Writes the step's views: pictures of the batch, augmented and normalised, by role"
     order, run_valid = 5, True
@@ -63,14 +68,14 @@ class Contrast(StepCallback):
         self.learn.yb = ()
 
     def after_batch(self):
-        if not self.yb: raise InputError("no callback has made keys in this step: add a target (SharedTarget or EMATarget).")
+        if not self.yb: self.stop(InputError("no callback has made keys in this step: add a target (SharedTarget or EMATarget)."))
 
     def before_validate(self):
         if self.learn.dl is self.dls.valid: raise CancelValidException
 
-    def after_fit(self): self.learn.images = self.learn.labels = None
+    def after_fit(self): self.learn.images = self.learn.labels = self.learn.loss_grad = None  # they hold a batch, and a graph
 
-# %% ../nbs/06_step.ipynb #b78104c3
+# %% ../nbs/06_step.ipynb #c9f6517d
 QUERY_ROLES = ('views', 'local')
 
 class PairLoss(nn.Module):
@@ -99,6 +104,7 @@ class PairLoss(nn.Module):
                     own = role == 'views' and i == j
                     scored = q is k and j < i and getattr(self.loss, 'symmetric', False)
                     if not (own or scored): terms.append(self.loss(q[i], k[j]))
+        if not terms: raise InputError("one view alone has no other view to be compared with: make at least two.")
         return torch.stack(terms).mean()
 
 # %% ../nbs/06_step.ipynb #5056acf9
@@ -108,7 +114,7 @@ def embedding_std(
     "Mean over dimensions of the standard deviation, over the batch, of L2-normalised embeddings"
     return F.normalize(z.detach().float(), dim=-1).std(dim=-2).mean()
 
-# %% ../nbs/06_step.ipynb #7b93b747
+# %% ../nbs/06_step.ipynb #175012dc
 class FiniteLoss(StepCallback):
     "Ends the run with advice when the loss is not a finite number"
     order = 30
@@ -117,5 +123,5 @@ class FiniteLoss(StepCallback):
         if self.loss.device.type != 'cpu' and self.train_iter % self.every: return
         if not torch.isfinite(self.loss):
             lr = max(h['lr'] for h in self.opt.hypers)
-            self.stop(InputError(f"the loss became {self.loss.item()} in epoch {self.epoch}, step {self.iter}: try a lower lr (it was {lr:.3g}), "
+            self.stop(InputError(f"the loss is {self.loss.item()} in epoch {self.epoch}, step {self.iter}: try a lower lr (it was {lr:.3g}), "
                                  "a longer warm-up, a higher temperature, or GradientClip among cbs."))

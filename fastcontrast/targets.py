@@ -26,7 +26,7 @@ class SharedTarget(Target):
     "The network is its own target: keys are its projections, with gradient (SimCLR)"
     def after_pred(self): self.learn.yb = ({level: e.z for level, e in self.pred['views'].items()},)
 
-# %% ../nbs/07_targets.ipynb #0ac209f3
+# %% ../nbs/07_targets.ipynb #ffac23fa
 EMA_SCHEDULES = {
     'constant': lambda m, t: m,
     'cosine': lambda m, t: 1 - (1 - m) * (1 + math.cos(math.pi * t)) / 2,
@@ -45,13 +45,15 @@ class EMATarget(Target):
     def __repr__(self): return f"EMATarget({self.momentum}, {self.schedule!r})"
 
     def attached(self):
+        if 'ema' in self.model.memory: raise InputError("this learner has an EMATarget already: remove that first.")
+        if self.target is not None: raise InputError("this EMATarget belongs to another learner: make a new one.")
         target = copy.deepcopy(self.model)
         target.memory.clear()
         for head in target.heads.values(): head.predictor = None
         self.target = self.model.memory['ema'] = target.requires_grad_(False)
 
     def detached(self, learn):
-        del learn.model.memory['ema']
+        if self.target is not None: del learn.model.memory['ema']
         self.target = None
 
     def before_fit(self):

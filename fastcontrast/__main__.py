@@ -1,0 +1,4 @@
+"`python -m fastcontrast`: the command line"
+from fastcontrast.cli import main
+
+main()

@@ -1,0 +1,502 @@
+"""`contrastive_learner` from outside: what it refuses, what it puts together, what a fit prints, and that all of it trains."""
+import copy
+import math
+import re
+from functools import partial
+
+import pytest
+import timm
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.training import GradientAccumulation
+from fastai.data.core import DataLoaders
+from torch import nn
+
+import fastcontrast.all
+from fastcontrast.core import InputError
+from fastcontrast.data import image_dls
+from fastcontrast.export import encoder_info, load_encoder
+from fastcontrast.learner import ContrastiveLearner, contrastive_learner
+from fastcontrast.losses import DCL, DCLW, InfoNCE, NTXent
+from fastcontrast.models import make_encoder
+from fastcontrast.recipes import LOSSES, METHODS, Recipe, moco_v3, parameter_groups, pick_setting, simclr, warmup_cosine
+from fastcontrast.targets import EMATarget, SharedTarget, Target
+
+
+@pytest.fixture(autouse=True)
+def _seed(): torch.manual_seed(11)
+
+
+class Dots:
+    "A data set of random pictures; classes of different brightness"
+    def __init__(self, n: int, size: int = 16, classes: int = 2, present: int | None = None):
+        g = torch.Generator().manual_seed(1)
+        present = present or classes
+        y = [i % max(present, 1) for i in range(n)]
+        self.x = torch.stack([torch.randint(0, 120 + 120 * (c % 2), (3, size, size), generator=g, dtype=torch.uint8) for c in y])
+        if classes: self.targets, self.classes = y, [f'class {c}' for c in range(classes)]
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i): return (self.x[i], self.targets[i]) if hasattr(self, 'targets') else self.x[i]
+
+
+def dots(n=24, bs=8, valid=0.25, size=None, **kwargs):
+    return image_dls(Dots(n, **kwargs), size=size, bs=bs, valid=valid, workers=0, device='cpu')
+
+
+@pytest.fixture(scope='module')
+def dls(): return dots()
+
+
+@pytest.fixture(scope='module')
+def digits(): return image_dls('digits', size=16, bs=128, device='cpu')
+
+
+def make(dls, arch='resnet10t', **kwargs):
+    "A learner that is quick on a CPU"
+    return contrastive_learner(dls, arch, **{'small_input': False, **kwargs})
+
+
+def sentence(f, *args, **kwargs) -> str:
+    "What the `InputError` says: one line"
+    with pytest.raises(InputError) as e: f(*args, **kwargs)
+    text = str(e.value)
+    assert '\n' not in text, text
+    return text
+
+
+class Steps(Callback):
+    "Losses and learning rates, step by step"
+    order = 70
+    def before_fit(self): self.losses, self.lrs = [], []
+    def before_step(self):
+        self.losses.append(self.loss.item())
+        self.lrs.append([h['lr'] for h in self.opt.hypers])
+
+
+# --- refusals
+
+@pytest.mark.parametrize('kwargs,words', [
+    (dict(method='moco_v4'), 'moco_v3'), (dict(method='simclr_v1'), 'simclr'), (dict(method=3), 'method=3'), (dict(method=dict), 'no recipe'),
+    (dict(loss='dlc'), 'dcl'), (dict(loss='ntxent'), 'nt_xent'), (dict(loss=0.1), 'loss=0.1'),
+    (dict(arch='resnet81'), 'resnet'), (dict(arch='convnext_atto'), 'size=16'),
+    (dict(arch='convnext_atto', small_input=True), 'small_input'), (dict(arch='resnet18', small_input=True, pretrained=True), 'pretrained'),
+    (dict(cbs=[EMATarget, SharedTarget()]), 'EMATarget(0.99'), (dict(cbs=[SharedTarget, SharedTarget]), 'one target'),
+    (dict(precision='fp61'), 'fp32'), (dict(precision='fp16'), 'precision'), (dict(precision='bf16'), 'CUDA'),
+    (dict(method=simclr(views='byoll')), 'byol'), (dict(method=simclr(opt='lras')), 'lars')])
+def test_refused_in_a_sentence(dls, kwargs, words): assert words in sentence(make, dls, **kwargs)
+
+
+def test_other_data_are_refused():
+    for other in (None, [1, 2], DataLoaders([], [], device='cpu')): assert 'image_dls' in sentence(make, other)
+
+
+def test_recipes_refuse_unknown_fields_and_settings():
+    assert 'projector' in sentence(simclr, projecter=(8,))
+    assert 'lr' in sentence(moco_v3, name='mine')
+    assert 'cifar' in sentence(moco_v3, 'cifar10')
+
+
+@pytest.mark.parametrize('n_epoch', [0, -1, 1.5, '3', None])
+def test_epochs_are_whole_numbers(dls, n_epoch):
+    learn = make(dls)
+    assert f'n_epoch={n_epoch!r}' in sentence(learn.fit, n_epoch)
+    assert f'n_epoch={n_epoch!r}' in sentence(learn.fit_contrastive, n_epoch)
+
+
+@pytest.mark.parametrize('arch', [None, 5])
+def test_an_arch_that_is_no_name(dls, arch): assert 'architecture' in sentence(contrastive_learner, dls, arch)
+
+
+@pytest.mark.parametrize('loss', [fastcontrast.all.dcl, partial(DCL, 0.1), DCL])
+def test_a_loss_works_or_is_refused_at_once(dls, loss):
+    try: learn = make(dls, loss=loss)
+    except InputError as e: assert 'loss' in str(e)
+    else: learn.fit(1, 1e-3)
+
+
+@pytest.mark.parametrize('changes', [dict(loss=DCL(0.3)), dict(target=EMATarget(0.9)), dict(loss=partial(DCL, 0.3), target=partial(EMATarget, 0.9))])
+def test_recipes_take_makers_and_made_things(dls, changes):
+    try: learn = make(dls, method=simclr(**changes))
+    except InputError: return  # a refusal is as good
+    assert type(learn.loss_func.loss) is (DCL if 'loss' in changes else NTXent)
+    assert [type(cb) for cb in learn.cbs if isinstance(cb, Target)] == [EMATarget if 'target' in changes else SharedTarget]
+
+
+def test_a_recipe_of_ones_own(dls):
+    mine = Recipe('mine', 'nowhere', projector=(16, 8), loss=partial(InfoNCE, 0.3), target=SharedTarget, views='simclr_cifar', lr=0.1, opt='sgd')
+    learn = make(dls, method=mine)
+    learn.fit_contrastive(1)
+    assert learn.recipe.name == 'mine'
+
+
+def test_no_small_stem_for_what_only_sounds_like_a_resnet(dls):
+    learn = contrastive_learner(dls, 'resnetv2_18' if timm.is_model('resnetv2_18') else 'resnetv2_50')
+    assert not learn.small_input
+
+
+# --- forms of a method and a loss
+
+@pytest.mark.parametrize('method', ['moco_v3', moco_v3, moco_v3()])
+def test_forms_of_a_method(dls, method):
+    learn = make(dls, method=method)
+    assert learn.recipe == moco_v3().resolve('cifar') and isinstance(learn, ContrastiveLearner)
+    assert learn.model.per_view and repr(learn.ema_target) == "EMATarget(0.99, 'cosine')"
+    assert [type(m) for m in learn.loss_func.modules()][1:] == [InfoNCE] and learn.loss_func.loss.scale == pytest.approx(4 * 0.2)
+
+
+@pytest.mark.parametrize('loss', ['dcl', DCL, DCL()])
+def test_forms_of_a_loss(dls, loss):
+    learn = make(dls, loss=loss)
+    assert type(learn.loss_func.loss) is DCL and learn.loss_func.loss.temp == 0.1
+
+
+def test_a_given_loss_is_the_one_that_is_used(dls):
+    loss = DCLW(0.3, 0.7)
+    for method in ('simclr', 'moco_v3'): assert make(dls, method=method, loss=loss).loss_func.loss is loss
+    assert type(make(dls).loss_func.loss) is NTXent and make(dls).loss_func.loss.temp == 0.2
+
+
+@pytest.mark.parametrize('cbs', [SharedTarget, SharedTarget(), [SharedTarget()], [Steps, SharedTarget]])
+def test_a_given_target_replaces_the_recipes(dls, cbs):
+    learn = make(dls, method='moco_v3', cbs=cbs)
+    assert [type(cb) for cb in learn.cbs if isinstance(cb, Target)] == [SharedTarget]
+    assert len(learn.model.memory) == 0 and not any('memory' in k for k in learn.model.state_dict())
+
+
+# --- settings
+
+def test_settings():
+    assert [pick_setting(*a) for a in [('digits', 32), ('digits', 96), ('a', 32), ('a', 64), ('a', 65), ('a', 224)]] == \
+        ['digits', 'digits', 'cifar', 'cifar', 'imagenet', 'imagenet']
+
+
+@pytest.mark.parametrize('size,setting,projector,views,temp,lr', [
+    (32, 'cifar', (2048, 256), 'simclr_cifar', 0.2, 0.4), (80, 'imagenet', (2048, 128), 'simclr', 0.1, 0.3)])
+def test_pictures_pick_the_setting_and_the_call_has_the_last_word(size, setting, projector, views, temp, lr):
+    dls = dots(size=size)
+    learn = contrastive_learner(dls, 'resnet10t')
+    r = learn.recipe
+    assert (r.setting, r.projector, r.views, r.lr, learn.loss_func.loss.temp) == (setting, projector, views, lr, temp)
+    assert learn.contrast.views.kind == views and learn.contrast.views.size == size
+    assert learn.small_input == (setting == 'cifar') and learn.lr == lr * 8 / 256
+    out = [m for m in learn.model.heads.final.projector if isinstance(m, nn.Linear)][-1].out_features
+    assert out == projector[-1]
+    other = make(dls, method=simclr('imagenet' if setting == 'cifar' else 'cifar', lr=0.7, projector=(24, 12)))
+    assert other.recipe.setting != setting and other.recipe.views != views
+    assert other.recipe.lr == 0.7 and other.model.heads.final.projector[0].out_features == 24 and other.recipe.wd == (1e-6 if setting == 'cifar' else 1e-4)
+
+
+def test_digits_have_a_setting_of_their_own(digits):
+    r = make(digits, method='moco_v3').recipe
+    assert (r.setting, r.opt, r.views, r.projector) == ('digits', 'adamw', 'digits', (512, 128))
+
+
+def test_small_stems_are_for_resnets_of_small_pictures(dls, digits):
+    assert contrastive_learner(dls, 'resnet18').model.encoder.conv1.kernel_size == (3, 3)
+    assert contrastive_learner(digits, 'resnet18').model.encoder.conv1.kernel_size == (7, 7)
+    assert contrastive_learner(dls, 'resnet18', small_input=False).model.encoder.conv1.kernel_size == (7, 7)
+    assert not contrastive_learner(dls, 'vit_tiny_patch16_224').small_input
+
+
+# --- optimizer
+
+def test_parameter_groups(dls):
+    learn = make(dls, 'vit_tiny_patch16_224', method=moco_v3(opt='lars', wd=0.05))
+    names = {p: n for n, p in learn.model.named_parameters()}
+    learn.create_opt()
+    decayed, others = learn.opt.opt.param_groups
+    assert (decayed['weight_decay'], others['weight_decay']) == (0.05, 0)
+    assert (decayed.get('always_adapt'), others.get('always_adapt')) == (True, False)
+    held = [names[p] for p in decayed['params'] + others['params']]
+    assert sorted(held) == sorted(n for n in names.values() if not n.startswith('memory'))  # each exactly once, the target's none
+    without = {names[p] for p in others['params']}
+    assert {'encoder.pos_embed', 'encoder.cls_token', 'encoder.blocks.0.norm1.weight', 'encoder.blocks.0.attn.qkv.bias',
+            'encoder.patch_embed.proj.bias', 'heads.final.projector.1.weight', 'heads.final.predictor.1.bias'} <= without
+    assert {'encoder.blocks.0.attn.qkv.weight', 'encoder.patch_embed.proj.weight', 'heads.final.projector.0.weight'} <= {names[p] for p in decayed['params']}
+    assert all(n.endswith(('weight',)) for n in held if n not in without)
+
+
+def test_frozen_parameters_are_in_no_group_and_only_lars_is_marked(dls):
+    model = make(dls).model
+    model.encoder.requires_grad_(False)
+    groups = parameter_groups(model, 0.1, adapt=False)
+    assert sum(len(g['params']) for g in groups) == len(list(model.heads.parameters()))
+    assert all('always_adapt' not in g for g in groups)
+
+
+@pytest.mark.parametrize('opt,cls', [('lars', 'Lars'), ('sgd', 'SGD'), ('adamw', 'AdamW')])
+def test_optimizers_keep_their_groups_weight_decay(dls, opt, cls):
+    learn = make(dls, method=simclr(opt=opt, opt_args={}, wd=0.03))
+    learn.create_mbar = False
+    learn.fit_contrastive(1)
+    assert type(learn.opt.opt).__name__ == cls
+    assert [g['weight_decay'] for g in learn.opt.opt.param_groups] == [0.03, 0]
+
+
+def test_lars_adapts_filters_only(dls):
+    "One step of LARS by hand: trust ratio for what decays, plain SGD for biases and norms"
+    learn = make(dls, method=simclr(wd=0.01))
+    before = {n: p.detach().clone() for n, p in learn.model.named_parameters()}
+    grads = {}
+    class Keep(Callback):
+        def before_step(self):
+            if not grads: grads.update({n: p.grad.clone() for n, p in self.model.named_parameters()})
+        def after_step(self):
+            if 'after' not in grads: grads['after'] = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+    learn.create_mbar = False
+    learn.fit(1, 0.1, cbs=Keep())
+    for n in ('encoder.layer1.0.conv1.weight', 'heads.final.projector.0.weight', 'encoder.bn1.weight', 'heads.final.projector.1.bias'):
+        w, g, lr = before[n], grads[n], 0.1
+        if w.ndim > 1:
+            trust = min(0.02 * w.norm() / (g.norm() + 0.01 * w.norm() + 1e-8) / lr, torch.tensor(1.))
+            g = (g + 0.01 * w) * trust
+        torch.testing.assert_close(grads['after'][n], w - lr * g, rtol=1e-4, atol=1e-7)
+
+
+# --- schedule
+
+def test_learning_rate_during_a_fit():
+    learn = make(dots(32, bs=4, valid=0), method=simclr(projector=(16,)), cbs=Steps)
+    learn.create_mbar = False
+    learn.fit_contrastive(5, lr=0.2)
+    lrs = learn.steps.lrs
+    n, warm = 40, 4  # half an epoch of 8 steps warms up: a tenth of the run
+    assert len(lrs) == n and all(len(set(groups)) == 1 for groups in lrs)
+    for i, (lr, *_) in enumerate(lrs):
+        want = 0.2 * i / warm if i < warm else 0.2 * (1 + math.cos(math.pi * (i - warm) / (n - warm))) / 2
+        assert lr == pytest.approx(want, abs=1e-9)
+    assert lrs[0][0] == 0 and lrs[warm][0] == pytest.approx(0.2) and lrs[-1][0] < 0.002
+
+
+def test_warm_up_is_the_recipes_in_long_runs(capsys):
+    for warmup, epochs, shown in ((2, 40, '2 of 40'), (10, 40, '4 of 40'), (0, 5, '0 of 5')):
+        learn = make(dots(), method=simclr(warmup=warmup))
+        seen = []
+        learn.fit = lambda n, lr, cbs, seen=seen: seen.append((n, lr, cbs[0].scheds['lr']))
+        learn.fit_contrastive(epochs)
+        (n, lr, schedule), = seen
+        share = min(warmup, epochs / 10) / epochs
+        assert n == epochs and schedule(share) == pytest.approx(lr) and schedule(1.) == pytest.approx(0, abs=1e-12)
+        if share: assert schedule(share / 2) == pytest.approx(lr / 2)
+        assert f'warm-up {shown} epochs' in capsys.readouterr().out
+
+
+def test_warmup_cosine():
+    lr = warmup_cosine(2., 0.2)
+    assert [lr(t) for t in (0., 0.1, 0.2)] == [0, 1, 2] and lr(0.6) == pytest.approx(1) and lr(1.) == pytest.approx(0)
+    assert warmup_cosine(2., 0.)(0.) == 2
+
+
+@pytest.mark.parametrize('bs', [4, 16])
+def test_learning_rate_grows_with_the_batch(bs):
+    learn = make(dots(32, bs=bs, valid=0), method=simclr(projector=(16,)), cbs=Steps)
+    learn.create_mbar = False
+    learn.fit_contrastive(1)
+    n = 32 // bs
+    warm = 0.1
+    i = n - 1
+    assert learn.steps.lrs[i][0] == pytest.approx(0.4 * bs / 256 * (1 + math.cos(math.pi * (i / n - warm) / (1 - warm))) / 2)
+    learn.fit_contrastive(1, lr=0.03)
+    assert learn.steps.lrs[i][0] == pytest.approx(0.03 * (1 + math.cos(math.pi * (i / n - warm) / (1 - warm))) / 2)
+
+
+# --- what a fit prints
+
+def printed(learn, capsys, n: int) -> list[list[str]]:
+    capsys.readouterr()
+    learn.fit_contrastive(n)
+    out = capsys.readouterr()
+    assert out.err == ''
+    first, *lines = out.out.splitlines()
+    assert first.startswith(f'{learn.recipe.name} ({learn.recipe.setting}): {learn.recipe.opt}, lr ') and f'of {n} epochs' in first
+    return [line.split() for line in lines]
+
+
+@pytest.mark.parametrize('method', ['simclr', 'moco_v3'])
+def test_one_line_an_epoch(dls, capsys, method):
+    for n in (2, 1):  # and in a second fit
+        header, *rows = printed(make(dls, method=method), capsys, n)
+        assert header == ['epoch', 'train_loss', 'knn', 'std', 'time'] and len(rows) == n
+        for i, (epoch, loss, knn, std, time) in enumerate(rows):
+            assert epoch == str(i) and math.isfinite(float(loss)) and 0 <= float(knn) <= 1 and 0 < float(std) < 1
+            assert re.fullmatch(r'\d\d:\d\d', time)
+
+
+def test_the_tables_figures_are_the_learners(capsys):
+    learn = make(dots(64), cbs=Steps)
+    *_, row = printed(learn, capsys, 1)
+    assert float(row[2]) == pytest.approx(learn.knn(), abs=1e-4)
+    mean, beta = 0., 0.98
+    for loss in learn.steps.losses: mean = mean * beta + loss * (1 - beta)
+    assert float(row[1]) == pytest.approx(mean / (1 - beta ** len(learn.steps.losses)), abs=2e-4)
+    assert learn.recorder.values[0][0] == pytest.approx(mean / (1 - beta ** len(learn.steps.losses)), rel=1e-5)
+
+
+@pytest.mark.parametrize('data,kwargs', [(dict(classes=0), {}), (dict(classes=1), {}), (dict(valid=0), {}), (dict(), dict(knn_pictures=0))])
+def test_no_knn_column_where_there_is_nothing_to_tell(capsys, data, kwargs):
+    header, *rows = printed(make(dots(**data), **kwargs), capsys, 1)
+    assert header == ['epoch', 'train_loss', 'std', 'time'] and len(rows) == 1
+
+
+def test_the_table_does_not_stop_a_run_whose_pictures_are_all_of_one_class(capsys):
+    "Two classes by name, one of them without a picture"
+    _, *rows = printed(make(dots(classes=2, present=1)), capsys, 1)
+    assert len(rows) == 1
+
+
+def test_quiet_when_asked(dls, capsys):
+    learn = make(dls)
+    capsys.readouterr()
+    with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(1)
+    assert capsys.readouterr().out == ''
+    with learn.no_logging(): learn.fit(1)
+    assert capsys.readouterr().out == ''
+
+
+def test_a_failed_fit_leaves_the_logger_as_it_was(dls):
+    learn = make(dls)
+    logger = learn.logger
+    class Fails(Callback):
+        def after_step(self): raise RuntimeError('of mine')
+    with pytest.raises(RuntimeError, match='of mine'): learn.fit(1, cbs=Fails())
+    assert learn.logger == logger
+
+
+# --- training
+
+def test_the_loss_falls_on_digits(digits):
+    learn = make(digits, cbs=Steps, knn_pictures=0)
+    learn.create_mbar = False
+    learn.fit_contrastive(2)
+    losses = learn.steps.losses
+    assert len(losses) == 2 * len(digits.train) and sum(losses[-4:]) / 4 < sum(losses[:4]) / 4 - 0.5
+
+
+@pytest.mark.parametrize('method', ['simclr', 'moco_v3'])
+def test_a_seed_repeats_a_run(method):
+    def run(seed):
+        torch.manual_seed(seed)
+        learn = make(dots(32), method=METHODS[method](projector=(32, 256)), cbs=Steps)
+        learn.create_mbar = False
+        learn.fit_contrastive(2)
+        return learn.steps.losses, learn.recorder.values
+    a, b, c = run(1), run(1), run(2)
+    assert a == b and a[0] != c[0] and len(a[0]) == 6
+
+
+@pytest.mark.parametrize('target', [SharedTarget, EMATarget])
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('loss', [None, *LOSSES])
+def test_every_combination_trains(loss, method, target):
+    small = dict(projector=(32, 16)) | (dict(predictor=(32, 16)) if method == 'moco_v3' else {})
+    learn = make(dots(16, bs=8, valid=0), method=METHODS[method](**small), loss=loss, cbs=[target, Steps])
+    learn.create_mbar = False
+    before = copy.deepcopy(learn.model.state_dict())
+    learn.fit_contrastive(1)
+    assert len(learn.steps.losses) == 2 and all(map(math.isfinite, learn.steps.losses))
+    after = learn.model.state_dict()
+    assert all(v.isfinite().all() for v in after.values())
+    moved = {k for k in after if not torch.equal(after[k], before[k])}
+    assert {'encoder.conv1.0.weight', 'heads.final.projector.0.weight'} <= moved
+    if method == 'moco_v3': assert 'heads.final.predictor.0.weight' in moved
+    if target is EMATarget: assert 'memory.ema.encoder.conv1.0.weight' in moved
+
+
+@pytest.mark.parametrize('arch,size', [('vit_tiny_patch16_224', 32), ('convnext_atto', 32), ('regnety_002', 32), ('resnet18', 16)])
+def test_other_encoders_train(arch, size):
+    learn = contrastive_learner(dots(8, bs=4, valid=0, size=size), arch, method='moco_v3', cbs=Steps)
+    learn.create_mbar = False
+    learn.fit_contrastive(1)
+    assert len(learn.steps.losses) == 2 and all(map(math.isfinite, learn.steps.losses))
+
+
+# --- judging and keeping
+
+def test_embed_knn_probe_export(tmp_path):
+    dls = dots(40, bs=8)
+    learn = make(dls)
+    learn.create_mbar = False
+    learn.fit_contrastive(1)
+    h, y = learn.embed()
+    train_h, train_y = learn.embed(dls.train)
+    assert h.shape == (len(dls.valid.data), 512) and torch.equal(y, dls.valid.data.y) and torch.equal(train_y, dls.train.data.y)
+    for accuracy in (learn.knn(), learn.knn(k=1), learn.linear_probe()): assert 0 <= accuracy <= 1
+    assert learn.knn(k=1) == fastcontrast.all.knn_accuracy(train_h, train_y, h, y, k=1)
+    assert learn.linear_probe() == fastcontrast.all.linear_probe(train_h, train_y, h, y)
+    path = learn.export(tmp_path / 'encoder')
+    info = encoder_info(path)
+    assert (info['arch'], info['size'], info['recipe'], info['small_input']) == ('resnet10t', 16, 'simclr', False)
+    encoder = load_encoder(path)
+    timm.create_model('resnet10t', num_classes=0).load_state_dict(encoder.state_dict(), strict=True)
+    mean, std = (torch.tensor(t).view(3, 1, 1) for t in (info['mean'], info['std']))
+    x = torch.cat([x for x, _ in dls.valid.ordered()]).float() / 255
+    with torch.no_grad(): torch.testing.assert_close(encoder((x - mean) / std), h, rtol=1e-4, atol=1e-5)
+
+
+def test_a_small_stem_comes_back_with_the_export(tmp_path, dls):
+    learn = contrastive_learner(dls, 'resnet18')
+    encoder = load_encoder(learn.export(tmp_path / 'e.safetensors'))
+    assert encoder.conv1.kernel_size == (3, 3) and encoder_info(tmp_path / 'e.safetensors')['small_input'] is True
+    theirs = make_encoder('resnet18', small_input=True)
+    theirs.load_state_dict(learn.model.encoder.state_dict(), strict=True)
+
+
+def test_judging_leaves_the_training_as_it_is(dls):
+    learn = make(dls, method='moco_v3')
+    learn.model.train()
+    before, rng = copy.deepcopy(learn.model.state_dict()), torch.get_rng_state()
+    learn.knn()
+    assert learn.model.training and all(m.training for m in learn.model.modules())
+    assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items()) and torch.equal(rng, torch.get_rng_state())
+
+
+def test_unlabelled_pictures_train_but_are_not_classified():
+    learn = make(dots(classes=0))
+    learn.create_mbar = False
+    learn.fit_contrastive(1)
+    assert "kNN needs labels, and the pictures of 'Dots' have none" in sentence(learn.knn)
+    assert 'a linear probe needs labels' in sentence(learn.linear_probe)
+    h, y = learn.embed(learn.dls.train)
+    assert len(h) == 24 and (y == -1).all()
+
+
+def test_one_class_trains_and_knn_says_why_not():
+    learn = make(dots(classes=1))
+    learn.create_mbar = False
+    learn.fit_contrastive(1)
+    assert 'two classes' in sentence(learn.knn)
+
+
+def test_no_validation_part():
+    learn = make(dots(valid=0))
+    learn.create_mbar = False
+    learn.fit_contrastive(1)
+    assert 'validation part' in sentence(learn.knn) and 'valid=' in sentence(learn.linear_probe)
+
+
+def test_show_views(dls, tmp_path):
+    figure = make(dls).show_views(3, path=tmp_path / 'views.png')
+    assert len(figure.axes) == 3 * 3 and (tmp_path / 'views.png').stat().st_size > 1000
+
+
+def test_predictions_are_refused_in_a_sentence(dls):
+    learn = make(dls)
+    learn.create_mbar = False
+    with pytest.raises(InputError, match=r'learn\.embed'): learn.get_preds()
+
+
+# --- names
+
+def test_public_names():
+    space = {}
+    exec('from fastcontrast.all import *', space)
+    design = """info_nce nt_xent dcl dclw InfoNCE NTXent DCL DCLW image_dls make_encoder contrastive_learner simclr moco_v3 EMATarget
+                knn_accuracy load_encoder""".split()
+    assert set(design) <= set(space) and set(fastcontrast.all.__all__) <= set(space)
+    assert all(space[n] is getattr(fastcontrast.all, n) for n in fastcontrast.all.__all__)
+    for name in 'fit_contrastive embed knn linear_probe show_views export'.split(): assert callable(getattr(space['ContrastiveLearner'], name))
+    assert list(METHODS) == ['simclr', 'moco_v3'] and all(n in space for n in METHODS)
+
+
+def test_gradient_accumulation_is_not_the_large_batch(dls):
+    with pytest.raises(InputError, match='negatives'): make(dls, cbs=GradientAccumulation(16))

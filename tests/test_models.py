@@ -1,0 +1,245 @@
+"""Encoders against timm's own, their stages against what really comes out of them, and the heads and the model around them."""
+from itertools import product
+
+import pytest
+import timm
+import torch
+from fastai.torch_core import apply, to_detach, to_float
+from torch import nn
+
+from fastcontrast.core import InputError
+from fastcontrast.models import ContrastiveModel, Embedding, Head, encoder_stages, feature_dim, make_encoder, mlp
+
+ARCHS = {  # features, and the stages' modules, channels and strides, as the papers' tables give them
+    'resnet18': (512, dict(act1=(64, 2), layer1=(64, 4), layer2=(128, 8), layer3=(256, 16), layer4=(512, 32))),
+    'resnet50': (2048, dict(act1=(64, 2), layer1=(256, 4), layer2=(512, 8), layer3=(1024, 16), layer4=(2048, 32))),
+    'convnext_atto': (320, {f'stages.{i}': (40 * 2**i, 4 * 2**i) for i in range(4)}),
+    'vit_tiny_patch16_224': (192, {f'blocks.{i}': (192, 16) for i in range(12)}),
+    'efficientnet_b0': (1280, {'blocks.0': (16, 2), 'blocks.1': (24, 4), 'blocks.2': (40, 8), 'blocks.4': (112, 16), 'blocks.6': (320, 32)}),
+    'regnety_002': (368, dict(stem=(32, 2), s1=(24, 4), s2=(56, 8), s3=(152, 16), s4=(368, 32))),
+}
+SMALL = {'resnet18': dict(act1=(64, 1), layer1=(64, 1), layer2=(128, 2), layer3=(256, 4), layer4=(512, 8)),
+         'resnet10t': dict(act1=(64, 1), layer1=(64, 1), layer2=(128, 2), layer3=(256, 4), layer4=(512, 8))}
+
+
+@pytest.fixture(autouse=True)
+def _seed(): torch.manual_seed(3)
+
+
+def sentence(f, *args, **kwargs) -> str:
+    "What the `InputError` says: one line, no more"
+    with pytest.raises(InputError) as e: f(*args, **kwargs)
+    text = str(e.value)
+    assert '\n' not in text and len(text) < 400, text
+    return text
+
+
+@torch.no_grad()
+def outputs(encoder, size: int, names) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    "What the encoder and its submodules of these names give for a picture"
+    seen, hooks = {}, []
+    for name in names:
+        def keep(module, args, out, name=name): seen[name] = out
+        hooks.append(encoder.get_submodule(name).register_forward_hook(keep))
+    h = encoder.eval()(torch.randn(1, 3, size, size))
+    for hook in hooks: hook.remove()
+    return h, seen
+
+
+def check_stages(encoder, size: int, expected: dict[str, tuple[int, int]]) -> torch.Tensor:
+    "The stages are the expected ones, and their modules give what they say; the encoder's features"
+    stages = encoder_stages(encoder)
+    assert {name: (s.channels, s.stride) for name, s in stages.items()} == expected
+    assert list(stages) == list(expected) and all(s.module == name for name, s in stages.items())
+    h, seen = outputs(encoder, size, stages)
+    assert list(seen) == list(stages)  # the order of the forward pass
+    for name, s in stages.items():
+        out, cells = seen[name], size // s.stride
+        if out.ndim == 4: assert list(out.shape) == [1, s.channels, cells, cells], name
+        else: assert list(out.shape) == [1, cells**2 + encoder.num_prefix_tokens, s.channels], name
+    return h
+
+
+# --- encoders
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_encoder_is_timms(arch):
+    dim, stages = ARCHS[arch]
+    encoder = make_encoder(arch, size=96)
+    fixed = arch.startswith('vit')
+    timms = timm.create_model(arch, num_classes=0, **({'img_size': 96} if fixed else {}))
+    assert {k: v.shape for k, v in encoder.state_dict().items()} == {k: v.shape for k, v in timms.state_dict().items()}
+    timms.load_state_dict(encoder.state_dict(), strict=True)
+    x = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        h = encoder.eval()(x)
+        torch.testing.assert_close(h, timms.eval()(x), rtol=0, atol=0)
+    assert h.shape == (2, dim) and feature_dim(encoder, 96) == dim
+    assert check_stages(encoder, 96, stages).shape == (1, dim)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in encoder.modules())
+
+
+@pytest.mark.parametrize('arch', SMALL)
+def test_small_input_keeps_the_resolution(arch):
+    encoder = make_encoder(arch, small_input=True)
+    assert check_stages(encoder, 32, SMALL[arch]).shape == (1, 512)
+    plain = timm.create_model(arch, num_classes=0).state_dict()
+    differ = {k for k, v in encoder.state_dict().items() if v.shape != plain[k].shape}
+    assert encoder.state_dict().keys() == plain.keys()
+    assert differ == ({'conv1.weight'} if arch == 'resnet18' else set())
+    if arch == 'resnet18': assert encoder.conv1.weight.shape == (64, 3, 3, 3) and encoder.conv1.bias is None
+
+
+def test_small_stem_of_one_channel_starts_like_timms_convolutions():
+    conv = make_encoder('resnet18', small_input=True, in_chans=1).conv1
+    assert conv.weight.shape == (64, 1, 3, 3)
+    assert conv.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.15)  # fan-out
+
+
+def test_in_chans():
+    encoder = make_encoder('resnet10t', in_chans=1)
+    assert feature_dim(encoder, 32, in_chans=1) == 512
+    assert 'size=32' in sentence(feature_dim, encoder, 32)
+    assert '-1 channels' in sentence(make_encoder, 'resnet10t', in_chans=-1)
+
+
+def test_wrong_encoders_are_refused_in_a_sentence():
+    assert 'resnet18' in sentence(make_encoder, 'resnet_18')
+    assert 'vit_tiny_patch16_224' in sentence(make_encoder, 'vit_tiny_patch16_224', small_input=True, size=32)
+    assert 'regnety_002' in sentence(make_encoder, 'regnety_002', small_input=True)
+    assert 'pretrained' in sentence(make_encoder, 'resnet18', small_input=True, pretrained=True)
+    assert 'size=16' in sentence(feature_dim, make_encoder('convnext_atto'), 16)
+    assert 'size=90' in sentence(feature_dim, make_encoder('vit_tiny_patch16_224', size=96), 90)
+
+
+def test_feature_dim_leaves_the_encoder_as_it_was():
+    encoder = make_encoder('resnet10t').train()
+    encoder.layer1.eval()
+    modes = [m.training for m in encoder.modules()]
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    assert feature_dim(encoder, 32) == 512
+    encoder.conv1[0].stride = (1, 1)
+    sentence(feature_dim, encoder, 32, in_chans=5)  # after an error as well
+    assert [m.training for m in encoder.modules()] == modes and len(set(modes)) == 2
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in encoder.parameters())
+
+
+def test_feature_dim_refuses_maps():
+    unpooled = make_encoder('resnet10t')
+    unpooled.global_pool = nn.Identity()
+    assert '(1, 512, 1, 1)' in sentence(feature_dim, unpooled, 32)
+
+
+def test_no_stages_where_timm_describes_none(): assert encoder_stages(nn.Linear(3, 3)) == {}
+
+
+# --- heads
+
+@pytest.mark.parametrize('hidden,bn,out_bn', product([(), (6,), (6, 5)], [True, False], [None, 'affine', 'plain']))
+def test_mlp_layers(hidden, bn, out_bn):
+    dims = (8, *hidden, 4)
+    layers = iter(mlp(dims, bn=bn, out_bn=out_bn))
+    for i, (d_in, d_out) in enumerate(zip(dims, dims[1:])):
+        last = i == len(hidden)
+        normed = out_bn if last else bn
+        linear = next(layers)
+        assert type(linear) is nn.Linear and (linear.in_features, linear.out_features) == (d_in, d_out)
+        assert (linear.bias is None) == bool(normed)  # a normalisation would take the bias away
+        if normed:
+            norm = next(layers)
+            assert type(norm) is nn.BatchNorm1d and norm.num_features == d_out and norm.affine == (normed != 'plain')
+        if not last: assert type(next(layers)) is nn.ReLU
+    assert next(layers, None) is None
+
+
+def test_mlp_refuses_other_norms(): assert "out_bn='layer'" in sentence(mlp, (8, 4), out_bn='layer')
+
+
+# --- embeddings
+
+def embedding(n: int) -> Embedding: return Embedding(*(torch.randn(2, 4, 5 - i, requires_grad=True) for i in range(n)))
+
+
+@pytest.mark.parametrize('n', [2, 3])
+@pytest.mark.parametrize('change', [lambda e: apply(lambda t: t + 1, e), lambda e: to_float(apply(torch.Tensor.half, e)), to_detach])
+def test_embedding_survives_fastai(n, change):
+    e = embedding(n)
+    out = change({'views': {'final': e}})['views']['final']
+    assert type(out) is Embedding and len(out) == n
+    assert all(a.shape == b.shape and a is not b for a, b in zip(out, e))
+    assert out.h is out[0] and out.p is out[-1]
+    if n == 2: assert out.p is out.z
+    if n == 3: assert out.p is not out.z and out.z is out[1]
+
+
+def test_embedding_says_its_shapes(): assert repr(embedding(2)) == 'Embedding(h=[2, 4, 5], z=[2, 4, 4])'
+
+
+# --- the model
+
+def small_model(norm: bool, predictor: bool = True, per_view: bool = False) -> ContrastiveModel:
+    encoder = nn.Sequential(nn.Conv2d(3, 6, 3), *([nn.BatchNorm2d(6)] if norm else []), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    head = Head(mlp((6, 8, 5), bn=norm), mlp((5, 8, 5), bn=norm) if predictor else None)
+    return ContrastiveModel(encoder, head, per_view=per_view).double()
+
+
+def views(n: int = 2) -> torch.Tensor:
+    return torch.randn(n, 7, 3, 8, 8, dtype=torch.float64) * torch.arange(1, n + 1).view(-1, 1, 1, 1, 1)
+
+
+def by_hand(model: ContrastiveModel, x: torch.Tensor) -> list[torch.Tensor]:
+    "h, z, p of pictures [N, C, S, S]"
+    h = model.encoder(x)
+    z = model.heads.final.projector(h)
+    return [h, z, z if model.heads.final.predictor is None else model.heads.final.predictor(z)]
+
+
+@pytest.mark.parametrize('predictor', [True, False])
+@pytest.mark.parametrize('n', [1, 2, 3])
+def test_views_in_one_pass_or_each_in_its_own(n, predictor):
+    x, close = views(n), torch.testing.assert_close
+    model = small_model(True, predictor)
+    together = model({'views': x})['views']['final']
+    for got, want in zip((together.h, together.z, together.p), by_hand(model, x.flatten(0, 1))): close(got.flatten(0, 1), want)
+    model.per_view = True
+    passes = []
+    model.encoder[0].register_forward_hook(lambda m, args, out: passes.append(len(args[0])))
+    apart = model({'views': x})['views']['final']
+    assert passes == [7] * n
+    for i in range(n):
+        for got, want in zip((apart.h, apart.z, apart.p), by_hand(model, x[i])): close(got[i], want)
+    assert torch.allclose(apart.z, together.z) == (n == 1)  # BatchNorm tells them apart
+    assert (apart.p is apart.z) == (together.p is together.z) == (not predictor)
+    assert type(apart) is type(together) is Embedding and apart.z.shape == (n, 7, 5)
+
+
+def test_without_batchnorm_both_are_the_same():
+    model, x = small_model(False), views()
+    together = model({'views': x})['views']['final']
+    model.per_view = True
+    for a, b in zip(model({'views': x})['views']['final'], together): torch.testing.assert_close(a, b)
+
+
+def test_every_role_is_a_pass_of_its_own():
+    model, sizes = small_model(True), []
+    model.encoder[0].register_forward_hook(lambda m, args, out: sizes.append(tuple(args[0].shape)))
+    local = torch.randn(3, 7, 3, 5, 5, dtype=torch.float64)
+    out = model({'views': views(), 'local': local})
+    assert sizes == [(14, 3, 8, 8), (21, 3, 5, 5)]
+    assert {role: tuple(e['final'].z.shape) for role, e in out.items()} == {'views': (2, 7, 5), 'local': (3, 7, 5)}
+
+
+def test_memory_is_saved_loaded_and_moved_with_the_model():
+    def filled():
+        model = small_model(True)
+        model.memory['queue'] = nn.Module()
+        model.memory['queue'].register_buffer('z', torch.randn(4, 5))
+        return model
+    one, other = filled(), filled()
+    assert 'memory.queue.z' in one.state_dict()
+    assert not torch.equal(one.memory['queue'].z, other.memory['queue'].z)
+    other.load_state_dict(one.state_dict(), strict=True)
+    assert torch.equal(one.memory['queue'].z, other.memory['queue'].z)
+    assert one.to('meta').memory['queue'].z.device.type == 'meta'
+    assert not any(k.startswith('memory') for k in small_model(True).state_dict())
