@@ -34,7 +34,7 @@ from rich.table import Table
 from . import __version__
 from .core import InputError, MissingPath, suggest
 
-# %% ../nbs/50_cli.ipynb #f0fed762
+# %% ../nbs/50_cli.ipynb #4533745c
 @dataclass(frozen=True)
 class Run:
     "The settings of a pretraining run; a section of `settings.ini` may give any of them"
@@ -55,7 +55,7 @@ class Run:
     seed: int = 0                  # of the split, the weights and the views
     workers: int | None = None     # processes that decode pictures which do not fit in memory
 
-DIGITS = dict(arch='resnet10t', epochs=20, batch_size=128) # enough for 1,797 pictures of 8x8
+DIGITS = dict(arch='resnet10t', epochs=25, batch_size=64) # enough for 1,797 pictures of 8x8
 
 _NUMBERS = dict(size=int, epochs=int, batch_size=int, seed=int, workers=int, lr=float, valid=float)
 _SWITCHES = ('small_input', 'controls')

@@ -7,7 +7,7 @@ Docs: https://fastcontrast.github.io/fastcontrast/learner.html.md"""
 # %% auto #0
 __all__ = ['Watch', 'EpochLines', 'shows_bar', 'ContrastiveLearner', 'contrastive_learner']
 
-# %% ../nbs/45_learner.ipynb #ecc019a4
+# %% ../nbs/45_learner.ipynb #458069f5
 import copy
 import inspect
 import math
@@ -24,9 +24,10 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
+from fastai.imports import noop
 from fastai.learner import AvgSmoothLoss, Learner, ValueMetric
 from fastcore.foundation import L
-from fastcore.imports import in_notebook, noop
+from fastcore.imports import in_notebook
 from torch import Tensor, nn
 
 from .core import InputError, suggest
