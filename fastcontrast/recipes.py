@@ -25,7 +25,7 @@ from .losses import DCL, DCLW, InfoNCE, NTXent
 from .models import Head, mlp
 from .targets import EMATarget, SharedTarget, Target
 
-# %% ../nbs/20_recipes.ipynb #3668e39d
+# %% ../nbs/20_recipes.ipynb #f884725b
 @dataclass(frozen=True)
 class Recipe:
     "A method as data"
@@ -53,7 +53,9 @@ class Recipe:
     ) -> 'Recipe':
         "This recipe with the values of its setting, and the call's changes on top"
         setting = self.setting or setting
-        return replace(self, **{**self.settings.get(setting, {}), **self.changes, 'setting': setting})
+        values = {**self.settings.get(setting, {}), **self.changes, 'setting': setting}
+        if 'opt' in self.changes: values['opt_args'] = self.changes.get('opt_args', {})  # those of another optimizer
+        return replace(self, **values)
 
     def head(self,
         dim: int, # width of the features
