@@ -361,7 +361,7 @@ class ImageLoader:
         "Batch by batch, the pictures in this order and where in the data each one stands, both on the device"
         raise NotImplementedError
 
-# %% ../nbs/04_data.ipynb #87fb5124
+# %% ../nbs/04_data.ipynb #d7a1de40
 def _progress(
     steps: Sequence,      # what to go through
     what: str,            # for the reader
@@ -387,7 +387,8 @@ def _decode_all(pictures: '_Files|_Items', side: int, device: torch.device, stri
     images = torch.empty(n, 3, side, side, dtype=torch.uint8, device=device)
     good, failed = np.zeros(n, dtype=bool), {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        through = pool.map if pictures.threaded else map
+        # of a small picture so little is spent outside the interpreter lock that threads only wait for one another
+        through = pool.map if pictures.threaded and side >= 128 else map
         for start in _progress(range(0, n, chunk), f"decoding {n:,} pictures"):
             at, done = range(start, min(start + chunk, n)), good.sum()
             pixels = []
