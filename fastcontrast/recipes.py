@@ -119,9 +119,9 @@ def moco_v3(
 METHODS: dict[str, Callable[..., Recipe]] = dict(simclr=simclr, moco_v3=moco_v3)
 LOSSES: dict[str, Callable[..., nn.Module]] = dict(info_nce=InfoNCE, nt_xent=NTXent, dcl=DCL, dclw=DCLW)
 
-# %% ../nbs/20_recipes.ipynb #612e44dd
+# %% ../nbs/20_recipes.ipynb #1feae4a6
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    'lars': partial(Lars, momentum=0.9, foreach=True),
+    'lars': partial(Lars, momentum=0.9), # multi-tensor by itself, in timm's newer releases
     'sgd': partial(torch.optim.SGD, momentum=0.9, fused=True),
     'adamw': partial(torch.optim.AdamW, fused=True),
 }
