@@ -216,7 +216,7 @@ def _file_embedder(path: Path):
     return lambda dl: embed(encoder.to(dl.device), dl, info['size'], info['mean'], info['std'])
 
 # %% ../nbs/50_cli.ipynb #f8605261
-app = typer.Typer(add_completion=False, rich_markup_mode='rich', epilog="Example: [bold]fastcontrast pretrain digits[/] (a minute or two on a laptop)",
+app = typer.Typer(add_completion=False, rich_markup_mode='rich', epilog="Example: [bold]fastcontrast pretrain digits[/] (two to three minutes on two cores)",
                   help="Train image encoders by contrastive self-supervised learning, fast.")
 # folders may have any name: no markup, no :emoji:, and no line broken
 _plain = dict(soft_wrap=True, markup=False, emoji=False, highlight=False)
