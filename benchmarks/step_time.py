@@ -12,7 +12,7 @@ import torch
 from common import alternate, device, save
 
 from fastcontrast.all import InfoNCE, NTXent, contrastive_learner, image_dls, moco_v3, simclr
-from fastcontrast.recipes import OPTIMIZERS, parameter_groups, warmup_cosine
+from fastcontrast.recipes import OPTIMIZERS, parameter_groups, warmup_then
 
 
 class Pictures:
@@ -29,7 +29,7 @@ def bare_loop(learn, batches, copied=True):
     r, size, dev = learn.recipe, learn.dls.size, learn.dls.device
     model = copy.deepcopy(learn.model) if copied else learn.model
     encoder, head = model.encoder, model.heads["final"]
-    views, normalize = learn.contrast.views, learn.contrast.normalize
+    views, normalize = learn.views, learn.contrast.normalize
     opt = OPTIMIZERS[r.opt](parameter_groups(model, r.wd, r.opt == "lars"), lr=0.1, **r.opt_args)
     images = batches.images
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=dev.type == "cuda")
@@ -54,7 +54,7 @@ def bare_loop(learn, batches, copied=True):
 
     def epoch():
         model.train()
-        lr, n = warmup_cosine(0.1, 0.1), len(images) // batches.bs
+        lr, n = warmup_then("cosine", 0.1, 0.1), len(images) // batches.bs
         order = torch.randperm(len(images), device=dev)
         for i, at in enumerate(order.split(batches.bs)[:n]):
             v = normalize(views(images.index_select(0, at))["views"])

@@ -5,14 +5,18 @@ from .evaluate.knn import knn_accuracy
 from .evaluate.linear import few_label_accuracy, linear_probe
 from .export import encoder_info, export_encoder, load_encoder
 from .learner import ContrastiveLearner, contrastive_learner
-from .losses import DCL, DCLW, InfoNCE, NTXent, dcl, dclw, info_nce, nt_xent
-from .models import ContrastiveModel, Embedding, Head, encoder_stages, make_encoder, mlp
-from .recipes import Recipe, moco_v3, simclr
-from .step import Contrast, PairLoss, StepCallback
-from .targets import EMATarget, SharedTarget, Target
+from .losses import (DCL, DCLW, BarlowTwins, DINOLoss, InfoNCE, NegCosine, NTXent, SwAVLoss, VICReg, dcl, dclw, info_nce, nt_xent,
+                     sinkhorn)
+from .models import ContrastiveModel, Embedding, Head, Prototypes, encoder_stages, make_encoder, mlp
+from .recipes import (Recipe, barlow_twins, byol, dino, moco_v1, moco_v2, moco_v3, nnclr, recipe_table, refused_pairs, simclr,
+                      simsiam, swav, vicreg)
+from .step import Contrast, MultiCrop, PairLoss, StepCallback
+from .targets import EMATarget, NearestNeighbours, Queue, SharedTarget, StopGradTarget, Target
 from .views import VIEW_KINDS, ViewKind, two_views
 
-__all__ = ["DCL", "DCLW", "VIEW_KINDS", "Contrast", "ContrastiveLearner", "ContrastiveModel", "EMATarget", "Embedding", "Head", "InfoNCE", "InputError",
-           "NTXent", "PairLoss", "Recipe", "SharedTarget", "StepCallback", "Target", "ViewKind", "contrastive_learner", "dcl", "dclw",
-           "encoder_info", "encoder_stages", "export_encoder", "few_label_accuracy", "image_dls", "info_nce", "knn_accuracy", "linear_probe",
-           "load_encoder", "make_encoder", "mlp", "moco_v3", "nt_xent", "simclr", "two_views"]
+__all__ = ["DCL", "DCLW", "VIEW_KINDS", "BarlowTwins", "Contrast", "ContrastiveLearner", "ContrastiveModel", "DINOLoss", "EMATarget", "Embedding",
+           "Head", "InfoNCE", "InputError", "MultiCrop", "NTXent", "NearestNeighbours", "NegCosine", "PairLoss", "Prototypes", "Queue", "Recipe",
+           "SharedTarget", "StepCallback", "StopGradTarget", "SwAVLoss", "Target", "VICReg", "ViewKind", "barlow_twins", "byol",
+           "contrastive_learner", "dcl", "dclw", "dino", "encoder_info", "encoder_stages", "export_encoder", "few_label_accuracy", "image_dls",
+           "info_nce", "knn_accuracy", "linear_probe", "load_encoder", "make_encoder", "mlp", "moco_v1", "moco_v2", "moco_v3", "nnclr",
+           "nt_xent", "recipe_table", "refused_pairs", "simclr", "simsiam", "sinkhorn", "swav", "two_views", "vicreg"]

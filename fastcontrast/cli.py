@@ -240,8 +240,8 @@ def _default(key: str) -> str:
 def pretrain(
     data: Annotated[str | None, typer.Argument(help="A folder of pictures, or 'digits' (built in)", show_default=_default('data'))] = None,
     run: Annotated[str | None, typer.Option(help="Take the settings from this section of settings.ini in the current folder; the options given here beat it")] = None,
-    method: Annotated[str | None, typer.Option(help="Recipe: simclr, moco_v3", show_default=_default('method'))] = None,
-    loss: Annotated[str | None, typer.Option(help="Loss: info_nce, nt_xent, dcl, dclw", show_default="the recipe's")] = None,
+    method: Annotated[str | None, typer.Option(help="Recipe: simclr, moco_v1, moco_v2, moco_v3, byol, simsiam, nnclr, swav, barlow_twins, vicreg, dino", show_default=_default('method'))] = None,
+    loss: Annotated[str | None, typer.Option(help="Loss: info_nce, nt_xent, dcl, dclw, neg_cosine, swav, barlow_twins, vicreg, dino", show_default="the recipe's")] = None,
     arch: Annotated[str | None, typer.Option(help="Encoder: any timm architecture, like resnet50, convnext_tiny or vit_small_patch16_224", show_default=_default('arch'))] = None,
     size: Annotated[int | None, typer.Option(help="Side in pixels at which the encoder sees a picture", show_default="the pictures' own if all are squares of one size up to 256, else 224")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pictures", show_default=_default('epochs'))] = None,
@@ -297,12 +297,14 @@ def _learner(config: Run, folder: Path):
 def _record(config: Run, learn) -> dict[str, Any]:
     "What config.json says before training: every setting as it was resolved, and where the run takes place"
     from fastai.callback.fp16 import MixedPrecision
-    from fastcontrast.targets import Target
+    from fastcontrast.step import MultiCrop
+    from fastcontrast.targets import Memory, Target
     dls, recipe = learn.dls, learn.recipe
-    left_out = ('settings', 'changes', 'loss', 'target')
+    left_out = ('about', 'settings', 'changes', 'loss', 'target', 'memory', 'multi_crop')
     return dict(asdict(config), size=dls.size, lr=config.lr or recipe.lr * config.batch_size / 256, small_input=learn.small_input, setting=recipe.setting,
                 precision='bf16' if any(isinstance(cb, MixedPrecision) for cb in learn.cbs) else 'fp32',
-                loss=str(learn.loss_func.loss), target=str(next(cb for cb in learn.cbs if isinstance(cb, Target))),
+                loss=str(learn.loss_func.loss), **{name: next((str(cb) for cb in learn.cbs if isinstance(cb, kind)), None)
+                                                   for name, kind in dict(target=Target, memory=Memory, multi_crop=MultiCrop).items()},
                 recipe={k: v for k, v in asdict(recipe).items() if k not in left_out},
                 n_train=len(dls.train.data), n_valid=len(dls.valid.data), classes=dls.classes,
                 versions=dict(fastcontrast=__version__, **{p: version(p) for p in ('torch', 'torchvision', 'fastai', 'timm', 'kornia')}),

@@ -14,15 +14,17 @@ import math
 import numbers
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.core import CancelFitException
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
-from fastai.callback.training import GradientAccumulation
+from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import DataLoaders
 from fastai.imports import noop
 from fastai.learner import AvgSmoothLoss, Learner, ValueMetric
@@ -37,10 +39,10 @@ from .evaluate.knn import embed, knn_accuracy
 from .evaluate.linear import linear_probe
 from .export import export_encoder
 from .models import ContrastiveModel, feature_dim, has_large_stem, make_encoder, small_stem
-from .recipes import (LOSSES, METHODS, Recipe, optimizer, parameter_groups, pick_setting,
-                                  warmup_cosine)
-from .step import Contrast, FiniteLoss, PairLoss, StepCallback, embedding_std
-from .targets import Target
+from .recipes import (LOSSES, METHODS, Recipe, check_parts, make_part, optimizer, parameter_groups,
+                                  pick_setting, schedules)
+from .step import Contrast, FiniteLoss, MultiCrop, PairLoss, PrototypeScores, StepCallback, embedding_std
+from .targets import Memory, Queue, Target
 from .views import Normalize, draw_views, two_views
 
 # %% ../nbs/45_learner.ipynb #309c43c3
@@ -101,6 +103,7 @@ class ContrastiveLearner(Learner):
     "A fastai `Learner` whose loss compares views; made by `contrastive_learner`"
     recipe: Recipe   # what is trained, resolved
     stopped: BaseException | None = None
+    notes: tuple[str, ...] = () # what was chosen for these data in place of the recipe's; printed when a fit begins
 
     def _do_fit(self):
         # Ctrl-C or an error ends a fit like any other cancellation: callbacks clean up, and what was learned stays
@@ -131,8 +134,10 @@ class ContrastiveLearner(Learner):
         warmup = min(r.warmup, n_epoch / 10) / n_epoch
         if self.logger is not noop:
             origin = f"{r.lr:g} x {bs}/256" if lr is None else "given"
-            print(f"{r.name} ({r.setting}): {r.opt}, lr {peak:.4g} ({origin}), wd {r.wd:g}, warm-up {warmup * n_epoch:.3g} of {n_epoch} epochs, cosine to 0", flush=True)
-        self.fit(n_epoch, lr=peak, cbs=[ParamScheduler({'lr': warmup_cosine(peak, warmup)}), *L(cbs)])
+            end = {'cosine': 'cosine to 0', 'step': 'steps to a hundredth'}[r.schedule]
+            print(f"{r.name} ({r.setting}): {r.opt}, lr {peak:.4g} ({origin}), wd {r.wd:g}, warm-up {warmup * n_epoch:.3g} of {n_epoch} epochs, {end}", *self.notes, sep='\n', flush=True)
+        if self.opt is None: self.create_opt()
+        self.fit(n_epoch, lr=peak, cbs=[ParamScheduler(schedules(r, self.opt.opt.param_groups, peak, warmup)), *L(cbs)])
 
     @property
     def mean(self) -> tuple[float, ...]: return self.model.encoder.pretrained_cfg['mean']
@@ -175,7 +180,7 @@ class ContrastiveLearner(Learner):
         "Draw pictures of the training part and the views that training makes of them"
         x, *_ = self.dls.train.one_batch()
         x = x[:n].as_subclass(Tensor)
-        return draw_views(x, self.contrast.views(x), path=path, n=n)
+        return draw_views(x, self.views(x), path=path, n=n)
 
     def export(self,
         path: str | Path, # a `.safetensors` file
@@ -199,22 +204,23 @@ def _as_loss(loss, recipe: Recipe) -> nn.Module:
         if loss not in LOSSES: raise InputError(suggest(loss, LOSSES, 'loss'))
         loss = LOSSES[loss]
     if loss is recipe.loss or inspect.isclass(loss): loss = loss()
-    z = torch.linspace(-1, 1, 4 * recipe.projector[-1]).sin().view(4, -1)  # any embeddings, without drawing random numbers
-    try: scalar = loss(z, z.flip(0)).ndim == 0
-    except (TypeError, AttributeError): scalar = False
-    if not scalar: raise InputError(f"loss={loss!r} does not make a scalar of queries and keys [B, D]: give one like DCL(0.1), or its name.")
     return loss
 
-def _as_target(target) -> Target:
-    "The recipe's target: made, or a copy of the one it holds"
-    return copy.deepcopy(target) if isinstance(target, Target) else target()
+def _try_loss(loss: nn.Module, recipe: Recipe, memory: Memory | None) -> None:
+    "Raise `InputError` unless the loss makes a scalar of what it will be given"
+    width = recipe.prototypes if getattr(loss, 'prototypes', False) else recipe.projector[-1]
+    z = torch.linspace(-1, 1, 4 * width).sin().view(4, -1)  # any embeddings, without drawing random numbers
+    given = [z, z.flip(0), *([F.normalize(z)] if isinstance(memory, Queue) else [])]
+    try: scalar = loss(*given).ndim == 0
+    except (TypeError, AttributeError): scalar = False
+    if not scalar: raise InputError(f"loss={loss!r} does not make a scalar of queries and keys [B, D]: give one like DCL(0.1), or its name.")
 
 def contrastive_learner(
     dls: DataLoaders,                    # from `image_dls`
     arch: str,                           # any timm architecture
     method: Recipe | str = 'simclr',     # a recipe, or its name
     loss: nn.Module | str | None = None, # loss of a pair of views; None: the recipe's
-    cbs: Callback | Sequence[Callback] | None = None, # speedups, targets, any fastai callback
+    cbs: Callback | Sequence[Callback] | None = None, # speedups, a target, memory or multi-crop in place of the recipe's, any fastai callback
     small_input: bool | None = None,     # the ResNets' stem for small pictures; None: for a ResNet in the setting 'cifar'
     pretrained: bool = False,            # start from timm's weights
     precision: str = 'auto',             # 'fp32', 'bf16', or 'auto': bf16 autocast on a CUDA device that has it
@@ -226,34 +232,48 @@ def contrastive_learner(
     if world_size() > 1: raise InputError("training in several processes is not supported yet: run one process.")
     recipe = _as_recipe(method).resolve(pick_setting(dls.source, dls.size))
     loss = _as_loss(loss, recipe)
+    cbs, notes = [cb() if isinstance(cb, type) else cb for cb in L(cbs)], []
+    def axis(kind, what, part):
+        "The value of an axis: the one among `cbs`, else the recipe's"
+        given = [cb for cb in cbs if isinstance(cb, kind)]
+        if len(given) > 1: raise InputError(f"{given[0]} and {given[1]} are both {what}: give one.")
+        return given[0] if given else make_part(part)
+    target, memory, crops = (axis(Target, 'the target, which makes the keys of a step', recipe.target),
+                             axis(Memory, 'memories of earlier batches', recipe.memory), axis(MultiCrop, 'crops', recipe.multi_crop))
+    half = max(len(dls.train.dataset) // 2, dls.train.bs)
+    if memory is not None and memory not in cbs and memory.size > half:
+        notes.append(f"{memory} of {recipe.name} would hold a picture several times: {half} rows here, half of the pictures")
+        memory.size = half
+    check_parts(recipe, loss, memory)
+    _try_loss(loss, recipe, memory)
+    if not getattr(loss, 'prototypes', False): recipe = replace(recipe, prototypes=0)
     encoder = make_encoder(arch, small_input=bool(small_input), pretrained=pretrained, size=dls.size)
     if small_input is None:
         small_input = recipe.setting == 'cifar' and not pretrained and has_large_stem(encoder)
         if small_input: small_stem(encoder)
     model = ContrastiveModel(encoder, recipe.head(feature_dim(encoder, dls.size)), per_view=recipe.per_view)
     model.encoder.to(memory_format=torch.channels_last)
+    model.memory['loss'] = loss  # what it keeps from step to step (DINO's centre) is saved with the model
     model.to(dls.device)
 
-    cbs = [cb() if isinstance(cb, type) else cb for cb in L(cbs)]
-    targets = [cb for cb in cbs if isinstance(cb, Target)]
-    if len(targets) > 1: raise InputError(f"{targets[0]} and {targets[1]} both make the keys of a step: give one target.")
     # added last: a target that copies the model has to find the heads that other callbacks add to it
-    target = targets[0] if targets else _as_target(recipe.target)
-    cbs = [cb for cb in cbs if cb is not target]
+    cbs = [crops, *[cb for cb in cbs if cb not in (target, memory, crops)], memory, target]
     if any(isinstance(cb, GradientAccumulation) for cb in cbs):
         raise InputError("GradientAccumulation sums the losses of small batches, each with its own few negatives, which is not the loss of the large batch: leave it out.")
+    if recipe.clip is not None and not any(isinstance(cb, GradientClip) for cb in cbs): cbs.append(GradientClip(recipe.clip))
+    if recipe.prototypes: cbs.append(PrototypeScores(recipe.prototypes_frozen))
     watch = Watch(dls, knn_pictures)
-    step = [Contrast(two_views(dls.size, recipe.views), Normalize(encoder.pretrained_cfg['mean'], encoder.pretrained_cfg['std'])),
+    step = [Contrast(two_views(dls.size, recipe.views), Normalize(encoder.pretrained_cfg['mean'], encoder.pretrained_cfg['std']), recipe.one_way),
             FiniteLoss(), watch]
     if precision not in ('auto', 'fp32', 'bf16'): raise InputError(suggest(precision, ('auto', 'fp32', 'bf16'), 'precision'))
     cuda = torch.device(dls.device).type == 'cuda'
     if precision == 'bf16' and not (cuda and torch.cuda.is_bf16_supported()): raise InputError("precision='bf16' needs a CUDA device that has bfloat16: use 'fp32'.")
     if cuda and precision != 'fp32' and torch.cuda.is_bf16_supported(): step.append(MixedPrecision(AMPMode.BF16))
 
-    def groups(model): return parameter_groups(model, recipe.wd, adapt=recipe.opt == 'lars')
-    learn = ContrastiveLearner(dls, model, loss_func=PairLoss(loss), opt_func=optimizer(recipe), splitter=groups, lr=recipe.lr * dls.train.bs / 256,
-                               cbs=[*step, *cbs, target], metrics=watch.metrics(), path=path)
-    learn.recipe, learn.arch, learn.small_input = recipe, arch, small_input
+    def groups(model): return parameter_groups(model, recipe.wd, recipe.opt == 'lars', recipe.predictor_constant_lr)
+    learn = ContrastiveLearner(dls, model, loss_func=PairLoss(loss, recipe.one_way), opt_func=optimizer(recipe), splitter=groups, lr=recipe.lr * dls.train.bs / 256,
+                               cbs=[*step, *[cb for cb in cbs if cb is not None]], metrics=watch.metrics(), path=path)
+    learn.recipe, learn.arch, learn.small_input, learn.notes = recipe, arch, small_input, tuple(notes)
     # the table's metrics are read once an epoch, after training; there is no validation loss
     learn.recorder.train_metrics, learn.recorder.valid_metrics, learn.recorder.smooth_loss = True, False, _DeviceLoss()
     if not shows_bar():

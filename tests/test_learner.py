@@ -19,7 +19,7 @@ from fastcontrast.export import encoder_info, load_encoder
 from fastcontrast.learner import ContrastiveLearner, contrastive_learner
 from fastcontrast.losses import DCL, DCLW, InfoNCE, NTXent
 from fastcontrast.models import make_encoder
-from fastcontrast.recipes import LOSSES, METHODS, Recipe, moco_v3, parameter_groups, pick_setting, simclr, warmup_cosine
+from fastcontrast.recipes import LOSSES, METHODS, Recipe, moco_v3, parameter_groups, pick_setting, simclr, warmup_then
 from fastcontrast.targets import EMATarget, SharedTarget, Target
 
 
@@ -177,7 +177,7 @@ def test_pictures_pick_the_setting_and_the_call_has_the_last_word(size, setting,
     learn = contrastive_learner(dls, 'resnet10t')
     r = learn.recipe
     assert (r.setting, r.projector, r.views, r.lr, learn.loss_func.loss.temp) == (setting, projector, views, lr, temp)
-    assert learn.contrast.views.kind == views and learn.contrast.views.size == size
+    assert learn.views.kind == views and learn.views.size == size
     assert learn.small_input == (setting == 'cifar') and learn.lr == lr * 8 / 256
     out = [m for m in learn.model.heads.final.projector if isinstance(m, nn.Linear)][-1].out_features
     assert out == projector[-1]
@@ -281,10 +281,10 @@ def test_warm_up_is_the_recipes_in_long_runs(capsys):
         assert f'warm-up {shown} epochs' in capsys.readouterr().out
 
 
-def test_warmup_cosine():
-    lr = warmup_cosine(2., 0.2)
+def test_warmup_then_cosine():
+    lr = warmup_then('cosine', 2., 0.2)
     assert [lr(t) for t in (0., 0.1, 0.2)] == [0, 1, 2] and lr(0.6) == pytest.approx(1) and lr(1.) == pytest.approx(0)
-    assert warmup_cosine(2., 0.)(0.) == 2
+    assert warmup_then('cosine', 2., 0.)(0.) == 2
 
 
 @pytest.mark.parametrize('bs', [4, 16])

@@ -4,9 +4,12 @@ import math
 import lightly.loss
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcontrast.core import InputError
-from fastcontrast.losses import DCL, DCLW, InfoNCE, NTXent, _vmf_weights, dcl, dclw, info_nce, nt_xent
+from fastcontrast.losses import (
+    DCL, DCLW, BarlowTwins, DINOLoss, InfoNCE, NegCosine, NTXent, SwAVLoss, VICReg, _vmf_weights, dcl, dclw, info_nce,
+    nt_xent, sinkhorn)
 
 LOSSES = dict(info_nce=info_nce, nt_xent=nt_xent, dcl=dcl, dclw=dclw)
 MODULES = dict(info_nce=InfoNCE, nt_xent=NTXent, dcl=DCL, dclw=DCLW)
@@ -287,7 +290,7 @@ def test_modules_hold_their_numbers():
     torch.testing.assert_close(DCLW(.3, sigma=.2)(a, b), dclw(a, b, .3, .2))
     torch.testing.assert_close(InfoNCE(.3)(a, b), info_nce(a, b, .3))
     assert repr(DCLW(.3, sigma=.2)) == 'DCLW(temp=0.3, sigma=0.2)' and repr(NTXent()) == 'NTXent(temp=0.1)'
-    assert repr(InfoNCE()) == 'InfoNCE(temp=0.2, scale=1.0)' and repr(DCL(.07)) == 'DCL(temp=0.07)'
+    assert repr(InfoNCE()) == "InfoNCE(temp=0.2, scale=1.0, anchors='queries')" and repr(DCL(.07)) == 'DCL(temp=0.07)'
 
 
 @pytest.mark.parametrize('temp', [0, -1., math.nan, math.inf, '0.1', None])
@@ -324,3 +327,589 @@ def test_only_info_nce_takes_several_queries():
     for name in ('nt_xent', 'dcl', 'dclw'):
         with pytest.raises(InputError): LOSSES[name](q, k, .1)
     with pytest.raises(InputError, match='M, batch, dim'): info_nce(torch.ones(0, 4, 8), k, .1)
+
+
+# The other methods' losses: their loops, in the order of the papers' formulas.
+
+def loop_neg_cosine(q, k, scale=1., offset=0.):
+    return sum(offset - scale * cosine(a, b) for a, b in zip(q, k, strict=True)) / len(q)
+
+
+def loop_barlow(q, k, lambd=5.1e-3):
+    B, D = q.shape
+    columns = []
+    for z in (q, k):
+        for d in range(D):
+            c = z[:, d] - sum(z[:, d]) / B
+            columns.append(c / (sum(c * c) / B + 1e-5).sqrt())
+    total = 0
+    for i in range(D):
+        for j in range(D):
+            corr = (columns[i] * columns[D + j]).sum() / B
+            total = total + ((1 - corr) ** 2 if i == j else lambd * corr ** 2)
+    return total
+
+
+def loop_vicreg(q, k, sim=25., var=25., cov=1., gamma=1., eps=1e-4):
+    B, D = q.shape
+    total = sim * sum((q[b, d] - k[b, d]) ** 2 for b in range(B) for d in range(D)) / (B * D)
+    for z in (q, k):
+        c = [z[:, d] - z[:, d].mean() for d in range(D)]
+        for i in range(D):
+            std = ((c[i] * c[i]).sum() / (B - 1) + eps).sqrt()
+            if std < gamma: total = total + var * (gamma - std) / D
+            for j in range(D):
+                if i != j: total = total + cov * ((c[i] * c[j]).sum() / (B - 1)) ** 2 / D
+    return total
+
+
+def loop_sinkhorn(scores, eps=.05, iters=3):
+    "SwAV, Section 3.1: prototypes are rows of Q, samples its columns"
+    N, K = scores.shape
+    Q = (scores.T / eps).exp()
+    Q = Q / Q.sum()
+    for _ in range(iters):
+        for c in range(K): Q[c] = Q[c] / Q[c].sum() / K
+        for n in range(N): Q[:, n] = Q[:, n] / Q[:, n].sum() / N
+    return (Q * N).T
+
+
+def loop_soft(q, targets, temp=.1):
+    "Mean over the batch of the cross-entropy, one prototype at a time"
+    terms = []
+    for x, t in zip(q, targets, strict=True):
+        p = (x / temp).exp() / (x / temp).exp().sum()
+        terms.append(-sum(t[c] * p[c].log() for c in range(len(x))))
+    return sum(terms) / len(terms)
+
+
+def loop_swav(q, k, queue=None):
+    scores = k.detach() if queue is None else torch.cat([queue, k.detach()])
+    return loop_soft(q, loop_sinkhorn(scores)[-len(k):])
+
+
+def loop_dino(q, k, center=0., teacher_temp=.04):
+    targets = [((x - center) / teacher_temp).exp() for x in k.detach()]
+    return loop_soft(q, [t / t.sum() for t in targets])
+
+
+def loop_queue(q, k, temp, queue, decoupled=False, sigma=None):
+    pos = [cosine(a, b) / temp for a, b in zip(q, k, strict=True)]
+    w = [1.] * len(q)
+    if sigma is not None:
+        e = [math.exp(p.item() * temp / sigma) for p in pos]
+        w = [2 - x / (sum(e) / len(e)) for x in e]
+    terms = []
+    for i in range(len(q)):
+        e = [(cosine(q[i], n) / temp).exp() for n in queue] + ([] if decoupled else [pos[i].exp()])
+        terms.append(-w[i] * pos[i] + torch.log(sum(e)))
+    return sum(terms) / len(terms)
+
+
+OTHERS = dict(neg_cosine=NegCosine, barlow=BarlowTwins, vicreg=VICReg, swav=SwAVLoss, dino=DINOLoss)
+OTHER_LOOPS = dict(neg_cosine=loop_neg_cosine, barlow=loop_barlow, vicreg=loop_vicreg, swav=loop_swav, dino=loop_dino)
+ALL = MODULES | OTHERS
+QUEUED = dict(info_nce=(InfoNCE, {}), dcl=(DCL, dict(decoupled=True)), dclw=(DCLW, dict(decoupled=True, sigma=.5)))
+every_other = pytest.mark.parametrize('name', OTHERS)
+every_class = pytest.mark.parametrize('name', ALL)
+every_queued = pytest.mark.parametrize('name', QUEUED)
+
+
+def grads_of(value, zs):
+    "Gradients, zero for what the value does not depend on (keys of SwAV and DINO)"
+    return torch.autograd.grad(value, zs, allow_unused=True, materialize_grads=True)
+
+
+def same(value, expected, zs, rtol=1e-10, atol=1e-12):
+    torch.testing.assert_close(value, expected, rtol=rtol, atol=atol)
+    torch.testing.assert_close(grads_of(value, zs), grads_of(expected, zs), rtol=rtol, atol=atol)
+
+
+def unit_rows(N, D, seed=5): return torch.nn.functional.normalize(pair(N, D, seed)[0].detach())
+
+
+def scored(B, K, seed=0): return [leaf(x.detach() / 5) for x in pair(B, K, seed)]
+
+
+@every_device
+@pytest.mark.parametrize('B,D', [(2, 5), (5, 7), (6, 6), (9, 4), (4, 1)])  # more dimensions than pictures, and fewer
+@every_other
+def test_other_losses_equal_the_equation(name, B, D, device):
+    z = [leaf(x.to(device)) for x in scored(B, D, seed=B)]
+    value = OTHERS[name]()(*z)
+    assert value.dtype == torch.float64 and value.shape == ()
+    same(value, OTHER_LOOPS[name](*z), z)
+
+
+@pytest.mark.parametrize('loss,loop', [
+    (NegCosine(4, 4), lambda q, k: loop_neg_cosine(q, k, 4, 4)),
+    (BarlowTwins(.5), lambda q, k: loop_barlow(q, k, .5)),
+    (VICReg(3, 2, 5, gamma=.7, eps=.01), lambda q, k: loop_vicreg(q, k, 3, 2, 5, .7, .01)),
+    (VICReg(0, 0, 1), lambda q, k: loop_vicreg(q, k, 0, 0, 1)),
+    (SwAVLoss(.3, .2, 5), lambda q, k: loop_soft(q, loop_sinkhorn(k.detach(), .2, 5), .3)),
+    (DINOLoss(.2, warmup_temp=.1), lambda q, k: loop_soft(q, (k.detach() / .1).softmax(-1), .2)),
+    (DINOLoss(warmup_epochs=0), lambda q, k: loop_dino(q, k, teacher_temp=.07))])
+def test_other_losses_use_their_numbers(loss, loop):
+    z = scored(5, 7)
+    same(loss(*z), loop(*z), z)
+
+
+@every_other
+def test_other_losses_gradcheck(name):
+    q, k = scored(4, 3)
+    assert torch.autograd.gradcheck(lambda q: OTHERS[name]()(q, k.detach()), (q,))
+    if name in ('neg_cosine', 'barlow', 'vicreg'): assert torch.autograd.gradcheck(OTHERS[name](), (q, k))
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+@pytest.mark.parametrize('loss,theirs', [
+    (NegCosine(), lightly.loss.NegativeCosineSimilarity()),
+    (BarlowTwins(5e-3), lightly.loss.BarlowTwinsLoss(5e-3)),
+    (VICReg(var=12.5), lightly.loss.VICRegLoss())])  # it halves the variance term, against Algorithm 1
+@pytest.mark.parametrize('B,D', [(9, 12), (12, 9)])
+def test_other_losses_agree_with_lightly(loss, theirs, B, D):
+    z = scored(B, D)
+    same(loss(*z), theirs(*z), z)
+
+
+def test_lightly_halves_the_variance_term():
+    z = scored(6, 5)
+    hinge = sum((1 - (x.var(0) + 1e-4).sqrt()).relu().mean() for x in z)
+    same(VICReg()(*z) - lightly.loss.VICRegLoss()(*z), 12.5 * hinge, z, atol=1e-10)
+    assert hinge > .1
+
+
+@every_queued
+@every_device
+@pytest.mark.parametrize('B,D,N', [(1, 3, 1), (5, 7, 11), (8, 2, 3)])
+def test_queue_equals_the_equation(name, B, D, N, device):
+    z, queue = pair(B, D, device=device), unit_rows(N, D).to(device)
+    cls, how = QUEUED[name]
+    same(cls(.2)(*z, queue), loop_queue(*z, .2, queue, **how), z)
+
+
+@every_queued
+def test_queue_rows_are_the_only_negatives(name):
+    "The other keys of the batch are not, and the queue gets no say in the dtype"
+    (q, k), queue = pair(6, 4), unit_rows(9, 4)
+    loss = QUEUED[name][0]()
+    g, = torch.autograd.grad(loss(q, k, queue), k)
+    assert (g != 0).all()
+    moved = torch.cat([k[:3], k[3:].roll(1, 0)]).detach()
+    first = [torch.autograd.grad(loss(q[:3], x[:3].detach(), queue), q)[0][:3] for x in (k, moved)]
+    assert torch.equal(*first)
+    if name != 'dclw':  # whose weights are over the batch
+        whole = [torch.autograd.grad(loss(q, x.detach(), queue), q)[0][:3] for x in (k, moved)]
+        torch.testing.assert_close(*whole)
+    assert loss(q.float(), k.float(), queue).dtype == torch.float32
+    torch.testing.assert_close(loss(q, k, queue.float()), loss(q, k, queue), rtol=1e-5, atol=1e-5)
+
+
+def test_queue_takes_several_queries():
+    q, (k, _), queue = leaf(torch.randn(3, 4, 5, dtype=torch.float64)), pair(4, 5), unit_rows(6, 5)
+    expected = sum(loop_queue(x, k, .2, queue) for x in q) / 3
+    same(info_nce(q, k, .2, queue), expected, [q, k])
+
+
+def test_dcl_leaves_the_positive_out_of_the_queue_sum():
+    "MoCo's loss is DCL's with the positive added: the difference is the softplus of how far it is ahead"
+    (q, k), queue = pair(6, 4), unit_rows(9, 4)
+    units = [torch.nn.functional.normalize(x) for x in (q, k)]
+    ahead = (units[0] * units[1]).sum(1) / .2 - (units[0] @ queue.T / .2).logsumexp(1)
+    torch.testing.assert_close(info_nce(q, k, .2, queue) - dcl(q, k, .2, queue), ahead.exp().log1p().mean())
+
+
+def test_queue_agrees_with_lightly():
+    z = pair(9, 12)
+    theirs = lightly.loss.NTXentLoss(temperature=.2, memory_bank_size=(32, 12)).double()
+    bank = theirs.memory_bank.bank = torch.nn.functional.normalize(theirs.memory_bank.bank.double())
+    before = bank.clone()  # as it is until the batch enters
+    same(InfoNCE(.2)(*z, before), theirs(*z), z)
+
+
+def test_keys_as_anchors():
+    "NNCLR, Eq. 3: the neighbour (key) against all predictions (queries)"
+    q, k = z = pair()
+    loss = InfoNCE(.2, scale=3, anchors='keys')
+    same(loss(q, k), 3 * loop_info_nce(k, q, .2), z)
+    assert not torch.allclose(loss(q, k), InfoNCE(.2, scale=3)(q, k), rtol=1e-3)
+    several = leaf(torch.randn(3, 5, 7, dtype=torch.float64))
+    same(loss(several, k), sum(3 * loop_info_nce(k, x, .2) for x in several) / 3, [several, k])
+    with pytest.raises(InputError, match='takes no queue'): loss(q, k, unit_rows(4, 7))
+    with pytest.raises(InputError, match="unknown anchors 'key': did you mean keys"): InfoNCE(anchors='key')
+
+
+@every_device
+@pytest.mark.parametrize('N,K,eps,iters', [(1, 1, .05, 3), (7, 3, .05, 3), (3, 7, .1, 1), (12, 5, .03, 8), (2, 9, 1., 2)])
+def test_sinkhorn_equals_the_paper_and_lightly(N, K, eps, iters, device):
+    scores = pair(N, K)[0].detach().to(device) / 5
+    expected = loop_sinkhorn(scores, eps, iters)
+    codes = sinkhorn(scores, eps, iters)
+    torch.testing.assert_close(codes, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(codes, lightly.loss.swav_loss.sinkhorn(scores, iters, eps), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(codes.sum(-1), torch.ones_like(codes[:, 0]), rtol=0, atol=1e-14)
+
+
+def test_sinkhorn_shares_out_equally():
+    scores = pair(48, 6)[0].detach() / 10 + torch.linspace(0, 1, 6, dtype=torch.float64)
+    off = [(sinkhorn(scores, iters=i).sum(0) - 8).abs().max().item() for i in (1, 3, 10, 1000)]
+    assert off == sorted(off, reverse=True) and off[-1] < 1e-9 < off[0]
+
+
+def test_sinkhorn_leading_dimensions_are_separate():
+    scores = torch.randn(2, 3, 10, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    codes = sinkhorn(scores, .3)
+    for i in range(2):
+        for j in range(3): torch.testing.assert_close(codes[i, j], loop_sinkhorn(scores[i, j], .3))
+
+
+HARD_SCORES = dict(
+    cosines=torch.nn.functional.normalize(rows(1., 40, 16)),
+    equal=torch.zeros(9, 5),
+    opposite=torch.cat([torch.ones(4, 5), -torch.ones(4, 5)]),
+    one_hot=torch.eye(12)[[0] * 9 + [3, 3, 7]],  # most prototypes are nobody's
+    infeasible=torch.cat([torch.eye(8)[:2].repeat(5, 1), torch.zeros(10, 8)]) * 1e4,
+    huge=rows(1e38, 6, 9), largest=rows(1., 6, 9).sign() * torch.finfo(torch.float32).max,
+    wide=rows(1e4, 300, 40))
+
+
+@every_device
+@pytest.mark.parametrize('iters', [1, 3, 60])
+@pytest.mark.parametrize('eps', [.003, .05, 10.])
+@pytest.mark.parametrize('case', HARD_SCORES)
+def test_sinkhorn_is_finite(case, eps, iters, device):
+    codes = sinkhorn(HARD_SCORES[case].to(device), eps, iters)
+    assert codes.dtype == torch.float32 and codes.isfinite().all() and codes.min() >= 0
+    torch.testing.assert_close(codes.sum(-1), torch.ones_like(codes[..., 0]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('eps', [.003, .01, .05])
+def test_sinkhorn_in_float32_is_right_where_the_exponential_overflows(eps):
+    "Against logarithms in float64"
+    scores = HARD_SCORES['cosines']
+    log = scores.double() / eps
+    for _ in range(3): log = (log - log.logsumexp(0)).log_softmax(1)
+    torch.testing.assert_close(sinkhorn(scores, eps).double(), log.exp(), rtol=0, atol=1e-4)
+    assert (eps > .0113) == lightly.loss.swav_loss.sinkhorn(scores / scores.max(), epsilon=eps).isfinite().all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_sinkhorn_dtypes(dtype):
+    x = torch.randn(8, 4, requires_grad=True)
+    assert not sinkhorn(x).requires_grad
+    assert torch.equal(sinkhorn(x.to(dtype)), sinkhorn(x.to(dtype).float()))
+    for y in (x, x.double()):
+        with torch.autocast('cpu', dtype=torch.bfloat16): codes = sinkhorn(y)
+        assert codes.dtype == y.dtype and torch.equal(codes, sinkhorn(y))
+
+
+def soft_views(Vq, Vk, B, K):
+    g = torch.Generator().manual_seed(1)
+    return (leaf(torch.randn(Vq, B, K, generator=g, dtype=torch.float64) / 3),
+            leaf(torch.randn(Vk, B, K, generator=g, dtype=torch.float64) / 3))
+
+
+@pytest.mark.parametrize('B', [1, 6])
+@pytest.mark.parametrize('name', ['swav', 'dino'])
+def test_all_pairs_are_the_single_ones(name, B):
+    q, k = soft_views(5, 2, B, 7)
+    loss = OTHERS[name]()
+    t = loss.targets(k)
+    assert t.shape == k.shape and not t.requires_grad
+    torch.testing.assert_close(t.sum(-1), torch.ones_like(t[..., 0]))
+    table = loss.pairs(q, t)
+    assert table.shape == (5, 2)
+    expected = torch.stack([torch.stack([OTHER_LOOPS[name](a, b) for b in k]) for a in q])
+    weights = torch.randn(5, 2, dtype=torch.float64)
+    same((table * weights).sum(), (expected * weights).sum(), [q])
+    torch.testing.assert_close(loss(q[3], k[1]), expected[3, 1], rtol=1e-10, atol=0)
+
+
+def without_own(table): return (table.sum() - table.diagonal().sum()) / (table.numel() - min(table.shape))
+
+
+def test_swav_with_local_views_and_queues_agrees_with_lightly():
+    q, k = soft_views(5, 2, 6, 7)
+    q = torch.cat([k, q[2:]])  # the first two queries are the keys
+    queue = torch.stack([x.detach() for x in scored(9, 7)])
+    theirs, ours = lightly.loss.SwaVLoss(), SwAVLoss()
+    same(without_own(ours.pairs(q, ours.targets(k))), theirs([*q[:2]], [*q[2:]]).squeeze(), [k])
+    expected = theirs([*q[:2]], [*q[2:]], [*queue]).squeeze()
+    same(without_own(ours.pairs(q, ours.targets(k, queue))), expected, [k])  # a queue for each view
+    expected = theirs([*q[:2]], [*q[2:]], [queue[0]] * 2).squeeze()
+    same(without_own(ours.pairs(q, ours.targets(k, queue[0]))), expected, [k])  # one for both
+
+
+def test_swav_queue_equals_the_equation():
+    z, queue = scored(4, 6), scored(9, 6, seed=8)[0]
+    same(SwAVLoss()(*z, queue), loop_swav(*z, queue.detach()), z)
+    assert (grads_of(SwAVLoss()(*z, queue), [queue, z[1]])[0] == 0).all()
+    assert not torch.allclose(SwAVLoss()(*z, queue), SwAVLoss()(*z), rtol=1e-3)
+
+
+def test_dino_agrees_with_lightly():
+    q, k = soft_views(4, 2, 6, 7)
+    temps = 1 / 32, 1 / 16  # which, and the steps between them, are the same in its float32
+    theirs = lightly.loss.DINOLoss(7, warmup_teacher_temp=temps[0], teacher_temp=temps[1], warmup_teacher_temp_epochs=5).double()
+    ours = DINOLoss(warmup_temp=temps[0], teacher_temp=temps[1], warmup_epochs=5)
+    for epoch in range(7):
+        ours.at_epoch(epoch)
+        x = k.detach() * (epoch + 1)
+        expected = theirs([*x], [*q], epoch=epoch)  # it moves its centre in the call
+        same(without_own(ours.pairs(q, ours.targets(x))), expected, [q])
+        ours.update(x)
+        torch.testing.assert_close(ours.center, theirs.center.squeeze())
+    theirs.eval()
+    before = theirs.center.clone()
+    theirs([*k], [*q])
+    assert not torch.equal(theirs.center, before)  # also in evaluation; ours does not
+
+
+def test_dino_centre():
+    _, k = soft_views(1, 3, 4, 5)
+    loss, c = DINOLoss(center=.8), torch.zeros(5, dtype=torch.float64)
+    for step in range(4):
+        x = k + step
+        before = None if loss.center is None else loss.center.clone()
+        t = loss.targets(x)
+        assert before is None or torch.equal(loss.center, before)  # targets and the loss itself leave it alone
+        torch.testing.assert_close(t, ((x - c) / .04).softmax(-1).detach())
+        loss.update(x)
+        c = .8 * c + .2 * sum(row for view in x for row in view).detach() / 12
+        torch.testing.assert_close(loss.center, c)
+        loss.eval()
+        loss.update(x * 9)
+        torch.testing.assert_close(loss.center, c)
+        loss.train()
+    assert not loss.center.requires_grad
+    x = k.detach().float()
+    assert loss.targets(x).dtype == loss.center.dtype == torch.float32  # it goes where the scores are
+    shifted = DINOLoss()
+    shifted.center = torch.randn(5, dtype=torch.float64)
+    torch.testing.assert_close(shifted(k[0], k[1]), loop_dino(k[0], k[1], shifted.center))
+
+
+@pytest.mark.parametrize('W,epochs', [(0, {0: .07, 9: .07}), (1, {0: .04, 1: .07}), (2, {0: .04, 1: .07, 5: .07}), (2.5, {0: .04, 1: .06, 2: .07}),
+                                      (11, {0: .04, 1: .043, 5: .055, 10: .07, 11: .07, 999: .07})])
+def test_dino_temperature_rises(W, epochs):
+    loss = DINOLoss(warmup_epochs=W)
+    first = loss.key_temp
+    for epoch, temp in epochs.items():
+        loss.at_epoch(epoch)
+        assert loss.key_temp == pytest.approx(temp, rel=1e-12)
+    loss.at_epoch(0)
+    assert loss.key_temp == first == pytest.approx(epochs[0], rel=1e-12)
+
+
+def test_dino_state_round_trip(tmp_path):
+    loss, untouched = DINOLoss(), DINOLoss()
+    loss.update(torch.randn(2, 4, 6))
+    holder = torch.nn.Sequential(loss)  # a state with a prefix
+    torch.save(holder.state_dict(), tmp_path / 'loss.pt')
+    state = torch.load(tmp_path / 'loss.pt')
+    fresh, used = (torch.nn.Sequential(DINOLoss()) for _ in range(2))
+    used[0].update(torch.ones(1, 2, 9))  # another width
+    for other in (fresh, used):
+        assert str(other.load_state_dict(state)) == '<All keys matched successfully>'
+        assert torch.equal(other[0].center, loss.center) and other[0].center is not loss.center
+        q, k = torch.randn(2, 4, 6)
+        assert torch.equal(other[0](q, k), loss(q, k))
+    before = loss.center.clone()
+    fresh[0].update(torch.ones(1, 2, 6))
+    assert torch.equal(loss.center, before) and not torch.equal(fresh[0].center, before)
+    loss.load_state_dict(untouched.state_dict())  # saved before the first step
+    assert loss.center is None and loss(q, k).isfinite()
+
+
+def test_dino_refuses_another_head():
+    loss = DINOLoss()
+    loss(torch.ones(4, 6), torch.ones(4, 6))
+    with pytest.raises(InputError, match='centre of 6 prototypes and was given scores of 8'):
+        loss(torch.ones(4, 8), torch.ones(4, 8))
+    with pytest.raises(InputError, match='takes no queue'):
+        loss(torch.ones(4, 6), torch.ones(4, 6), torch.ones(9, 6))
+
+
+@every_device
+@pytest.mark.parametrize('case', EXTREMES)
+@every_other
+def test_other_losses_are_finite(name, case, device):
+    z = [leaf(x.to(device)) for x in EXTREMES[case]]
+    if name == 'vicreg': z = [leaf(x.clamp(-1e6, 1e6)) for x in z]  # the fourth power of more is out of range
+    small = dict(swav=dict(temp=.01, eps=.003), dino=dict(temp=.01, warmup_temp=.01)).get(name, {})
+    loss = OTHERS[name](**small)
+    for _ in range(2):  # once more with DINO's centre at these scores
+        value = loss(*z)
+        assert value.isfinite() and all(g.isfinite().all() for g in grads_of(value, z))
+        if name == 'dino': loss.update(z[1][None])
+
+
+@pytest.mark.parametrize('case', EXTREMES)
+@every_queued
+def test_queue_is_finite(name, case):
+    z = [leaf(x) for x in EXTREMES[case]]
+    for queue in (torch.zeros(3, 5), torch.eye(5), torch.nn.functional.normalize(EXTREMES[case][1])):
+        value, grads = value_and_grads(QUEUED[name][0](.01), z, queue)
+        assert value.isfinite() and all(g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize('B,D', [(6, 9), (9, 6)])
+@pytest.mark.parametrize('scale', [1e-3, 1e8, 1e30])
+def test_barlow_twins_at_any_scale(scale, B, D):
+    "Beside a variance that is large the 1e-5 is nothing: Eq. 2 has no unit"
+    z = [leaf(x * scale) for x in pair(B, D)]
+    same(BarlowTwins()(*z), loop_barlow(*z), z, atol=1e-30)
+    if scale > 1:
+        c = [x - x.mean(0) for x in z]
+        corr = c[0].T @ c[1] / c[0].norm(dim=0)[:, None] / c[1].norm(dim=0)
+        torch.testing.assert_close(BarlowTwins(1.)(*z), (corr - torch.eye(D, dtype=torch.float64)).square().sum())
+        as_float = [leaf(x.float()) for x in z]
+        value, grads = value_and_grads(BarlowTwins(), as_float)
+        torch.testing.assert_close(value.double(), BarlowTwins()(*z), rtol=1e-4, atol=0)
+        assert all(g.isfinite().all() and (g != 0).any() for g in grads)
+
+
+@every_other
+def test_other_losses_in_low_precision(name):
+    "float32 arithmetic for half, the same inside autocast, and the wider of two dtypes"
+    z = scored(6, 8)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        ours = [leaf(x.to(dtype)) for x in z]
+        value = OTHERS[name]()(*ours)
+        assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        as_float = [leaf(x.to(value.dtype)) for x in ours]
+        expected = OTHERS[name]()(*as_float)
+        assert torch.equal(value, expected)
+        with torch.autocast('cpu', dtype=torch.bfloat16): cast = OTHERS[name]()(*ours)
+        assert torch.equal(cast, value) and cast.dtype == value.dtype
+        for g, c, e in zip(*(grads_of(*x) for x in ((value, ours), (cast, ours), (expected, as_float))), strict=True):
+            assert torch.equal(g, c) and torch.equal(g, e.to(dtype))
+    torch.testing.assert_close(OTHERS[name]()(*[x.float() for x in z]).double(), OTHERS[name]()(*z), rtol=1e-5, atol=1e-5)
+    assert OTHERS[name]()(z[0], z[1].half()).dtype == OTHERS[name]()(z[0].half(), z[1]).dtype == torch.float64
+
+
+@every_class
+def test_flags(name):
+    loss, (q, k) = ALL[name](), scored(6, 5)
+    assert torch.allclose(loss(q, k), loss(k, q), rtol=1e-9) == loss.symmetric == (
+        name in ('nt_xent', 'dcl', 'dclw', 'neg_cosine', 'barlow', 'vicreg'))
+    assert loss.queued == (name in ('info_nce', 'dcl', 'dclw', 'swav'))
+    assert loss.prototypes == (name in ('swav', 'dino')) == hasattr(loss, 'targets')
+    queue = unit_rows(9, 5)
+    if loss.queued: assert not torch.allclose(loss(q, k, queue), loss(q, k), rtol=1e-3)
+    else:
+        with pytest.raises((TypeError, InputError)): loss(q, k, queue)
+
+
+@every_class
+def test_order_of_the_batch_does_not_matter_to_any(name):
+    z, order = scored(5, 7), torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(ALL[name]()(*[x[order] for x in z]), ALL[name]()(*z))
+
+
+@every_class
+def test_batches_too_small(name):
+    one = name in ('neg_cosine', 'swav', 'dino')
+    for B in [0] if one else [0, 1]:
+        with pytest.raises(InputError, match=f"at least {'one picture' if one else 'two pictures'} in a batch, not {B}"):
+            ALL[name]()(torch.ones(B, 4), torch.ones(B, 4))
+    if one: assert ALL[name]()(torch.ones(1, 4), torch.ones(1, 4)).isfinite()
+
+
+@pytest.mark.parametrize('a,b', [((4, 8), (5, 8)), ((4, 8), (4, 9)), ((8,), (8,)), ((4, 8), (2, 4, 8)), ((4, 0), (4, 0))])
+@every_other
+def test_other_losses_shapes_that_do_not_match(name, a, b):
+    with pytest.raises(InputError) as e: OTHERS[name]()(torch.ones(a), torch.ones(b))
+    assert str(list(a)) in str(e.value) and str(list(b)) in str(e.value)
+
+
+@pytest.mark.parametrize('shape', [(9, 5), (8,), (2, 9, 8), (0, 8)])
+@pytest.mark.parametrize('name', [*QUEUED, 'swav'])
+def test_queues_that_do_not_match(name, shape):
+    with pytest.raises(InputError, match=r'the queue must have the shape \[size, 8\]') as e:
+        ALL[name]()(torch.ones(4, 8), torch.ones(4, 8), torch.ones(shape))
+    assert str(list(shape)) in str(e.value)
+
+
+@pytest.mark.parametrize('make,what', [
+    (lambda: NegCosine(0), 'scale must be a positive'), (lambda: NegCosine(offset=math.nan), 'offset must be a finite'),
+    (lambda: BarlowTwins(-1), r'lambd must be a finite number in \[0, inf\], not -1'),
+    (lambda: BarlowTwins('a'), 'lambd must be'), (lambda: VICReg(sim=-1), 'sim must be'), (lambda: VICReg(var=-1), 'var must be'),
+    (lambda: VICReg(cov=math.inf), 'cov must be'), (lambda: VICReg(gamma=0), 'gamma must be'), (lambda: VICReg(eps=0), 'eps must be'),
+    (lambda: SwAVLoss(0), 'temp must be'), (lambda: SwAVLoss(eps=-.1), 'eps must be'), (lambda: SwAVLoss(iters=0), 'iters must be a whole'),
+    (lambda: SwAVLoss(iters=2.), 'iters must be a whole'), (lambda: sinkhorn(torch.ones(2, 2), eps=0), 'eps must be'),
+    (lambda: sinkhorn(torch.ones(2, 2), iters=-1), 'iters must be'), (lambda: DINOLoss(-1), 'temp must be'),
+    (lambda: DINOLoss(teacher_temp=0), 'teacher_temp must be'), (lambda: DINOLoss(warmup_temp=0), 'warmup_temp must be'),
+    (lambda: DINOLoss(warmup_epochs=-1), 'warmup_epochs must be'), (lambda: DINOLoss(center=1.1), r'center must be .*\[0, 1\], not 1.1'),
+    (lambda: DINOLoss(center=-.1), 'center must be'), (lambda: DINOLoss(center=None), 'center must be')])
+def test_bad_settings(make, what):
+    with pytest.raises(InputError, match=what): make()
+
+
+def test_representations():
+    assert repr(VICReg()) == 'VICReg(sim=25.0, var=25.0, cov=1.0, gamma=1.0, eps=0.0001)'
+    assert repr(SwAVLoss(iters=5)) == 'SwAVLoss(temp=0.1, eps=0.05, iters=5)'
+    dino = DINOLoss(center=.5)
+    dino.update(torch.ones(1, 2, 3))
+    dino.at_epoch(9)
+    assert repr(dino) == 'DINOLoss(temp=0.1, teacher_temp=0.07, warmup_temp=0.04, warmup_epochs=30, center=0.5)'
+
+
+class Watch(TorchDispatchMode):
+    "Notes the largest result of any operation, and operations that make the host wait for the device"
+    largest, waits = 0, ()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(x, torch.Tensor): self.largest = max(self.largest, x.numel())
+        if any(word in str(func) for word in ('_local_scalar_dense', 'nonzero', 'is_nonzero', 'equal')): self.waits += (str(func),)
+        return out
+
+
+@every_class
+def test_no_operation_waits_for_the_device(name):
+    q, k = (x.float() for x in scored(6, 5))
+    loss = ALL[name]()
+    with Watch() as watch:
+        loss(q, k).backward()
+        if loss.queued: loss(q, k, unit_rows(9, 5)).backward()
+        if hasattr(loss, 'update'): loss.update(k[None])
+    assert watch.largest and not watch.waits
+
+
+def test_nothing_larger_than_it_must_be():
+    q, k = torch.randn(8, 16, 100, requires_grad=True), torch.randn(2, 16, 100)
+    for loss in (SwAVLoss(), DINOLoss()):
+        with Watch() as watch: loss.pairs(q, loss.targets(k)).sum().backward()
+        assert watch.largest == q.numel()  # no tensor of all pairs
+    a, b = torch.randn(2, 16, 100, requires_grad=True)
+    with Watch() as watch: BarlowTwins()(a, b).backward()
+    assert watch.largest < 100 * 100  # no matrix of the dimensions
+    q, queue = torch.randn(16, 32, requires_grad=True), torch.randn(1000, 32)
+    with Watch() as watch: InfoNCE()(q, q.detach(), queue).backward()
+    assert watch.largest == 1000 * 32  # the queue as it is; the logits have 16,000
+    with Watch() as watch: InfoNCE()(torch.randn(100, 32), torch.randn(100, 32), queue)
+    assert watch.largest == 100 * 1000  # logits of the negatives, without a column for the positive
+
+
+@pytest.mark.parametrize('steps', [200])
+def test_descending_each_loss_does_what_it_says(steps):
+    "Free embeddings, moved by the gradient alone"
+    torch.manual_seed(0)
+    q, k = (torch.randn(12, 6, dtype=torch.float64).requires_grad_() for _ in range(2))
+
+    def descend(loss, lr):
+        a, b = leaf(q), leaf(k)
+        for _ in range(steps):
+            g = grads_of(loss(a, b), (a, b))
+            with torch.no_grad(): a -= lr * g[0]; b -= lr * g[1]
+        return a.detach(), b.detach()
+
+    a, b = descend(NegCosine(), 5.)
+    assert torch.cosine_similarity(a, b).min() > .99
+    a, b = descend(VICReg(), .05)
+    assert (a - b).abs().mean() < .2 * (q - k).abs().mean() and a.std(0).min() > .8
+    a, b = descend(BarlowTwins(.5), .5)
+    corr = torch.corrcoef(torch.cat([a, b], 1).T)[:6, 6:]
+    assert corr.diagonal().min() > .9 and (corr - corr.diag().diag()).abs().max() < .35

@@ -206,7 +206,7 @@ def test_moco_v3_is_the_papers(norm, setting, temp):
 def test_a_learner_of_contrastive_learner_takes_the_papers_step(name):
     "Everything that it puts together, on a ResNet: heads, passes, normalisation, loss, target"
     learn = real_learner(name, n=B, bs=B, cbs=Diary)
-    learn.contrast.views = Halves()
+    learn.views = Halves()
     learn.model.double()
     twin, momentum_model = copy.deepcopy(learn.model), copy.deepcopy(learn.model)
     twin.memory.clear(); momentum_model.memory.clear()
@@ -571,7 +571,7 @@ def test_views_are_normalised():
     x = torch.rand(4, 3, 8, 8)
     model = ContrastiveModel(tiny_encoder(False), Head(mlp((8, 6, 4))))
     learn = learner(model, NTXent(0.5), SharedTarget(), Reader(), batches=[(x, torch.arange(4))])
-    learn.contrast.views, learn.contrast.normalize = views, Normalize((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    learn.views, learn.contrast.normalize = views, Normalize((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     torch.manual_seed(9)
     learn.fit(1, LR)
     torch.manual_seed(9)
@@ -609,7 +609,7 @@ def test_one_view_has_no_pairs():
     class One(nn.Module):
         def forward(self, x): return {'views': x[None]}
     learn = learner(tiny_model(), InfoNCE(0.2), SharedTarget())
-    learn.contrast.views = One()
+    learn.views = One()
     with pytest.raises(InputError, match='view'): learn.fit(1, LR)
 
 
