@@ -1,18 +1,23 @@
-"""One training step of the learner over a hand-written loop that does the same arithmetic.
+"""One training step of the learner over a hand-written loop that does the same arithmetic, for every method.
 
 Both have the same encoder, heads, views, loss functions, optimizer and pictures already in memory; what is compared is the
-machinery around them: fastai's loop and this library's callbacks against a bare `for` loop. Goal: at most 1.05.
+machinery around them: fastai's loop and this library's callbacks against a bare `for` loop. Every method is measured as it
+is in most of a long run: its memory of full size and in use, its prototypes moving. Goal: at most 1.05.
 
-    python benchmarks/step_time.py            # SimCLR and MoCo v3, resnet18, 32 px, batch 256
+    python benchmarks/step_time.py            # all methods, resnet18 with its ImageNet stem, 32 px, batch 256
+    python benchmarks/step_time.py --methods simclr moco_v3 --small-input
 """
 import argparse
 import copy
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from common import alternate, device, save
 
-from fastcontrast.all import InfoNCE, NTXent, contrastive_learner, image_dls, moco_v3, simclr
-from fastcontrast.recipes import OPTIMIZERS, parameter_groups, warmup_then
+from fastcontrast.all import Queue, contrastive_learner, image_dls
+from fastcontrast.recipes import METHODS, OPTIMIZERS, SCHEDULES, make_part, parameter_groups, warmup_then
+from fastcontrast.targets import EMA_SCHEDULES
 
 
 class Pictures:
@@ -24,74 +29,142 @@ class Pictures:
     def __getitem__(self, i): return self.x[i], -1
 
 
-def bare_loop(learn, batches, copied=True):
-    """The same steps as `learn.fit`, by hand, on a copy of its model or the model itself; returns a function that runs one epoch"""
-    r, size, dev = learn.recipe, learn.dls.size, learn.dls.device
+def settled_learner(dls, arch, method, small_input=False, rows=None):
+    """A learner as it is in most of a long run; `rows`: of its memory, if it has one (None: as many as the recipe says)"""
+    recipe = replace(METHODS[method](setting="cifar"), prototypes_frozen=0)
+    memory = make_part(recipe.resolve("cifar").memory)
+    if memory is not None: memory.size = rows or memory.size  # given as a callback it isn't cut to the number of pictures
+    if isinstance(memory, Queue): memory.start = 0
+    return contrastive_learner(dls, arch, recipe, cbs=memory, small_input=small_input)
+
+
+def by_hand(model, recipe, rows):
+    """The method's loss written out: a function of views `[V, B, C, S, S]` that returns it, and the keys to remember or None"""
+    loss, prototypes = model.memory["loss"], model.heads["final"].prototypes
+    target = model.memory["ema"] if "ema" in model.memory else None
+
+    def head(net, x):
+        "The head's outputs, `(z,)` or `(z, p)`, view by view; BatchNorm sees each view alone, or all of them"
+        if recipe.per_view: return [net.heads["final"](net.encoder(v)) for v in x]
+        return list(zip(*(t.unflatten(0, x.shape[:2]) for t in net.heads["final"](net.encoder(x.flatten(0, 1))))))
+
+    @torch.no_grad()
+    def keys(x): return torch.stack([k for (k,) in head(target, x)])
+
+    @torch.no_grad()
+    def nearest(z):
+        with torch.autocast(z.device.type, enabled=False): return rows[(z.float() @ rows.T).argmax(1)]
+
+    def both(x):
+        (z1,), (z2,) = head(model, x)
+        return loss(z1, z2), None
+
+    def queued(x):
+        (q,), k = *head(model, x[:1]), keys(x[1:])[0]
+        return loss(q, k, rows), k
+
+    def predicted(x):
+        ((_, p1), (_, p2)), (k1, k2) = head(model, x), keys(x)
+        return (loss(p1, k2) + loss(p2, k1)) / 2, None
+
+    def simsiam(x):
+        (z1, p1), (z2, p2) = head(model, x)
+        return (loss(p1, z2.detach()) + loss(p2, z1.detach())) / 2, None
+
+    def nnclr(x):
+        (z1, p1), (z2, p2) = head(model, x)
+        n1, n2 = nearest(torch.cat([z1.detach(), z2.detach()])).chunk(2)
+        return (loss(p1, n2) + loss(p2, n1)) / 2, z1.detach()
+
+    def swav(x):
+        z = torch.stack([z for (z,) in head(model, x)])
+        s1, s2 = prototypes(z)
+        with torch.no_grad(): old = prototypes(rows)
+        return (loss(s1, s2, old) + loss(s2, s1, old)) / 2, z.detach().flatten(0, 1)
+
+    def dino(x):
+        s1, s2 = prototypes(torch.stack([z for (z,) in head(model, x)]))
+        with torch.no_grad(): k = target.heads["final"].prototypes(keys(x))
+        value = (loss(s1, k[1]) + loss(s2, k[0])) / 2
+        loss.update(k)
+        return value, None
+
+    return dict(simclr=both, moco_v1=queued, moco_v2=queued, moco_v3=predicted, byol=predicted, simsiam=simsiam, nnclr=nnclr, swav=swav,
+                barlow_twins=both, vicreg=both, dino=dino)[recipe.name]
+
+
+def bare_loop(learn, batches, copied=True, lr=None):
+    """The same steps as `learn.fit_contrastive(1, lr)`, by hand, on a copy of its model or the model itself
+
+    Returns a function that runs one epoch, with the pictures in a random order or a given one, and returns the losses.
+    """
+    r, dev, images, bs = learn.recipe, learn.dls.device, batches.images, batches.bs
     model = copy.deepcopy(learn.model) if copied else learn.model
-    encoder, head = model.encoder, model.heads["final"]
-    views, normalize = learn.views, learn.contrast.normalize
-    opt = OPTIMIZERS[r.opt](parameter_groups(model, r.wd, r.opt == "lars"), lr=0.1, **r.opt_args)
-    images = batches.images
+    views, normalize, prototypes = learn.views, learn.contrast.normalize, model.heads["final"].prototypes
+    peak = r.lr * bs / 256 if lr is None else lr
+    opt = OPTIMIZERS[r.opt](parameter_groups(model, r.wd, r.opt == "lars", r.predictor_constant_lr), lr=peak, **r.opt_args)
+    decaying = [g for g in opt.param_groups if g["weight_decay"]]
+    rate = warmup_then(r.schedule, peak, min(r.warmup, 0.1))
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=dev.type == "cuda")
+    (ring,) = [model.memory[name]["final"] for name in ("queue", "neighbours") if name in model.memory] or [None]
+    rows, oldest = ring.rows if ring else None, 0
+    loss_of = by_hand(model, r, rows)
+    if ema := make_part(r.target) if "ema" in model.memory else None:
+        names, averaged = zip(*model.memory["ema"].named_parameters())
+        online = [model.get_parameter(name) for name in names]
 
-    nt_xent = NTXent(learn.loss_func.loss.temp)
-
-    def simclr_loss(v):
-        h = encoder(v.flatten(0, 1))
-        (z,) = head(h)
-        return nt_xent(*z.unflatten(0, v.shape[:2]))
-
-    if r.name == "moco_v3":
-        target_encoder, target_head = model.memory["ema"].encoder, model.memory["ema"].heads["final"]
-        online = [p for m in (encoder, head.projector) for p in m.parameters()]
-        averaged = [p for m in (target_encoder, target_head.projector) for p in m.parameters()]
-        nce = InfoNCE(learn.loss_func.loss.temp, scale=learn.loss_func.loss.scale)
-
-    def moco_loss(v):
-        p1, p2 = (head(encoder(x))[-1] for x in v)
-        with torch.no_grad(): k1, k2 = (target_head(target_encoder(x))[0] for x in v)
-        return (nce(p1, k2) + nce(p2, k1)) / 2
-
-    def epoch():
+    def epoch(order=None):
+        nonlocal oldest
         model.train()
-        lr, n = warmup_then("cosine", 0.1, 0.1), len(images) // batches.bs
-        order = torch.randperm(len(images), device=dev)
-        for i, at in enumerate(order.split(batches.bs)[:n]):
-            v = normalize(views(images.index_select(0, at))["views"])
-            for g in opt.param_groups: g["lr"] = lr(i / n)
-            with autocast: loss = moco_loss(v) if r.name == "moco_v3" else simclr_loss(v)
+        losses, n = [], len(images) // bs
+        if order is None: order = torch.randperm(len(images), device=dev)
+        for i, at in enumerate(order.split(bs)[:n]):
+            x, t = normalize(views(images.index_select(0, at))["views"]), i / n
+            for g in opt.param_groups: g["lr"] = peak if g.get("constant_lr") else rate(t)
+            if r.wd_end is not None:
+                for g in decaying: g["weight_decay"] = r.wd_end - (r.wd_end - r.wd) * SCHEDULES["cosine"](t)
+            with autocast: loss, new = loss_of(x)
             loss.backward()
+            if r.clip is not None: torch.nn.utils.clip_grad_norm_(model.parameters(), r.clip)
+            if new is not None:
+                rows[(oldest + torch.arange(len(new), device=dev)) % len(rows)] = F.normalize(new.float())
+                oldest = (oldest + len(new)) % len(rows)
             opt.step()
             opt.zero_grad()
-            if r.name == "moco_v3":
-                with torch.no_grad(): torch._foreach_lerp_(averaged, online, 0.01)
-        assert torch.isfinite(loss) and v.shape[-1] == size
+            with torch.no_grad():
+                if ema: torch._foreach_lerp_(averaged, online, 1 - EMA_SCHEDULES[ema.schedule](ema.momentum, ema.end, t))
+                if prototypes and not prototypes.weight_norm: prototypes.weight.copy_(F.normalize(prototypes.weight))
+            losses.append(loss.detach())
+        assert torch.isfinite(loss)
+        return losses
     return epoch
 
 
 def main():
     arg = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arg.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=f"of {', '.join(METHODS)}")
     arg.add_argument("--arch", default="resnet18")
+    arg.add_argument("--small-input", action="store_true", help="give the ResNet the stem for small pictures")
     arg.add_argument("--size", type=int, default=32)
     arg.add_argument("--bs", type=int, default=256)
-    arg.add_argument("--steps", type=int, default=3, help="steps in a measurement")
-    arg.add_argument("--rounds", type=int, default=7, help="measurements of each")
+    arg.add_argument("--steps", type=int, default=2, help="steps in a measurement")
+    arg.add_argument("--rounds", type=int, default=5, help="measurements of each")
     arg.add_argument("--out", help="folder for the results")
     a = arg.parse_args()
-    result = dict(arch=a.arch, size=a.size, bs=a.bs, steps=a.steps, rounds=a.rounds, goal="ratio at most 1.05")
-    for method in (simclr, moco_v3):
+    result = dict(arch=a.arch, small_input=a.small_input, size=a.size, bs=a.bs, steps=a.steps, rounds=a.rounds, goal="ratio at most 1.05")
+    for method in a.methods:
         torch.manual_seed(0)
         dls = image_dls(Pictures(a.bs * a.steps, a.size), size=a.size, bs=a.bs, valid=0, device=device())
-        learn = contrastive_learner(dls, a.arch, method(setting="cifar"), small_input=False)
+        learn = settled_learner(dls, a.arch, method, a.small_input)
         bare = bare_loop(learn, dls.train)
 
         def ours(learn=learn):
-            with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(1, lr=0.1)
+            with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(1)
 
         got = alternate(ours, bare, a.rounds)
-        result[method.__name__] = dict(ours_s_per_step=got["a_s"] / a.steps, bare_s_per_step=got["b_s"] / a.steps, ratio=got["ratio"],
-                                       ratio_quartiles=got["ratio_quartiles"])
-        print(f"{method.__name__}: {got['ratio']:.3f} (quartiles {got['ratio_quartiles'][0]:.3f} to {got['ratio_quartiles'][1]:.3f}), "
+        result[method] = dict(ours_s_per_step=got["a_s"] / a.steps, bare_s_per_step=got["b_s"] / a.steps, ratio=got["ratio"],
+                              ratio_quartiles=got["ratio_quartiles"])
+        print(f"{method}: {got['ratio']:.3f} (quartiles {got['ratio_quartiles'][0]:.3f} to {got['ratio_quartiles'][1]:.3f}), "
               f"{got['a_s'] / a.steps:.3f} s against {got['b_s'] / a.steps:.3f} s a step", flush=True)
     save(f"step_time_{device()}", result, a.out)
 

@@ -416,30 +416,35 @@ def _split(encoder: Path) -> dict[str, Any]:
     return {k: run[k] if isinstance(run, dict) and k in run else getattr(Run, k) for k in ('valid', 'seed')}
 
 # %% ../nbs/50_cli.ipynb #d27be8e5
-@app.command(epilog="Example: [bold]fastcontrast views pictures --kind byol -o views.png[/]")
+@app.command(epilog="Example: [bold]fastcontrast views pictures --method byol -o views.png[/]")
 def views(
     data: Annotated[str, typer.Argument(help="A folder of pictures, or 'digits'")] = 'digits',
     out: Annotated[str, typer.Option('--out', '-o', help="The .png, .svg or .pdf file for the drawing")] = 'views.png',
-    kind: Annotated[str | None, typer.Option(help="Kind of views: simclr, moco_v2, simsiam, byol; each also with _cifar after it, which leaves out blur; digits",
-                                             show_default="what simclr trains on")] = None,
+    method: Annotated[str, typer.Option(help="Draw what this recipe trains on, small crops included: simclr, moco_v2, byol, swav, dino, …")] = 'simclr',
+    kind: Annotated[str | None, typer.Option(help="Two views of a kind, in place of a recipe's: simclr, moco_v1, moco_v2, simsiam, byol; each also with _cifar after it, which leaves out blur; digits",
+                                             show_default="the recipe's")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the views in pixels", show_default="as in pretrain")] = None,
     n: Annotated[int, typer.Option('--n', '-n', min=1, help="Pictures to draw")] = 6,
     seed: Annotated[int, typer.Option(help="Another seed draws other pictures and other views")] = 0,
 ):
     "Draw pictures beside the views that training would make of them."
     import torch
-    from fastcontrast.recipes import pick_setting, simclr
+    from fastcontrast.recipes import METHODS, make_part, pick_setting
     from fastcontrast.views import draw_views, two_views
+    if method not in METHODS: raise InputError(suggest(method, METHODS, 'method'))
     file = out_file(out, '.png', '.svg', '.pdf')
     # hardly any memory: only the pictures that are drawn are then decoded
     dls = _pictures(data, 2, size=size, valid=0, seed=seed, memory=1e-12, workers=0)
     few = dls.train.ordered(n)
     few.bs = n
     torch.manual_seed(seed % 2**63)
-    make = two_views(dls.size, kind or simclr().resolve(pick_setting(dls.source, dls.size)).views)
+    recipe = METHODS[method]().resolve(pick_setting(dls.source, dls.size))
+    make, crops = two_views(dls.size, kind or recipe.views), make_part(recipe.multi_crop)
+    what = make.kind if not crops or kind else f"{make.kind}, {crops}"
+    if crops and not kind: make = crops.views(make)
     x, _ = few.one_batch()
     draw_views(x, make(x), path=file, n=n)
-    console.print(f"{len(x)} picture{'s' * (len(x) > 1)} and {'their' if len(x) > 1 else 'its'} views ({make.kind}, {dls.size} px) are in {file}")
+    console.print(f"{len(x)} picture{'s' * (len(x) > 1)} and {'their' if len(x) > 1 else 'its'} views ({what}, {dls.size} px) are in {file}")
     _say_undecodable(dls)
 
 # %% ../nbs/50_cli.ipynb #56bba456

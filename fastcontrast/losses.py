@@ -387,7 +387,7 @@ class _SoftTargets(_Loss):
         _check(q, k, queue, least=1)
         return self.pairs(q[None], self.targets(k[None], queue)).squeeze()
 
-# %% ../nbs/01_losses.ipynb #6f1b333f
+# %% ../nbs/01_losses.ipynb #25b33099
 def _check_sinkhorn(eps: float, iters: int):
     "Raise `InputError` for parameters of `sinkhorn` that cannot work"
     _positive(eps=eps)
@@ -406,9 +406,13 @@ def sinkhorn(
     """
     _check_sinkhorn(eps, iters)
     with torch.no_grad(), _full_precision(scores):
-        codes = (_bounded(scores) / eps).log_softmax(-2).softmax(-1)
-        N, K = codes.shape[-2:]
-        sample, proto = (codes.new_ones(*codes.shape[:-2], n, 1) for n in (N, K))
+        N, K = scores.shape[-2:]
+        logits = _bounded(scores).div_(eps)
+        logits -= logits.logsumexp(-2, keepdim=True)  # in place: a new matrix costs more than the arithmetic
+        logits -= logits.amax(-1, keepdim=True)
+        codes = logits.exp_()
+        proto = codes.new_ones(*codes.shape[:-2], K, 1)
+        sample = 1 / codes.sum(-1, keepdim=True)
         most = torch.finfo(codes.dtype).max ** 0.4  # where equal shares are impossible, the vectors would grow for ever
         for _ in range(iters - 1):
             proto = (N / K / (codes.mT @ sample)).clamp(1 / most, most)

@@ -86,7 +86,7 @@ class Contrast(StepCallback):
     def after_fit(self):  # they hold a batch, and a graph
         self.learn.images = self.learn.labels = self.learn.key_views = self.learn.loss_grad = None
 
-# %% ../nbs/06_step.ipynb #80db2988
+# %% ../nbs/06_step.ipynb #273dbe02
 class MultiCrop(StepCallback):
     "Large crops and small ones: keys are made of the large ones only (SwAV section 3.3, DINO)"
     order = 6
@@ -105,18 +105,24 @@ class MultiCrop(StepCallback):
 
     def __repr__(self): return f"MultiCrop({self.globals}, {self.locals})"
 
-    def attached(self):
-        old = self.learn.views
-        if not isinstance(old, Views): raise InputError(f"MultiCrop can't make its crops of {type(old).__name__}: remove the other MultiCrop first.")
+    def views(self,
+        two: Views, # what would be made without it: its size and strengths are those of the large crops
+    ) -> RoleViews:
+        "What makes the crops, large ones as 'views' and small ones as 'local'"
         (n, side, scale), (n_local, side_local, scale_local) = self.globals, self.locals
-        side = side or old.size
+        side = side or two.size
         side_local = side_local or max(8, round(side * 96 / 224 / 8) * 8)
-        for s in {side, side_local} - {old.size}:
-            try: feature_dim(self.model.encoder, s)
-            except InputError as e: raise InputError(f"MultiCrop's crops can't be {s} pixels wide: {e.message}") from None
-        kind, local_kind = (replace(k.shared_by(m), scale=a) for k, m, a in
-                            ((old.strength, n, scale), (self.local_kind or old.strength, n_local, scale_local)))
-        self.old, self.learn.views = old, RoleViews(Views(side, kind, n), Views(side_local, local_kind, n_local, 'local'))
+        kind, local_kind = two.strength.shared_by(n), (self.local_kind or two.strength).shared_by(n_local)
+        return RoleViews(Views(side, replace(kind, scale=scale), n), Views(side_local, replace(local_kind, scale=scale_local), n_local, 'local'))
+
+    def attached(self):
+        self.old = self.learn.views
+        if not isinstance(self.old, Views): raise InputError(f"MultiCrop can't make its crops of {type(self.old).__name__}: remove the other MultiCrop first.")
+        views = self.views(self.old)
+        for size in {make.size for make in views.makers} - {self.old.size}:
+            try: feature_dim(self.model.encoder, size)
+            except InputError as e: raise InputError(f"MultiCrop's crops can't be {size} pixels wide: {e.message}") from None
+        self.learn.views = views
 
     def detached(self, learn): learn.views = self.old
 
@@ -146,7 +152,7 @@ class PairLoss(nn.Module):
             if role in pred:
                 p = pred[role][level].p
                 queries[role] = k if p is keys else gather(p, dim=-2)
-        terms = list((self._together if hasattr(self.loss, 'pairs') else self._apart)(queries, k, *queue))
+        terms = list((self._together if hasattr(self.loss, 'targets') else self._apart)(queries, k, *queue))
         count = sum(n for _, n in terms)
         if not count: raise InputError("one view alone has no other view to be compared with: make at least two.")
         if hasattr(self.loss, 'update') and self.loss.training: self.loss.update(k)
@@ -156,10 +162,11 @@ class PairLoss(nn.Module):
 
     def _apart(self, queries: dict[str, Tensor], k: Tensor, *queue: Tensor) -> Iterator[tuple[Tensor, int]]:
         "The loss of each pair that counts"
+        once = getattr(self.loss, 'symmetric', False) and not queue  # a queue is on the keys' side
         for role, q in queries.items():
             for i in range(len(q)):
                 for j in range(len(k)):
-                    scored = q is k and j < i and getattr(self.loss, 'symmetric', False)
+                    scored = once and q is k and j < i
                     if not (self._own(role) and i == j or scored): yield self.loss(q[i], k[j], *queue), 1
 
     def _together(self, queries: dict[str, Tensor], k: Tensor, *queue: Tensor) -> Iterator[tuple[Tensor, int]]:
