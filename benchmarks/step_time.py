@@ -29,9 +29,12 @@ class Pictures:
     def __getitem__(self, i): return self.x[i], -1
 
 
-def settled_learner(dls, arch, method, small_input=False, rows=None):
-    """A learner as it is in most of a long run; `rows`: of its memory, if it has one (None: as many as the recipe says)"""
-    recipe = replace(METHODS[method](setting="cifar"), prototypes_frozen=0)
+def settled_learner(dls, arch, method, small_input=False, rows=None, **changes):
+    """A learner as it is in most of a long run
+
+    rows: of its memory, if it has one (None: as many as the recipe says); changes: of other fields of the recipe.
+    """
+    recipe = replace(METHODS[method](setting="cifar", **changes), prototypes_frozen=0)
     memory = make_part(recipe.resolve("cifar").memory)
     if memory is not None: memory.size = rows or memory.size  # given as a callback it isn't cut to the number of pictures
     if isinstance(memory, Queue): memory.start = 0

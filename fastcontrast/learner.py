@@ -29,7 +29,7 @@ from fastai.data.core import DataLoaders
 from fastai.imports import noop
 from fastai.learner import AvgSmoothLoss, Learner, ValueMetric
 from fastcore.foundation import L
-from fastcore.imports import in_notebook
+from fastprogress.fastprogress import IN_NOTEBOOK
 from torch import Tensor, nn
 
 from .core import InputError, suggest
@@ -83,8 +83,8 @@ class EpochLines(Callback):
     def after_fit(self): self.learn.logger = self.old_logger
 
 def shows_bar() -> bool:
-    "Whether a progress bar can be drawn: in a notebook or on a terminal"
-    return in_notebook() or sys.stdout.isatty()
+    "Whether a progress bar can be drawn: in a notebook that fastprogress knows, or on a terminal"
+    return IN_NOTEBOOK or sys.stdout.isatty()
 
 # %% ../nbs/45_learner.ipynb #81dfaac6
 class _DeviceLoss(AvgSmoothLoss):
@@ -231,6 +231,7 @@ def contrastive_learner(
     if not hasattr(dls, 'size') or not hasattr(dls.train, 'ordered'): raise InputError("dls must come from image_dls(…), which takes fastai DataLoaders too.")
     if world_size() > 1: raise InputError("training in several processes is not supported yet: run one process.")
     recipe = _as_recipe(method).resolve(pick_setting(dls.source, dls.size))
+    recipe.check()
     loss = _as_loss(loss, recipe)
     cbs, notes = [cb() if isinstance(cb, type) else cb for cb in L(cbs)], []
     def axis(kind, what, part):
@@ -245,6 +246,8 @@ def contrastive_learner(
         notes.append(f"{memory} of {recipe.name} would hold a picture several times: {half} rows here, half of the pictures")
         memory.size = half
     check_parts(recipe, loss, memory)
+    if recipe.one_way and crops is not None and crops.globals[0] < 2:
+        raise InputError(f"{recipe.name}() asks with one large view and answers with the others, and {crops} makes one: make at least two.")
     _try_loss(loss, recipe, memory)
     if not getattr(loss, 'prototypes', False): recipe = replace(recipe, prototypes=0)
     encoder = make_encoder(arch, small_input=bool(small_input), pretrained=pretrained, size=dls.size)

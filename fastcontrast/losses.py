@@ -411,13 +411,14 @@ def sinkhorn(
         logits -= logits.logsumexp(-2, keepdim=True)  # in place: a new matrix costs more than the arithmetic
         logits -= logits.amax(-1, keepdim=True)
         codes = logits.exp_()
-        proto = codes.new_ones(*codes.shape[:-2], K, 1)
-        sample = 1 / codes.sum(-1, keepdim=True)
         most = torch.finfo(codes.dtype).max ** 0.4  # where equal shares are impossible, the vectors would grow for ever
-        for _ in range(iters - 1):
-            proto = (N / K / (codes.mT @ sample)).clamp(1 / most, most)
-            sample = 1 / (codes @ proto)
-        return codes.mul_(proto.mT).mul_(sample)
+        for c in codes.view(-1, N, K):  # a problem at a time: a batched product with a vector is slow on a CPU
+            proto, sample = c.new_ones(K), 1 / c.sum(-1)
+            for _ in range(iters - 1):
+                proto = (N / K / (sample @ c)).clamp_(1 / most, most)
+                sample = 1 / (c @ proto)
+            c.mul_(proto).mul_(sample[:, None])
+        return codes
 
 # %% ../nbs/01_losses.ipynb #16332571
 class SwAVLoss(_SoftTargets):

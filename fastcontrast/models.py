@@ -11,6 +11,7 @@ __all__ = ['ACTIVATIONS', 'has_large_stem', 'small_stem', 'make_encoder', 'featu
 # %% ../nbs/05_models.ipynb #12a65558
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 
 import timm
 import torch
@@ -80,7 +81,7 @@ def feature_dim(
     name = encoder.pretrained_cfg.get('architecture', type(encoder).__name__)
     try: h = encoder.eval()(p.new_zeros(1, in_chans, size, size))
     except (RuntimeError, AssertionError, ValueError) as e:
-        raise InputError(f"size={size} does not suit the encoder '{name}' (its strides or patches need another size): {' '.join(str(e).split())[:120]}") from e
+        raise InputError(f"size={size} does not suit the encoder '{name}', whose strides or patches need another size ({shorten(str(e), 120, placeholder=' …')}).") from e
     finally:
         for m, mode in modes.items(): m.training = mode
     if h.ndim != 2 or not h.shape[1]: raise InputError(f"the encoder '{name}' gives no pooled feature for a picture but a tensor of shape {tuple(h.shape)}: take another architecture.")

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import pandas as pd
@@ -50,7 +51,7 @@ class Recipe:
     predictor_constant_lr: bool = False # the predictor's learning rate stays at the peak (SimSiam)
     prototypes: int = 0                 # prototypes, for losses that score against them
     prototypes_weight_norm: bool = False # see `Prototypes`
-    prototypes_frozen: int = 1          # epochs in which they do not move
+    prototypes_frozen: int = 1          # epochs of a fit, from its beginning, in which they do not move
     memory: Callable[[], Memory] | Memory | None = None # what outlives the batch, or what makes it
     multi_crop: Callable[[], MultiCrop] | MultiCrop | None = None # large and small crops in place of two views, or what makes them
     one_way: bool = False               # the first view asks and the second answers; else both do both
@@ -74,6 +75,23 @@ class Recipe:
         values = {**self.settings.get(setting, {}), **self.changes, 'setting': setting}
         if 'opt' in self.changes: values['opt_args'] = self.changes.get('opt_args', {})  # those of another optimizer
         return replace(self, **values)
+
+    def check(self) -> None:
+        "Raise `InputError` for values that cannot be, naming field and value"
+        def whole(*vs, least=1): return all(isinstance(v, Integral) and not isinstance(v, bool) and v >= least for v in vs)
+        def number(v, positive=True): return isinstance(v, Real) and (v > 0 if positive else v >= 0) and v < math.inf
+        rules = dict(projector=(len(self.projector) and whole(*self.projector), "the widths of one or more layers, like (2048, 128)"),
+                     predictor=(whole(*self.predictor), "the widths of its layers, like (4096, 256)"),
+                     prototypes=(whole(self.prototypes, least=0), "a whole number, of 0 or more"),
+                     prototypes_frozen=(whole(self.prototypes_frozen, least=0), "a whole number of epochs, of 0 or more"),
+                     lr=(number(self.lr), "a positive number"), wd=(number(self.wd, False), "a number of 0 or more"),
+                     wd_end=(self.wd_end is None or number(self.wd_end, False), "None, or a number of 0 or more"),
+                     clip=(self.clip is None or number(self.clip), "None, or a positive number"),
+                     warmup=(number(self.warmup, False), "a number of epochs, of 0 or more"))
+        for name, (ok, what) in rules.items():
+            if not ok: raise InputError(f"{name}={getattr(self, name)!r} of {self.name}() is not what it takes: {what}.")
+        if self.predictor and self.predictor[-1] != self.projector[-1]:
+            raise InputError(f"the predictor of {self.name}() ends in a width of {self.predictor[-1]} and its projector in {self.projector[-1]}: predictions meet projections, so give both the same.")
 
     def head(self,
         dim: int, # width of the features
@@ -221,7 +239,7 @@ METHODS: dict[str, Callable[..., Recipe]] = {m.__name__: m for m in (
 # %% ../nbs/20_recipes.ipynb #1feae4a6
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     'lars': partial(Lars, momentum=0.9), # multi-tensor by itself, in timm's newer releases
-    'sgd': partial(torch.optim.SGD, momentum=0.9, fused=True),
+    'sgd': partial(torch.optim.SGD, momentum=0.9, foreach=True), # the fused one fails where some parameters have no gradient at first
     'adamw': partial(torch.optim.AdamW, fused=True),
 }
 

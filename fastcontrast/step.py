@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from torch import Tensor, nn
 
-from .core import InputError
+from .core import InputError, suggest
 from .distributed import gather
 from .models import Embedding, feature_dim
-from .views import Normalize, RoleViews, ViewKind, Views
+from .views import VIEW_KINDS, Normalize, RoleViews, ViewKind, Views
 
 # %% ../nbs/06_step.ipynb #6d6b0c57
 class StepCallback(Callback):
@@ -32,8 +32,10 @@ class StepCallback(Callback):
     def learn(self): return self._learn
     @learn.setter
     def learn(self, learn):
-        old, self.__dict__['_learn'] = self._learn, learn
-        if old is not None and old is not learn: self.detached(old)
+        old = self._learn
+        if None not in (old, learn) and old is not learn: raise InputError(f"this {type(self).__name__} belongs to another learner: make a new one.")
+        self.__dict__['_learn'] = learn
+        if old is not None and learn is None: self.detached(old)
         if learn is not None and old is not learn:
             try: self.attached()
             except Exception:
@@ -66,6 +68,10 @@ class Contrast(StepCallback):
         self.learn.views.to(device)
         self.normalize.to(device)
 
+    def before_train(self):
+        loss = getattr(self.loss_func, 'loss', None)
+        if hasattr(loss, 'at_epoch'): loss.at_epoch(self.epoch)
+
     def before_batch(self):
         if not self.training:
             raise InputError("a contrastive model has no predictions to give: use learn.embed(dl) for the features of pictures.")
@@ -93,14 +99,18 @@ class MultiCrop(StepCallback):
     def __init__(self,
         globals: tuple = (2, None, (0.14, 1.0)),  # large crops: how many, side in pixels (None: the learner's), range of area
         locals: tuple = (6, None, (0.05, 0.14)),  # small crops: the same (None: 96 / 224 of the large side, in steps of 8)
-        local_kind: ViewKind | None = None,       # colours of the small crops; None: as the large ones'
+        local_kind: str | ViewKind | None = None, # colours of the small crops; None: as the large ones'
     ):
         for what, crops in (('globals', globals), ('locals', locals)):
             try:
-                (n, side, scale) = crops
-                ok = all(isinstance(v, Integral) and v >= 1 for v in (n, 2 if side is None else side)) and 0 < scale[0] <= scale[1] <= 1
-            except (TypeError, ValueError, IndexError): ok = False
+                n, side, (low, high) = crops
+                ok = all(isinstance(v, Integral) and v >= 1 for v in (n, 2 if side is None else side)) and 0 < low <= high <= 1
+            except (TypeError, ValueError): ok = False
             if not ok: raise InputError(f"{what}={crops!r} of MultiCrop is not (how many, side in pixels or None, (smallest, largest share of the area)).")
+        if isinstance(local_kind, str):
+            if local_kind not in VIEW_KINDS: raise InputError(suggest(local_kind, VIEW_KINDS, 'kind of views'))
+            local_kind = VIEW_KINDS[local_kind]
+        if not isinstance(local_kind, ViewKind | None): raise InputError(f"local_kind={local_kind!r} of MultiCrop is no kind of views: give a name in VIEW_KINDS, or a ViewKind.")
         self.globals, self.locals, self.local_kind = globals, locals, local_kind
 
     def __repr__(self): return f"MultiCrop({self.globals}, {self.locals})"
@@ -177,12 +187,12 @@ class PairLoss(nn.Module):
             if self._own(role): yield scores.sum() - scores.diagonal().sum(), scores.numel() - min(scores.shape)
             else: yield scores.sum(), scores.numel()
 
-# %% ../nbs/06_step.ipynb #0aa22e1a
+# %% ../nbs/06_step.ipynb #dcaa4d97
 class PrototypeScores(StepCallback):
     "Embeddings, keys and queue become scores against the prototypes, which stay at unit length and are frozen at first"
     order = 28  # after targets (20) and memories (24), which deal in embeddings
     def __init__(self,
-        frozen: int = 1, # epochs in which the prototypes do not move
+        frozen: int = 1, # epochs of a fit, from its beginning, in which the prototypes do not move
     ): self.frozen = frozen
 
     def prototypes(self) -> set[nn.Module]:
@@ -198,7 +208,8 @@ class PrototypeScores(StepCallback):
             if own and level in before and k is before[level].p: return scored['views'][level].p  # the same, not worked out twice
             return self.learn.key_heads[level].prototypes(k)
         self.learn.pred = {**self.pred, **scored}
-        self.learn.yb = tuple({level: score(level, k) for level, k in ks.items()} for ks in (keys, *queue))
+        with torch.no_grad(): queue = [{level: score(level, rows) for level, rows in rings.items()} for rings in queue]
+        self.learn.yb = ({level: score(level, k) for level, k in keys.items()}, *queue)
 
     def before_step(self):
         if self.epoch < self.frozen:

@@ -68,7 +68,6 @@ class EMATarget(Target):
 
     def attached(self):
         if 'ema' in self.model.memory: raise InputError("this learner has an EMATarget already: remove that first.")
-        if self.target is not None: raise InputError("this EMATarget belongs to another learner: make a new one.")
         target = copy.deepcopy(self.model)
         target.memory.clear()
         for head in target.heads.values(): head.predictor = None
@@ -117,7 +116,7 @@ class Ring(nn.Module):
         "The rows from the oldest to the newest"
         return self.rows.roll(-(int(self.written) % len(self.rows)), 0)
 
-# %% ../nbs/07_targets.ipynb #268f4a90
+# %% ../nbs/07_targets.ipynb #270fbbc2
 class Memory(StepCallback):
     "Base of the callbacks that remember keys"
     order = 24
@@ -132,7 +131,6 @@ class Memory(StepCallback):
 
     def attached(self):
         if self.name_of_rings in self.model.memory: raise InputError(f"this learner has a {type(self).__name__} already: remove that first.")
-        if self.rings is not None: raise InputError(f"this {type(self).__name__} belongs to another learner: make a new one.")
         bs = getattr(self.dls.train, 'bs', None) or 0
         if self.size < bs: raise InputError(f"{self!r} is smaller than a batch of {bs}: give it at least {bs}, or leave it out.")
         device = next(self.model.parameters()).device
@@ -164,7 +162,7 @@ class Queue(Memory):
     name_of_rings = 'queue'
     def __init__(self,
         size: int = 65536, # keys that are kept
-        start: int = 0,    # epoch (from 0) from which the loss is given the queue; if not 0, only when it is full
+        start: int = 0,    # epoch of a fit (from 0) from which the loss is given the queue; if not 0, only when it is full
     ):
         super().__init__(size)
         if isinstance(start, bool) or not isinstance(start, Integral) or start < 0: raise InputError(f"start={start!r} of Queue must be a whole number of at least 0.")

@@ -62,8 +62,9 @@ def test_the_hand_written_loop_does_the_same_arithmetic(method):
 
     def learner():
         torch.manual_seed(0)
-        # the memory is no multiple of a batch and gets round once
-        return settled_learner(image_dls(Pictures(18, 16), size=16, bs=6, valid=0, device="cpu"), "resnet10t", method, rows=14)
+        dls = image_dls(Pictures(18, 16), size=16, bs=6, valid=0, device="cpu")
+        # the memory is no multiple of a batch and gets round once; gradients are so small here that nothing would be clipped
+        return settled_learner(dls, "resnet10t", method, rows=14, **(dict(clip=0.1) if method == "dino" else {}))
 
     by_hand, ours, seen = learner(), learner(), Seen()
     train = by_hand.dls.train
