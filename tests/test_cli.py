@@ -447,6 +447,10 @@ def test_views(run, folder):
     assert run('views', '-o', 'd.png', '-n', 2)[1] == '2 pictures and their views (digits, 32 px) are in d.png\n'
     assert run('views', 'p', '-o', '[a]/v.svg', '--kind', 'byol', '--size', 40)[1] == '3 pictures and their views (byol, 40 px) are in [a]/v.svg\n'
     assert (folder/'[a]/v.svg').stat().st_size > 1000
+    said = run('views', 'p', '-o', 's.png', '--method', 'swav', '--size', 128)[1]
+    assert said == '3 pictures and their views (simclr, MultiCrop((2, None, (0.14, 1.0)), (6, None, (0.05, 0.14))), 128 px) are in s.png\n'
+    assert matplotlib.image.imread('s.png').shape[1] > 2 * matplotlib.image.imread('d.png').shape[1]  # nine columns, not three
+    assert 'did you mean swav' in run('views', 'p', '--method', 'swaw')[2]
     for seed, name in ((0, 'a.png'), (0, 'b.png'), (1, 'c.png')): assert run('views', 'p', '--seed', seed, '-o', name)[0] == 0
     a, b, c = (matplotlib.image.imread(f) for f in ('a.png', 'b.png', 'c.png'))
     assert np.array_equal(a, b) and not np.array_equal(a, c) and a.std() > .05

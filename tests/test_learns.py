@@ -1,0 +1,32 @@
+"""Every method learns something in two epochs on the digits, and none collapses: `benchmarks/methods.py` in a shortened form"""
+import pytest
+import torch
+
+from fastcontrast.data import image_dls
+from fastcontrast.evaluate.linear import few_label_accuracy
+from fastcontrast.learner import contrastive_learner
+from fastcontrast.recipes import METHODS
+
+
+@pytest.fixture(scope='module')
+def dls(): return image_dls('digits', bs=64)
+
+
+def few_labels(learn) -> float: return few_label_accuracy(*learn.embed(learn.dls.train), *learn.embed(learn.dls.valid))[0]
+
+
+@pytest.fixture(scope='module')
+def untrained(dls) -> float:
+    torch.manual_seed(0)
+    return few_labels(contrastive_learner(dls, 'resnet10t'))
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_two_epochs_teach_something(dls, untrained, name):
+    torch.manual_seed(0)
+    dls.train.epoch = 0  # the same order of pictures for all
+    learn = contrastive_learner(dls, 'resnet10t', method=name, knn_pictures=0)
+    with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(2)
+    accuracy, dim = few_labels(learn), learn.recipe.projector[-1]
+    assert accuracy > untrained + 0.01, (accuracy, untrained)
+    assert learn.recorder.values[-1][-1] > 0.05 / dim ** 0.5  # the spread of the embeddings: 1 / sqrt(dim) where they use all directions alike
