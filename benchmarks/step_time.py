@@ -128,7 +128,9 @@ def bare_loop(learn, batches, copied=True, lr=None):
                 for g in decaying: g["weight_decay"] = r.wd_end - (r.wd_end - r.wd) * SCHEDULES["cosine"](t)
             with autocast: loss, new = loss_of(x)
             loss.backward()
-            if r.clip is not None: torch.nn.utils.clip_grad_norm_(model.parameters(), r.clip)
+            if r.clip_each is not None:
+                for p in model.parameters():
+                    if p.grad is not None: p.grad.mul_((r.clip_each / (p.grad.norm() + 1e-6)).clamp_(max=1))
             if new is not None:
                 rows[(oldest + torch.arange(len(new), device=dev)) % len(rows)] = F.normalize(new.float())
                 oldest = (oldest + len(new)) % len(rows)

@@ -24,7 +24,7 @@ from fastai.callback.core import CancelFitException
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
-from fastai.callback.training import GradientAccumulation, GradientClip
+from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
 from fastai.imports import noop
 from fastai.learner import AvgSmoothLoss, Learner, ValueMetric
@@ -41,7 +41,7 @@ from .export import export_encoder
 from .models import ContrastiveModel, feature_dim, has_large_stem, make_encoder, small_stem
 from .recipes import (LOSSES, METHODS, Recipe, check_parts, make_part, optimizer, parameter_groups,
                                   pick_setting, schedules)
-from .step import Contrast, FiniteLoss, MultiCrop, PairLoss, PrototypeScores, StepCallback, embedding_std
+from .step import ClipEach, Contrast, FiniteLoss, MultiCrop, PairLoss, PrototypeScores, StepCallback, embedding_std
 from .targets import Memory, Queue, Target
 from .views import Normalize, draw_views, two_views
 
@@ -199,11 +199,14 @@ def _as_recipe(method) -> Recipe:
     return method
 
 def _as_loss(loss, recipe: Recipe) -> nn.Module:
-    if loss is None: loss = recipe.loss if not isinstance(recipe.loss, nn.Module) else copy.deepcopy(recipe.loss)
+    if loss is None: loss = recipe.loss
+    if isinstance(loss, nn.Module): loss = copy.deepcopy(loss)  # what it remembers is this learner's
     if isinstance(loss, str):
         if loss not in LOSSES: raise InputError(suggest(loss, LOSSES, 'loss'))
         loss = LOSSES[loss]
-    if loss is recipe.loss or inspect.isclass(loss): loss = loss()
+    if loss is recipe.loss or inspect.isclass(loss):
+        if not callable(loss): raise InputError(f"loss={loss!r} of {recipe.name}() is neither a loss nor makes one: give one like DCL(0.1).")
+        loss = loss()
     return loss
 
 def _try_loss(loss: nn.Module, recipe: Recipe, memory: Memory | None) -> None:
@@ -230,7 +233,9 @@ def contrastive_learner(
     "A learner that trains `arch` by `method`. Raises `InputError` for parts that do not go together"
     if not hasattr(dls, 'size') or not hasattr(dls.train, 'ordered'): raise InputError("dls must come from image_dls(…), which takes fastai DataLoaders too.")
     if world_size() > 1: raise InputError("training in several processes is not supported yet: run one process.")
-    recipe = _as_recipe(method).resolve(pick_setting(dls.source, dls.size))
+    recipe = _as_recipe(method)
+    without_prototypes = not recipe.prototypes
+    recipe = recipe.resolve(pick_setting(dls.source, dls.size))
     recipe.check()
     loss = _as_loss(loss, recipe)
     cbs, notes = [cb() if isinstance(cb, type) else cb for cb in L(cbs)], []
@@ -238,18 +243,28 @@ def contrastive_learner(
         "The value of an axis: the one among `cbs`, else the recipe's"
         given = [cb for cb in cbs if isinstance(cb, kind)]
         if len(given) > 1: raise InputError(f"{given[0]} and {given[1]} are both {what}: give one.")
-        return given[0] if given else make_part(part)
+        if given: return given[0]
+        if not (part is None or callable(part) or isinstance(part, kind)): raise InputError(f"{part!r} of {recipe.name}() is no {kind.__name__}, nor makes one.")
+        made = make_part(part)
+        if not isinstance(made, kind) and (made is not None or kind is Target): raise InputError(f"{made!r} of {recipe.name}() is no {kind.__name__}.")
+        return made
     target, memory, crops = (axis(Target, 'the target, which makes the keys of a step', recipe.target),
                              axis(Memory, 'memories of earlier batches', recipe.memory), axis(MultiCrop, 'crops', recipe.multi_crop))
-    half = max(len(dls.train.dataset) // 2, dls.train.bs)
-    if memory is not None and memory not in cbs and memory.size > half:
-        notes.append(f"{memory} of {recipe.name} would hold a picture several times: {half} rows here, half of the pictures")
-        memory.size = half
+    if memory is not None and memory not in cbs and 'memory' not in recipe.changes:
+        n, bs = len(dls.train.dataset), dls.train.bs
+        if memory.size > n:
+            notes.append(f"{memory} has more rows than there are pictures: {n} here")
+            memory.size = n
+        if memory.size < bs:
+            notes.append(f"{memory} is smaller than a batch: " + (f"{bs} rows here" if not getattr(memory, 'start', 0) else "left out, since the batch is large enough without"))
+            memory.size, memory = bs, None if getattr(memory, 'start', 0) else memory
     check_parts(recipe, loss, memory)
     if recipe.one_way and crops is not None and crops.globals[0] < 2:
         raise InputError(f"{recipe.name}() asks with one large view and answers with the others, and {crops} makes one: make at least two.")
     _try_loss(loss, recipe, memory)
-    if not getattr(loss, 'prototypes', False): recipe = replace(recipe, prototypes=0)
+    if not getattr(loss, 'prototypes', False):
+        if recipe.prototypes and without_prototypes: raise InputError(f"{type(loss).__name__} has no use for the {recipe.prototypes} prototypes of {recipe.name}(): leave them out, or take SwAVLoss or DINOLoss.")
+        recipe = replace(recipe, prototypes=0)
     encoder = make_encoder(arch, small_input=bool(small_input), pretrained=pretrained, size=dls.size)
     if small_input is None:
         small_input = recipe.setting == 'cifar' and not pretrained and has_large_stem(encoder)
@@ -263,7 +278,7 @@ def contrastive_learner(
     cbs = [crops, *[cb for cb in cbs if cb not in (target, memory, crops)], memory, target]
     if any(isinstance(cb, GradientAccumulation) for cb in cbs):
         raise InputError("GradientAccumulation sums the losses of small batches, each with its own few negatives, which is not the loss of the large batch: leave it out.")
-    if recipe.clip is not None and not any(isinstance(cb, GradientClip) for cb in cbs): cbs.append(GradientClip(recipe.clip))
+    if recipe.clip_each is not None: cbs.append(ClipEach(recipe.clip_each))
     if recipe.prototypes: cbs.append(PrototypeScores(recipe.prototypes_frozen))
     watch = Watch(dls, knn_pictures)
     step = [Contrast(two_views(dls.size, recipe.views), Normalize(encoder.pretrained_cfg['mean'], encoder.pretrained_cfg['std']), recipe.one_way),
@@ -273,7 +288,7 @@ def contrastive_learner(
     if precision == 'bf16' and not (cuda and torch.cuda.is_bf16_supported()): raise InputError("precision='bf16' needs a CUDA device that has bfloat16: use 'fp32'.")
     if cuda and precision != 'fp32' and torch.cuda.is_bf16_supported(): step.append(MixedPrecision(AMPMode.BF16))
 
-    def groups(model): return parameter_groups(model, recipe.wd, recipe.opt == 'lars', recipe.predictor_constant_lr)
+    def groups(model): return parameter_groups(model, recipe.wd, recipe.opt == 'lars', recipe.predictor_constant_lr, recipe.wd_all)
     learn = ContrastiveLearner(dls, model, loss_func=PairLoss(loss, recipe.one_way), opt_func=optimizer(recipe), splitter=groups, lr=recipe.lr * dls.train.bs / 256,
                                cbs=[*step, *[cb for cb in cbs if cb is not None]], metrics=watch.metrics(), path=path)
     learn.recipe, learn.arch, learn.small_input, learn.notes = recipe, arch, small_input, tuple(notes)

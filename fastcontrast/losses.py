@@ -308,17 +308,19 @@ class BarlowTwins(_Loss):
     def __init__(
         self,
         lambd: float = 5.1e-3, # λ, the weight of the entries off the diagonal, 0 or more
+        scale: float = 1.,     # factor on the loss, above 0
     ):
         super().__init__()
         _within(0, math.inf, lambd=lambd)
-        self.lambd = lambd
+        _positive(scale=scale)
+        self.lambd, self.scale = lambd, scale
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
         _check(q, k)
         with _full_precision(q):
             a, b = (_standardize(z) for z in _wide(q, k))
             on = (1 - (a * b).mean(0)).square().sum()
-            return on + self.lambd * _off_diagonal(a, b) / len(q) ** 2
+            return self.scale * (on + self.lambd * _off_diagonal(a, b) / len(q) ** 2)
 
 # %% ../nbs/01_losses.ipynb #4733a604
 class VICReg(_Loss):
@@ -407,7 +409,7 @@ def sinkhorn(
     _check_sinkhorn(eps, iters)
     with torch.no_grad(), _full_precision(scores):
         N, K = scores.shape[-2:]
-        logits = _bounded(scores).div_(eps)
+        logits = _bounded(scores).div_(eps).contiguous()
         logits -= logits.logsumexp(-2, keepdim=True)  # in place: a new matrix costs more than the arithmetic
         logits -= logits.amax(-1, keepdim=True)
         codes = logits.exp_()

@@ -58,9 +58,10 @@ class Recipe:
     per_view: bool = False              # BatchNorm statistics for each view alone (see `ContrastiveModel`)
     opt: str = 'lars'                   # a name in `OPTIMIZERS`
     opt_args: Mapping[str, Any] = field(default_factory=dict) # what else the optimizer is given
-    wd: float = 1e-6                    # weight decay; biases and norms have none
+    wd: float = 1e-6                    # weight decay; biases and norms have none, unless `wd_all`
     wd_end: float | None = None         # weight decay at the end of the run, along a cosine; None: constant
-    clip: float | None = None           # largest norm of the gradient; None: any
+    wd_all: bool = False                # weight decay on biases and norms as well
+    clip_each: float | None = None      # largest norm of the gradient of each parameter; None: any
     warmup: int = 10                    # epochs of linear warm-up, at most a tenth of the run
     schedule: str = 'cosine'            # what follows, a name in `SCHEDULES`
     setting: str | None = None          # a name in `settings`, or None: the pictures pick it
@@ -80,13 +81,15 @@ class Recipe:
         "Raise `InputError` for values that cannot be, naming field and value"
         def whole(*vs, least=1): return all(isinstance(v, Integral) and not isinstance(v, bool) and v >= least for v in vs)
         def number(v, positive=True): return isinstance(v, Real) and (v > 0 if positive else v >= 0) and v < math.inf
-        rules = dict(projector=(len(self.projector) and whole(*self.projector), "the widths of one or more layers, like (2048, 128)"),
-                     predictor=(whole(*self.predictor), "the widths of its layers, like (4096, 256)"),
+        def widths(v, least): return isinstance(v, tuple | list) and len(v) >= least and whole(*v)
+        flags = {name: (isinstance(getattr(self, name), bool), "True or False") for name, f in self.__dataclass_fields__.items() if f.type is bool}
+        rules = dict(projector=(widths(self.projector, 1), "the widths of one or more layers, like (2048, 128)"),
+                     predictor=(widths(self.predictor, 0), "the widths of its layers, like (4096, 256)"), **flags,
                      prototypes=(whole(self.prototypes, least=0), "a whole number, of 0 or more"),
                      prototypes_frozen=(whole(self.prototypes_frozen, least=0), "a whole number of epochs, of 0 or more"),
                      lr=(number(self.lr), "a positive number"), wd=(number(self.wd, False), "a number of 0 or more"),
                      wd_end=(self.wd_end is None or number(self.wd_end, False), "None, or a number of 0 or more"),
-                     clip=(self.clip is None or number(self.clip), "None, or a positive number"),
+                     clip_each=(self.clip_each is None or number(self.clip_each), "None, or a positive number"),
                      warmup=(number(self.warmup, False), "a number of epochs, of 0 or more"))
         for name, (ok, what) in rules.items():
             if not ok: raise InputError(f"{name}={getattr(self, name)!r} of {self.name}() is not what it takes: {what}.")
@@ -112,7 +115,7 @@ def pick_setting(
 # %% ../nbs/20_recipes.ipynb #d0d92b13
 _CIFAR_LARS = dict(opt='lars', opt_args=dict(trust_coeff=0.02, trust_clip=True), wd=1e-4)
 _CIFAR_SGD = dict(opt='sgd', opt_args={}, wd=1e-4)
-_DIGITS = dict(views='digits', multi_crop=None, opt='adamw', opt_args={}, lr=8e-3, wd=1e-4, wd_end=None, schedule='cosine', warmup=10)
+_DIGITS = dict(views='digits', multi_crop=None, opt='adamw', opt_args={}, lr=8e-3, wd=1e-4, wd_end=None, wd_all=False, schedule='cosine', warmup=10)
 
 def _moco_v3_loss(temp: float) -> InfoNCE: return InfoNCE(temp, scale=4 * temp)
 def _byol_loss() -> NegCosine: return NegCosine(scale=4., offset=4.)
@@ -129,7 +132,7 @@ RECIPES: dict[str, Recipe] = {r.name: r for r in (
     Recipe('moco_v1', 'He et al. 2020, arXiv:1911.05722', projector=(128,),
         about="One view has to find the other, as its moving average sees it, among the keys of earlier batches",
         loss=partial(InfoNCE, 0.07), target=partial(EMATarget, 0.999, 'constant'), memory=partial(Queue, 65536), one_way=True,
-        views='moco_v1', opt='sgd', lr=0.03, wd=1e-4, warmup=0, schedule='step',
+        views='moco_v1', opt='sgd', lr=0.03, wd=1e-4, wd_all=True, warmup=0, schedule='step',
         settings=dict(
             imagenet={},
             cifar=dict(target=partial(EMATarget, 0.99, 'cosine', 0.999), memory=partial(Queue, 32768), views='moco_v1_cifar', lr=0.3, warmup=10, **_CIFAR_SGD),
@@ -137,7 +140,7 @@ RECIPES: dict[str, Recipe] = {r.name: r for r in (
     Recipe('moco_v2', 'Chen et al. 2020, arXiv:2003.04297', projector=(2048, 128), projector_bn=False,
         about="MoCo v1 with a deeper head, stronger views and a cosine schedule",
         loss=partial(InfoNCE, 0.2), target=partial(EMATarget, 0.999, 'constant'), memory=partial(Queue, 65536), one_way=True,
-        views='moco_v2', opt='sgd', lr=0.03, wd=1e-4, warmup=0,
+        views='moco_v2', opt='sgd', lr=0.03, wd=1e-4, wd_all=True, warmup=0,
         settings=dict(
             imagenet={},
             cifar=dict(projector=(2048, 256), target=partial(EMATarget, 0.99, 'cosine', 0.999), memory=partial(Queue, 32768), views='moco_v2_cifar', lr=0.3, warmup=10, **_CIFAR_SGD),
@@ -158,7 +161,7 @@ RECIPES: dict[str, Recipe] = {r.name: r for r in (
             digits=dict(projector=(512, 128), predictor=(512, 128), **_DIGITS))),
     Recipe('simsiam', 'Chen & He 2021, arXiv:2011.10566', projector=(2048, 2048, 2048), projector_out_bn='plain', predictor=(512, 2048), predictor_constant_lr=True,
         about="Predictions of one view move towards the other view's projection, through which no gradient goes",
-        loss=NegCosine, target=StopGradTarget, views='simsiam', opt='sgd', lr=0.05, wd=1e-4, warmup=0, per_view=True,
+        loss=NegCosine, target=StopGradTarget, views='simsiam', opt='sgd', lr=0.05, wd=1e-4, wd_all=True, warmup=0, per_view=True,
         settings=dict(
             imagenet={},
             cifar=dict(projector=(2048, 2048), views='simsiam_cifar', lr=0.5, **_CIFAR_SGD),
@@ -179,10 +182,10 @@ RECIPES: dict[str, Recipe] = {r.name: r for r in (
             digits=dict(projector=(512, 128), prototypes=128, memory=partial(Queue, 512, start=5), **_DIGITS))),
     Recipe('barlow_twins', 'Zbontar et al. 2021, arXiv:2103.03230', projector=(8192, 8192, 8192),
         about="The correlations between the two views' embeddings, over the batch, become the identity matrix",
-        loss=BarlowTwins, target=SharedTarget, views='byol', lr=0.2, wd=1.5e-6, per_view=True,
+        loss=partial(BarlowTwins, scale=0.024), target=SharedTarget, views='byol', lr=0.2, wd=1.5e-6, per_view=True,
         settings=dict(
             imagenet={},
-            cifar=dict(projector=(2048, 2048, 2048), views='byol_cifar', lr=0.3, **_CIFAR_LARS),
+            cifar=dict(projector=(2048, 2048, 2048), loss=partial(BarlowTwins, scale=0.1), views='byol_cifar', lr=0.3, **_CIFAR_LARS),
             digits=dict(projector=(512, 512), **_DIGITS))),
     Recipe('vicreg', 'Bardes et al. 2022, arXiv:2105.04906', projector=(8192, 8192, 8192),
         about="The views' embeddings move together, while every dimension keeps its variance and no two dimensions say the same",
@@ -195,7 +198,7 @@ RECIPES: dict[str, Recipe] = {r.name: r for r in (
         about="Every crop predicts what the network's moving average, centred and sharpened, says of the large views",
         loss=DINOLoss, target=partial(EMATarget, 0.996, 'cosine'), views='byol',
         multi_crop=partial(MultiCrop, (2, None, (0.4, 1.0)), (8, None, (0.05, 0.4)), replace(VIEW_KINDS['byol'], blur=0.5, solarise=0.0)),
-        opt='adamw', lr=5e-4, wd=0.04, wd_end=0.4, clip=3.0,
+        opt='adamw', lr=5e-4, wd=0.04, wd_end=0.4, clip_each=3.0,
         settings=dict(
             imagenet={},
             cifar=dict(prototypes=4096, views='byol_cifar', multi_crop=None),
@@ -248,6 +251,7 @@ def parameter_groups(
     wd: float,         # weight decay of matrices and filters
     adapt: bool,       # whether to mark them for LARS' adaptation
     constant_lr: bool = False, # whether the predictors' learning rate does not follow the schedule: groups of their own, marked `constant_lr`
+    wd_all: bool = False,      # weight decay for the rest as well
 ) -> list[dict]:
     "Parameters that train, with weight decay and without it (biases, norms, the encoder's own exceptions)"
     without = {f'encoder.{n}' for n in getattr(model.encoder, 'no_weight_decay', set)()}
@@ -257,8 +261,8 @@ def parameter_groups(
     groups = []
     for constant in (True, False)[not constant_lr:]:
         marks, mine = (dict(constant_lr=True) if constant else {}), [(n, p) for n, p in params if (p in apart) == constant]
-        groups += [dict(params=[p for n, p in mine if decays[n]], weight_decay=wd, **(dict(always_adapt=True) if adapt else {}), **marks),
-                   dict(params=[p for n, p in mine if not decays[n]], weight_decay=0., **marks)]
+        groups += [dict(params=[p for n, p in mine if decays[n]], weight_decay=wd, decays=True, **(dict(always_adapt=True) if adapt else {}), **marks),
+                   dict(params=[p for n, p in mine if not decays[n]], weight_decay=wd * wd_all, decays=wd_all, **marks)]
     return groups
 
 def optimizer(
@@ -298,8 +302,7 @@ def schedules(
     lr = warmup_then(recipe.schedule, peak, warmup)
     todo = {'lr': lambda t: [peak if g.get('constant_lr') else lr(t) for g in groups]}
     if recipe.wd_end is not None:
-        decays = [g['weight_decay'] > 0 for g in groups]
-        todo['wd'] = lambda t: [(recipe.wd_end - (recipe.wd_end - recipe.wd) * SCHEDULES['cosine'](t)) * d for d in decays]
+        todo['wd'] = lambda t: [(recipe.wd_end - (recipe.wd_end - recipe.wd) * SCHEDULES['cosine'](t)) * g['decays'] for g in groups]
     return todo
 
 # %% ../nbs/20_recipes.ipynb #02a837da
@@ -315,9 +318,9 @@ def check_parts(
     if isinstance(memory, Queue):
         if not getattr(loss, 'queued', False):
             able = ', '.join(make.__name__ for make in LOSSES.values() if make.queued)
-            raise InputError(f"{name} has no use for the {memory} of {recipe.name}(): take a loss that has ({able}), or leave the queue out, {recipe.name}(memory=None).")
+            raise InputError(f"{name} has no use for {memory}: take a loss that has ({able}), or leave the queue out (of cbs, or of the recipe: {recipe.name}(memory=None)).")
         if getattr(loss, 'anchors', 'queries') == 'keys':
-            raise InputError(f"{name}(anchors='keys') takes its negatives among the queries and has no use for the {memory} of {recipe.name}(): take anchors='queries'.")
+            raise InputError(f"{name}(anchors='keys') takes its negatives among the queries and has no use for {memory}: take anchors='queries'.")
 
 def make_part(part):
     "A callback of a recipe: made, or a copy of the one it holds; None for None"

@@ -32,7 +32,16 @@ class Target(StepCallback):
         "What the model itself says of the key views"
         return self.pred['views'] if self.key_views is self.xb[0]['views'] else self.model.embed(self.key_views)
 
-    def write(self, keys: dict[str, Tensor], heads: nn.ModuleDict): self.learn.yb, self.learn.key_heads = (keys,), heads
+    def write(self, keys: dict[str, Tensor], heads: nn.ModuleDict):
+        "Write the step's keys, in full precision also where autocast is on"
+        keys = {level: k.to(torch.promote_types(k.dtype, torch.float32)) for level, k in keys.items()}
+        self.learn.yb, self.learn.key_heads = (keys,), heads
+
+    def attached(self):
+        if getattr(self.learn, 'key_maker', None) is not None: raise InputError(f"this learner has {self.learn.key_maker!r} already, which makes its keys: remove that first.")
+        self.learn.key_maker = self
+
+    def detached(self, learn): learn.key_maker = None
 
 class SharedTarget(Target):
     "The network is its own target: keys are its projections, with gradient (SimCLR)"
@@ -67,13 +76,14 @@ class EMATarget(Target):
     def __repr__(self): return f"EMATarget({self.momentum}, {self.schedule!r}{f', {self.end}' if self.end != 1 else ''})"
 
     def attached(self):
-        if 'ema' in self.model.memory: raise InputError("this learner has an EMATarget already: remove that first.")
+        super().attached()
         target = copy.deepcopy(self.model)
         target.memory.clear()
         for head in target.heads.values(): head.predictor = None
         self.target = self.model.memory['ema'] = target.requires_grad_(False)
 
     def detached(self, learn):
+        super().detached(learn)
         if self.target is not None: del learn.model.memory['ema']
         self.target = None
 
@@ -110,7 +120,7 @@ class Ring(nn.Module):
         self.written += len(x)
         x = x[-len(self.rows):]
         at = (self.written - len(x) + torch.arange(len(x), device=x.device)) % len(self.rows)
-        self.rows.index_copy_(0, at, F.normalize(x, dim=-1).to(self.rows.dtype))
+        self.rows.index_copy_(0, at, F.normalize(x.to(self.rows.dtype), dim=-1))
 
     def in_order(self) -> Tensor:
         "The rows from the oldest to the newest"
@@ -168,6 +178,11 @@ class Queue(Memory):
         if isinstance(start, bool) or not isinstance(start, Integral) or start < 0: raise InputError(f"start={start!r} of Queue must be a whole number of at least 0.")
         self.start = start
     def __repr__(self): return f"Queue({self.size}{f', start={self.start}' if self.start else ''})"
+
+    def attached(self):
+        loss = getattr(self.loss_func, 'loss', None)
+        if not getattr(loss, 'queued', False): raise InputError(f"{type(loss).__name__} has no use for {self!r}: leave it out, or take a loss that has, like InfoNCE or DCL.")
+        super().attached()
 
     def after_pred(self):
         super().after_pred()
