@@ -22,7 +22,9 @@ from PIL import Image
 
 import fastcontrast.cli as cli
 from fastcontrast import __version__
+from fastcontrast.data import image_dls
 from fastcontrast.export import encoder_info, load_encoder
+from fastcontrast.learner import contrastive_learner
 from fastcontrast.recipes import LOSSES, METHODS, RECIPES, simclr
 from fastcontrast.views import VIEW_KINDS
 
@@ -262,7 +264,15 @@ def test_the_repositorys_own_runs_are_valid(monkeypatch):
     ini = configparser.ConfigParser()
     ini.read('settings.ini')
     assert ini.sections()
-    for name in ini.sections(): cli.check_names(cli.resolve({}, name))
+    made = set()
+    for name in ini.sections():
+        run = cli.resolve({}, name)
+        cli.check_names(run)
+        parts = (run.arch, run.method, run.loss, run.size or 32)
+        if parts in made: continue
+        made.add(parts)
+        pictures = [(torch.zeros(3, run.size or 32, run.size or 32, dtype=torch.uint8), 0)] * 4
+        contrastive_learner(image_dls(pictures, bs=4, valid=0, size=run.size), run.arch, METHODS[run.method](), loss=run.loss)
 
 
 # ---------------------------------------------------------------- mistakes
