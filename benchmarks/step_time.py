@@ -105,7 +105,7 @@ def bare_loop(learn, batches, copied=True, lr=None):
     model = copy.deepcopy(learn.model) if copied else learn.model
     views, normalize, prototypes = learn.views, learn.contrast.normalize, model.heads["final"].prototypes
     peak = r.lr * bs / 256 if lr is None else lr
-    opt = OPTIMIZERS[r.opt](parameter_groups(model, r.wd, r.opt == "lars", r.predictor_constant_lr), lr=peak, **r.opt_args)
+    opt = OPTIMIZERS[r.opt](parameter_groups(model, r.wd, r.opt == "lars", r.predictor_constant_lr, r.wd_all), lr=peak, **r.opt_args)
     decaying = [g for g in opt.param_groups if g["weight_decay"]]
     rate = warmup_then(r.schedule, peak, min(r.warmup, 0.1))
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=dev.type == "cuda")
@@ -145,6 +145,9 @@ def bare_loop(learn, batches, copied=True, lr=None):
     return epoch
 
 
+LR = 0.01  # small, so that random pictures and a warm-up of a step do not end in numbers that are none
+
+
 def main():
     arg = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arg.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=f"of {', '.join(METHODS)}")
@@ -161,10 +164,10 @@ def main():
         torch.manual_seed(0)
         dls = image_dls(Pictures(a.bs * a.steps, a.size), size=a.size, bs=a.bs, valid=0, device=device())
         learn = settled_learner(dls, a.arch, method, a.small_input)
-        bare = bare_loop(learn, dls.train)
+        bare = bare_loop(learn, dls.train, lr=LR)
 
         def ours(learn=learn):
-            with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(1)
+            with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(1, lr=LR)
 
         got = alternate(ours, bare, a.rounds)
         result[method] = dict(ours_s_per_step=got["a_s"] / a.steps, bare_s_per_step=got["b_s"] / a.steps, ratio=got["ratio"],

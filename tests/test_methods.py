@@ -1017,3 +1017,113 @@ def test_a_second_memory_and_one_of_another_learner(make):
     assert 'already' in refusal(one.add_cb, make())
     assert 'another learner' in refusal(other.add_cb, first)
     assert list(one.model.memory) == before[1]
+
+
+# --- what data, precision and later additions change
+
+class Bfloat16(Callback):
+    "Autocast as `MixedPrecision` has it: from before the model until after the loss"
+    order = 10
+    def before_batch(self):
+        self.context = torch.autocast('cpu', torch.bfloat16)
+        self.context.__enter__()
+    def after_loss(self): self.context.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize('name', ['moco_v2', 'byol', 'nnclr', 'swav', 'dino'])
+def test_keys_scores_and_rows_are_full_precision_under_autocast(name):
+    seen = Seen(29)
+    learn = quick(name, cbs=[Bfloat16(), seen])
+    train_two_steps(learn)
+    (q, *ks), scored = seen.steps[-1], bool(learn.recipe.prototypes)
+    assert learn.model.heads.final.projector[0].weight.dtype == torch.float32
+    assert all(k.dtype == torch.float32 for k in ks)
+    if scored: assert q['views'].dtype == torch.float32
+    for n, rows in learn.model.memory.named_buffers():
+        if n.endswith('rows'): close(rows.norm(dim=1), torch.ones(len(rows)), rtol=0, atol=1e-6)
+
+
+def test_a_recipes_memory_fits_the_data():
+    assert quick('moco_v2').queue.size == 16 and 'more rows than there are pictures: 16 here' in quick('moco_v2').notes[0]
+    assert quick('moco_v2', memory=partial(Queue, 40)).queue.size == 40 and not quick('moco_v2', memory=partial(Queue, 40)).notes
+    large = contrastive_learner(image_dls('digits', bs=600), ARCH, method='moco_v2')
+    assert large.queue.size == 600 and '600 rows here' in large.notes[0]
+    without = contrastive_learner(image_dls('digits', bs=600), ARCH, method='swav')
+    assert list(without.model.memory) == ['loss'] and 'left out' in without.notes[0]
+    large.create_mbar = False
+    large.fit_contrastive(1)
+
+
+def test_notes_are_printed_when_a_fit_begins(capsys):
+    quick('moco_v2').fit_contrastive(1)
+    assert 'more rows than there are pictures' in capsys.readouterr().out.splitlines()[1]
+
+
+def test_parts_that_are_added_later_are_checked_as_well():
+    learn = quick('byol')
+    assert 'NegCosine has no use for Queue(64)' in refusal(learn.add_cb, Queue(64))
+    learn = quick('simclr')
+    assert 'SharedTarget() already' in refusal(learn.add_cb, EMATarget())
+    train_two_steps(learn)
+    learn.remove_cb(SharedTarget)
+    learn.add_cb(EMATarget(0.9))
+    learn.add_cb(NearestNeighbours(16))
+    train_two_steps(learn)
+    assert [*learn.model.memory] == ['loss', 'ema', 'neighbours']
+
+
+@pytest.mark.parametrize('field,value', [('projector', 128), ('projector', ()), ('predictor', (8, 'a')), ('one_way', 'x'), ('lr', -1), ('wd', -1.), ('warmup', 'x'),
+                                         ('clip_each', 0), ('wd_end', -1), ('prototypes_frozen', -1), ('target', 'ema'), ('target', None), ('target', Queue),
+                                         ('memory', 512), ('multi_crop', 3), ('loss', 3)])
+def test_values_of_recipes_that_cannot_be(field, value):
+    name = 'swav' if field.startswith('prototypes') else 'byol'
+    text = refusal(contrastive_learner, pictures(16, 16, 8), ARCH, method=METHODS[name]('cifar', **{field: value}))
+    assert name in text and (field in text or repr(value) in text or 'Queue' in text)
+
+
+def test_prototypes_that_no_loss_scores_are_refused():
+    text = refusal(quick, 'simclr', prototypes=300)
+    assert 'NTXent' in text and '300 prototypes' in text
+    assert quick('swav', loss='dcl').model.heads.final.prototypes is None  # the loss takes their place
+
+
+def test_a_given_loss_keeps_what_it_remembers_apart():
+    loss = DINOLoss()
+    a, b = (quick('dino', loss=loss) for _ in range(2))
+    train_two_steps(a)
+    assert loss.center is None and not torch.equal(a.loss_func.loss.center, b.loss_func.loss.center)
+
+
+def test_weight_decay_of_biases_and_norms():
+    def decays(name):
+        learn = quick(name)
+        learn.create_opt()
+        return [g['weight_decay'] for g in learn.opt.opt.param_groups]
+    assert decays('moco_v2') == [1e-4] * 2 and decays('simsiam') == [1e-4] * 4 and decays('simclr') == [1e-4, 0]
+
+
+def test_a_decay_that_grows_from_nothing_grows():
+    learn, seen = quick('dino', wd=0., wd_end=0.1), []
+    class Decays(Callback):
+        def after_step(self): seen.append([g['weight_decay'] for g in self.opt.opt.param_groups])
+    learn.fit_contrastive(4, cbs=Decays())
+    assert seen[0] == [0, 0] and seen[-1] == pytest.approx([0.1, 0], abs=0.005) and seen[-1][1] == 0
+
+
+def test_small_crops_are_whole_patches_of_a_transformer():
+    learn = contrastive_learner(pictures(16, 128, 8), 'vit_tiny_patch16_224', method=METHODS['dino'](projector=(16, 8), prototypes=12))
+    assert {make.role: make.size for make in learn.views.makers} == {'views': 128, 'local': 48}
+
+
+def test_the_documents_tables_are_those_of_the_recipes():
+    import json
+    from pathlib import Path
+
+    import pandas as pd
+
+    from fastcontrast.recipes import recipe_table
+    cells = json.loads((Path(__file__).parents[1]/'nbs/20_recipes.ipynb').read_text())['cells']
+    shown = {''.join(c['source']).splitlines()[-1]: ''.join(o['data']['text/html']) for c in cells for o in c.get('outputs', []) if 'text/html' in o.get('data', {})}
+    with pd.option_context('display.max_colwidth', None):
+        made = {'recipe_table()': recipe_table(), "recipe_table('cifar')": recipe_table('cifar'), 'refused': refused_pairs()}
+        for what, table in made.items(): assert table._repr_html_().split() == shown[what].split(), f"{what}: run `python tests/outputs.py 20_recipes`"
