@@ -130,7 +130,7 @@ class Prototypes(nn.Module):
         self.weight, self.weight_norm = nn.Parameter(F.normalize(torch.randn(n, dim))), weight_norm
     def forward(self, z: Tensor) -> Tensor:
         weight = F.normalize(self.weight) if self.weight_norm else self.weight
-        return F.linear(F.normalize(z, dim=-1), weight)
+        return F.linear(F.normalize(z.to(weight.dtype), dim=-1), weight)
     @torch.no_grad()
     def normalize_(self) -> None:
         "Scale the directions back to length one, in place"
