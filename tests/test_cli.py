@@ -101,7 +101,7 @@ def test_run_folder(digits):
 def test_config_has_every_setting_resolved(digits):
     c, recipe = config(digits[0]), simclr().resolve('digits')
     expected = dict(data='digits', method='simclr', loss=str(recipe.loss()), arch='resnet10t', size=32, epochs=1, batch_size=256, lr=recipe.lr, labels=None,
-                    valid=.2, small_input=False, setting='digits', controls=True, seed=0, workers=None, target='SharedTarget', n_train=1400, n_valid=397,
+                    valid=.2, small_input=False, setting='digits', controls=True, seed=0, workers=None, target='SharedTarget()', n_train=1400, n_valid=397,
                     state='finished', epochs_done=1, unjudged='', undecodable={})
     assert {k: c[k] for k in expected} == expected
     assert c['precision'] in ('fp32', 'bf16') and c['recipe']['opt'] == 'adamw' and c['versions']['torch'] == torch.__version__.split('+')[0]
