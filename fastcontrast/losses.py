@@ -74,7 +74,7 @@ def _check(q: Tensor, k: Tensor, queue: Tensor | None = None, queries: bool = Fa
 # %% ../nbs/01_losses.ipynb #1015d950
 class _Loss(nn.Module):
     "Base of the losses; its representation lists the arguments it was made with"
-    symmetric = queued = prototypes = False
+    symmetric = queued = prototypes = many = False
 
     def extra_repr(self) -> str:
         return ', '.join(f'{name}={getattr(self, name)!r}' for name in inspect.signature(type(self)).parameters)
@@ -189,7 +189,7 @@ class InfoNCE(_Loss):
     `q` may be `[M, B, D]`. With `anchors='keys'` it is the loss of NNCLR (Dwibedi et al. 2021, Eq. 3), whose keys are
     nearest neighbours. Raises `InputError` as `info_nce` does.
     """
-    queued = True  # not symmetric: queries meet keys, never each other
+    queued = many = True  # not symmetric: queries meet keys, never each other
 
     def __init__(
         self,

@@ -28,13 +28,28 @@ class Target(StepCallback):
     "Base of the callbacks that write the step's keys"
     order = 20  # after the model's embeddings are in float32 again (`MixedPrecision` has order 10)
 
+    def keys_of(self) -> tuple[dict[str, Embedding], nn.ModuleDict]:
+        "What some network says of the key views, and its heads"
+        raise NotImplementedError
+
+    @property
+    def apart(self) -> bool:
+        "Whether keys need a forward pass of their own: they are then made before that of the queries"
+        return self.key_views is not self.xb[0].get('views')
+
+    def before_batch(self):
+        if self.apart: self.write(*self.keys_of())
+
+    def after_pred(self):
+        if not self.apart: self.write(*self.keys_of())
+
     def online(self) -> dict[str, Embedding]:
         "What the model itself says of the key views"
-        return self.pred['views'] if self.key_views is self.xb[0]['views'] else self.model.embed(self.key_views)
+        return self.model.embed(self.key_views, self.xb[1].key_levels) if self.apart else self.pred['views']
 
-    def write(self, keys: dict[str, Tensor], heads: nn.ModuleDict):
+    def write(self, embeddings: dict[str, Embedding], heads: nn.ModuleDict):
         "Write the step's keys, in full precision also where autocast is on"
-        keys = {level: k.to(torch.promote_types(k.dtype, torch.float32)) for level, k in keys.items()}
+        keys = {level: e.z.to(torch.promote_types(e.z.dtype, torch.float32)) for level, e in embeddings.items()}
         self.learn.yb, self.learn.key_heads = (keys,), heads
 
     def attached(self):
@@ -46,14 +61,14 @@ class Target(StepCallback):
 class SharedTarget(Target):
     "The network is its own target: keys are its projections, with gradient (SimCLR)"
     def __repr__(self): return "SharedTarget()"
-    def after_pred(self): self.write({level: e.z for level, e in self.online().items()}, self.model.heads)
+    def keys_of(self): return self.online(), self.model.heads
 
 class StopGradTarget(Target):
     "The network is its own target: keys are its projections, without gradient (SimSiam)"
     def __repr__(self): return "StopGradTarget()"
-    def after_pred(self):
+    def keys_of(self):
         with torch.no_grad(): keys = self.online()
-        self.write({level: e.z.detach() for level, e in keys.items()}, self.model.heads)
+        return {level: Embedding(e.h, e.z.detach()) for level, e in keys.items()}, self.model.heads
 
 # %% ../nbs/07_targets.ipynb #ffac23fa
 EMA_SCHEDULES = {
@@ -75,12 +90,15 @@ class EMATarget(Target):
 
     def __repr__(self): return f"EMATarget({self.momentum}, {self.schedule!r}{f', {self.end}' if self.end != 1 else ''})"
 
+    apart = True
+
     def attached(self):
         super().attached()
-        target = copy.deepcopy(self.model)
-        target.memory.clear()
-        for head in target.heads.values(): head.predictor = None
-        self.target = self.model.memory['ema'] = target.requires_grad_(False)
+        memory, self.model.memory = self.model.memory, nn.ModuleDict()
+        self.target = copy.deepcopy(self.model).requires_grad_(False)
+        self.model.memory = memory
+        for head in self.target.heads.values(): head.predictor = None
+        self.model.memory['ema'] = self.target
 
     def detached(self, learn):
         super().detached(learn)
@@ -88,12 +106,16 @@ class EMATarget(Target):
         self.target = None
 
     def before_fit(self):
+        ours, theirs = self.model.heads, self.target.heads
+        for level in set(theirs) - set(ours): del theirs[level]
+        for level in set(ours) - set(theirs):  # levels that were added since
+            theirs[level] = copy.deepcopy(ours[level]).requires_grad_(False)
+            theirs[level].predictor = None
         names = [n for n, _ in self.target.named_parameters()]
         self.pairs = [self.target.get_parameter(n) for n in names], [self.model.get_parameter(n) for n in names]
 
-    def after_pred(self):
-        with torch.no_grad(): keys = self.target.embed(self.key_views)
-        self.write({level: e.z for level, e in keys.items()}, self.target.heads)
+    def keys_of(self):
+        with torch.no_grad(): return self.target.embed(self.key_views, self.xb[1].key_levels), self.target.heads
 
     def after_step(self):
         m = EMA_SCHEDULES[self.schedule](self.momentum, self.end, self.pct_train)
@@ -143,15 +165,23 @@ class Memory(StepCallback):
         if self.name_of_rings in self.model.memory: raise InputError(f"this learner has a {type(self).__name__} already: remove that first.")
         bs = getattr(self.dls.train, 'bs', None) or 0
         if self.size < bs: raise InputError(f"{self!r} is smaller than a batch of {bs}: give it at least {bs}, or leave it out.")
+        self.rings = self.model.memory[self.name_of_rings] = nn.ModuleDict()
+        self.match_levels()
+
+    def match_levels(self):
+        "One ring for every level"
         device = next(self.model.parameters()).device
-        rings = {level: Ring(self.size, head.dim) for level, head in self.model.heads.items()}
-        self.rings = self.model.memory[self.name_of_rings] = nn.ModuleDict(rings).to(device)
+        for level in set(self.rings) - set(self.model.heads): del self.rings[level]
+        for level, head in self.model.heads.items():
+            if level not in self.rings: self.rings[level] = Ring(self.size, head.dim).to(device)
 
     def detached(self, learn):
         if self.rings is not None: del learn.model.memory[self.name_of_rings]
         self.rings = None
 
-    def before_fit(self): self.written = min(int(ring.written) for ring in self.rings.values())
+    def before_fit(self):
+        self.match_levels()
+        self.written = {level: int(ring.written) for level, ring in self.rings.items()}
 
     def entering(self, keys: Tensor) -> Tensor:
         "What of the keys `[V, B, D]` is remembered: rows `[N, D]`"
@@ -163,7 +193,7 @@ class Memory(StepCallback):
         for level, k in self.keys.items():
             rows = self.entering(k)
             self.rings[level].push(rows)
-        self.written += len(rows)
+            self.written[level] += len(rows)
 
     def after_fit(self): self.keys = None
 
@@ -186,7 +216,7 @@ class Queue(Memory):
 
     def after_pred(self):
         super().after_pred()
-        if not self.start or self.epoch >= self.start and self.written >= self.size:
+        if not self.start or self.epoch >= self.start and all(self.written[level] >= self.size for level in self.keys):
             self.learn.yb = (*self.yb, {level: ring.rows for level, ring in self.rings.items()})
 
 class NearestNeighbours(Memory):
