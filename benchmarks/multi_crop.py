@@ -28,7 +28,7 @@ def training(learn):
 def passes(learn, steps=1):
     """A function of no arguments: forward and backward passes of a batch of views, as often as there are steps"""
     images, _ = learn.dls.train.one_batch()
-    roles = {role: learn.contrast.normalize(x) for role, x in learn.views(images).items()}
+    roles = {role: learn.normalize(x) for role, x in learn.views(images).items()}
 
     def run(roles=roles):
         for _ in range(steps):

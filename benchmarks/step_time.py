@@ -103,7 +103,7 @@ def bare_loop(learn, batches, copied=True, lr=None):
     """
     r, dev, images, bs = learn.recipe, learn.dls.device, batches.images, batches.bs
     model = copy.deepcopy(learn.model) if copied else learn.model
-    views, normalize, prototypes = learn.views, learn.contrast.normalize, model.heads["final"].prototypes
+    views, normalize, prototypes = learn.views, learn.normalize, model.heads["final"].prototypes
     peak = r.lr * bs / 256 if lr is None else lr
     opt = OPTIMIZERS[r.opt](parameter_groups(model, r.wd, r.opt == "lars", r.predictor_constant_lr, r.wd_all), lr=peak, **r.opt_args)
     decaying = [g for g in opt.param_groups if g["weight_decay"]]

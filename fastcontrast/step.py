@@ -69,7 +69,7 @@ class Contrast(StepCallback):
     def before_fit(self):
         device = next(self.model.parameters()).device
         self.learn.views.to(device)
-        self.norm.to(device)
+        self.learn.normalize.to(device)
 
     def before_train(self):
         for loss in getattr(self.loss_func, 'modules', list)():
@@ -81,7 +81,7 @@ class Contrast(StepCallback):
         # plain tensors: dispatch on fastai's subclasses is slow in every operation, and `torch.compile` can't trace it
         x, *y = (t.as_subclass(Tensor) for t in (*self.xb, *self.yb))
         self.learn.images, self.learn.labels = x, y[0] if y else None
-        roles = {role: self.norm(v) for role, v in self.learn.views(x).items()}
+        roles = {role: self.learn.normalize(v) for role, v in self.learn.views(x).items()}
         self.learn.key_views = roles['views']
         if self.one_way: roles['views'], self.learn.key_views = roles['views'][:1], roles['views'][1:]
         self.learn.xb, self.learn.yb = (roles, Route()), ()

@@ -91,7 +91,7 @@ def build(recipe, n=3 * B, cbs=(), **kwargs) -> ContrastiveLearner:
     learn.create_mbar = False
     learn.model.double()
     for rows in (b for n, b in learn.model.memory.named_buffers() if n.endswith('rows')): rows.copy_(unit(rows))  # was so in float32
-    learn.views, learn.contrast.normalize = Recording(learn.views), Plain()
+    learn.views, learn.normalize = Recording(learn.views), Plain()
     return learn
 
 

@@ -571,7 +571,7 @@ def test_views_are_normalised():
     x = torch.rand(4, 3, 8, 8)
     model = ContrastiveModel(tiny_encoder(False), Head(mlp((8, 6, 4))))
     learn = learner(model, NTXent(0.5), SharedTarget(), Reader(), batches=[(x, torch.arange(4))])
-    learn.views, learn.contrast.normalize = views, Normalize((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    learn.views, learn.normalize = views, Normalize((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     torch.manual_seed(9)
     learn.fit(1, LR)
     torch.manual_seed(9)
