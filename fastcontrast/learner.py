@@ -24,7 +24,7 @@ from fastai.callback.core import CancelFitException
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
-from fastai.callback.training import GradientAccumulation
+from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import DataLoaders
 from fastai.imports import noop
 from fastai.learner import AvgSmoothLoss, Learner, ValueMetric
@@ -41,7 +41,7 @@ from .export import export_encoder
 from .models import ContrastiveModel, feature_dim, has_large_stem, make_encoder, small_stem
 from .recipes import (LOSSES, METHODS, Recipe, check_parts, make_part, optimizer, parameter_groups,
                                   pick_setting, schedules)
-from .step import ClipEach, Contrast, FiniteLoss, MultiCrop, PairLoss, PrototypeScores, StepCallback, embedding_std
+from .step import QUERY_ROLES, ClipEach, Contrast, FiniteLoss, MultiCrop, PairLoss, PrototypeScores, StepCallback, embedding_std
 from .targets import Memory, Queue, Target
 from .views import Normalize, draw_views, two_views
 
@@ -56,15 +56,21 @@ class Watch(StepCallback):
         train, valid = (dl.ordered(n) for dl in (dls.train, dls.valid))
         classes, known = train.labels().unique(), valid.labels() >= 0
         self.parts = (train, valid) if (classes >= 0).sum() > 1 and known.any() else None
-        self.accuracy = self.spread = None
+        self.accuracy = self.spread = self.z = None
 
     def metrics(self) -> list[ValueMetric]:
         "The columns, for `learn.metrics`"
         spread = ValueMetric(lambda: self.spread, 'std')
         return [ValueMetric(lambda: self.accuracy, 'knn'), spread] if self.parts else [spread]
 
+    def before_train(self): self.z = None
+
+    def after_pred(self):
+        for role in QUERY_ROLES:  # a step may embed patches in place of views, and may stop before the last level
+            if 'final' in self.pred.get(role, ()): return setattr(self, 'z', self.pred[role]['final'].z.detach())
+
     def after_train(self):
-        self.spread = embedding_std(self.pred['views']['final'].z).item()
+        self.spread = math.nan if self.z is None else embedding_std(self.z).item()
         if self.parts:
             train, valid = (self.learn.embed(dl) for dl in self.parts)
             try: self.accuracy = knn_accuracy(*train, *valid)
@@ -275,10 +281,13 @@ def contrastive_learner(
     model.to(dls.device)
 
     # added last: a target that copies the model has to find the heads that other callbacks add to it
-    cbs = [crops, *[cb for cb in cbs if cb not in (target, memory, crops)], memory, target]
+    def kind_of(part): return type(part) if isinstance(part, Callback) else getattr(part, 'func', part)
+    speedups = [make_part(part) for part in recipe.speedups if not any(type(cb) is kind_of(part) for cb in cbs)]
+    cbs = [crops, *sorted([*speedups, *[cb for cb in cbs if cb not in (target, memory, crops)]], key=lambda cb: cb.order), memory, target]
     if any(isinstance(cb, GradientAccumulation) for cb in cbs):
         raise InputError("GradientAccumulation sums the losses of small batches, each with its own few negatives, which is not the loss of the large batch: leave it out.")
     if recipe.clip_each is not None: cbs.append(ClipEach(recipe.clip_each))
+    if recipe.clip is not None and not any(isinstance(cb, GradientClip) for cb in cbs): cbs.append(GradientClip(recipe.clip))
     if recipe.prototypes: cbs.append(PrototypeScores(recipe.prototypes_frozen))
     watch = Watch(dls, knn_pictures)
     step = [Contrast(two_views(dls.size, recipe.views), Normalize(encoder.pretrained_cfg['mean'], encoder.pretrained_cfg['std']), recipe.one_way),
@@ -289,8 +298,12 @@ def contrastive_learner(
     if cuda and precision != 'fp32' and torch.cuda.is_bf16_supported(): step.append(MixedPrecision(AMPMode.BF16))
 
     def groups(model): return parameter_groups(model, recipe.wd, recipe.opt == 'lars', recipe.predictor_constant_lr, recipe.wd_all)
-    learn = ContrastiveLearner(dls, model, loss_func=PairLoss(loss, recipe.one_way), opt_func=optimizer(recipe), splitter=groups, lr=recipe.lr * dls.train.bs / 256,
+    pair = PairLoss(loss, recipe.one_way)
+    model.memory['other_losses'] = pair.others
+    learn = ContrastiveLearner(dls, model, loss_func=pair, opt_func=optimizer(recipe), splitter=groups, lr=recipe.lr * dls.train.bs / 256,
                                cbs=[*step, *[cb for cb in cbs if cb is not None]], metrics=watch.metrics(), path=path)
+    for cb in learn.cbs:
+        if isinstance(cb, StepCallback): cb.check()
     learn.recipe, learn.arch, learn.small_input, learn.notes = recipe, arch, small_input, tuple(notes)
     # the table's metrics are read once an epoch, after training; there is no validation loss
     learn.recorder.train_metrics, learn.recorder.valid_metrics, learn.recorder.smooth_loss = True, False, _DeviceLoss()

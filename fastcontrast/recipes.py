@@ -6,8 +6,9 @@ Docs: https://fastcontrast.github.io/fastcontrast/recipes.html.md"""
 
 # %% auto #0
 __all__ = ['RECIPES', 'LOSSES', 'simclr', 'moco_v1', 'moco_v2', 'moco_v3', 'byol', 'simsiam', 'nnclr', 'swav', 'barlow_twins',
-           'vicreg', 'dino', 'METHODS', 'OPTIMIZERS', 'SCHEDULES', 'Recipe', 'pick_setting', 'parameter_groups',
-           'optimizer', 'warmup_then', 'schedules', 'check_parts', 'make_part', 'refused_pairs', 'recipe_table']
+           'vicreg', 'dino', 'fast_moco', 'METHODS', 'OPTIMIZERS', 'SCHEDULES', 'SPEEDUPS', 'Recipe', 'pick_setting',
+           'parameter_groups', 'optimizer', 'warmup_then', 'schedules', 'check_parts', 'make_part', 'refused_pairs',
+           'recipe_table']
 
 # %% ../nbs/20_recipes.ipynb #cc16946d
 import copy
@@ -27,6 +28,9 @@ from torch import nn
 from .core import InputError, suggest
 from .losses import DCL, DCLW, BarlowTwins, DINOLoss, InfoNCE, NegCosine, NTXent, SwAVLoss, VICReg
 from .models import Head, Prototypes, mlp
+from .speedups.comb_patches import CombinePatches
+from .speedups.intermediate import IntermediateLoss, PartialBackprop
+from .speedups.regions import HardRegions
 from .step import MultiCrop, StepCallback
 from .targets import EMATarget, Memory, NearestNeighbours, Queue, SharedTarget, StopGradTarget, Target
 from .views import VIEW_KINDS
@@ -62,7 +66,10 @@ class Recipe:
     wd_end: float | None = None         # weight decay at the end of the run, along a cosine; None: constant
     wd_all: bool = False                # weight decay on biases and norms as well
     clip_each: float | None = None      # largest norm of the gradient of each parameter; None: any
+    clip: float | None = None           # largest norm of all gradients together; None: any
     warmup: int = 10                    # epochs of linear warm-up, at most a tenth of the run
+    warmup_from: float = 0.             # share of the peak learning rate that it starts from
+    speedups: tuple[Callable[[], StepCallback] | StepCallback, ...] = () # callbacks that belong to the method, or what makes them
     schedule: str = 'cosine'            # what follows, a name in `SCHEDULES`
     setting: str | None = None          # a name in `settings`, or None: the pictures pick it
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False) # other values of fields, by setting
@@ -90,6 +97,9 @@ class Recipe:
                      lr=(number(self.lr), "a positive number"), wd=(number(self.wd, False), "a number of 0 or more"),
                      wd_end=(self.wd_end is None or number(self.wd_end, False), "None, or a number of 0 or more"),
                      clip_each=(self.clip_each is None or number(self.clip_each), "None, or a positive number"),
+                     clip=(self.clip is None or number(self.clip), "None, or a positive number"),
+                     warmup_from=(number(self.warmup_from, False) and self.warmup_from <= 1, "a share from 0 to 1"),
+                     speedups=(isinstance(self.speedups, tuple | list) and all(callable(s) or isinstance(s, StepCallback) for s in self.speedups), "callbacks like CombinePatches()"),
                      warmup=(number(self.warmup, False), "a number of epochs, of 0 or more"))
         for name, (ok, what) in rules.items():
             if not ok: raise InputError(f"{name}={getattr(self, name)!r} of {self.name}() is not what it takes: {what}.")
@@ -152,6 +162,14 @@ RECIPES: dict[str, Recipe] = {r.name: r for r in (
             imagenet={},
             cifar=dict(projector=(2048, 256), predictor=(2048, 256), loss=partial(_moco_v3_loss, 0.2), views='byol_cifar', lr=0.3, **_CIFAR_LARS),
             digits=dict(projector=(512, 128), predictor=(512, 128), loss=partial(_moco_v3_loss, 0.2), **_DIGITS))),
+    Recipe('fast_moco', 'Ci et al. 2022, arXiv:2207.08220', projector=(2048, 2048, 2048), projector_out_bn='affine', predictor=(512, 2048), predictor_constant_lr=True,
+        about="MoCo v3 whose online views are cut into patches: every combination of their features finds the other view's key",
+        loss=partial(InfoNCE, 1.0), target=partial(EMATarget, 0.99, 'constant'), views='simsiam', opt='sgd', lr=0.05, wd=1e-4, wd_all=True,
+        clip=1.0, warmup=1, warmup_from=0.25, per_view=True, speedups=(CombinePatches,),
+        settings=dict(
+            imagenet={},
+            cifar=dict(projector=(2048, 2048), loss=partial(InfoNCE, 0.2), views='simsiam_cifar', lr=0.3, warmup=10, warmup_from=0., **_CIFAR_SGD),
+            digits=dict(projector=(512, 128), predictor=(512, 128), loss=partial(InfoNCE, 0.2), **(_DIGITS | dict(warmup_from=0.))))),
     Recipe('byol', 'Grill et al. 2020, arXiv:2006.07733', projector=(4096, 256), predictor=(4096, 256),
         about="Predictions of one view move towards the other view's key, made by the network's moving average, without negatives",
         loss=_byol_loss, target=partial(EMATarget, 0.99, 'cosine'), views='byol', lr=0.45, per_view=True,
@@ -234,10 +252,10 @@ def _method(name: str) -> Callable[..., Recipe]:
 
 simclr, moco_v1, moco_v2, moco_v3 = _method('simclr'), _method('moco_v1'), _method('moco_v2'), _method('moco_v3')
 byol, simsiam, nnclr, swav = _method('byol'), _method('simsiam'), _method('nnclr'), _method('swav')
-barlow_twins, vicreg, dino = _method('barlow_twins'), _method('vicreg'), _method('dino')
+barlow_twins, vicreg, dino, fast_moco = _method('barlow_twins'), _method('vicreg'), _method('dino'), _method('fast_moco')
 
 METHODS: dict[str, Callable[..., Recipe]] = {m.__name__: m for m in (
-    simclr, moco_v1, moco_v2, moco_v3, byol, simsiam, nnclr, swav, barlow_twins, vicreg, dino)}
+    simclr, moco_v1, moco_v2, moco_v3, fast_moco, byol, simsiam, nnclr, swav, barlow_twins, vicreg, dino)}
 
 # %% ../nbs/20_recipes.ipynb #1feae4a6
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -285,10 +303,11 @@ def warmup_then(
     schedule: str, # a name in `SCHEDULES`
     peak: float,   # learning rate at the end of the warm-up
     warmup: float, # share of the run that warms up, in [0, 1)
+    start: float = 0., # share of the peak that it starts from
 ) -> Callable[[float], float]: # share of the run that is done, in [0, 1], to the learning rate
-    "Linear from 0 to `peak`, then the schedule"
+    "Linear up to `peak`, then the schedule"
     def lr(t: float) -> float:
-        return peak * t / warmup if t < warmup else peak * SCHEDULES[schedule]((t - warmup) / (1 - warmup))
+        return peak * (start + (1 - start) * t / warmup) if t < warmup else peak * SCHEDULES[schedule]((t - warmup) / (1 - warmup))
     return lr
 
 # %% ../nbs/20_recipes.ipynb #74fdbe68
@@ -299,13 +318,16 @@ def schedules(
     warmup: float,      # share of the run that warms up, in [0, 1)
 ) -> dict[str, Callable[[float], list[float]]]: # what `ParamScheduler` takes
     "Learning rate and, where it changes, weight decay of every group over the run"
-    lr = warmup_then(recipe.schedule, peak, warmup)
+    lr = warmup_then(recipe.schedule, peak, warmup, recipe.warmup_from)
     todo = {'lr': lambda t: [peak if g.get('constant_lr') else lr(t) for g in groups]}
     if recipe.wd_end is not None:
         todo['wd'] = lambda t: [(recipe.wd_end - (recipe.wd_end - recipe.wd) * SCHEDULES['cosine'](t)) * g['decays'] for g in groups]
     return todo
 
 # %% ../nbs/20_recipes.ipynb #02a837da
+SPEEDUPS: dict[str, Callable[..., StepCallback]] = dict(
+    comb_patches=CombinePatches, intermediate=IntermediateLoss, partial=PartialBackprop, regions=HardRegions)
+
 def check_parts(
     recipe: Recipe,        # resolved
     loss: nn.Module,       # the loss of a pair
@@ -347,6 +369,6 @@ def recipe_table(
         crops = make_part(r.multi_crop)
         rows.append(dict(
             recipe=r.name, views=r.views + (f", {crops}" if crops else ''), target=repr(make_part(r.target)) + (', one way' if r.one_way else ''),
-            memory=repr(make_part(r.memory)) if r.memory else '–', loss=repr(r.loss()), projector=widths(r.projector), predictor=widths(r.predictor),
+            speedups=', '.join(repr(make_part(s)) for s in r.speedups) or '–', memory=repr(make_part(r.memory)) if r.memory else '–', loss=repr(r.loss()), projector=widths(r.projector), predictor=widths(r.predictor),
             prototypes=r.prototypes or '–', optimizer=f"{r.opt}, lr {r.lr:g} at 256, wd {r.wd:g}" + (f" to {r.wd_end:g}" if r.wd_end else ''), paper=r.paper))
     return pd.DataFrame(rows).set_index('recipe')

@@ -46,6 +46,8 @@ class StepCallback(Callback):
                 raise
     def attached(self) -> None: "Called when added to `self.learn`"
     def detached(self, learn) -> None: "Called when removed from `learn`"
+    def check(self) -> None: "Called when all callbacks of a new learner are there, and before every fit; raises `InputError` for what does not go together"
+    def before_fit(self): self.check()
     def stop(self, why: Exception):
         "End the fit in good order; `fit` then raises `why` (at once in a plain fastai `Learner`, which would swallow it)"
         if not hasattr(self.learn, 'stopped'): raise why
