@@ -6,7 +6,7 @@ Docs: https://fastcontrast.github.io/fastcontrast/data.html.md"""
 
 # %% auto #0
 __all__ = ['VALID_FOLDERS', 'SOURCES', 'square_pixels', 'picture_formats', 'find_pictures', 'stratified', 'ImageData',
-           'ImageLoader', 'ImageLoaders', 'image_dls']
+           'ImageLoader', 'ImageLoaders', 'image_dls', 'StratifiedLoader']
 
 # %% ../nbs/04_data.ipynb #422bbb1f
 import contextlib
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .core import InputError, MissingPath, suggest
+from .distributed import rank, world_size
 
 # %% ../nbs/04_data.ipynb #85e7a2bf
 def _to_8bit(picture: Image.Image) -> Image.Image:
@@ -346,6 +347,16 @@ class ImageLoader:
         if few: other.picked = torch.from_numpy(np.sort(np.random.default_rng((self.seed, 4)).permutation(len(self.data))[:n]))
         return other
 
+    def only(self,
+        at: torch.Tensor, # which of its pictures, int64 on the CPU
+        bs: int,          # pictures a batch
+    ) -> 'ImageLoader':
+        "A loader over some of its pictures, which it takes for all there are"
+        other, data = copy.copy(self), self.data
+        other.data = replace(data, names=[data.names[i] for i in at.tolist()], y=data.y[at], labeled=data.labeled[at])
+        other.bs, other.y, other.picked = bs, self.y.index_select(0, at.to(self.device)), None
+        return other
+
     def labels(self) -> torch.Tensor:
         "The true labels of its pictures, int64 [N] on the CPU; -1: unknown"
         return self.data.y if self.picked is None else self.data.y[self.picked]
@@ -408,15 +419,23 @@ class _Resident(ImageLoader):
     "All pictures of the part are one tensor on the device"
     def __init__(self, images: torch.Tensor, *args, **kwargs):
         self.images = images
+        self.places: torch.Tensor|None = None  # of its pictures among the images; None: all, in order
         super().__init__(*args, **kwargs)
 
     def to(self, device: torch.device):
         super().to(device)
         self.images = self.images.to(self.device)
+        if self.places is not None: self.places = self.places.to(self.device)
         return self
 
+    def only(self, at, bs):
+        other, at = super().only(at, bs), at.to(self.device)
+        other.places = at if self.places is None else self.places[at]
+        return other
+
     def _images(self, order):
-        for at in order.to(self.device).split(self.bs): yield self.images.index_select(0, at), at
+        for at in order.to(self.device).split(self.bs):
+            yield self.images.index_select(0, at if self.places is None else self.places.index_select(0, at)), at
 
 # %% ../nbs/04_data.ipynb #8a095f30
 class _Stream(Dataset):
@@ -451,6 +470,13 @@ class _Streaming(ImageLoader):
     def ordered(self, n=None):
         other = super().ordered(n)
         if other is not self: other._loader, other._batches = None, []  # workers of its own
+        return other
+
+    def only(self, at, bs):
+        other = super().only(at, bs)
+        other.stream = _Stream(self.stream.pictures.subset(at.numpy()), self.stream.side)
+        other.workers = min(self.workers, -(-self.workers * bs // self.bs))  # in proportion to the pictures
+        other._loader, other._batches = None, []
         return other
 
     def _images(self, order):
@@ -496,6 +522,10 @@ class _FastaiLoader(ImageLoader):
         other = super().ordered()
         other.dl, other.hide = self.dl.new(shuffle=False, drop_last=False), not self.data.classes
         return other
+
+    def only(self, at, bs):
+        raise InputError("fastai DataLoaders choose themselves what they read, so no batches of chosen pictures can be "
+                         "made of them: give image_dls the folder instead")
 
     def __len__(self): return len(self.dl)
     def __iter__(self):
@@ -672,3 +702,78 @@ def image_dls(
         loaders.append(make(data, bs, device, training=not loaders, seed=seed))
     _check_bs(bs, len(loaders[0].data), name)
     return ImageLoaders(*loaders, size=size, source=name)
+
+# %% ../nbs/04_data.ipynb #0c580b2d
+class StratifiedLoader:
+    "Batches `(images [S, 3, R, R], y int64 [S])` without end: pictures with labels, drawn by class, on the device"
+    ahead = 100  # batches that are drawn at a time
+    def __init__(self,
+        dl: ImageLoader,                    # the training part of `image_dls`
+        classes_per_batch: int|None = None, # different classes in a batch, 2 or more; None: all that have labels, at most 20
+        per_class: int = 2,                 # pictures of each, 2 or more
+        seed: int = 0,                      # of the draws, 0 or more
+    ):
+        if classes_per_batch is not None: _check_whole('classes_per_batch', classes_per_batch, 2)
+        _check_whole('per_class', per_class, 2)
+        _check_whole('seed', seed, 0)
+        if not isinstance(dl, ImageLoader):
+            raise InputError(f"batches by class need the training part of image_dls(…), not a {type(dl).__name__}")
+        data = dl.data
+        at = torch.from_numpy(np.flatnonzero(data.labeled & (data.y >= 0)))
+        if not len(at):
+            raise InputError("there is no label that training may use: give image_dls(labels=…) a share like 0.1, 'all' "
+                             "or a file of names" if data.classes else "the pictures have no labels: use class folders")
+        self.at = at[data.y[at].argsort(stable=True)]  # by class
+        classes, self.counts = np.unique(data.y[self.at], return_counts=True)
+        self.starts = self.counts.cumsum() - self.counts
+        for c, n in zip(classes, self.counts, strict=True):
+            if n < 2:
+                raise InputError(f"class '{data.classes[c]}' has one picture whose label training may use, and needs two: "
+                                 "give image_dls(labels=…) a larger share, or more names")
+        if len(classes) < 2:
+            raise InputError(f"only class '{data.classes[classes[0]]}' has labels that training may use: "
+                             "it takes two to tell them apart")
+        if classes_per_batch is not None and classes_per_batch > len(classes):
+            raise InputError(f"classes_per_batch={classes_per_batch} is more than the {len(classes)} classes that have labels")
+        self.classes_per_batch, self.per_class = classes_per_batch or min(20, len(classes)), per_class
+        size = self.classes_per_batch * per_class
+        if size % world_size():
+            raise InputError(f"{self.classes_per_batch} classes with {per_class} pictures each cannot be divided among "
+                             f"{world_size()} processes: choose another classes_per_batch or per_class")
+        self.dl, self.seed, self.bs = dl, seed, size // world_size()
+        self.draws = 0  # number of the next draw
+        self._batches = None
+        dl.only(self.at, self.bs)  # can it?
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: return self
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._batches is None: self._batches = self._endless()
+        return next(self._batches)
+
+    def close(self) -> None:
+        "Let go of pictures and workers; the next batch is the first of the next draw"
+        self._batches = None
+
+    def _endless(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        part = self.dl.only(self.at, self.bs)
+        while True:
+            order = torch.from_numpy(self._draw())
+            mine = order[:, rank() * self.bs:(rank() + 1) * self.bs].flatten()
+            for images, at in part._images(mine): yield images, part.y.index_select(0, at)
+
+    def _draw(self) -> np.ndarray:
+        "The pictures of the next batches, places among those with labels: int64 [ahead, S]"
+        rng = np.random.default_rng((self.seed, 5, self.draws))
+        self.draws += 1
+        classes = rng.random((self.ahead, len(self.counts))).argsort(1)[:, :self.classes_per_batch]
+        start, count = self.starts[classes], self.counts[classes]
+        chosen = np.empty((*classes.shape, self.per_class), dtype=np.int64)
+        # Floyd's way to draw k of n without replacement: in round j one of the first n - k + j + 1, and if that has
+        # been drawn, the last of these; a class of fewer than k repeats itself
+        enough = count >= self.per_class
+        for j in range(self.per_class):
+            last = np.where(enough, count - self.per_class + j, count - 1)
+            one = rng.integers(last + 1)
+            again = (chosen[..., :j] == one[..., None]).any(-1)
+            chosen[..., j] = np.where(again & enough, last, one)
+        return (start[..., None] + chosen).reshape(self.ahead, -1)

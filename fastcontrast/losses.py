@@ -6,7 +6,7 @@ Docs: https://fastcontrast.github.io/fastcontrast/losses.html.md"""
 
 # %% auto #0
 __all__ = ['info_nce', 'nt_xent', 'dcl', 'dclw', 'InfoNCE', 'NTXent', 'DCL', 'DCLW', 'NegCosine', 'BarlowTwins', 'VICReg',
-           'sinkhorn', 'SwAVLoss', 'DINOLoss']
+           'sinkhorn', 'SwAVLoss', 'DINOLoss', 'suncet_loss', 'supcon_loss']
 
 # %% ../nbs/01_losses.ipynb #5a7eba6b
 import inspect
@@ -183,6 +183,20 @@ def dclw(
         return negative - (_vmf_weights(cos, sigma) * cos).mean() / temp
 
 # %% ../nbs/01_losses.ipynb #bf6acdae
+def _each(
+    q: Tensor,               # queries `[..., B, D]`; the last but one dimension is that of the keys
+    k: Tensor,               # keys `[B, D]`
+    temp: float,             # temperature τ
+    decoupled: bool = False, # whether the positive is left out of the denominator
+) -> Tensor:                 # `[..., B]`
+    "The InfoNCE loss, or DCL's, of every query by itself: with its key against all keys"
+    with _full_precision(q):
+        q, k = _units(q, k)
+        logits = q / temp @ k.T
+        positive = logits.diagonal(dim1=-2, dim2=-1)
+        if decoupled: logits = logits.masked_fill(torch.eye(len(k), dtype=torch.bool, device=k.device), -math.inf)
+        return logits.logsumexp(-1) - positive
+
 class InfoNCE(_Loss):
     """`info_nce` times `scale`, with its temperature; called `loss(q, k)` or `loss(q, k, queue)`
 
@@ -209,6 +223,8 @@ class InfoNCE(_Loss):
                              "anchors='queries'.")
         return self.scale * _cross_entropy(q, k, self.temp, queue, dim=-2 if keys else -1)
 
+    def each(self, q: Tensor, k: Tensor) -> Tensor: return self.scale * _each(q, k, self.temp)
+
 class NTXent(_Loss):
     "`nt_xent` with its temperature; called `loss(z1, z2)`"
     symmetric = True
@@ -222,6 +238,7 @@ class NTXent(_Loss):
         self.temp = temp
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor: return nt_xent(z1, z2, self.temp)
+    def each(self, q: Tensor, k: Tensor) -> Tensor: return _each(q, k, self.temp)
 
 class DCL(_Loss):
     "`dcl` with its temperature; called `loss(z1, z2)`, or `loss(q, k, queue)`"
@@ -237,6 +254,7 @@ class DCL(_Loss):
 
     def forward(self, z1: Tensor, z2: Tensor, queue: Tensor | None = None) -> Tensor:
         return dcl(z1, z2, self.temp, queue)
+    def each(self, q: Tensor, k: Tensor) -> Tensor: return _each(q, k, self.temp, decoupled=True)
 
 class DCLW(_Loss):
     "`dclw` with its temperature and the width of its weights; called `loss(z1, z2)`, or `loss(q, k, queue)`"
@@ -253,6 +271,7 @@ class DCLW(_Loss):
 
     def forward(self, z1: Tensor, z2: Tensor, queue: Tensor | None = None) -> Tensor:
         return dclw(z1, z2, self.temp, self.sigma, queue)
+    def each(self, q: Tensor, k: Tensor) -> Tensor: return _each(q, k, self.temp, decoupled=True)
 
 # %% ../nbs/01_losses.ipynb #838ecf54
 class NegCosine(_Loss):
@@ -523,3 +542,51 @@ class DINOLoss(_SoftTargets):
         center = state_dict.get(prefix + 'center')
         self.center = None if center is None else torch.empty_like(center)  # as wide as the one that was saved
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+# %% ../nbs/01_losses.ipynb #b874b03b
+def _by_class(z: Tensor, y: Tensor, temp: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Similarities over τ, `[S, S]`; who shares a class with whom, `[S, S]`; who is alone in its class, `[S]`
+
+    The similarities are -inf on the diagonal, and 0 in the rows of those that are alone.
+    """
+    _positive(temp=temp)
+    if z.ndim != 2 or 0 in z.shape or y.shape != z.shape[:1]:
+        raise InputError(f"labelled embeddings come as [members, dim] with one label each, not as {[*z.shape]} with labels {[*y.shape]}.")
+    if y.is_floating_point() or y.is_complex(): raise InputError(f"labels are whole numbers, one for each class, not {y.dtype}.")
+    u, = _units(z)
+    logits = (u / temp) @ u.T
+    logits.fill_diagonal_(-math.inf)
+    same = y[:, None] == y
+    same.fill_diagonal_(False)
+    alone = ~same.any(1)
+    return logits.masked_fill(alone[:, None], 0), same, alone
+
+def suncet_loss(
+    z: Tensor,          # embeddings `[S, D]`; any length, they are normalised here
+    y: Tensor,          # their classes `[S]`, whole numbers; every number is a class, -1 too
+    temp: float = 0.1,  # temperature τ, above 0
+) -> Tensor:            # mean over the anchors that are not alone in their class, a scalar
+    """SuNCEt (Assran et al. 2020, Eq. 2): the probability that an anchor's neighbour is of its class
+
+    Zero, with a gradient of zeros, where every class has one member. Raises `InputError` for shapes that do not match,
+    labels that are no whole numbers, or a bad temperature.
+    """
+    with _full_precision(z):
+        logits, same, alone = _by_class(z, y, temp)
+        own = logits.masked_fill(~(same | alone[:, None]), -math.inf)
+        return (logits.logsumexp(1) - own.logsumexp(1)).sum() / (~alone).sum().clamp_min(1)
+
+def supcon_loss(
+    z: Tensor,          # embeddings `[S, D]`; any length, they are normalised here
+    y: Tensor,          # their classes `[S]`, whole numbers; every number is a class, -1 too
+    temp: float = 0.1,  # temperature τ, above 0
+) -> Tensor:            # mean over the anchors that are not alone in their class, a scalar
+    """SupCon (Khosla et al. 2020, Eq. 2, L_out): the mean of -log of the probabilities of all others of the class
+
+    Zero, with a gradient of zeros, where every class has one member. Raises `InputError` for shapes that do not match,
+    labels that are no whole numbers, or a bad temperature.
+    """
+    with _full_precision(z):
+        logits, same, alone = _by_class(z, y, temp)
+        own = logits.masked_fill(~same, 0).sum(1) / same.sum(1).clamp_min(1)
+        return (logits.logsumexp(1) - own).masked_fill(alone, 0).sum() / (~alone).sum().clamp_min(1)

@@ -31,6 +31,7 @@ from .models import Head, Prototypes, mlp
 from .speedups.comb_patches import CombinePatches
 from .speedups.intermediate import IntermediateLoss, PartialBackprop
 from .speedups.regions import HardRegions
+from .speedups.suncet import SuNCEt, SupervisedTerm
 from .step import MultiCrop, StepCallback
 from .targets import EMATarget, Memory, NearestNeighbours, Queue, SharedTarget, StopGradTarget, Target
 from .views import VIEW_KINDS
@@ -326,7 +327,7 @@ def schedules(
 
 # %% ../nbs/20_recipes.ipynb #02a837da
 SPEEDUPS: dict[str, Callable[..., StepCallback]] = dict(
-    comb_patches=CombinePatches, intermediate=IntermediateLoss, partial=PartialBackprop, regions=HardRegions)
+    comb_patches=CombinePatches, intermediate=IntermediateLoss, partial=PartialBackprop, regions=HardRegions, suncet=SuNCEt, supervised=SupervisedTerm)
 
 def check_parts(
     recipe: Recipe,        # resolved

@@ -25,11 +25,12 @@ from fastcontrast import __version__
 from fastcontrast.data import image_dls
 from fastcontrast.export import encoder_info, load_encoder
 from fastcontrast.learner import contrastive_learner
-from fastcontrast.recipes import LOSSES, METHODS, RECIPES, simclr
+from fastcontrast.recipes import LOSSES, METHODS, RECIPES, SPEEDUPS, simclr
 from fastcontrast.views import VIEW_KINDS
 
 PROGRAM = [sys.executable, '-m', 'fastcontrast']
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'COLUMNS': '80'}
+COST = ('seconds', 'tflop', 'images_s', 'memory_mb')
 TINY = ('--arch', 'resnet10t', '--epochs', 1, '--batch-size', 4)
 
 
@@ -94,7 +95,7 @@ def test_run_folder(digits):
     assert {p.name for p in out.iterdir()} == {'encoder.safetensors', 'config.json', 'history.csv', 'curves.png', 'views.png'}
     for name in ('curves.png', 'views.png'): assert matplotlib.image.imread(out/name).std() > .05
     rows = list(csv.DictReader((out/'history.csv').open()))
-    assert list(rows[0]) == ['epoch', 'train_loss', 'knn', 'std', 'time'] and len(rows) == 1
+    assert list(rows[0]) == ['epoch', 'train_loss', 'knn', 'std', *COST, 'time'] and len(rows) == 1
     assert 0 < float(rows[0]['knn']) < 1 < float(rows[0]['train_loss'])
 
 
@@ -102,9 +103,11 @@ def test_config_has_every_setting_resolved(digits):
     c, recipe = config(digits[0]), simclr().resolve('digits')
     expected = dict(data='digits', method='simclr', loss=str(recipe.loss()), arch='resnet10t', size=32, epochs=1, batch_size=256, lr=recipe.lr, labels=None,
                     valid=.2, small_input=False, setting='digits', controls=True, seed=0, workers=None, target='SharedTarget()', n_train=1400, n_valid=397,
-                    state='finished', epochs_done=1, unjudged='', undecodable={})
+                    state='finished', epochs_done=1, unjudged='', undecodable={}, speedups=[], n_labeled=0)
     assert {k: c[k] for k in expected} == expected
     assert c['precision'] in ('fp32', 'bf16') and c['recipe']['opt'] == 'adamw' and c['versions']['torch'] == torch.__version__.split('+')[0]
+    cost, row = c['cost'], next(csv.DictReader((digits[0]/'history.csv').open()))
+    assert cost['steps'] == 5 and cost['images'] == 1280 and cost['tflop'] == float(row['tflop']) > .1 and 0 < cost['seconds'] < c['seconds']
     assert c['versions']['fastcontrast'] == __version__ and {'python', 'device', 'commit', 'command', 'seconds'} <= set(c)
 
 
@@ -182,7 +185,7 @@ def test_pictures_that_cannot_judge(run, refused, folder, counts, valid, reason)
     code, out, err = run('pretrain', 'p', *TINY, '--valid', valid, '--out', 'r')
     assert (code, err) == (0, '') and '\nnot judged: ' in out and reason in out and 'features' not in out
     assert reason in config('r')['unjudged'] and config('r')['results'] == {} and config('r')['state'] == 'finished'
-    assert next(csv.reader(Path('r/history.csv').open())) == ['epoch', 'train_loss', 'std', 'time']
+    assert next(csv.reader(Path('r/history.csv').open())) == ['epoch', 'train_loss', 'std', *COST, 'time']
     assert reason in refused('eval', 'r', 'p')
 
 
@@ -206,6 +209,73 @@ def test_large_pictures_have_small_raw_pixels(run, folder):
     pictures(folder/'p', dict(a=4, bb=4), side=48)
     code, out, err = run('pretrain', 'p', *TINY, '--out', 'r')
     assert code == 0 and list(config('r')['results']) == ['raw pixels (32 x 32)', 'untrained encoder', 'trained encoder']
+
+
+# ---------------------------------------------------------------- speedups
+
+def test_parse_speedups():
+    assert cli.parse_speedups(None) == cli.parse_speedups('') == []
+    one, two, three = cli.parse_speedups(" comb_patches(m=1),\n intermediate(('layer2', 'layer3'), weights=[.5, 1]), suncet(weight=2)")
+    assert (type(one), type(two), type(three)) == tuple(SPEEDUPS[name] for name in ('comb_patches', 'intermediate', 'suncet'))
+    assert repr(two) == repr(SPEEDUPS['intermediate'](('layer2', 'layer3'), weights=[.5, 1])) and three.weight == 2
+    assert {type(cli.parse_speedups(name)[0]) for name in SPEEDUPS} == set(SPEEDUPS.values())
+    probs = cli.parse_speedups("partial(probs={'layer2': .25, 'final': .75}, stop_forward=False)")[0]
+    assert (probs.probs, probs.stop_forward) == ({'layer2': .25, 'final': .75}, False)
+
+
+@pytest.mark.parametrize('text, words', [
+    ('comb_patch', "unknown speedup 'comb_patch': did you mean comb_patches?"), ('suncet(wieght=1)', "unknown argument of suncet 'wieght': suncet takes weight=1.0, classes"),
+    ('comb_patches, suncet(', "'comb_patches, suncet(' can't be read"), ('suncet weight=1', "can't be read"), ('suncet] + [suncet', "can't be read"),
+    ('suncet(weight=print(1))', "'suncet(weight=print(1))' is neither a name nor a call with constants"), ('suncet(**{})', 'neither a name nor'),
+    ('suncet(*[1])', 'neither a name nor'), ('"suncet"', 'neither a name nor'), ('os.remove("x")', 'neither a name nor'), ('-1', 'neither a name nor'),
+    ('suncet(weight=-1)', 'weight=-1'), ('suncet(1, weight=1)', "multiple values for argument 'weight'"), ('partial(1, 2, 3, 4, 5, 6, 7)', 'too many positional'),
+    ('intermediate(stages=3.5)', 'intermediate'), ('(' * 9999, "can't be read"), ('suncet(weight="a" "b")', "weight='ab'"), ('comb_patches(n=0)', 'n=0'),
+])
+def test_speedups_that_cannot_be(refused, folder, text, words):
+    assert words in refused('pretrain', 'digits', '--with', text)
+    assert not any(folder.iterdir())
+    (folder/'settings.ini').write_text(f'[fast]\nspeedups = {text}\n')
+    assert words in refused('pretrain', '--run', 'fast')
+
+
+def test_speedups_of_a_run(run, folder):
+    "They train, name the folder, and are recorded, as are the pictures whose labels they used"
+    pictures(folder/'p', dict(a=10, bb=10))
+    code, out, err = run('pretrain', 'p', *TINY, '--no-controls', '--with', 'comb_patches,suncet(weight=.5)', '--labels', .5)
+    assert (code, err) == (0, '') and out.endswith('are in runs/simclr+comb_patches+suncet-resnet10t-p\n')
+    r = folder/'runs/simclr+comb_patches+suncet-resnet10t-p'
+    c, names = config(r), (r/'labeled.txt').read_text().split()
+    assert set(c['speedups']) == {repr(cb) for cb in cli.parse_speedups('comb_patches,suncet(weight=.5)')}
+    assert (c['n_labeled'], len(names), c['labels']) == (8, 8, '0.5') and sum(n.startswith('a/') for n in names) == 4
+    assert run('pretrain', 'p', *TINY, '--no-controls', '--with', 'suncet', '--labels', r/'labeled.txt', '--out', 'r')[0] == 0
+    assert (folder/'r/labeled.txt').read_text() == (r/'labeled.txt').read_text()
+    assert run('pretrain', 'p', *TINY, '--no-controls', '--with', 'suncet', '--labels', 'all', '--out', 's')[0] == 0
+    assert config('s')['n_labeled'] == 16 and not Path('s/labeled.txt').exists()
+
+
+def test_speedups_that_the_pictures_do_not_suit(refused, folder):
+    pictures(folder/'p', dict(a=10, bb=10))
+    assert 'labels' in refused('pretrain', 'p', *TINY, '--with', 'suncet')
+    assert 'IntermediateLoss' in refused('pretrain', 'p', *TINY, '--with', 'partial')
+    assert not (folder/'runs').exists()
+
+
+def test_compare(run, refused, digits, folder):
+    code, out, err = run('compare', digits[0], digits[0], '-o', 'new/c.png', '--knn', .01)
+    assert (code, err) == (0, '') and 'simclr, NTXent\n' in out and out.endswith('the drawing is in new/c.png\n') and matplotlib.image.imread('new/c.png').std() > .05
+    row = next(csv.DictReader((digits[0]/'history.csv').open()))
+    table = [re.split(r' *│ *', line)[2:-1] for line in out.splitlines() if re.search(r'│ +1 │', line)]
+    knn, tflop, seconds = (float(row[k]) for k in ('knn', 'tflop', 'seconds'))
+    assert table == [['1', f'{knn:.1%}', f'{knn:.1%}', '1', f'{tflop:.3g}', f'{seconds:.3g}']] * 2
+    (folder/'short').mkdir()
+    (folder/'short/history.csv').write_text('epoch,train_loss,knn\n0,1.5,0.001\n')
+    (folder/'short/config.json').write_text(json.dumps(dict(method='byol', loss='NegCosine()', speedups=['A()'], state='interrupted')))
+    code, out, err = run('compare', digits[0], 'short')
+    assert code == 0 and 'short (interrupted): byol, NegCosine + A()\n' in out and re.search(r'│ short +│ +1 │ +0.1% │ +0.1% │ +– │ +– │ +– │', out)
+    assert (folder/'compare.png').is_file()
+    assert 'one run' in refused('compare', 'short') and "no folder 'nowhere'" in refused('compare', 'short', 'nowhere')
+    assert '--knn must be above 0' in refused('compare', 'short', 'short', '--knn', 90) and 'must end in' in refused('compare', 'short', 'short', '-o', 'c.txt')
+    assert 'RUN' in refused('compare')
 
 
 # ---------------------------------------------------------------- settings
@@ -268,11 +338,12 @@ def test_the_repositorys_own_runs_are_valid(monkeypatch):
     for name in ini.sections():
         run = cli.resolve({}, name)
         cli.check_names(run)
-        parts = (run.arch, run.method, run.loss, run.size or 32)
+        parts = (run.arch, run.method, run.loss, run.speedups, run.size or 32)
         if parts in made: continue
         made.add(parts)
-        pictures = [(torch.zeros(3, run.size or 32, run.size or 32, dtype=torch.uint8), 0)] * 4
-        contrastive_learner(image_dls(pictures, bs=4, valid=0, size=run.size), run.arch, METHODS[run.method](), loss=run.loss)
+        pictures = [(torch.zeros(3, run.size or 32, run.size or 32, dtype=torch.uint8), i % 2) for i in range(4)]
+        dls = image_dls(pictures, bs=4, valid=0, size=run.size, labels='all' if run.labels else None)
+        contrastive_learner(dls, run.arch, METHODS[run.method](), loss=run.loss, cbs=cli.parse_speedups(run.speedups))
 
 
 # ---------------------------------------------------------------- mistakes
@@ -473,9 +544,9 @@ def test_help(run):
         assert code == 0
         return ' '.join(re.sub('[│╭╮╰╯─]', ' ', out).split())
     assert run()[0] == 0 and run()[1] == run('--help')[1]
-    for command in ((), ('pretrain',), ('eval',), ('views',), ('export',)): assert 'Example: fastcontrast' in text(*command)
+    for command in ((), ('pretrain',), ('eval',), ('views',), ('export',), ('compare',)): assert 'Example: fastcontrast' in text(*command)
     pretrain, views = text('pretrain'), text('views')
-    for name in (*METHODS, *LOSSES, *RECIPES['simclr'].settings, '100; for digits'): assert name in pretrain, name
+    for name in (*METHODS, *LOSSES, *SPEEDUPS, *RECIPES['simclr'].settings, '100; for digits'): assert name in pretrain, name
     for name in VIEW_KINDS: assert name.removesuffix('_cifar') in views, name
 
 
