@@ -112,7 +112,7 @@ def mean_of(levels, times, gflop, name="mean of levels") -> None:
     gflop[name] = statistics.fmean(gflop[level] for level in levels)
 
 
-class Drawn(Callback):
+class LevelCount(Callback):
     """Counts the levels that were drawn"""
     def __init__(self, partial): self.partial, self.levels = partial, []
     def after_batch(self): self.levels.append(self.partial.drawn)
@@ -146,7 +146,7 @@ def comb_patches(a):
 def of_levels(a, goal, *speedups, everywhere=False):
     """MoCo v3 with `speedups` and PartialBackprop over MoCo v3; everywhere: measure it without PartialBackprop too"""
     partial = PartialBackprop()
-    plain, learn, seen = learner(a, moco_v3), learner(a, moco_v3, *speedups, partial), Drawn(partial)
+    plain, learn, seen = learner(a, moco_v3), learner(a, moco_v3, *speedups, partial), LevelCount(partial)
     levels = learn.model.levels()
 
     def whole():

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .core import InputError, suggest
 from .distributed import gather
-from .models import Embedding, Route, find_stage, feature_dim
+from .models import Embedding, Route, evaluating, feature_dim, find_stage
 from .views import VIEW_KINDS, Normalize, RoleViews, ViewKind, Views
 
 # %% ../nbs/06_step.ipynb #6d6b0c57
@@ -260,12 +260,10 @@ def add_level(
     model, pair, stage = learn.model, learn.loss_func, find_stage(learn.model.encoder, stage)
     level = stage.level
     if level not in model.heads:
-        p, modes = next(model.encoder.parameters()), {m: m.training for m in model.encoder.modules()}
+        picture = next(model.encoder.parameters()).new_zeros(1, 3, learn.dls.size, learn.dls.size)
         try:
-            with torch.no_grad(): h = model.eval().features(p.new_zeros(1, model.encoder.pretrained_cfg.get('input_size', (3,))[0], learn.dls.size, learn.dls.size), (level,))[level]
+            with evaluating(model): h = model.features(picture, (level,))[level]
         except Exception as e: raise InputError(f"the output of '{stage.module}' is no feature map that a loss could be put on ({shorten(str(e), 100)}): take another stage.") from None
-        finally:
-            for m, mode in modes.items(): m.training = mode
         if h.shape[-1] != stage.channels: raise InputError(f"the output of '{stage.module}' has {h.shape[-1]} channels where timm describes {stage.channels}: take another stage.")
         model.add_level(level)
         if hasattr(pair.loss, 'update'): pair.others[level] = copy.deepcopy(pair.loss)

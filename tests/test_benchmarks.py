@@ -19,6 +19,8 @@ SMALL = dict(
     methods="digits --methods moco_v2 byol --arch resnet10t --size 8 --bs 512 --epochs 1 --no-small-input --seeds 3",
     multi_crop="--arch resnet10t --large 64 --small 32 --bs 2 --steps 1 --rounds 1",
     queue_share="--arch resnet10t --sizes 32 --bs 4 --queue 64 --steps 1 --repeats 1 --rounds 1",
+    speedups="--parts comb_patches partial regions suncet --arch resnet10t --size 32 --bs 4 --rounds 1",
+    speedups_accuracy="digits --configs moco_v3+all simclr+suncet --size 16 --bs 512 --epochs 1 --seeds 3",
 )
 
 
@@ -40,7 +42,10 @@ def test_benchmark(program, tmp_path, monkeypatch):
         curves=lambda r: [r["untrained_knn"], r["trained_knn"]],
         methods=lambda r: [x for row in r["rows"] for x in (row["knn"], row["few_labels"], row["seconds"], row["images_per_s"] / 1e4, row["embedding_std"])],
         multi_crop=lambda r: [r["step"]["time_over_flops"], r["passes"]["time_over_flops"]],
-        queue_share=lambda r: [r["sizes"]["32"]["share"]])[program](result)
+        queue_share=lambda r: [r["sizes"]["32"]["share"]],
+        speedups=lambda r: [x["ratio"] for part in ("comb_patches", "partial", "regions") for x in (r[part], r[part].get("drawn", r[part]))]
+        + [r["suncet"][m]["without_views"]["ratio"] for m in ("simclr", "moco_v3")],
+        speedups_accuracy=lambda r: [e[k] for row in r["rows"] for e in row["epochs"] for k in ("knn", "seconds", "tflop")])[program](result)
     assert figures and all(0 < x < 100 for x in figures)
     if program == "methods":
         assert [(r["method"], r["seed"]) for r in result["rows"]] == [("moco_v2", 3), ("byol", 3)]
@@ -49,6 +54,25 @@ def test_benchmark(program, tmp_path, monkeypatch):
     if program == "queue_share":  # the queries times the queue, and its gradient; the step has three passes for keys and queries
         assert result["sizes"]["32"]["queue_gflop"] == pytest.approx(2 * 2 * 4 * 128 * 64 / 1e9)
         assert result["sizes"]["32"]["step_gflop"] > 100 * result["sizes"]["32"]["queue_gflop"]
+    if program == "speedups":
+        partial, regions = result["partial"], result["regions"]
+        assert list(partial["levels"]) == ["layer1", "layer2", "layer3", "final"] and sum(partial["drawn"]["levels"].values()) == 2
+        shares = [level["flop_ratio"] for level in partial["levels"].values()]
+        # a step that goes to the end is one without PartialBackprop
+        assert shares == sorted(shares) and shares[-1] == pytest.approx(1) and partial["flop_ratio"] == pytest.approx(sum(shares) / 4)
+        assert regions["map"] == [4, 4] and regions["window"] == [2, 4] and regions["flop_ratio"] < 1 and 0 < regions["choosing_share"] < 1
+        assert result["suncet"]["support"] == 4 and all(result["suncet"][m]["flop_ratio"] > 1 for m in ("simclr", "moco_v3"))
+    if program == "speedups_accuracy":
+        assert [(r["config"], r["seed"], len(r["epochs"])) for r in result["rows"]] == [("moco_v3+all", 3, 1), ("simclr+suncet", 3, 1)]
+        assert [r["config"] for r in result["table"]] == ["moco_v3+all", "simclr+suncet"]
+        # what is there is not run again, and can be drawn
+        monkeypatch.setattr(sys, "argv", [*sys.argv, "--plot"])
+        runpy.run_path(path, run_name="__main__")
+        assert file.with_suffix(".png").stat().st_size > 10_000
+        monkeypatch.setattr(sys, "argv", sys.argv[:-1])
+        file.write_text(json.dumps(json.loads(file.read_text()) | dict(mark=1)))
+        runpy.run_path(path, run_name="__main__")
+        assert "mark" in json.loads(file.read_text())
 
 
 class Seen(Callback):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core import InputError, suggest
-from ..models import feature_dim, find_stage
+from ..models import evaluating, feature_dim, find_stage
 from ..step import StepCallback
 from ..views import RoleViews, Views
 
@@ -145,16 +145,14 @@ class CombinePatches(StepCallback):
 
     def try_out(self, size: int, side: int):
         "Raise `InputError` unless the encoder takes the maps or rectangles that this makes"
-        model, p, modes = self.model, next(self.model.encoder.parameters()), {m: m.training for m in self.model.encoder.modules()}
+        p = next(self.model.encoder.parameters())
         shape = (size, size * self.m // self.n ** 2) if self.combine == 'input' else (size, size) if self.last else (side, side)
         edits = {self.level: [lambda x: self.stitched(x, 'columns' if self.m == self.n else 'whole')]} if self.level else {self.last: [self.apart]} if self.last else {}
         if self.patches == 'montage' and not self.last: raise InputError(f"{self!r} takes the last feature map apart, and timm describes no stages of this encoder: take another architecture.")
         try:
-            with torch.no_grad(): model.eval().features(p.new_zeros(1, 1 if self.last else self.n ** 2, 1, 3, *shape), edits=edits)
+            with evaluating(self.model): self.model.features(p.new_zeros(1, 1 if self.last else self.n ** 2, 1, 3, *shape), edits=edits)
         except InputError: raise
         except Exception as e: raise InputError(f"{self!r} does not suit the encoder, which can't go on with what it makes of pictures of {size} pixels ({' '.join(str(e).split())[:100]}).") from None
-        finally:
-            for m, mode in modes.items(): m.training = mode
 
     def detached(self, learn):
         if getattr(learn, 'patches_by', None) is not self: return

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import InputError
-from ..models import find_stage
+from ..models import evaluating, find_stage
 from .intermediate import default_stages
 from ..step import StepCallback, add_level, drop_level
 
@@ -96,17 +96,15 @@ class HardRegions(StepCallback):
         if self.stage.level == list(stages)[-1]: raise InputError(f"no stage comes after '{self.stage.module}', so HardRegions would save nothing there: choose one of {', '.join(s.module for s in list(stages.values())[:-1])}.")
         if self.keep == 1: return
         self.level = add_level(self.learn, self.stage.module)
-        modes, size, p = {m: m.training for m in encoder.modules()}, self.dls.size, next(encoder.parameters())
+        picture = next(encoder.parameters()).new_zeros(1, 1, 3, self.dls.size, self.dls.size)
         def anywhere(maps):
             self.inner = maps.ndim - 2  # dimensions of a feature map, or of tokens
             return self.part(maps, None)
         try:
-            with torch.no_grad(): self.model.eval().features(p.new_zeros(1, 1, 3, size, size), edits={self.level: [anywhere]})
+            with evaluating(self.model): self.model.features(picture, edits={self.level: [anywhere]})
         except Exception as e:
             self.detached(self.learn)
             raise InputError(f"{self!r} can't be used with this encoder, whose later stages do not take a part of a picture ({' '.join(str(e).split())[:100]}).") from None
-        finally:
-            for m, mode in modes.items(): m.training = mode
 
     def detached(self, learn):
         if self.level is not None: drop_level(learn, self.level)
