@@ -49,8 +49,8 @@ def environment() -> dict:
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         name = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), name)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain", "--", "fastcontrast"], capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent.parent).stdout.strip()
+    changed = subprocess.run(["git", "status", "--porcelain", "--", "fastcontrast"], capture_output=True, text=True, cwd=RESULTS.parent.parent).stdout.strip()
     packages = ("fastcontrast", "torch", "torchvision", "fastai", "timm", "kornia", "lightly")
     return dict(device=torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, {name}", threads=torch.get_num_threads(),
                 python=platform.python_version(), versions={p: installed(p) for p in packages}, commit=commit + (" with changes" if changed else ""),

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from common import alternate, device, save
 
 from fastcontrast.all import Queue, contrastive_learner, image_dls
-from fastcontrast.recipes import METHODS, OPTIMIZERS, SCHEDULES, make_part, parameter_groups, warmup_then
+from fastcontrast.recipes import METHODS, OPTIMIZERS, RECIPES, SCHEDULES, make_part, parameter_groups, warmup_then
 from fastcontrast.targets import EMA_SCHEDULES
 
 
@@ -39,6 +39,9 @@ def settled_learner(dls, arch, method, small_input=False, rows=None, **changes):
     if memory is not None: memory.size = rows or memory.size  # given as a callback it isn't cut to the number of pictures
     if isinstance(memory, Queue): memory.start = 0
     return contrastive_learner(dls, arch, recipe, cbs=memory, small_input=small_input)
+
+
+BASE = [name for name, recipe in RECIPES.items() if not recipe.speedups] # those with speedups: see speedups.py
 
 
 def by_hand(model, recipe, rows):
@@ -150,7 +153,7 @@ LR = 0.01  # small, so that random pictures and a warm-up of a step do not end i
 
 def main():
     arg = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arg.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=f"of {', '.join(METHODS)}")
+    arg.add_argument("--methods", nargs="+", choices=BASE, default=BASE, metavar="METHOD", help=f"of {', '.join(BASE)}")
     arg.add_argument("--arch", default="resnet18")
     arg.add_argument("--small-input", action="store_true", help="give the ResNet the stem for small pictures")
     arg.add_argument("--size", type=int, default=32)

@@ -8,6 +8,7 @@ Docs: https://fastcontrast.github.io/fastcontrast/regions.html.md"""
 __all__ = ['window_sides', 'best_window', 'take_windows', 'HardRegions']
 
 # %% ../../nbs/12_regions.ipynb #73916f28
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -79,7 +80,7 @@ class HardRegions(StepCallback):
     def __init__(self,
         stage: str | int | None = None, # of the encoder, which gets a head and a loss if it has none; None: the middle one
         keep: float = 0.5,              # share of the feature map's area, or of the tokens, in (0, 1]; 1: nothing is done
-        cells: int | None = 4,          # the loss is looked at on a grid of so many cells a side, and interpolated; None: at every location
+        cells: int | None = 4,          # the loss is looked at on a grid of so many cells a side of a view (or half the map's), and interpolated; None: at every location
     ):
         if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < keep <= 1: raise InputError(f"keep={keep!r} of HardRegions must be above 0 and at most 1.")
         if cells is not None and (isinstance(cells, bool) or not isinstance(cells, Integral) or cells < 1): raise InputError(f"cells={cells!r} of HardRegions must be a whole number of at least 1, or None.")
@@ -132,7 +133,7 @@ class HardRegions(StepCallback):
         "The loss of every location of what the stage gives: `[N, H, W]`, or `[N, T]`"
         lead, head = maps.shape[:-self.inner], self.model.heads[self.level]
         grid = self.stage.grid(maps.flatten(0, len(lead) - 1)).to(next(head.parameters()).dtype)
-        coarse, shape = self.coarse(grid)
+        coarse, shape = self.coarse(grid, math.prod(lead[1:-1]))
         with _untracked(head):
             q = head(coarse)[-1].unflatten(0, lead).movedim(-2, -3)  # [V, …, locations, B, D]
             if self.yb: keys = self.yb[0][self.level]
@@ -148,13 +149,13 @@ class HardRegions(StepCallback):
         side = round(grid.shape[1] ** 0.5)
         return F.interpolate(each[:, None], (side, side), mode='bilinear').flatten(1)
 
-    def coarse(self, grid: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        "Features to be scored `[N, locations, C]`, means over parts of the map, and how they lie"
+    def coarse(self, grid: Tensor, parts: int = 1) -> tuple[Tensor, tuple[int, ...]]:
+        "Features to be scored `[N, locations, C]`, means over parts of the map, and how they lie; a view may be in `parts`"
         if grid.ndim == 3:
             side = round(grid.shape[1] ** 0.5)
             if self.cells is None or side * side != grid.shape[1]: return grid, grid.shape[1:2]
             grid = grid.unflatten(1, (side, side))
-        shape = tuple(s if self.cells is None else min(self.cells, s) for s in grid.shape[1:3])
+        shape = tuple(s if self.cells is None else max(1, min(round(self.cells / parts ** 0.5), s // 2)) for s in grid.shape[1:3])
         return F.adaptive_avg_pool2d(grid.movedim(-1, 1), shape).flatten(2).mT, shape
 
     def part(self, maps: Tensor, loss: Tensor | None) -> Tensor:
