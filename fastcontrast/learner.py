@@ -299,7 +299,6 @@ def contrastive_learner(
 
     def groups(model): return parameter_groups(model, recipe.wd, recipe.opt == 'lars', recipe.predictor_constant_lr, recipe.wd_all)
     pair = PairLoss(loss, recipe.one_way)
-    model.memory['other_losses'] = pair.others
     learn = ContrastiveLearner(dls, model, loss_func=pair, opt_func=optimizer(recipe), splitter=groups, lr=recipe.lr * dls.train.bs / 256,
                                cbs=[*step, *[cb for cb in cbs if cb is not None]], metrics=watch.metrics(), path=path)
     for cb in learn.cbs:

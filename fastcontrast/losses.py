@@ -9,6 +9,7 @@ __all__ = ['info_nce', 'nt_xent', 'dcl', 'dclw', 'InfoNCE', 'NTXent', 'DCL', 'DC
            'sinkhorn', 'SwAVLoss', 'DINOLoss', 'suncet_loss', 'supcon_loss']
 
 # %% ../nbs/01_losses.ipynb #5a7eba6b
+import copy
 import inspect
 import math
 from functools import reduce
@@ -499,6 +500,12 @@ class DINOLoss(_SoftTargets):
     def extra_repr(self) -> str:
         return (f'temp={self.temp}, teacher_temp={self.teacher_temp}, warmup_temp={self.warmup_temp}, '
                 f'warmup_epochs={self.warmup_epochs}, center={self.momentum}')
+
+    def anew(self) -> 'DINOLoss':
+        "A copy for another head, which has no centre yet"
+        new = copy.deepcopy(self)
+        new.center = None
+        return new
 
     def at_epoch(
         self,

@@ -11,6 +11,7 @@ __all__ = ['EMA_SCHEDULES', 'Target', 'SharedTarget', 'StopGradTarget', 'EMATarg
 # %% ../nbs/07_targets.ipynb #18044308
 import copy
 import math
+from contextlib import nullcontext
 from numbers import Integral, Real
 
 import torch
@@ -20,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .core import InputError, suggest
 from .distributed import gather
-from .models import Embedding
+from .models import Embedding, own_stream
 from .step import StepCallback
 
 # %% ../nbs/07_targets.ipynb #718b9c3b
@@ -105,12 +106,14 @@ class EMATarget(Target):
         if self.target is not None: del learn.model.memory['ema']
         self.target = None
 
-    def before_fit(self):
+    def levels_changed(self):
         ours, theirs = self.model.heads, self.target.heads
         for level in set(theirs) - set(ours): del theirs[level]
-        for level in set(ours) - set(theirs):  # levels that were added since
+        for level in set(ours) - set(theirs):
             theirs[level] = copy.deepcopy(ours[level]).requires_grad_(False)
             theirs[level].predictor = None
+
+    def before_fit(self):
         names = [n for n, _ in self.target.named_parameters()]
         self.pairs = [self.target.get_parameter(n) for n in names], [self.model.get_parameter(n) for n in names]
 
@@ -166,21 +169,20 @@ class Memory(StepCallback):
         bs = getattr(self.dls.train, 'bs', None) or 0
         if self.size < bs: raise InputError(f"{self!r} is smaller than a batch of {bs}: give it at least {bs}, or leave it out.")
         self.rings = self.model.memory[self.name_of_rings] = nn.ModuleDict()
-        self.match_levels()
+        self.levels_changed()
 
-    def match_levels(self):
-        "One ring for every level"
+    def levels_changed(self):
         device = next(self.model.parameters()).device
         for level in set(self.rings) - set(self.model.heads): del self.rings[level]
         for level, head in self.model.heads.items():
-            if level not in self.rings: self.rings[level] = Ring(self.size, head.dim).to(device)
+            if level in self.rings: continue
+            with nullcontext() if level == 'final' else own_stream(f'{self.name_of_rings} {level}'): self.rings[level] = Ring(self.size, head.dim).to(device)
 
     def detached(self, learn):
         if self.rings is not None: del learn.model.memory[self.name_of_rings]
         self.rings = None
 
     def before_fit(self):
-        self.match_levels()
         self.written = {level: int(ring.written) for level, ring in self.rings.items()}
 
     def entering(self, keys: Tensor) -> Tensor:

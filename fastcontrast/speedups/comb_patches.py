@@ -10,7 +10,7 @@ __all__ = ['MOST', 'balanced_subsets', 'divide', 'stitch', 'CombinePatches']
 # %% ../../nbs/10_comb_patches.ipynb #5ad79acc
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core import InputError, suggest
 from ..models import evaluating, feature_dim, find_stage
-from ..step import StepCallback
+from ..step import Draws, StepCallback
 from ..views import RoleViews, Views
 
 # %% ../../nbs/10_comb_patches.ipynb #6dab6f10
@@ -30,25 +30,33 @@ def balanced_subsets(
     patches: int,             # P
     size: int,                # m: patches in each
     count: int | None = None, # how many combinations; None: all
-    ordered: bool = False,    # also in every place equally often: those of an orbit are given in all P rotations
+    ordered: bool = False,    # also in every place of the combination equally often
 ) -> list[tuple[int, ...]]:
     "Combinations of `size` of the numbers below `patches`, each number in equally many. Raises `InputError` for a count that can't be"
     total = math.comb(patches, size)
     if total > (MOST if count is None else 10**6):
         raise InputError(f"there are {total:,} combinations of {size} of {patches} patches: " + (f"give combinations={patches}, say, or fewer patches." if count is None else "give fewer patches."))
-    orbits, seen = [], set()
+    if count is None:
+        chosen = list(itertools.combinations(range(patches), size))
+        return [c[i:] + c[:i] for c in chosen for i in range(size)] if ordered else chosen
+    orbits, seen = {}, set()  # by their length
     for first in itertools.combinations(range(patches), size):
         if first in seen: continue
         turns = [tuple((i + turn) % patches for i in first) for turn in range(patches)]
         orbit = list(dict.fromkeys(tuple(sorted(t)) for t in turns))
         seen.update(orbit)
-        orbits.append(turns if ordered else orbit)
-    if count is None: return [c for orbit in orbits for c in orbit] if ordered else list(itertools.combinations(range(patches), size))
-    ways = {0: ()}  # numbers that can be reached, and by which orbits
-    for i, orbit in enumerate(orbits): ways = {**{n + len(orbit): (*way, i) for n, way in ways.items()}, **ways}
-    if isinstance(count, bool) or count not in ways or count < 1:
-        raise InputError(f"combinations={count!r} of {size} of {patches} patches can't use every patch equally often: give one of {', '.join(map(str, sorted(ways)[1:21]))}.")
-    return [c for i in ways[count] for c in orbits[i]]
+        orbits.setdefault(patches if ordered else len(orbit), []).append(turns if ordered else orbit)
+    lengths = sorted(orbits, reverse=True)
+    def ways(n, at=0):
+        "How many orbits of each length, from the longest, make n; None if they can't"
+        if at == len(lengths): return None if n else ()
+        for k in range(min(n // lengths[at], len(orbits[lengths[at]])), -1, -1):
+            if (rest := ways(n - k * lengths[at], at + 1)) is not None: return (k, *rest)
+        return None
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1 or (way := ways(count)) is None:
+        possible = itertools.islice((n for n in range(1, sum(k * len(o) for k, o in orbits.items()) + 1) if ways(n) is not None), 20)
+        raise InputError(f"combinations={count!r} of {size} of {patches} patches can't use every patch equally often: give one of {', '.join(map(str, possible))}.")
+    return [c for k, length in zip(way, lengths) for orbit in orbits[length][:k] for c in orbit]
 
 # %% ../../nbs/10_comb_patches.ipynb #6b7b1d9b
 def divide(
@@ -90,6 +98,8 @@ class CombinePatches(StepCallback):
         seed: int = 0,              # of the choices that are the same for a whole batch
     ):
         def whole(v): return isinstance(v, Integral) and not isinstance(v, bool) and v >= 1
+        Draws(seed, 'CombinePatches')  # may it be one?
+        if weights is not None and (not isinstance(weights, Sequence) or isinstance(weights, str)): raise InputError(f"weights={weights!r} of CombinePatches must be {m} numbers of 0 or more, one for each patch of a combination.")
         if not whole(n): raise InputError(f"n={n!r} of CombinePatches must be a whole number of at least 1.")
         if not whole(m) or m > n * n: raise InputError(f"m={m!r} of CombinePatches must be a whole number from 1 to {n * n}, the patches of a view with n={n}.")
         for name, value, known in (('patches', patches, ('divide', 'sample', 'montage')), ('merge', merge, ('mean', 'max')), ('keys', keys, ('other', 'same'))):
@@ -113,7 +123,7 @@ class CombinePatches(StepCallback):
         self.pool = n * n if patches == 'divide' else n * n if combine is None else 2 * n if combine == 'input' else 2 * n * n
         if n == 1 and patches == 'montage': raise InputError("a montage of CombinePatches needs n of at least 2.")
         # a patch that is a view: there is nothing to cut or combine
-        self.idle = n == 1 and patches == 'divide'
+        self.idle = n == 1 and patches == 'divide' and keys == 'other'
         self.subsets = balanced_subsets(self.pool, m, combinations, self.weights is not None) if self.late else []
         self.cached, self.maker = {}, None
 
@@ -122,7 +132,14 @@ class CombinePatches(StepCallback):
         return f"CombinePatches({', '.join([f'n={self.n}, m={self.m}', *shown('patches', self.patches, 'divide'), *shown('combine', self.combine, 'final'), *shown('combinations', self.count, None), *shown('merge', self.merge, 'mean'), *shown('weights', self.weights, None), *shown('alpha', self.alpha, None), *shown('keys', self.keys, 'other')])})"
 
     def attached(self):
-        if getattr(self.learn, 'patches_by', None) is not None: raise InputError(f"this learner has {self.learn.patches_by!r} already: remove that first.")
+        self.claim('patches')
+        try: self.prepare()
+        except InputError:
+            self.release(self.learn)
+            raise
+
+    def prepare(self):
+        "Find out sizes and places, and make what samples patches. Raises `InputError` for what the learner can't do"
         encoder, makers = self.model.encoder, list(getattr(self.learn.views, 'makers', [self.learn.views]))
         whole = makers[0]
         step = getattr(getattr(encoder, 'patch_embed', None), 'patch_size', (8 if whole.size >= 64 else 2,))[0]
@@ -132,7 +149,10 @@ class CombinePatches(StepCallback):
         if self.late and self.patches != 'montage':
             try: feature_dim(encoder, side)
             except InputError as e: raise InputError(f"{self!r} makes patches of {side} pixels: {e.message}") from None
-        self.level = None if self.late or self.combine in (None, 'input') else find_stage(encoder, self.combine).level
+        if self.combine == 'predictor' and self.model.heads['final'].predictor is None: raise InputError(f"{self!r} combines after a predictor, and this method has none: take combine='projector'.")
+        if self.patches == 'montage' and not self.model.stages: raise InputError(f"{self!r} takes the last feature map apart, and timm describes no stages of this encoder: take another architecture.")
+        try: self.level = None if self.late or self.combine in (None, 'input') else find_stage(encoder, self.combine).level
+        except InputError as e: raise InputError(f"combine={self.combine!r} of CombinePatches is none of 'input', 'final', 'projector', 'predictor', and {e.message}") from None
         self.last = list(self.model.stages)[-1] if self.patches == 'montage' and self.model.stages else None
         if not self.idle and (self.level or self.last or self.combine == 'input'): self.try_out(whole.size, side)
         if self.patches != 'divide':
@@ -141,40 +161,39 @@ class CombinePatches(StepCallback):
             part = share if self.combine is None else 1. if self.combine == 'input' else 1 / self.n ** 2
             self.maker = Views(side, replace(strength, scale=(low * part, high * part)), self.pool, 'patches')
             self.learn.views = RoleViews(*makers, self.maker)
-        self.learn.patches_by = self
+        strip = (whole.size, whole.size * self.m // self.n ** 2)
+        if not self.idle: self.learn.query_shape = strip if self.combine == 'input' else None if self.level or self.last else (side, side)
+        self.draws = self.model.memory['patch_draws'] = Draws(self.seed)
 
     def try_out(self, size: int, side: int):
         "Raise `InputError` unless the encoder takes the maps or rectangles that this makes"
         p = next(self.model.encoder.parameters())
         shape = (size, size * self.m // self.n ** 2) if self.combine == 'input' else (size, size) if self.last else (side, side)
         edits = {self.level: [lambda x: self.stitched(x, 'columns' if self.m == self.n else 'whole')]} if self.level else {self.last: [self.apart]} if self.last else {}
-        if self.patches == 'montage' and not self.last: raise InputError(f"{self!r} takes the last feature map apart, and timm describes no stages of this encoder: take another architecture.")
         try:
             with evaluating(self.model): self.model.features(p.new_zeros(1, 1 if self.last else self.n ** 2, 1, 3, *shape), edits=edits)
         except InputError: raise
         except Exception as e: raise InputError(f"{self!r} does not suit the encoder, which can't go on with what it makes of pictures of {size} pixels ({' '.join(str(e).split())[:100]}).") from None
 
     def detached(self, learn):
-        if getattr(learn, 'patches_by', None) is not self: return
-        learn.patches_by = None
+        self.release(learn)
+        if 'patch_draws' in learn.model.memory: del learn.model.memory['patch_draws']
+        learn.query_shape = None
         if self.maker is not None:
             rest = [make for make in learn.views.makers if make is not self.maker]
             learn.views, self.maker = rest[0] if len(rest) == 1 else RoleViews(*rest), None
 
     def check(self):
         levels = self.model.levels()
-        if self.patches == 'montage' and len(levels) > 1: raise InputError(f"{self!r} takes the last feature map apart, so it can't be combined with a loss at the stages before ({', '.join(levels[:-1])}).")
-
-    def before_fit(self):
-        super().before_fit()
-        self.rng = np.random.default_rng(self.seed)
+        if self.patches == 'montage' and len(levels) > 1: raise InputError(f"{self!r} takes the last feature map apart, so it can't be combined with a loss at the stages before ({', '.join(levels[:-1])}): leave out what adds them, IntermediateLoss or HardRegions.")
+        if self.keys == 'same' and (large := getattr(getattr(self.learn.views, 'makers', [self.learn.views])[0], 'n', 2)) > 2: raise InputError(f"{self!r} is for two views, not for {large}.")
 
     def before_batch(self):
         if self.idle: return
         roles, route = self.xb
-        how = ('rows', 'columns')[self.rng.integers(2)] if self.m == self.n else 'whole'
-        if self.keys == 'same':  # of a view's two neighbours in the list of key views, itself and the other, the pair rule takes the other
-            if len(self.key_views) > 2: raise InputError(f"{self!r} is for two views, not for {len(self.key_views)}.")
+        rng = self.draws.next()
+        how = ('rows', 'columns')[rng.integers(2)] if self.m == self.n else 'whole'
+        if self.keys == 'same':  # the pair rule takes the other of two key views: so they change places
             self.learn.key_views = self.key_views.flip(0) if self.key_views is roles['views'] else roles['views']
         if self.patches == 'divide':
             views = divide(roles['views'], self.n)
@@ -188,7 +207,7 @@ class CombinePatches(StepCallback):
             route.edit(role, self.level, lambda x: self.stitched(x, how))
             route.edit(role, 'pooled', lambda h: self.grouped(h, how))
         if self.last:
-            roles['patches'], back = self.montage(roles['patches'])
+            roles['patches'], back = self.montage(roles['patches'], rng)
             route.edit(role, self.last, self.apart)
             route.edits[role].setdefault('pooled', []).insert(0, back)
         self.learn.xb = (roles, route)
@@ -229,10 +248,10 @@ class CombinePatches(StepCallback):
         start = (x.shape[-1] - side) // 2
         return x[..., start:start + side, :] if how == 'rows' else x[..., start:start + side]
 
-    def montage(self, x: Tensor):
+    def montage(self, x: Tensor, rng: np.random.Generator) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         "Patches `[1, P, B, C, s, s]` of all pictures, mixed, as montages `[1, P * B / n², 1, C, n * s, n * s]`; and what brings their features back in order"
         lead = x.shape[:3]
-        order = torch.from_numpy(self.rng.permutation(lead[1] * lead[2])).to(x.device)
+        order = torch.from_numpy(rng.permutation(lead[1] * lead[2])).to(x.device)
         mixed = x.flatten(0, 2).index_select(0, order).unflatten(0, (1, -1, self.n ** 2)).transpose(1, 2)
         def back(h): return torch.empty_like(h.flatten(0, -2)).index_copy(0, order, h.flatten(0, -2)).unflatten(0, lead)
         return stitch(mixed, self.n, 'whole').transpose(1, 2), back

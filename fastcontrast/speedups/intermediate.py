@@ -10,13 +10,13 @@ __all__ = ['default_stages', 'IntermediateLoss', 'PartialBackprop']
 # %% ../../nbs/11_intermediate.ipynb #5bc98523
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Real
 
 import numpy as np
 
 from ..core import InputError
 from ..models import encoder_stages, level_flops
-from ..step import StepCallback, add_level, drop_level
+from ..step import Draws, StepCallback, add_level, drop_level
 
 # %% ../../nbs/11_intermediate.ipynb #2c460ef2
 def default_stages(
@@ -35,28 +35,38 @@ class IntermediateLoss(StepCallback):
         weights: Sequence[float] | float = 1.,      # of each stage's loss beside the last one's 1; one number for all
     ):
         if isinstance(stages, str | int): stages = (stages,)
-        if isinstance(weights, Real): weights = [weights] * (3 if stages is None else len(stages))
-        if not isinstance(weights, Sequence) or any(isinstance(w, bool) or not isinstance(w, Real) or not 0 < w < math.inf for w in weights):
+        if stages is not None and not isinstance(stages, Sequence): raise InputError(f"stages={stages!r} of IntermediateLoss must be names of the encoder's modules, or their places in the list of its stages.")
+        given = [weights] if isinstance(weights, Real) else weights
+        if not isinstance(given, Sequence) or any(isinstance(w, bool) or not isinstance(w, Real) or not 0 < w < math.inf for w in given):
             raise InputError(f"weights={weights!r} of IntermediateLoss must be positive numbers.")
-        if stages is not None and len(stages) != len(weights): raise InputError(f"IntermediateLoss has {len(stages)} stages and {len(weights)} weights: give one weight for each, or one for all.")
-        self.stages, self.weights, self.levels = stages, list(weights), []
+        self.stages, self.weights, self.levels = stages, weights, []
+        if stages is not None: self.each_weight(stages)
+
+    def each_weight(self, stages: Sequence) -> list[float]:
+        "A weight for each stage"
+        if isinstance(self.weights, Real): return [self.weights] * len(stages)
+        if len(stages) != len(self.weights): raise InputError(f"IntermediateLoss has {len(stages)} stages ({', '.join(map(str, stages))}) and {len(self.weights)} weights: give one weight for each, or one for all.")
+        return list(self.weights)
 
     def __repr__(self):
-        weights = '' if set(self.weights) <= {1} else f', weights={tuple(self.weights)}'
+        weights = '' if self.weights == 1 else f', weights={self.weights}'
         return f"IntermediateLoss({'' if self.stages is None else f'stages={tuple(self.stages)}'}{weights if self.stages is not None else weights[2:]})"
 
     def attached(self):
         stages = default_stages(self.model.encoder) if self.stages is None else self.stages
         if self.stages is None and not stages: raise InputError("timm describes no stages of this encoder before its last: IntermediateLoss has nothing to score.")
         try:
-            for stage, weight in zip(stages, self.weights): self.levels.append(add_level(self.learn, stage, weight))
+            for stage, weight in zip(stages, self.each_weight(stages)): self.levels.append(add_level(self.learn, stage, weight))
             if len(set(self.levels)) < len(self.levels): raise InputError(f"stages={self.stages} of IntermediateLoss name one stage twice.")
         except InputError:
             self.detached(self.learn)
             raise
 
     def detached(self, learn):
-        while self.levels: drop_level(learn, self.levels.pop())
+        for level in self.levels:
+            learn.loss_func.weights.pop(level, None)
+            drop_level(learn, level)
+        self.levels = []
 
 # %% ../../nbs/11_intermediate.ipynb #7bb400d2
 class PartialBackprop(StepCallback):
@@ -71,8 +81,7 @@ class PartialBackprop(StepCallback):
         if values is not None and (isinstance(values, str) or not isinstance(values, Sequence) or any(isinstance(p, bool) or not isinstance(p, Real) or not 0 <= p <= 1 for p in values)
                                    or abs(sum(values) - 1) > 1e-6):
             raise InputError(f"probs={probs!r} of PartialBackprop must be numbers from 0 to 1 that sum to 1.")
-        if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0: raise InputError(f"seed={seed!r} of PartialBackprop must be a whole number of at least 0.")
-        self.probs, self.stop_forward, self.seed, self.steps, self.drawn = probs, stop_forward, seed, 0, None
+        self.probs, self.stop_forward, self.seed, self.draws, self.drawn = probs, stop_forward, seed, Draws(seed, 'PartialBackprop'), None
 
     def __repr__(self):
         given = [*([f'probs={self.probs}'] if self.probs is not None else []), *(['stop_forward=False'] if not self.stop_forward else []), *([f'seed={self.seed}'] if self.seed else [])]
@@ -88,10 +97,19 @@ class PartialBackprop(StepCallback):
             def level(name): return places[name] if isinstance(name, int) and name in range(len(places)) else names.get(name, name)
             given = {level(name): p for name, p in self.probs.items()}
             strange = [str(name) for name in self.probs if level(name) not in levels]
+            if len(given) < len(self.probs): raise InputError(f"probs={self.probs!r} of PartialBackprop name one level twice.")
             if strange: raise InputError(f"probs of PartialBackprop are for {', '.join(strange)}, where there is no loss: the levels are {', '.join(levels)}.")
             return {level: given.get(level, 0.) for level in levels}
         if len(self.probs) != len(levels): raise InputError(f"probs={self.probs!r} of PartialBackprop are {len(self.probs)} and the levels are {len(levels)}: {', '.join(levels)}.")
         return dict(zip(levels, self.probs))
+
+    def attached(self):
+        self.claim('the level of a step')
+        self.model.memory['level_draws'] = self.draws
+
+    def detached(self, learn):
+        self.release(learn)
+        learn.model.memory.pop('level_draws')
 
     def check(self):
         if len(self.model.levels()) == 1 and not (self.probs and len(self.probs) == 1):
@@ -110,9 +128,8 @@ class PartialBackprop(StepCallback):
         self.names, self.bounds = list(chances), np.cumsum(list(chances.values()))
 
     def before_batch(self):
-        u = np.random.default_rng((self.seed, self.steps)).random()
+        u = self.draws.next().random()
         self.drawn = self.names[min(int(np.searchsorted(self.bounds, u * self.bounds[-1], side='right')), len(self.names) - 1)]
-        self.steps += 1
         route = self.xb[1]
         route.levels, route.stop = (self.drawn,), self.stop_forward
         if self.stop_forward: route.key_levels = (self.drawn,)

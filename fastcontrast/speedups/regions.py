@@ -29,11 +29,12 @@ def window_sides(
     keep: float, # share of its area, in (0, 1]
 ) -> tuple[int, int]:
     "Sides of the window"
-    def sides(n): return range(2, n + 1, 2) if n >= 8 and n % 2 == 0 else range(1, n + 1)
+    def sides(n): return range(2, n + 1, 2) if n >= 8 and n % 2 == 0 and keep <= 0.8 else range(1, n + 1)
     def off(side):
         h, w = side
         return abs(h * w / (height * width) - keep) + 0.05 * (max(h / height, w / width) / min(h / height, w / width) - 1)
-    return min(((h, w) for h in sides(height) for w in sides(width)), key=off)
+    fits = [(h, w) for h in sides(height) for w in sides(width) if keep == 1 or (h, w) != (height, width)]
+    return min(fits or [(height, width)], key=off)
 
 # %% ../../nbs/12_regions.ipynb #645724aa
 def best_window(
@@ -63,12 +64,12 @@ def take_windows(
 @contextmanager
 def _untracked(module: nn.Module) -> Iterator[None]:
     "BatchNorm keeps its running statistics as they are"
-    norms = {m: m.momentum for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     try:
-        for m in norms: m.momentum = 0.
+        for m in norms: m.track_running_stats = False
         yield
     finally:
-        for m, momentum in norms.items(): m.momentum = momentum
+        for m in norms: m.track_running_stats = True
 
 def _each(loss: nn.Module, q: Tensor, k: Tensor) -> Tensor:
     "The loss of every query `[..., B, D]` with its key `[B, D]`, `[..., B]`; negative cosines where the loss is not a sum over queries"
@@ -76,7 +77,7 @@ def _each(loss: nn.Module, q: Tensor, k: Tensor) -> Tensor:
 
 class HardRegions(StepCallback):
     "Of every picture, the later stages see the part that is hardest to recognise at one stage"
-    order = 16
+    order, checked = 16, False
     def __init__(self,
         stage: str | int | None = None, # of the encoder, which gets a head and a loss if it has none; None: the middle one
         keep: float = 0.5,              # share of the feature map's area, or of the tokens, in (0, 1]; 1: nothing is done
@@ -85,7 +86,7 @@ class HardRegions(StepCallback):
         if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < keep <= 1: raise InputError(f"keep={keep!r} of HardRegions must be above 0 and at most 1.")
         if cells is not None and (isinstance(cells, bool) or not isinstance(cells, Integral) or cells < 1): raise InputError(f"cells={cells!r} of HardRegions must be a whole number of at least 1, or None.")
         self.at, self.keep, self.cells = stage, keep, cells
-        self.level = self.heat = self.kept = None # heat: the loss of every location; kept: the windows (row, column, sides) or the tokens
+        self.level, self.passes = None, []
 
     def __repr__(self): return f"HardRegions({f'stage={self.at!r}, ' if self.at is not None else ''}keep={self.keep:g}{f', cells={self.cells}' if self.cells != 4 else ''})"
 
@@ -96,23 +97,40 @@ class HardRegions(StepCallback):
         self.stage = find_stage(encoder, defaults[len(defaults) // 2] if self.at is None else self.at)
         if self.stage.level == list(stages)[-1]: raise InputError(f"no stage comes after '{self.stage.module}', so HardRegions would save nothing there: choose one of {', '.join(s.module for s in list(stages.values())[:-1])}.")
         if self.keep == 1: return
+        self.claim(f'regions at {self.stage.level}')
         self.level = add_level(self.learn, self.stage.module)
-        picture = next(encoder.parameters()).new_zeros(1, 1, 3, self.dls.size, self.dls.size)
+        self.try_out((self.dls.size, self.dls.size))
+
+    def try_out(self, shape: tuple[int, int]):
+        "Raise `InputError` unless the later stages take a part of pictures of this height and width"
         def anywhere(maps):
             self.inner = maps.ndim - 2  # dimensions of a feature map, or of tokens
-            return self.part(maps, None)
+            part = self.part(maps, None)[0]
+            if part.shape == maps.shape: raise InputError(f"{self!r} would keep all of the {' x '.join(map(str, self.stage.grid(maps.flatten(0, 1)).shape[1:-1]))} cells of a picture of {shape[0]} x {shape[1]} pixels at '{self.stage.module}': choose an earlier stage, or a smaller keep.")
+            return part
+        picture = next(self.model.encoder.parameters()).new_zeros(1, 1, 3, *shape)
         try:
             with evaluating(self.model): self.model.features(picture, edits={self.level: [anywhere]})
         except Exception as e:
-            self.detached(self.learn)
-            raise InputError(f"{self!r} can't be used with this encoder, whose later stages do not take a part of a picture ({' '.join(str(e).split())[:100]}).") from None
+            whole = shape == (self.dls.size, self.dls.size)
+            if not self.checked: self.detached(self.learn)
+            if isinstance(e, InputError): raise
+            with_what = '' if whole else f" together with {self.learn.claims.get('patches')!r}, which makes pictures of {shape[0]} x {shape[1]} pixels"
+            raise InputError(f"{self!r} can't be used with this encoder{with_what}: its later stages do not take a part of a picture ({' '.join(str(e).split())[:100]}).") from None
+
+    def check(self):
+        self.checked = True
+        shape = getattr(self.learn, 'query_shape', None)
+        if self.level is not None and shape is not None: self.try_out(shape)
 
     def detached(self, learn):
+        self.release(learn)
         if self.level is not None: drop_level(learn, self.level)
-        self.level = None
+        self.level, self.checked = None, False
 
     def before_batch(self):
         if self.level is None: return
+        self.passes = []
         roles, route = self.xb
         later = [level for level in self.model.levels() if level == 'final' or self.order_of(level) > self.order_of(self.level)]
         if route.levels is not None and not set(later) & set(route.levels): return  # nothing comes after it in this step
@@ -126,8 +144,24 @@ class HardRegions(StepCallback):
 
     def hardest(self, maps: Tensor) -> Tensor:
         "The hardest part of feature maps `[V, B, C, H, W]`, or of tokens `[V, B, T, C]`"
-        with torch.no_grad(), torch.autocast(maps.device.type, enabled=False): self.heat = self.losses(maps.detach())
-        return self.part(maps, self.heat)
+        with torch.no_grad(), torch.autocast(maps.device.type, enabled=False): loss = self.losses(maps.detach())
+        part, kept = self.part(maps, loss)
+        self.passes.append((len(maps), loss, kept))
+        return part
+
+    @property
+    def heat(self) -> Tensor | None:
+        "In the last step, the loss of every location of the views' maps, `[N, H, W]`, or of their tokens, `[N, T]`; None if it ended before them"
+        return torch.cat([loss for _, loss, _ in self.passes]) if self.passes else None
+
+    @property
+    def kept(self) -> tuple[Tensor, Tensor, int, int] | Tensor | None:
+        "In the last step, row and column of the windows, `[N]` each, and their height and width; or the tokens that were kept, `[N, K]`"
+        if not self.passes: return None
+        parts = [kept for _, _, kept in self.passes]
+        if isinstance(parts[0], Tensor): return torch.cat(parts)
+        top, left, height, width = zip(*parts)
+        return torch.cat(top), torch.cat(left), height[0], width[0]
 
     def losses(self, maps: Tensor) -> Tensor:
         "The loss of every location of what the stage gives: `[N, H, W]`, or `[N, T]`"
@@ -137,11 +171,10 @@ class HardRegions(StepCallback):
         with _untracked(head):
             q = head(coarse)[-1].unflatten(0, lead).movedim(-2, -3)  # [V, …, locations, B, D]
             if self.yb: keys = self.yb[0][self.level]
-            else:
-                pooled = grid.flatten(1, -2).mean(1).unflatten(0, lead)
-                keys = head(pooled.flatten(1, -3).mean(1) if pooled.ndim > 3 else pooled)[0]
+            else: keys = head(grid.flatten(1, -2).mean(1).unflatten(0, lead))[0]
         loss, own = self.loss_func.of(self.level), self.role == 'views' and not self.loss_func.one_way
-        others = [[k for j, k in enumerate(keys) if not (own and i == j)] for i in range(len(q))]
+        first = sum(n for n, _, _ in self.passes)  # views may come one by one
+        others = [[k for j, k in enumerate(keys) if not (own and i == j)] for i in range(first, first + len(q))]
         each = torch.stack([torch.stack([_each(loss, one, k) for k in ks]).mean(0) for one, ks in zip(q, others)])
         each = each.movedim(-2, -1).flatten(0, -2).view(len(grid), *shape)  # [N, h, w], or [N, T]
         if grid.ndim == 4: return F.interpolate(each[:, None], grid.shape[1:3], mode='bilinear')[:, 0]
@@ -158,8 +191,8 @@ class HardRegions(StepCallback):
         shape = tuple(s if self.cells is None else max(1, min(round(self.cells / parts ** 0.5), s // 2)) for s in grid.shape[1:3])
         return F.adaptive_avg_pool2d(grid.movedim(-1, 1), shape).flatten(2).mT, shape
 
-    def part(self, maps: Tensor, loss: Tensor | None) -> Tensor:
-        "What goes on: the part where the loss is highest (anywhere if there is none yet)"
+    def part(self, maps: Tensor, loss: Tensor | None) -> tuple[Tensor, tuple | Tensor]:
+        "What goes on, the part where the loss is highest (anywhere if there is none yet), and where it is"
         lead = maps.shape[:-self.inner]
         flat = maps.flatten(0, len(lead) - 1)
         grid, n = self.stage.grid(flat), len(flat)
@@ -167,14 +200,12 @@ class HardRegions(StepCallback):
         if grid.ndim == 4:
             sides = window_sides(*grid.shape[1:3], self.keep)
             top, left = best_window(loss, *sides)
-            self.kept = (top, left, *sides)
             kept = take_windows(grid, top, left, *sides)
             if flat.shape[1:] == grid.movedim(-1, 1).shape[1:]: kept = kept.movedim(-1, 1)  # channels first, as it came
-            return kept.unflatten(0, lead)
+            return kept.unflatten(0, lead), (top, left, *sides)
         tokens = loss.topk(max(1, round(self.keep * grid.shape[1])), sorted=False).indices.sort(1).values
-        self.kept = tokens
         at = torch.arange(n, device=tokens.device)[:, None] * grid.shape[1] + tokens
         kept = grid.reshape(-1, grid.shape[-1]).index_select(0, at.flatten()).view(n, -1, grid.shape[-1])
-        return torch.cat([flat[:, :self.stage.prefix], kept], 1).unflatten(0, lead)
+        return torch.cat([flat[:, :self.stage.prefix], kept], 1).unflatten(0, lead), tokens
 
-    def after_fit(self): self.kept = self.heat = None
+    def after_fit(self): self.passes = []
