@@ -1353,7 +1353,7 @@ def trace(learn) -> tuple:
 REMOVABLE = dict(
     patches=lambda: [CombinePatches()], sampled=lambda: [CombinePatches(patches='sample')], stitched=lambda: [CombinePatches(combine='layer1')],
     levels=lambda: [IntermediateLoss(weights=0.5)], drawn=lambda: [IntermediateLoss(), PartialBackprop()], regions=lambda: [HardRegions()],
-    all=lambda: [CombinePatches(), IntermediateLoss(weights=(1., 2., 3.)), PartialBackprop(), HardRegions('layer1')])  # patches have one cell later
+    all=lambda: [CombinePatches(), IntermediateLoss(weights=(1., 2., 3.)), PartialBackprop(), HardRegions(1)])  # of patches of 8 pixels a later stage has one cell only
 
 
 @pytest.mark.parametrize('what', REMOVABLE)
