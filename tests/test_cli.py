@@ -229,7 +229,7 @@ def test_parse_speedups():
     ('suncet(weight=print(1))', "'suncet(weight=print(1))' is neither a name nor a call with constants"), ('suncet(**{})', 'neither a name nor'),
     ('suncet(*[1])', 'neither a name nor'), ('"suncet"', 'neither a name nor'), ('os.remove("x")', 'neither a name nor'), ('-1', 'neither a name nor'),
     ('suncet(weight=-1)', 'weight=-1'), ('suncet(1, weight=1)', "multiple values for argument 'weight'"), ('partial(1, 2, 3, 4, 5, 6, 7)', 'too many positional'),
-    ('intermediate(stages=3.5)', 'intermediate'), ('(' * 9999, "can't be read"), ('suncet(weight="a" "b")', "weight='ab'"), ('comb_patches(n=0)', 'n=0'),
+    ('intermediate(stages=3.5)', 'IntermediateLoss'), ('(' * 9999, "can't be read"), ('suncet(weight="a" "b")', "weight='ab'"), ('comb_patches(n=0)', 'n=0'),
 ])
 def test_speedups_that_cannot_be(refused, folder, text, words):
     assert words in refused('pretrain', 'digits', '--with', text)
