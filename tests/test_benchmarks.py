@@ -20,7 +20,7 @@ SMALL = dict(
     multi_crop="--arch resnet10t --large 64 --small 32 --bs 2 --steps 1 --rounds 1",
     queue_share="--arch resnet10t --sizes 32 --bs 4 --queue 64 --steps 1 --repeats 1 --rounds 1",
     speedups="--parts comb_patches partial regions suncet --arch resnet10t --size 32 --bs 4 --rounds 1",
-    speedups_accuracy="digits --configs moco_v3+all simclr+suncet --size 16 --bs 512 --epochs 1 --seeds 3",
+    speedups_accuracy="digits --configs moco_v3+all simclr+suncet --size 32 --bs 512 --epochs 1 --seeds 3",
 )
 
 
