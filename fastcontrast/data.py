@@ -721,7 +721,7 @@ class StratifiedLoader:
         data = dl.data
         at = torch.from_numpy(np.flatnonzero(data.labeled & (data.y >= 0)))
         if not len(at):
-            raise InputError("there is no label that training may use: give image_dls(labels=…) a share like 0.1, 'all' "
+            raise InputError("there is no label that training may use: give labels (--labels) a share like 0.1, 'all' "
                              "or a file of names" if data.classes else "the pictures have no labels: use class folders")
         self.at = at[data.y[at].argsort(stable=True)]  # by class
         classes, self.counts = np.unique(data.y[self.at], return_counts=True)
@@ -729,7 +729,7 @@ class StratifiedLoader:
         for c, n in zip(classes, self.counts, strict=True):
             if n < 2:
                 raise InputError(f"class '{data.classes[c]}' has one picture whose label training may use, and needs two: "
-                                 "give image_dls(labels=…) a larger share, or more names")
+                                 "give labels (--labels) a larger share, or more names")
         if len(classes) < 2:
             raise InputError(f"only class '{data.classes[classes[0]]}' has labels that training may use: "
                              "it takes two to tell them apart")

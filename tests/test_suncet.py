@@ -316,7 +316,7 @@ def test_at_most_twenty_classes():
 
 
 def test_bad_batches_by_class(folder, tmp_path):
-    with pytest.raises(InputError, match=r'no label that training may use: give image_dls\(labels=…\) a share like 0.1'): by_class(folder, how=dict(labels=None))
+    with pytest.raises(InputError, match=r'no label that training may use: give labels \(--labels\) a share like 0.1'): by_class(folder, how=dict(labels=None))
     with pytest.raises(InputError, match=r"class 'c' has one picture whose label .* larger share, or more names"): by_class(folder, how=dict(labels=0.4))
     for kwargs, words in ((dict(classes_per_batch=6), 'classes_per_batch=6 is more than the 5 classes'), (dict(classes_per_batch=1), 'classes_per_batch=1 .*2 or more'),
                           (dict(per_class=1), 'per_class=1 .*2 or more'), (dict(per_class=2.), 'per_class=2.0 .*whole'), (dict(seed=-1), 'seed=-1 .*0 or more')):
@@ -593,7 +593,7 @@ def test_bad_settings(kwargs, words):
 
 
 def test_bad_company():
-    with pytest.raises(InputError, match=r'no label that training may use: give image_dls\(labels=…\) a share like 0.1'): quick('simclr', SuNCEt(), labels=None)
+    with pytest.raises(InputError, match=r'no label that training may use: give labels \(--labels\) a share like 0.1'): quick('simclr', SuNCEt(), labels=None)
     with pytest.raises(InputError, match="class '0' has one picture"): quick('simclr', SuNCEt(), labels=0.1)
     with pytest.raises(InputError, match=r"this learner has SuNCEt\(\) already"): quick('simclr', SuNCEt(), SupervisedTerm())
     with pytest.raises(InputError, match="unknown supervised loss 'cee': did you mean ce"): SupervisedTerm('cee')
