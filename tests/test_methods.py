@@ -281,20 +281,25 @@ class Loop:
 def cosine(m, end=1.0): return lambda t: end - (end - m) * (math.cos(math.pi * t) + 1) / 2
 
 
+def same_gradients(grads, net, rel):
+    "Gradients by name, and those of a network written by hand"
+    theirs = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+    assert grads.keys() == theirs.keys()
+    for part in ('encoder', 'heads'):
+        # biases in front of a normalisation have no gradient but rounding
+        most = max(g.abs().max().item() for n, g in theirs.items() if n.startswith(part))
+        assert most > 1e-6
+        for n, g in theirs.items():
+            if n.startswith(part): close(grads[n], g, rtol=rel, atol=rel * most, msg=lambda m, n=n: f'gradient of {n}: {m}')
+
+
 def parity(learn, loop, lr=lambda name, t: LR, rel=1e-8):
     "The learner's steps, after its fit, against the loop's"
     diary = learn.diary
     assert len(diary.losses) == len(learn.views.made) == loop.steps
     for views, value, grads, weights in zip(learn.views.made, diary.losses, diary.grads, diary.weights[1:], strict=True):
         assert loop.step(views, lr) == pytest.approx(value, rel=rel)
-        theirs = {n: p.grad for n, p in loop.net.named_parameters() if p.grad is not None}
-        assert grads.keys() == theirs.keys()
-        for part in ('encoder', 'heads'):
-            # biases in front of a normalisation have no gradient but rounding
-            most = max(g.abs().max().item() for n, g in theirs.items() if n.startswith(part))
-            assert most > 1e-6
-            for n, g in theirs.items():
-                if n.startswith(part): close(grads[n], g, rtol=rel, atol=rel * most, msg=lambda m, n=n: f'gradient of {n}: {m}')
+        same_gradients(grads, loop.net, rel)
         for n, t in loop.net.state_dict().items():
             if t.is_floating_point(): close(weights[n], t, rtol=rel, atol=rel / 100, msg=lambda m, n=n: f'{n}: {m}')
     if loop.teacher:

@@ -18,7 +18,7 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Recorder
-from test_methods import ARCH, LR, SIDE, B, D, K, Seen, build, codes, cos, pictures, quick, refusal, small, soft_cross_entropy, unit
+from test_methods import ARCH, LR, SIDE, B, D, K, Seen, build, codes, cos, pictures, quick, refusal, small, soft_cross_entropy, unit, same_gradients
 from test_step import After, Plain, interrupt, sgd
 from torch import nn
 
@@ -225,14 +225,7 @@ def agree(learn, slow, loss, rel=1e-8):
     value, grads = learn.diary.losses[0], learn.diary.grads[0]
     assert loss.item() == pytest.approx(value, rel=rel)
     loss.backward()
-    theirs = {n: p.grad for n, p in slow.net.named_parameters() if p.grad is not None}
-    assert grads.keys() == theirs.keys()
-    for part in ('encoder', 'heads'):
-        # biases in front of a normalisation have no gradient but rounding
-        most = max(g.abs().max().item() for n, g in theirs.items() if n.startswith(part))
-        assert most > 1e-6
-        for n, g in theirs.items():
-            if n.startswith(part): close(grads[n], g, rtol=rel, atol=rel * most, msg=lambda m, n=n: f'gradient of {n}: {m}')
+    same_gradients(grads, slow.net, rel)
 
 
 # --- CombinePatches
