@@ -548,14 +548,14 @@ def test_added_removed_and_added_again(make_term):
     for _ in range(2):
         term = make_term()
         learn.add_cb(term)
-        assert len(learn.metrics) == len(metrics) + 1 and learn.labeler is term
+        assert len(learn.metrics) == len(metrics) + 1 and learn.claims == {'labels': term}
         assert torch.equal(torch.random.get_rng_state(), rng)
         assert set(learn.model.state_dict()) - keys == ({'memory.classifier.weight', 'memory.classifier.bias'} if make_term is SupervisedTerm else set())
         with learn.no_logging(): learn.fit(1, 0.01)
         assert term.support_y is None and term.source._batches is None
         assert sum(len(group['params']) for group in learn.opt.opt.param_groups) == sum(p.requires_grad for p in learn.model.parameters())
         learn.remove_cb(term)
-        assert set(learn.model.state_dict()) == keys and list(learn.metrics) == metrics and learn.labeler is None and term.source is None
+        assert set(learn.model.state_dict()) == keys and list(learn.metrics) == metrics and not learn.claims and term.source is None
         learn.add_cb(term)  # the very same one
         learn.remove_cb(term)
         with learn.no_logging(): learn.fit(1, 0.01)
@@ -600,7 +600,7 @@ def test_bad_company():
     learn = quick('simclr')
     learn.views = KnownViews()
     with pytest.raises(InputError, match="SuNCEt can't augment labelled pictures as KnownViews does"): learn.add_cb(SuNCEt())
-    assert getattr(learn, 'labeler', None) is None and 'suncet' not in [m.name for m in learn.metrics]
+    assert not getattr(learn, 'claims', {}) and 'suncet' not in [m.name for m in learn.metrics]
 
 
 def test_how_they_are_written():

@@ -68,17 +68,17 @@ class LabeledTerm(StepCallback):
     def active(self) -> bool: return self.weight > 0 and (self.until is None or self.epoch < self.until)
 
     def attached(self):
-        if getattr(self.learn, 'labeler', None) is not None: raise InputError(f"this learner has {self.learn.labeler!r} already, which draws its support batch: remove that first.")
         first = next(iter(getattr(self.learn.views, 'makers', [self.learn.views])))
         if not isinstance(first, Views): raise InputError(f"{type(self).__name__} can't augment labelled pictures as {type(first).__name__} does the others: make the learner's views with Views.")
         self.source = StratifiedLoader(self.dls.train, *(self.settings[n] for n in ('classes_per_batch', 'per_class', 'seed')))
         self.maker = Views(first.size, first.strength.shared_by(self.n), self.n, 'labeled')
+        self.claim('labels')
         self.column = ValueMetric(lambda: self.value, self.name)
         if self.weight: self.learn.metrics = [*self.learn.metrics, self.column]
-        self.learn.labeler = self
 
     def detached(self, learn):
-        learn.labeler, learn.metrics = None, [m for m in learn.metrics if m is not self.column]
+        self.release(learn)
+        learn.metrics = [m for m in learn.metrics if m is not self.column]
         self.source = self.maker = None
 
     def before_fit(self): self.maker.to(next(self.model.parameters()).device)
