@@ -5,7 +5,7 @@ written after every run; started again with the same --out, the program goes on 
 several of it may share a folder if their --seeds or --configs differ. A folder of pictures is cut down to a stratified
 choice of --pictures, always the same one. SuNCEt sees the labels of a tenth of the training pictures; kNN uses all.
 
-    python benchmarks/speedups_accuracy.py digits --seeds 0 1 2 --threads 1
+    python benchmarks/speedups_accuracy.py digits --size 64 --epochs 6 --threads 1
     python benchmarks/speedups_accuracy.py data/cifar10 --no-small-input --epochs 8 --seeds 0 1 --configs moco_v3 moco_v3+all --threads 1
     python benchmarks/speedups_accuracy.py digits --plot       # draw what is there, train nothing
 """
@@ -95,7 +95,7 @@ def train(a, data, name, seed) -> dict:
     recipe = config.method(setting=a.setting)
     loss = DCL(recipe.resolve(a.setting).loss().temp) if config.dcl else None
     learn = contrastive_learner(dls, a.arch, recipe, loss, [*speedups, Cost()], small_input=a.small_input)
-    row = dict(config=name, seed=seed, bs=dls.train.bs, speedups=[repr(s) for s in speedups], loss=repr(learn.loss_func.loss), small_input=learn.small_input,
+    row = dict(config=name, seed=seed, bs=dls.train.bs, speedups=[repr(s) for s in speedups], loss=repr(learn.loss_func.loss), small_input=learn.small_input, precision=learn.precision,
                notes=learn.notes, untrained_knn=learn.knn())
     try:
         with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(a.epochs)
@@ -183,7 +183,7 @@ def main():
     a = arg.parse_args()
     if a.threads: torch.set_num_threads(a.threads)
     a.setting = a.setting or ("digits" if a.data == "digits" else "cifar" if a.size <= 64 else "imagenet")
-    file = f"speedups_accuracy_{Path(a.data).name}_{a.arch}_{device()}"
+    file = f"speedups_accuracy_{Path(a.data).name}_{a.size}_{a.arch}_{device()}"
     path = Path(a.out or RESULTS) / f"{file}.json"
     if a.plot:
         if not path.exists(): sys.exit(f"there is no '{path}' to draw")

@@ -54,7 +54,7 @@ class Run:
     valid: float = 0.2             # share of the pictures to judge by, where the data has no part for it
     small_input: bool | None = None # the ResNets' stem for small pictures; by the setting if not given
     setting: str | None = None     # the recipe's constants: 'imagenet', 'cifar', 'digits'; by the pictures if not given
-    precision: str = 'auto'        # 'fp32', 'bf16' or 'auto'
+    precision: str = 'auto'        # 'fp32', 'bf16', 'fp16' or 'auto'
     controls: bool = True          # also judge raw pixels and the untrained encoder
     seed: int = 0                  # of the split, the weights and the views
     workers: int | None = None     # processes that decode pictures which do not fit in memory
@@ -149,9 +149,10 @@ def check_names(
 ) -> None:
     "Raise `InputError` for a name that nothing has: before the pictures are read, which may take long"
     import timm
+    from fastcontrast.device import PRECISIONS
     from fastcontrast.recipes import LOSSES, METHODS
     for what, name, known in (('method', config.method, METHODS), ('loss', config.loss or 'dcl', LOSSES),
-                              ('architecture', config.arch.split('.')[0], timm.list_models()), ('precision', config.precision, ('auto', 'fp32', 'bf16'))):
+                              ('architecture', config.arch.split('.')[0], timm.list_models()), ('precision', config.precision, PRECISIONS)):
         if name not in known: raise InputError(suggest(name, known, what))
     METHODS[config.method](config.setting)
     parse_speedups(config.speedups)
@@ -295,7 +296,7 @@ def pretrain(
     valid: Annotated[float | None, typer.Option(help="Share of the pictures to judge by, where the data has no folder for it", show_default=_default('valid'))] = None,
     small_input: Annotated[bool | None, typer.Option(help="Give a ResNet the stem for small pictures", show_default="in the setting cifar")] = None,
     setting: Annotated[str | None, typer.Option(help="Which of the recipe's constants: imagenet, cifar, digits", show_default="digits for the digits, cifar for pictures up to 64 pixels, else imagenet")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16, or auto: bf16 on a GPU that has it", show_default=_default('precision'))] = None,
+    precision: Annotated[str | None, typer.Option(help="Of the model's arithmetic: fp32, bf16, fp16, or auto: bf16 on a GPU or CPU that has instructions for it", show_default=_default('precision'))] = None,
     controls: Annotated[bool | None, typer.Option(help="Also judge raw pixels and the untrained encoder", show_default='controls')] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split, the weights and the views", show_default=_default('seed'))] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode, where the pictures do not fit in memory", show_default="one a core, at most 8")] = None,
@@ -342,7 +343,6 @@ def _learner(config: Run, folder: Path):
 
 def _record(config: Run, learn) -> dict[str, Any]:
     "What config.json says before training: every setting as it was resolved, and where the run takes place"
-    from fastai.callback.fp16 import MixedPrecision
     from fastcontrast.recipes import SPEEDUPS
     from fastcontrast.step import MultiCrop
     from fastcontrast.targets import Memory, Target
@@ -350,7 +350,7 @@ def _record(config: Run, learn) -> dict[str, Any]:
     speedups = tuple(SPEEDUPS.values())
     left_out = ('about', 'settings', 'changes', 'loss', 'target', 'memory', 'multi_crop', 'speedups')
     return dict(asdict(config), size=dls.size, lr=config.lr or recipe.lr * config.batch_size / 256, small_input=learn.small_input, setting=recipe.setting,
-                precision='bf16' if any(isinstance(cb, MixedPrecision) for cb in learn.cbs) else 'fp32',
+                precision=learn.precision,
                 loss=str(learn.loss_func.loss), **{name: next((str(cb) for cb in learn.cbs if isinstance(cb, kind)), None)
                                                    for name, kind in dict(target=Target, memory=Memory, multi_crop=MultiCrop).items()},
                 recipe={k: v for k, v in asdict(recipe).items() if k not in left_out},

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.core import CancelFitException
-from fastai.callback.fp16 import AMPMode, MixedPrecision
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.training import GradientAccumulation, GradientClip
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from .core import InputError, suggest
 from .data import ImageLoader
+from .device import Autocast, pick_precision
 from .distributed import world_size
 from .evaluate.knn import embed, knn_accuracy
 from .evaluate.linear import linear_probe
@@ -146,6 +147,19 @@ class ContrastiveLearner(Learner):
         self.fit(n_epoch, lr=peak, cbs=[ParamScheduler(schedules(r, self.opt.opt.param_groups, peak, warmup)), *L(cbs)])
 
     @property
+    def precision(self) -> str:
+        "Of the model's arithmetic: 'fp32', 'bf16' or 'fp16'"
+        return next((cb.amp_mode.value for cb in self.cbs if isinstance(cb, MixedPrecision)), 'fp32')
+
+    def to_bf16(self):
+        "Train in bfloat16 from now on, also on a CPU; fastai's `to_fp32` undoes it"
+        return self.to_fp32().add_cb(Autocast(pick_precision('bf16', self.dls.device)))
+
+    def to_fp16(self):
+        "Train in float16 with loss scaling from now on"
+        return self.to_fp32().add_cb(Autocast(pick_precision('fp16', self.dls.device)))
+
+    @property
     def mean(self) -> tuple[float, ...]: return self.model.encoder.pretrained_cfg['mean']
     @property
     def std(self) -> tuple[float, ...]: return self.model.encoder.pretrained_cfg['std']
@@ -154,7 +168,7 @@ class ContrastiveLearner(Learner):
         dl: ImageLoader | None = None, # pictures; None: the validation part
     ) -> tuple[Tensor, Tensor]:        # features `[N, D]` and labels `[N]`, on the CPU
         "Features of pictures, unaugmented and in order"
-        return embed(self.model.encoder, self.dls.valid if dl is None else dl, self.dls.size, self.mean, self.std)
+        return embed(self.model.encoder, self.dls.valid if dl is None else dl, self.dls.size, self.mean, self.std, self.precision)
 
     def _features(self, what: str):
         if not self.dls.classes: raise InputError(f"{what} needs labels, and the pictures of '{self.dls.source}' have none: give a folder of class folders.")
@@ -232,7 +246,7 @@ def contrastive_learner(
     cbs: Callback | Sequence[Callback] | None = None, # speedups, a target, memory or multi-crop in place of the recipe's, any fastai callback
     small_input: bool | None = None,     # the ResNets' stem for small pictures; None: for a ResNet in the setting 'cifar'
     pretrained: bool = False,            # start from timm's weights
-    precision: str = 'auto',             # 'fp32', 'bf16', or 'auto': bf16 autocast on a CUDA device that has it
+    precision: str = 'auto',             # of the model's arithmetic: 'fp32', 'bf16', 'fp16', or 'auto': bf16 on a device that has instructions for it
     knn_pictures: int = 5000,            # pictures of each part for the epoch table's kNN; 0: no such column
     path: str | Path | None = None,      # where fastai keeps its files
 ) -> ContrastiveLearner:
@@ -292,10 +306,8 @@ def contrastive_learner(
     watch = Watch(dls, knn_pictures)
     step = [Contrast(two_views(dls.size, recipe.views), Normalize(encoder.pretrained_cfg['mean'], encoder.pretrained_cfg['std']), recipe.one_way),
             FiniteLoss(), watch]
-    if precision not in ('auto', 'fp32', 'bf16'): raise InputError(suggest(precision, ('auto', 'fp32', 'bf16'), 'precision'))
-    cuda = torch.device(dls.device).type == 'cuda'
-    if precision == 'bf16' and not (cuda and torch.cuda.is_bf16_supported()): raise InputError("precision='bf16' needs a CUDA device that has bfloat16: use 'fp32'.")
-    if cuda and precision != 'fp32' and torch.cuda.is_bf16_supported(): step.append(MixedPrecision(AMPMode.BF16))
+    precision = pick_precision(precision, dls.device)
+    if precision != 'fp32': step.append(Autocast(precision))
 
     def groups(model): return parameter_groups(model, recipe.wd, recipe.opt == 'lars', recipe.predictor_constant_lr, recipe.wd_all)
     pair = PairLoss(loss, recipe.one_way)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import InputError
+from ..device import pick_precision
 from ..views import Normalize, plain_view
 
 # %% ../../nbs/30_knn.ipynb #36f9df3e
@@ -38,12 +39,13 @@ def embed(
     size: int,           # side S at which the encoder sees a picture, in pixels
     mean: Iterable[float], # of each channel, in [0,1]
     std: Iterable[float],  # of each channel
+    precision: str = 'auto', # of the encoder's arithmetic, see `pick_precision`
 ) -> tuple[Tensor, Tensor]: # h [N,D] float32, y [N] int64, both on the CPU
     "The encoder's features of every picture, on the encoder's device; each submodule's train/eval mode is restored"
     device = next(encoder.parameters()).device
     normalize = Normalize(mean, std).to(device)
-    # half precision pays on a GPU only; there the range of bfloat16 needs no loss scaling
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda')
+    precision = pick_precision(precision, device)
+    autocast = torch.autocast(device.type, torch.float16 if precision == 'fp16' else torch.bfloat16, enabled=precision != 'fp32')
     def features(images):
         with autocast: return encoder(normalize(plain_view(images.to(device, non_blocking=True), size)))
 

@@ -1,0 +1,128 @@
+"""Precision on the CPU: what is autocast, what stays exact, and where bfloat16 would be wrong."""
+import itertools
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastcore.basics import AttrDict
+from torch import nn
+
+from fastcontrast import device
+from fastcontrast.all import CombinePatches, EMATarget, InputError, contrastive_learner, image_dls, moco_v3, simsiam
+from fastcontrast.device import Autocast, has_bf16, pick_precision
+
+
+@pytest.fixture(autouse=True)
+def _seed(): torch.manual_seed(3)
+
+
+@pytest.fixture(scope='module')
+def dls(): return image_dls('digits', size=16, bs=32, device='cpu')
+
+
+def learner(dls, method=None, **kwargs):
+    learn = contrastive_learner(dls, 'resnet10t', method or moco_v3(projector=(32, 16), predictor=(32, 16)), small_input=False, knn_pictures=0, **kwargs)
+    learn.create_mbar = False
+    return learn
+
+
+def in_half(model, f):
+    "What `f` gives within the callback's context"
+    autocast = Autocast('bf16')
+    autocast.learn = AttrDict(model=model)
+    autocast.before_fit()
+    autocast.before_batch()
+    try: return f()
+    finally:
+        autocast.after_loss()
+        autocast.after_fit()
+
+
+@pytest.mark.parametrize('side,kernel,stride,groups', [c for c in itertools.product((1, 2, 3, 5), (1, 2, 3, 5, 7), (1, 2, 4), (1, 64)) if c[0] + c[1] // 2 * 2 >= c[1]])
+def test_gradients_in_half_precision_are_rounded_ones(side, kernel, stride, groups):
+    conv = nn.Conv2d(64, 64, kernel, stride, kernel // 2, groups=groups).to(memory_format=torch.channels_last)
+    x = torch.randn(16, 64, side, side).to(memory_format=torch.channels_last).requires_grad_()
+
+    def results():
+        y = conv(x)
+        return [t.float() for t in (y, *torch.autograd.grad(y, (x, *conv.parameters()), torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype)))]
+    exact = results()
+    for _ in range(3):  # what is not written holds what the memory held
+        torch.full((200_000,), torch.nan)
+        for a, b in zip(exact, in_half(conv, results), strict=True): assert (a - b).norm() < 0.02 * a.norm() + 1e-3
+
+
+def test_other_padding():
+    for padding in ('same', 'valid', (2, 0)):
+        conv = nn.Conv2d(8, 8, 3, padding=padding)
+        assert in_half(conv, lambda: conv(torch.randn(2, 8, 4, 4))).dtype == torch.bfloat16  # noqa: B023
+    small = nn.Conv2d(8, 8, 5, padding='same')
+    assert in_half(small, lambda: small(torch.randn(2, 8, 2, 2))).dtype == torch.float32
+
+
+def test_double_precision_is_left_alone(dls):
+    learn = learner(dls)
+    learn.model.double()
+    x = torch.randn(2, 4, 3, 16, 16, dtype=torch.float64)
+    learn.model.eval()
+    exact = learn.model({'views': x})['views']['final']
+    for a, b in zip(exact, in_half(learn.model, lambda: learn.model({'views': x})['views']['final']), strict=True): assert torch.equal(a, b)
+
+
+def test_what_training_in_half_precision_touches(dls):
+    class See(Callback):
+        order = 29
+        def after_pred(self):
+            (embedding,) = self.pred['views'].values()
+            self.learn.seen = {t.dtype for t in (*embedding, *self.yb[0].values())}
+            self.learn.inside = torch.is_autocast_enabled('cpu')
+    learn = learner(dls, cbs=See(), precision='fp32').to_bf16() if has_bf16('cpu') else learner(dls, cbs=[See(), Autocast('bf16')])
+    assert learn.precision == 'bf16'
+    before = [p.clone() for p in learn.model.parameters()]
+    learn.fit_contrastive(1)
+    assert learn.inside and learn.seen == {torch.float32} and not torch.is_autocast_enabled('cpu')
+    assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in learn.model.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, learn.model.parameters(), strict=True))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
+    learn.to_fp32()
+    assert learn.precision == 'fp32'
+    learn.fit_contrastive(1)
+    assert not learn.inside
+
+
+def test_a_pass_without_gradient_before_the_one_with_leaves_every_gradient(dls):
+    seen = {}
+
+    class See(Callback):
+        order = 60
+        def before_step(self): seen.update({n: p.grad is not None for n, p in self.model.named_parameters() if p.requires_grad})
+    learner(dls, simsiam(projector=(32, 16), predictor=(8, 16)), cbs=[CombinePatches(), See(), Autocast('bf16')], precision='fp32').fit_contrastive(1)
+    assert seen and all(seen.values())
+
+
+@pytest.mark.parametrize('event', ['before_batch', 'after_pred', 'before_step'])
+def test_an_error_in_a_step_ends_autocast(dls, event):
+    def fail(*_): raise RuntimeError('no more')
+    trouble = Callback(**{event: fail})
+    trouble.order = 50
+    learn = learner(dls, cbs=[trouble, Autocast('bf16')], precision='fp32')
+    with pytest.raises(RuntimeError, match='no more'): learn.fit_contrastive(1)
+    assert not torch.is_autocast_enabled('cpu') and not any(m._forward_pre_hooks for m in learn.model.modules())
+
+
+def test_what_the_device_lacks_is_said(dls, monkeypatch):
+    for name in ('avx512_bf16', 'amx_tile'): monkeypatch.setattr(torch.cpu, f'_is_{name}_supported', lambda: False)
+    assert not has_bf16('cpu') and pick_precision('auto', 'cpu') == 'fp32' and learner(dls).precision == 'fp32'
+    with pytest.raises(InputError, match="instructions for bfloat16, which this cpu has not: use 'fp32'"): learner(dls, precision='bf16')
+    with pytest.raises(InputError, match='instructions for bfloat16'): learner(dls).to_bf16()
+    with pytest.raises(InputError, match="'fp16' is for CUDA"): learner(dls).to_fp16()
+    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: True)
+    assert has_bf16('cpu') and learner(dls).precision == 'bf16' and learner(dls, precision='fp32').precision == 'fp32'
+    assert not has_bf16('meta')
+
+
+def test_keys_of_an_average_too(dls):
+    learn = learner(dls, precision='fp32', cbs=EMATarget(0.9))
+    x = torch.rand(2, 4, 3, 16, 16)
+    keys = in_half(learn.model, lambda: learn.model.memory['ema'].embed(x)['final'].z)
+    assert keys.dtype == torch.bfloat16 and device.PRECISIONS[0] == 'auto'
