@@ -39,8 +39,18 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def autocast(device):
+    """What `precision='auto'` of the learner does, for a loop that is compared with it"""
+    import torch
+
+    from fastcontrast.device import has_bf16
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=has_bf16(device))
+
+
 def environment() -> dict:
     import torch
+
+    from fastcontrast.device import pick_precision
 
     def installed(p):
         try: return version(p)
@@ -52,7 +62,7 @@ def environment() -> dict:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent.parent).stdout.strip()
     changed = subprocess.run(["git", "status", "--porcelain", "--", "fastcontrast"], capture_output=True, text=True, cwd=RESULTS.parent.parent).stdout.strip()
     packages = ("fastcontrast", "torch", "torchvision", "fastai", "timm", "kornia", "lightly")
-    return dict(device=torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, {name}", threads=torch.get_num_threads(),
+    return dict(device=torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, {name}", threads=torch.get_num_threads(), precision=pick_precision("auto", device()),
                 python=platform.python_version(), versions={p: installed(p) for p in packages}, commit=commit + (" with changes" if changed else ""),
                 command=" ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]), date=time.strftime("%Y-%m-%d"))
 

@@ -11,7 +11,7 @@ the passes alone, without augmentation, loss, optimizer and callbacks: what smal
 import argparse
 
 import torch
-from common import alternate, device, save
+from common import alternate, autocast, device, save
 from step_time import Pictures
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,7 +32,7 @@ def passes(learn, steps=1):
 
     def run(roles=roles):
         for _ in range(steps):
-            with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda):
+            with autocast(images.device):
                 scores = [learn.model.heads["final"].prototypes(levels["final"].p) for levels in learn.model(roles).values()]
             sum(s.float().mean() for s in scores).backward()
             learn.model.zero_grad()

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from common import device, save, sync
+from common import autocast, device, save, sync
 from fastai.callback.core import Callback
 from step_time import Pictures
 from torch import nn
@@ -176,7 +176,7 @@ def later_stages(learn, regions):
     later = nn.Sequential(*(encoder.get_submodule(stages[n].module) for n in names[names.index(regions.level) + 1:]), encoder.global_pool)
     images, _ = learn.dls.train.one_batch()
     hook = encoder.get_submodule(regions.stage.module).register_forward_hook(lambda module, args, out: maps.append(out))
-    half = torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda)
+    half = autocast(images.device)
     with torch.no_grad(), half: encoder(learn.normalize(learn.views(images)["views"][0]))
     hook.remove()
     whole = maps[0].requires_grad_()

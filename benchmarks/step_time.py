@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from common import alternate, device, save
+from common import alternate, autocast, device, save
 
 from fastcontrast.all import Queue, contrastive_learner, image_dls
 from fastcontrast.recipes import METHODS, OPTIMIZERS, RECIPES, SCHEDULES, make_part, parameter_groups, warmup_then
@@ -111,7 +111,7 @@ def bare_loop(learn, batches, copied=True, lr=None):
     opt = OPTIMIZERS[r.opt](parameter_groups(model, r.wd, r.opt == "lars", r.predictor_constant_lr, r.wd_all), lr=peak, **r.opt_args)
     decaying = [g for g in opt.param_groups if g["weight_decay"]]
     rate = warmup_then(r.schedule, peak, min(r.warmup, 0.1))
-    autocast = torch.autocast("cuda", torch.bfloat16, enabled=dev.type == "cuda")
+    half = autocast(dev)
     (ring,) = [model.memory[name]["final"] for name in ("queue", "neighbours") if name in model.memory] or [None]
     rows, oldest = ring.rows if ring else None, 0
     loss_of = by_hand(model, r, rows)
@@ -129,7 +129,7 @@ def bare_loop(learn, batches, copied=True, lr=None):
             for g in opt.param_groups: g["lr"] = peak if g.get("constant_lr") else rate(t)
             if r.wd_end is not None:
                 for g in decaying: g["weight_decay"] = r.wd_end - (r.wd_end - r.wd) * SCHEDULES["cosine"](t)
-            with autocast: loss, new = loss_of(x)
+            with half: loss, new = loss_of(x)
             loss.backward()
             if r.clip_each is not None:
                 for p in model.parameters():

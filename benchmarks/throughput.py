@@ -2,13 +2,16 @@
 
 lightly runs as its own examples do: `SimCLRTransform` in a `DataLoader` with workers, `SimCLRProjectionHead`, `NTXentLoss`. Both
 train the same timm encoder (contiguous in lightly's loop, as there) on the same files with the same widths, batch and optimizer.
-Each measurement is a process of its own, so that no worker prefetches during the other's turn; the two alternate. The one-off
-decoding of the pictures into memory is reported beside, not counted. Goal: at least 1.3.
+Each measurement is a process of its own, so that no worker prefetches during the other's turn; they take turns. The one-off
+decoding of the pictures into memory is reported beside, not counted. Both are timed as they run by themselves (here bfloat16 where
+the device has it; in lightly's examples mixed precision on a GPU only), and both in float32 and in bfloat16 where that differs:
+what the precision gives can be told from what the rest does. Goal: at least 1.3.
 
     python benchmarks/throughput.py data/cifar10/train --size 32 --bs 256
     python benchmarks/throughput.py data/imagenette-128/train --size 128 --bs 64
 """
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -20,7 +23,7 @@ from common import device, save, sync
 HIDDEN, OUT = 2048, 256
 
 
-def ours(a) -> dict:
+def ours(a, precision="auto") -> dict:
     import torch
     from fastai.callback.core import Callback, CancelFitException
 
@@ -41,12 +44,12 @@ def ours(a) -> dict:
     dls = image_dls(a.data, size=a.size, bs=a.bs, valid=0, device=device())
     decode = time.perf_counter() - start
     method = simclr(opt="sgd", projector=(HIDDEN, OUT))
-    learn = contrastive_learner(dls, a.arch, method, small_input=False, cbs=Clock())
+    learn = contrastive_learner(dls, a.arch, method, small_input=False, cbs=Clock(), precision=precision)
     with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(-(-(a.warm + a.steps) // len(dls.train)), lr=0.06)
     return dict(images_per_s=a.steps * a.bs / (stamps[1] - stamps[0]), decode_s=decode)
 
 
-def lightly(a) -> dict:
+def lightly(a, half=False) -> dict:
     import timm
     import torch
     from lightly.data import LightlyDataset
@@ -67,7 +70,7 @@ def lightly(a) -> dict:
     while True:
         for batch in loader:
             x0, x1 = (x.to(dev, non_blocking=True) for x in batch[0])
-            with torch.autocast("cuda", torch.bfloat16, enabled=dev.type == "cuda"):
+            with torch.autocast(dev.type, torch.bfloat16, enabled=half or dev.type == "cuda"):
                 loss = loss_func(head(encoder(x0)), head(encoder(x1)))
             loss.backward()
             opt.step()
@@ -77,6 +80,9 @@ def lightly(a) -> dict:
                 sync()
                 stamps.append(time.perf_counter())
             if step == a.warm + a.steps: return dict(images_per_s=a.steps * a.bs / (stamps[1] - stamps[0]))
+
+
+RUNS = {"ours": ours, "lightly": lightly, "ours fp32": functools.partial(ours, precision="fp32"), "lightly bf16": functools.partial(lightly, half=True)}
 
 
 def main():
@@ -90,25 +96,27 @@ def main():
     arg.add_argument("--rounds", type=int, default=3)
     arg.add_argument("--workers", type=int, default=2, help="lightly's DataLoader workers")
     arg.add_argument("--out", help="folder for the results")
-    arg.add_argument("--run", choices=["ours", "lightly"], help=argparse.SUPPRESS)
+    arg.add_argument("--run", choices=RUNS, help=argparse.SUPPRESS)
     a = arg.parse_args()
     if a.run:
-        print(json.dumps(dict(ours=ours, lightly=lightly)[a.run](a)))
+        print(json.dumps(RUNS[a.run](a)))
         return
-    got: dict[str, list[dict]] = dict(ours=[], lightly=[])
+    from fastcontrast.device import has_bf16
+    got: dict[str, list[dict]] = {name: [] for name in RUNS if name in ("ours", "lightly") or device() == "cpu" and has_bf16("cpu")}
     for r in range(a.rounds):
-        for name in sorted(got, reverse=bool(r % 2)):
+        for name in list(got)[::-1 if r % 2 else 1]:
             out = subprocess.run([sys.executable, *sys.argv, "--run", name], capture_output=True, text=True)
             if out.returncode: sys.exit(out.stderr)
             got[name].append(json.loads(out.stdout.splitlines()[-1]))
             print(name, got[name][-1], flush=True)
-    ratios = [x["images_per_s"] / y["images_per_s"] for x, y in zip(got["ours"], got["lightly"], strict=True)]
-    print(f"ours over lightly: {statistics.median(ratios):.2f} (rounds: {', '.join(f'{r:.2f}' for r in ratios)})")
+    over = {f"{x} over {y}": [p["images_per_s"] / q["images_per_s"] for p, q in zip(got[x], got[y], strict=True)]
+            for x, y in (("ours", "lightly"), ("ours fp32", "lightly"), ("ours", "lightly bf16")) if x in got and y in got}
+    for name, ratios in over.items(): print(f"{name}: {statistics.median(ratios):.2f} (rounds: {', '.join(f'{r:.2f}' for r in ratios)})")
     data = a.data.rstrip("/").split("/")
     name = next((d for d in reversed(data) if d != "train"), "data")
     a.data = name
     save(f"throughput_{name}_{device()}", dict(settings={k: v for k, v in vars(a).items() if k not in ("run", "out")}, goal="ratio at least 1.3",
-         ratio=statistics.median(ratios), ratios=ratios, **{k: [g["images_per_s"] for g in v] for k, v in got.items()},
+         ratio={name: statistics.median(r) for name, r in over.items()}, ratios=over, images_per_s={k: [g["images_per_s"] for g in v] for k, v in got.items()},
          decode_s=[g["decode_s"] for g in got["ours"]]), a.out)
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from .core import InputError, suggest
 from .data import ImageLoader
-from .device import Autocast, pick_precision
+from .device import Autocast, Compile, pick_precision
 from .distributed import world_size
 from .evaluate.knn import embed, knn_accuracy
 from .evaluate.linear import linear_probe
@@ -247,6 +247,7 @@ def contrastive_learner(
     small_input: bool | None = None,     # the ResNets' stem for small pictures; None: for a ResNet in the setting 'cifar'
     pretrained: bool = False,            # start from timm's weights
     precision: str = 'auto',             # of the model's arithmetic: 'fp32', 'bf16', 'fp16', or 'auto': bf16 on a device that has instructions for it
+    compile: bool = False,               # compile the encoder with `torch.compile`: worth it on a GPU
     knn_pictures: int = 5000,            # pictures of each part for the epoch table's kNN; 0: no such column
     path: str | Path | None = None,      # where fastai keeps its files
 ) -> ContrastiveLearner:
@@ -308,6 +309,7 @@ def contrastive_learner(
             FiniteLoss(), watch]
     precision = pick_precision(precision, dls.device)
     if precision != 'fp32': step.append(Autocast(precision))
+    if compile: step.append(Compile())
 
     def groups(model): return parameter_groups(model, recipe.wd, recipe.opt == 'lars', recipe.predictor_constant_lr, recipe.wd_all)
     pair = PairLoss(loss, recipe.one_way)

@@ -270,6 +270,7 @@ class ContrastiveModel(nn.Module):
         self.encoder, self.heads, self.per_view = encoder, nn.ModuleDict({'final': head}), per_view
         self.stages = {stage.level: stage for stage in encoder_stages(encoder).values()}
         self.memory, self.users = nn.ModuleDict(), Counter()  # users: how many callbacks want a level
+        self.compiled: Callable[[Tensor], Tensor] | None = None  # the encoder, for passes without hooks (see `device.Compile`)
 
     def levels(self) -> tuple[str, ...]:
         "The levels that have a head, in the order of the forward pass"
@@ -299,7 +300,8 @@ class ContrastiveModel(nn.Module):
                 return y
             return self.encoder.get_submodule(stage.module).register_forward_hook(hook)
         hooks = [tap(stage) for level, stage in self.stages.items() if level in levels or level in edits]
-        try: h = self.encoder(x.flatten(0, -4))
+        encoder = self.encoder if hooks or self.compiled is None else self.compiled
+        try: h = encoder(x.flatten(0, -4))
         except _Stop: return out
         finally:
             for hook in hooks: hook.remove()

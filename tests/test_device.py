@@ -8,8 +8,8 @@ from fastcore.basics import AttrDict
 from torch import nn
 
 from fastcontrast import device
-from fastcontrast.all import CombinePatches, EMATarget, InputError, contrastive_learner, image_dls, moco_v3, simsiam
-from fastcontrast.device import Autocast, has_bf16, pick_precision
+from fastcontrast.all import CombinePatches, EMATarget, HardRegions, InputError, IntermediateLoss, PartialBackprop, contrastive_learner, image_dls, moco_v3, simsiam
+from fastcontrast.device import Autocast, Compile, has_bf16, pick_precision
 
 
 @pytest.fixture(autouse=True)
@@ -126,3 +126,52 @@ def test_keys_of_an_average_too(dls):
     x = torch.rand(2, 4, 3, 16, 16)
     keys = in_half(learn.model, lambda: learn.model.memory['ema'].embed(x)['final'].z)
     assert keys.dtype == torch.bfloat16 and device.PRECISIONS[0] == 'auto'
+
+
+# --- compilation
+
+class Losses(Callback):
+    order = 65
+    def before_fit(self): self.losses, self.grads = [], []
+    def after_loss(self): self.losses.append(self.loss.item())
+    def before_step(self): self.grads.append({n for n, p in self.model.named_parameters() if p.grad is not None})
+
+
+SPEEDUPS = dict(nothing=lambda: [], patches=lambda: [CombinePatches()], regions=lambda: [HardRegions('layer1')], levels=lambda: [IntermediateLoss(), PartialBackprop()])
+
+
+@pytest.mark.parametrize('name', SPEEDUPS)
+def test_a_compiled_step_is_the_same_step(name, monkeypatch):
+    versions = []
+
+    def backend(graph, inputs):
+        versions.append(sum(n.op == 'call_function' for n in graph.graph.nodes))
+        return graph.forward
+
+    def losses(*compiled):
+        torch._dynamo.reset()
+        torch.manual_seed(3)
+        dls = image_dls('digits', size=32, bs=480, device='cpu')
+        learn = learner(dls, cbs=[*SPEEDUPS[name](), *compiled, seen := Losses()], precision='fp32')
+        learn.fit_contrastive(2)
+        return learn, seen
+    (_, plain), (learn, compiled) = losses(), losses(Compile(backend))
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-5) and compiled.grads == plain.grads
+    # queries and keys: the whole encoder once each, or a stage at a time where hooks are between them
+    assert len(versions) == 2 if name in ('nothing', 'patches') else len(versions) >= 4
+    assert learn.model.compiled is None and 'forward' not in vars(learn.model.encoder.layer1) and not torch._dynamo.config.recompile_limit == 128
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(dls, capsys):
+    def backend(graph, inputs): raise RuntimeError('no such operation')
+    torch._dynamo.reset()
+    learn = learner(dls, cbs=Compile(backend))
+    learn.fit_contrastive(1)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('compile:')]
+    assert len(lines) == 1 and 'the encoder runs as it is' in lines[0] and 'no such operation' in lines[0]
+
+
+def test_no_compiler_is_said(dls, monkeypatch):
+    torch._inductor.cpp_builder.cpp_compiler_search.cache_clear()
+    monkeypatch.setenv('PATH', '')
+    with pytest.raises(InputError, match=r'needs a C\+\+ compiler'): learner(dls, compile=True)
