@@ -366,7 +366,7 @@ class Together(StepCallback):
     def settings(self) -> dict[str, Any]:
         "What has to be the same in all processes, by name"
         train, state = self.dls.train, self.model.state_dict()
-        pictures = hashlib.sha256('\n'.join([*train.data.names, *map(str, train.data.labeled.nonzero().tolist())]).encode()).hexdigest()[:16]
+        pictures = hashlib.sha256('\n'.join(map(str, (*train.data.names, train.data.labeled.nonzero().tolist()))).encode()).hexdigest()[:16]
         return {**{f'{name} of the recipe': v for name, v in vars(self.recipe).items() if isinstance(v, str | int | float | None)},
                 'loss': repr(self.loss_func.loss), 'callbacks': [repr(cb) for cb in self.learn.cbs if cb.order < 50],  # later ones only report
                 'metrics': [m.name for m in self.learn.metrics], 'epochs': self.n_epoch, 'learning rate': self.opt.hypers[-1]['lr'],
