@@ -14,6 +14,7 @@ import ast
 import configparser
 import inspect
 import json
+import logging
 import math
 import os
 import platform
@@ -22,6 +23,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -48,7 +50,7 @@ class Run:
     arch: str = 'resnet18'         # any timm architecture
     size: int | None = None        # side of the pictures in pixels
     epochs: int = 100
-    batch_size: int = 256
+    batch_size: int = 256          # of all processes together
     lr: float | None = None        # peak learning rate; the recipe's if not given
     labels: str | None = None      # labels that training may use: 'all', a fraction, or a file of names
     valid: float = 0.2             # share of the pictures to judge by, where the data has no part for it
@@ -59,12 +61,13 @@ class Run:
     controls: bool = True          # also judge raw pixels and the untrained encoder
     seed: int = 0                  # of the split, the weights and the views
     workers: int | None = None     # processes that decode pictures which do not fit in memory
+    processes: int = 1             # that train together, one a GPU, or sharing the CPU's cores
 
 DIGITS = dict(arch='resnet10t', epochs=25, batch_size=64) # enough for 1,797 pictures of 8x8
 
-_NUMBERS = dict(size=int, epochs=int, batch_size=int, seed=int, workers=int, lr=float, valid=float)
+_NUMBERS = dict(size=int, epochs=int, batch_size=int, seed=int, workers=int, processes=int, lr=float, valid=float)
 _SWITCHES = ('small_input', 'compile', 'controls')
-_LEAST = dict(size=2, epochs=1, batch_size=2, seed=0, workers=0)
+_LEAST = dict(size=2, epochs=1, batch_size=2, seed=0, workers=0, processes=1)
 
 def _value(key: str, text: str, where: str) -> Any:
     "The value of a setting that was written as text; None (the default) for an empty one"
@@ -141,6 +144,7 @@ def resolve(
     for key, least in _LEAST.items():
         value = getattr(config, key)
         if value is not None and not least <= value < 2**63: raise InputError(f"--{key.replace('_', '-')} must be {least} or more, not {value}.")
+    if config.batch_size % config.processes: raise InputError(f"--batch-size {config.batch_size} can't be divided among {config.processes} processes: give a multiple of {config.processes}.")
     if config.lr is not None and not 0 < config.lr < math.inf: raise InputError(f"--lr must be a number above 0, not {config.lr}.")
     if not 0 <= config.valid < 1: raise InputError(f"--valid must be a share from 0 to below 1, not {config.valid}.")
     return config
@@ -291,7 +295,7 @@ def pretrain(
     arch: Annotated[str | None, typer.Option(help="Encoder: any timm architecture, like resnet50, convnext_tiny or vit_small_patch16_224", show_default=_default('arch'))] = None,
     size: Annotated[int | None, typer.Option(help="Side in pixels at which the encoder sees a picture", show_default="the pictures' own if all are squares of one size up to 256, else 224")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pictures", show_default=_default('epochs'))] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures in a batch", show_default=_default('batch_size'))] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures in a batch, of all processes together", show_default=_default('batch_size'))] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate", show_default="the recipe's, in proportion to the batch")] = None,
     labels: Annotated[str | None, typer.Option(help="Labels that training may use: 'all', a fraction like 0.1, or a file of picture names; the speedups suncet and supervised use them, nothing else does", show_default="none")] = None,
     valid: Annotated[float | None, typer.Option(help="Share of the pictures to judge by, where the data has no folder for it", show_default=_default('valid'))] = None,
@@ -302,6 +306,7 @@ def pretrain(
     controls: Annotated[bool | None, typer.Option(help="Also judge raw pixels and the untrained encoder", show_default='controls')] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split, the weights and the views", show_default=_default('seed'))] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode, where the pictures do not fit in memory", show_default="one a core, at most 8")] = None,
+    processes: Annotated[int | None, typer.Option(help="Train in so many processes, one on each GPU, or on a CPU sharing its cores; the batch is divided among them and the result is the same", show_default=_default('processes'))] = None,
     out: Annotated[str | None, typer.Option(help="Folder for the results", show_default="a new one in runs/")] = None,
 ):
     """Train an encoder on pictures, and say how good it became.
@@ -311,6 +316,9 @@ def pretrain(
     if training knows the labels of some pictures only: their names."""
     given = locals()
     config = resolve({k: v for k, v in given.items() if k not in ('run', 'out')}, run)
+    if 'RANK' not in os.environ:
+        if config.processes > 1: return _launch(config.processes)
+    elif int(os.environ['RANK']): return _accompany(config)
     method = '+'.join([config.method, *(name for name, *_ in _calls(config.speedups))])
     with run_folder(out, run or f"{method}-{config.arch}-{Path(config.data).resolve().name or 'pictures'}") as folder: _pretrain(config, folder)
 
@@ -343,8 +351,37 @@ def _learner(config: Run, folder: Path):
                                 cbs=parse_speedups(config.speedups), precision=config.precision, compile=config.compile, path=folder, **(dict(knn_pictures=0) if why else {}))
     return learn, why
 
+def _accompany(config: Run) -> None:
+    "What all processes but the first do: train"
+    from fastcontrast.evaluate.cost import Cost
+    learn, _ = _learner(config, None)
+    learn.fit_contrastive(config.epochs, lr=config.lr, cbs=Cost())
+
+def _launch(
+    processes: int, # how many
+) -> None:
+    "This command in several processes that train together. Ends the program with the one sentence that says why, if they fail"
+    import torch
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    gpus, cores = torch.cuda.device_count(), os.cpu_count()
+    if processes > (gpus or cores): raise InputError(f"--processes {processes} is more than the {f'{gpus} GPUs' if gpus else f'{cores} cores'} of this machine: give {gpus or cores} or fewer.")
+    options = dict(num_processes=processes, num_machines=1, gpu_ids='all', main_process_port=0, mixed_precision='no', dynamo_backend='no') # nothing from accelerate's own settings
+    if 'OMP_NUM_THREADS' not in os.environ: options['num_cpu_threads_per_process'] = max(1, cores // processes)
+    args = launch_command_parser().parse_args(['--multi_gpu', *(f'--{k}={v}' for k, v in options.items()), '--module', 'fastcontrast', *sys.argv[1:]])
+    logging.disable() # the launcher's own reports
+    try: launch_command(args)
+    except SignalException as e: sys.exit(128 + e.sigval) # process 0 has said what it saved
+    except ChildFailedError as e:
+        # what a process has to say goes before one that died, and both before those that were ended for it, or waited for it in vain
+        process, first = min(e.failures.items(), key=lambda item: ((f := item[1]).exitcode != 2, f.exitcode in (1, -signal.SIGTERM), f.error_file_data.get('timestamp', math.inf)))
+        if first.exitcode < 0: _fail(f"error: process {process} of {processes} was ended by {first.signal_name()}, and the others with it.", 1)
+        _fail(first.message.rstrip(), first.exitcode)
+
 def _record(config: Run, learn) -> dict[str, Any]:
     "What config.json says before training: every setting as it was resolved, and where the run takes place"
+    from fastcontrast.distributed import world_size
     from fastcontrast.recipes import SPEEDUPS
     from fastcontrast.step import MultiCrop
     from fastcontrast.targets import Memory, Target
@@ -357,7 +394,7 @@ def _record(config: Run, learn) -> dict[str, Any]:
                                                    for name, kind in dict(target=Target, memory=Memory, multi_crop=MultiCrop).items()},
                 recipe={k: v for k, v in asdict(recipe).items() if k not in left_out},
                 speedups=[str(cb) for cb in learn.cbs if isinstance(cb, speedups)],
-                n_train=len(dls.train.data), n_labeled=int(dls.train.data.labeled.sum()), n_valid=len(dls.valid.data), classes=dls.classes,
+                n_train=len(dls.train.data), n_labeled=int(dls.train.data.labeled.sum()), n_valid=len(dls.valid.data), classes=dls.classes, processes=world_size(),
                 versions=dict(fastcontrast=__version__, **{p: version(p) for p in ('torch', 'torchvision', 'fastai', 'timm', 'kornia')}),
                 python=platform.python_version(), device=_device(dls.device), commit=_commit(), command=sys.argv, state='running')
 
@@ -385,8 +422,9 @@ def _pretrain(config: Run, folder: Path) -> None:
         (folder/'labeled.txt').write_text(''.join(f'{name}\n' for name, known in zip(data.names, data.labeled) if known), encoding='utf-8')
     try:
         learn.show_views(path=folder/'views.png')
+        processes = f" in {record['processes']} processes" if record['processes'] > 1 else ''
         console.print(f"{len(dls.train.data):,} pictures to train on" + (f", {len(dls.valid.data):,} to judge by" if len(dls.valid) else "")
-                      + f"; {config.arch} on {record['device']}; results in {folder}")
+                      + f"; {config.arch} on {record['device']}{processes}; results in {folder}")
         if config.controls and not why:
             console.print("judging raw pixels and the untrained encoder, to compare with")
             results.update(_control_results(learn))
@@ -542,9 +580,13 @@ def compare(
 
 # %% ../nbs/50_cli.ipynb #e07c07b6
 _UsageError = typer.BadParameter.__base__ # click's; newer releases of typer have one of their own
+_FOR_LAUNCHER = os.environ.get('TORCHELASTIC_ERROR_FILE') # where one of several processes says why it failed, for their launcher to tell it once
 
 def main() -> None:
     "The `fastcontrast` program"
+    if int(os.environ.get('RANK', 0)): # of several processes, the first tells what happens, and ends at Ctrl-C; the others then end too
+        console.quiet = errors.quiet = True
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not sys.warnoptions: warnings.simplefilter('ignore') # libraries' words to each other, not to our user
     command = typer.main.get_command(app)
     try:
@@ -556,7 +598,11 @@ def main() -> None:
     except BrokenPipeError: # nobody reads on, as with `| head`; nor may Python's last flush fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception:
+        if not _FOR_LAUNCHER: raise
+        _fail(traceback.format_exc(), 1)
 
 def _fail(sentence: str, code: int) -> None:
-    errors.print(sentence, style='red')
+    if _FOR_LAUNCHER and code != 130: Path(_FOR_LAUNCHER).write_text(json.dumps(dict(message=sentence, timestamp=time.time())))
+    else: errors.print(sentence, style='red')
     sys.exit(code)

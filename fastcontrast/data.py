@@ -34,7 +34,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .core import InputError, MissingPath, suggest
-from .distributed import rank, world_size
+from .distributed import join_processes, local_world_size, rank, world_size
 
 # %% ../nbs/04_data.ipynb #85e7a2bf
 def _to_8bit(picture: Image.Image) -> Image.Image:
@@ -300,7 +300,7 @@ class ImageLoader:
     "Batches `(images [B, 3, R, R], y int64 [B])` of one part of the data, on the device"
     def __init__(self,
         data: ImageData,
-        bs: int,               # pictures a batch
+        bs: int,               # pictures a batch, of all processes together
         device: torch.device,  # where the batches go
         training: bool = False,# shuffled, whole batches only, labels hidden (-1) unless `data.labeled`
         seed: int = 0,         # of the shuffle
@@ -314,6 +314,10 @@ class ImageLoader:
 
     @property
     def dataset(self) -> ImageData: return self.data  # fastai's name for it
+    @property
+    def part(self) -> int:
+        "Pictures of a batch that this process reads: in training, its share"
+        return self.bs // world_size() if self.shuffle else self.bs
     def __len__(self):
         n = len(self.data) if self.picked is None else len(self.picked)
         return n // self.bs if self.drop_last else -(-n // self.bs)
@@ -332,7 +336,7 @@ class ImageLoader:
     def one_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         "The first batch of the next pass, which is not used up by it"
         if not len(self): raise InputError("there is no picture to take a batch from: this part of the data is empty")
-        images, at = next(self._images(self._order(self.epoch)[:self.bs]))
+        images, at = next(self._images(self._order(self.epoch)[:self.part]))
         return images, self.y.index_select(0, at)
 
     def ordered(self,
@@ -355,6 +359,7 @@ class ImageLoader:
         other, data = copy.copy(self), self.data
         other.data = replace(data, names=[data.names[i] for i in at.tolist()], y=data.y[at], labeled=data.labeled[at])
         other.bs, other.y, other.picked = bs, self.y.index_select(0, at.to(self.device)), None
+        other.shuffle = other.drop_last = False
         return other
 
     def labels(self) -> torch.Tensor:
@@ -362,11 +367,11 @@ class ImageLoader:
         return self.data.y if self.picked is None else self.data.y[self.picked]
 
     def _order(self, epoch: int) -> torch.Tensor:
-        "The pictures of a pass, int64 [N] (or as many as make whole batches)"
+        "The pictures of a pass, int64 [N]; in training this process's part of each whole batch"
         n = len(self.data)
         if not self.shuffle: return torch.arange(n) if self.picked is None else self.picked
         order = np.random.default_rng((self.seed, 3, epoch)).permutation(n)
-        return torch.from_numpy(order)[:len(self) * self.bs]
+        return torch.from_numpy(order)[:len(self) * self.bs].view(-1, world_size(), self.part)[:, rank()].flatten()
 
     def _images(self, order: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         "Batch by batch, the pictures in this order and where in the data each one stands, both on the device"
@@ -434,7 +439,7 @@ class _Resident(ImageLoader):
         return other
 
     def _images(self, order):
-        for at in order.to(self.device).split(self.bs):
+        for at in order.to(self.device).split(self.part):
             yield self.images.index_select(0, at if self.places is None else self.places.index_select(0, at)), at
 
 # %% ../nbs/04_data.ipynb #8a095f30
@@ -484,7 +489,7 @@ class _Streaming(ImageLoader):
             # torch asks the list anew in every pass, so the workers live on while the order changes
             self._loader = DataLoader(self.stream, batch_sampler=self._batches, num_workers=self.workers,
                 collate_fn=_Stream.collate, persistent_workers=self.workers > 0, pin_memory=self.device.type == 'cuda')
-        plan = [at.tolist() for at in order.split(self.bs)]
+        plan = [at.tolist() for at in order.split(self.part)]
         if len(plan) > 1:
             self._batches[:] = plan
             batches = self._loader
@@ -546,6 +551,9 @@ class _FastaiLoader(ImageLoader):
 
 def _cover(dls: DataLoaders, labels: None|str|bool|float, size: int|None, device: torch.device) -> 'ImageLoaders':
     "fastai's `DataLoaders` as ours"
+    if world_size() > 1:
+        raise InputError("fastai DataLoaders choose themselves what they read, so several processes can't share them: "
+                         "give image_dls the folder instead")
     if not all(isinstance(dl, TfmdDL) for dl in dls.loaders):
         raise InputError("the DataLoaders hold loaders that are not fastai's: give their data set instead")
     if any(isinstance(t, Normalize) for dl in dls.loaders for t in dl.after_batch.fs):
@@ -654,11 +662,11 @@ def _open(source, valid, size: int|None) -> tuple['_Files|_Items', '_Files|_Item
 def image_dls(
     source: str|Path|Dataset|DataLoaders, # a folder, 'digits', a torchvision-style data set, or fastai `DataLoaders`
     size: int|None = None,  # side of the square the model will see; None: the pictures' own if that is clear, else 224
-    bs: int = 256,          # pictures a batch, 2 or more
+    bs: int = 256,          # pictures a batch, 2 or more; of all processes together, where several train
     labels: None|str|Path|float|bool = None, # what training may know: None, 'all', a fraction, a file of names
     valid: float|str|Path|Dataset = 0.2, # a share in [0, 1), for a source that has no such part; another folder or set
     seed: int = 0,          # of the split, the choice of labels and the shuffle, 0 or more
-    workers: int|None = None, # processes that decode when streaming; None: a core each, at most 8
+    workers: int|None = None, # processes that decode when streaming, for each that trains; None: a core each, at most 8
     memory: float = 0.25,   # share of the device's free memory, in (0, 1], that resident pictures may fill
     strict: bool = False,   # is a picture that cannot be decoded an error?
     device: str|torch.device|None = None, # where the batches go; None: the GPU if there is one
@@ -672,7 +680,10 @@ def image_dls(
         raise InputError(f"memory={memory} should be a share in (0, 1]")
     if valid is None or isinstance(valid, numbers.Real) and (isinstance(valid, bool) or not 0 <= valid < 1):
         raise InputError(f"valid={valid} should be a share in [0, 1), a folder or a data set")
-    device = _device(device)
+    own = join_processes()
+    if bs % world_size():
+        raise InputError(f"bs={bs} cannot be divided among {world_size()} processes, choose a multiple of {world_size()}")
+    device = _device(own if device is None else device)
     if isinstance(source, DataLoaders): return _cover(source, labels, size, device)
 
     whole, held, classes = _open(source, valid, size)
@@ -688,8 +699,9 @@ def image_dls(
     common = _common_size((train, held))
     size = size or (common if common and common <= 256 else 224)
     side = size if common == size else round(1.15 * size)
-    resident = (len(train) + len(held)) * 3 * side * side <= memory * _free_memory(device)
-    workers = min(8, os.cpu_count()) if workers is None else workers
+    copies = local_world_size() if device.type == 'cpu' else 1
+    resident = (len(train) + len(held)) * 3 * side * side * copies <= memory * _free_memory(device)
+    workers = min(8, max(1, os.cpu_count() // local_world_size())) if workers is None else workers
     loaders = []
     for part, known in ((train, labeled), (held, held.y >= 0)):
         good, failed = np.ones(len(part), dtype=bool), {}

@@ -13,7 +13,8 @@ import inspect
 import math
 import numbers
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,14 +36,14 @@ from torch import Tensor, nn
 from .core import InputError, suggest
 from .data import ImageLoader
 from .device import Autocast, Compile, pick_precision
-from .distributed import world_size
+from .distributed import gather, gather_objects, join_processes, rank, world_size
 from .evaluate.knn import embed, knn_accuracy
 from .evaluate.linear import linear_probe
 from .export import export_encoder
 from .models import ContrastiveModel, feature_dim, has_large_stem, make_encoder, small_stem
 from .recipes import (LOSSES, METHODS, Recipe, check_parts, make_part, optimizer, parameter_groups,
                                   pick_setting, schedules)
-from .step import QUERY_ROLES, ClipEach, Contrast, FiniteLoss, MultiCrop, PairLoss, PrototypeScores, StepCallback, embedding_std
+from .step import QUERY_ROLES, ClipEach, Contrast, FiniteLoss, MultiCrop, PairLoss, PrototypeScores, StepCallback, Together, embedding_std
 from .targets import Memory, Queue, Target
 from .views import Normalize, draw_views, two_views
 
@@ -64,6 +65,15 @@ class Watch(StepCallback):
         spread = ValueMetric(lambda: self.spread, 'std')
         return [ValueMetric(lambda: self.accuracy, 'knn'), spread] if self.parts else [spread]
 
+    def before_fit(self):
+        # each process embeds its share; where there is one, the whole part
+        self.shares = [dl if world_size() == 1 else dl.only(dl._order(0).tensor_split(world_size())[rank()], dl.bs) for dl in self.parts or ()]
+
+    def embedded(self, dl: ImageLoader) -> tuple[Tensor, Tensor]:
+        "Features and labels of a part of which this process has the share `dl`"
+        everyone = gather_objects(self.learn.embed(dl) if len(dl) else None)
+        return tuple(torch.cat(t) for t in zip(*[x for x in everyone if x is not None]))
+
     def before_train(self): self.z = None
 
     def after_pred(self):
@@ -71,9 +81,9 @@ class Watch(StepCallback):
             if 'final' in self.pred.get(role, ()): return setattr(self, 'z', self.pred[role]['final'].z.detach())
 
     def after_train(self):
-        self.spread = math.nan if self.z is None else embedding_std(self.z).item()
+        self.spread = math.nan if self.z is None else embedding_std(gather(self.z, dim=-2)).item()
         if self.parts:
-            train, valid = (self.learn.embed(dl) for dl in self.parts)
+            train, valid = (self.embedded(dl) for dl in self.shares)
             try: self.accuracy = knn_accuracy(*train, *valid)
             except InputError as e: self.stop(e)  # features that are not numbers any more
 
@@ -146,6 +156,19 @@ class ContrastiveLearner(Learner):
         if self.opt is None: self.create_opt()
         self.fit(n_epoch, lr=peak, cbs=[ParamScheduler(schedules(r, self.opt.opt.param_groups, peak, warmup)), *L(cbs)])
 
+    def to_distributed(self, *args, **kwargs):
+        "fastai's; a learner made in a launched process needs nothing more to train together with the others"
+        join_processes()
+        if world_size() > 1 and not any(isinstance(cb, Together) for cb in self.cbs):
+            raise InputError("this learner was made before its process joined the others: make it in the function or script that is launched.")
+        return self
+    def detach_distributed(self): return self
+
+    @contextmanager
+    def distrib_ctx(self, *args, **kwargs) -> Iterator['ContrastiveLearner']:
+        "fastai's context for training in several processes; outside of it they train together all the same"
+        yield self.to_distributed()
+
     @property
     def precision(self) -> str:
         "Of the model's arithmetic: 'fp32', 'bf16' or 'fp16'"
@@ -195,17 +218,18 @@ class ContrastiveLearner(Learner):
 
     def show_views(self,
         n: int = 6,                      # pictures
-        path: str | Path | None = None,  # where to save the drawing, if anywhere
+        path: str | Path | None = None,  # where to save the drawing, if anywhere; process 0 does
     ):                                   # a matplotlib figure
         "Draw pictures of the training part and the views that training makes of them"
         x, *_ = self.dls.train.one_batch()
         x = x[:n].as_subclass(Tensor)
-        return draw_views(x, self.views(x), path=path, n=n)
+        return draw_views(x, self.views(x), path=None if rank() else path, n=n)
 
     def export(self,
         path: str | Path, # a `.safetensors` file
     ) -> Path:            # the file
-        "Save the encoder alone, with timm's own keys (see `export_encoder`); `load_encoder` brings it back"
+        "Save the encoder alone, with timm's own keys (see `export_encoder`); `load_encoder` brings it back. Of several processes, 0 does"
+        if rank(): return Path(path)
         return export_encoder(self.model.encoder, path, arch=self.arch, size=self.dls.size, mean=self.mean, std=self.std,
                               small_input=self.small_input, recipe=self.recipe.name)
 
@@ -253,7 +277,7 @@ def contrastive_learner(
 ) -> ContrastiveLearner:
     "A learner that trains `arch` by `method`. Raises `InputError` for parts that do not go together"
     if not hasattr(dls, 'size') or not hasattr(dls.train, 'ordered'): raise InputError("dls must come from image_dls(…), which takes fastai DataLoaders too.")
-    if world_size() > 1: raise InputError("training in several processes is not supported yet: run one process.")
+    join_processes()
     recipe = _as_recipe(method)
     without_prototypes = not recipe.prototypes
     recipe = recipe.resolve(pick_setting(dls.source, dls.size))
@@ -306,7 +330,7 @@ def contrastive_learner(
     if recipe.prototypes: cbs.append(PrototypeScores(recipe.prototypes_frozen))
     watch = Watch(dls, knn_pictures)
     step = [Contrast(two_views(dls.size, recipe.views), Normalize(encoder.pretrained_cfg['mean'], encoder.pretrained_cfg['std']), recipe.one_way),
-            FiniteLoss(), watch]
+            FiniteLoss(), watch, *([Together()] if world_size() > 1 else [])]
     precision = pick_precision(precision, dls.device)
     if precision != 'fp32': step.append(Autocast(precision))
     if compile: step.append(Compile())
@@ -320,7 +344,7 @@ def contrastive_learner(
     learn.recipe, learn.arch, learn.small_input, learn.notes = recipe, arch, small_input, tuple(notes)
     # the table's metrics are read once an epoch, after training; there is no validation loss
     learn.recorder.train_metrics, learn.recorder.valid_metrics, learn.recorder.smooth_loss = True, False, _DeviceLoss()
-    if not shows_bar():
-        learn.remove_cbs(ProgressCallback)
-        learn.add_cb(EpochLines())
+    if rank() or not shows_bar(): learn.remove_cbs(ProgressCallback)
+    if rank(): learn.logger = noop  # process 0 tells
+    elif not shows_bar(): learn.add_cb(EpochLines())
     return learn

@@ -186,7 +186,7 @@ def dclw(
 # %% ../nbs/01_losses.ipynb #bf6acdae
 def _each(
     q: Tensor,               # queries `[..., B, D]`; the last but one dimension is that of the keys
-    k: Tensor,               # keys `[B, D]`
+    k: Tensor,               # keys `[N, D]`, of which the first B are those of the queries
     temp: float,             # temperature τ
     decoupled: bool = False, # whether the positive is left out of the denominator
 ) -> Tensor:                 # `[..., B]`
@@ -195,7 +195,7 @@ def _each(
         q, k = _units(q, k)
         logits = q / temp @ k.T
         positive = logits.diagonal(dim1=-2, dim2=-1)
-        if decoupled: logits = logits.masked_fill(torch.eye(len(k), dtype=torch.bool, device=k.device), -math.inf)
+        if decoupled: logits = logits.masked_fill(torch.eye(*logits.shape[-2:], dtype=torch.bool, device=k.device), -math.inf)
         return logits.logsumexp(-1) - positive
 
 class InfoNCE(_Loss):

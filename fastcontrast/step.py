@@ -6,10 +6,12 @@ Docs: https://fastcontrast.github.io/fastcontrast/step.html.md"""
 
 # %% auto #0
 __all__ = ['QUERY_ROLES', 'StepCallback', 'Draws', 'Contrast', 'MultiCrop', 'PairLoss', 'asked_levels', 'PrototypeScores',
-           'add_level', 'drop_level', 'embedding_std', 'FiniteLoss', 'ClipEach']
+           'add_level', 'drop_level', 'embedding_std', 'FiniteLoss', 'ClipEach', 'Together']
 
 # %% ../nbs/06_step.ipynb #3f9b6ed9
 import copy
+import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from numbers import Integral
@@ -20,10 +22,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
+from fastai.torch_core import set_seed
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from .core import InputError, suggest
-from .distributed import gather
+from .distributed import average_, broadcast_, gather, gather_objects, rank
 from .models import Embedding, Route, evaluating, feature_dim, find_stage
 from .views import VIEW_KINDS, Normalize, RoleViews, ViewKind, Views
 
@@ -353,3 +357,42 @@ class ClipEach(StepCallback):
         torch._foreach_mul_(shares, self.max_norm)
         torch._foreach_clamp_max_(shares, 1.)
         torch._foreach_mul_(grads, shares)
+
+# %% ../nbs/06_step.ipynb #a9ecfd90
+class Together(StepCallback):
+    "All processes train as one: they begin alike, and use the mean of their gradients"
+    order = -5  # the model is on its device (-10); what unscales (10), clips or freezes gradients comes later
+
+    def settings(self) -> dict[str, Any]:
+        "What has to be the same in all processes, by name"
+        train, state = self.dls.train, self.model.state_dict()
+        pictures = hashlib.sha256('\n'.join(map(str, (*train.data.names, train.data.labeled.nonzero().tolist()))).encode()).hexdigest()[:16]
+        return {**{f'{name} of the recipe': v for name, v in vars(self.recipe).items() if isinstance(v, str | int | float | None)},
+                'loss': repr(self.loss_func.loss), 'callbacks': [repr(cb) for cb in self.learn.cbs if cb.order < 50],  # later ones only report
+                'metrics': [m.name for m in self.learn.metrics], 'epochs': self.n_epoch, 'learning rate': self.opt.hypers[-1]['lr'],
+                'batch size': train.bs, 'seed of the data': train.seed, 'size': self.dls.size, 'pictures to train on': f'{len(train.data)} ({pictures})',
+                'model': {name: (*t.shape, t.dtype) for name, t in state.items()}, 'draws': {n: int(t) for n, t in state.items() if n.endswith('_extra_state')}}
+
+    def before_fit(self):
+        super().before_fit()
+        (first, seed), *others = gather_objects((self.settings(), torch.randint(2**31, ()).item()))
+        for r, (theirs, _) in enumerate(others, 1):
+            for what in first:
+                if (a := first[what]) != (b := theirs.get(what)):
+                    raise InputError(f"the processes do not have the same {what}: {_difference(a, b)} in process {r}: start all with the same settings.")
+        set_seed(seed + rank())
+        if torch.device(self.dls.device).type == 'cuda': convert_sync_batchnorm(self.model)
+        broadcast_([*self.model.parameters(), *self.model.buffers()])
+        self.parent = os.getppid()
+
+    def before_batch(self):
+        if os.getppid() != self.parent: self.stop(InputError("the program that launched this process has ended, and with it the training."))
+
+    def before_step(self): average_([p.grad for p in self.model.parameters() if p.grad is not None])
+    def after_train(self): broadcast_(self.model.buffers())  # statistics of BatchNorm that are not synchronised
+
+def _difference(a: Any, b: Any) -> str:
+    "Where two settings differ, in words"
+    if isinstance(a, dict) and isinstance(b, dict): a, b = ({n: v for n, v in x.items() if y.get(n) != v} for x, y in ((a, b), (b, a)))
+    if isinstance(a, list) and isinstance(b, list): a, b = ([v for v in x if v not in y] for x, y in ((a, b), (b, a)))
+    return f"{shorten(str(a), 100)} in process 0 and {shorten(str(b), 100)}"

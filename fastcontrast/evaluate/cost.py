@@ -17,6 +17,7 @@ import torch
 from fastai.learner import ValueMetric
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..distributed import world_size
 from ..step import StepCallback
 
 # %% ../../nbs/33_cost.ipynb #fdda05cd
@@ -104,8 +105,8 @@ class Cost(StepCallback):
         flops, before, self.last = self.stop_counting(), self.last, time.perf_counter()
         if self.kind is None: return
         self.plans.setdefault(self.planned, set()).add(self.kind)
-        if flops is not None: self.flops[self.kind] = flops
-        n, self.peak = len(self.learn.images), max(self.peak, peak_memory(self.dls.device))
+        if flops is not None: self.flops[self.kind] = flops * world_size()
+        n, self.peak = len(self.learn.images) * world_size(), max(self.peak, peak_memory(self.dls.device))
         self.rows.append((self.kind, self.last - before, n, self.peak))
         self.done[self.kind] += 1
         self.seen += n

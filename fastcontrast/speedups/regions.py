@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import InputError
+from ..distributed import gather, rank
 from ..models import evaluating, find_stage
 from .intermediate import default_stages
 from ..step import StepCallback, add_level, drop_level
@@ -72,8 +73,8 @@ def _untracked(module: nn.Module) -> Iterator[None]:
         for m in norms: m.track_running_stats = True
 
 def _each(loss: nn.Module, q: Tensor, k: Tensor) -> Tensor:
-    "The loss of every query `[..., B, D]` with its key `[B, D]`, `[..., B]`; negative cosines where the loss is not a sum over queries"
-    return loss.each(q, k) if hasattr(loss, 'each') else -F.cosine_similarity(q, k, dim=-1)
+    "The loss of every query `[..., B, D]` with its key, the first B of `[N, D]`: `[..., B]`; negative cosines where the loss is not a sum over queries"
+    return loss.each(q, k) if hasattr(loss, 'each') else -F.cosine_similarity(q, k[:q.shape[-2]], dim=-1)
 
 class HardRegions(StepCallback):
     "Of every picture, the later stages see the part that is hardest to recognise at one stage"
@@ -172,6 +173,7 @@ class HardRegions(StepCallback):
             q = head(coarse)[-1].unflatten(0, lead).movedim(-2, -3)  # [V, …, locations, B, D]
             if self.yb: keys = self.yb[0][self.level]
             else: keys = head(grid.flatten(1, -2).mean(1).unflatten(0, lead))[0]
+            keys = gather(keys, dim=-2).roll(-rank() * keys.shape[-2], -2)  # this process's first
         loss, own = self.loss_func.of(self.level), self.role == 'views' and not self.loss_func.one_way
         first = sum(n for n, _, _ in self.passes)  # views may come one by one
         others = [[k for j, k in enumerate(keys) if not (own and i == j)] for i in range(first, first + len(q))]
