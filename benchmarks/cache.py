@@ -30,7 +30,7 @@ def photographs(folder: Path, n: int) -> None:
             layers = [np.asarray(Image.fromarray(rng.integers(0, 256, (375 // s + 1, 500 // s + 1, 3), dtype=np.uint8)).resize((500, 375), Image.Resampling.BICUBIC), np.float32)
                       for s in (64, 16, 4, 1)]
             path = folder / f"{i:06}.jpg"
-            Image.fromarray(np.average(layers, axis=0, weights=(8, 4, 2, 1)).astype(np.uint8)).save(path, quality=92)
+            Image.fromarray(np.average(layers, axis=0, weights=(8, 4, 2, 1)).astype(np.uint8)).save(path, quality=96)
             kept.append(path.read_bytes())
         else: (folder / f"{i:06}.jpg").write_bytes(kept[i % 100])
 

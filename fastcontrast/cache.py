@@ -63,17 +63,21 @@ def _stored(path: Path, about: dict[str, str]) -> tuple[torch.Tensor, dict[int, 
 class _Chunks(Dataset):
     "What the worker processes run: chunk `k` of the pictures is decoded and written to the file"
     size = 32  # pictures
-    def __init__(self, pictures: Files, side: int, path: Path): self.pictures, self.side, self.path = pictures, side, path
+    def __init__(self, pictures: Files, side: int, path: Path):
+        self.pictures, self.side, self.path = pictures, side, path
+        self.rows: np.ndarray|None = None  # the chunk, in memory that each worker takes once
+
     def __len__(self): return -(-len(self.pictures) // self.size)
 
     def __getitem__(self, k: int) -> tuple[dict[int, str], str]:
         "The pictures that could not be decoded, and the error that kept the chunk from being written, or ''"
         at = range(k * self.size, min((k + 1) * self.size, len(self.pictures)))
-        rows, failed = np.zeros((len(at), 3, self.side, self.side), dtype=np.uint8), {}
+        if self.rows is None: self.rows = np.empty((self.size, 3, self.side, self.side), dtype=np.uint8)
+        rows, failed = self.rows[:len(at)], {}
         for row, i in zip(rows, at, strict=True):
             pixels, why = attempt(self.pictures.pixels, i, self.side)
+            row[:] = 0 if pixels is None else pixels
             if pixels is None: failed[i] = why
-            else: row[:] = pixels
         try:
             with open(self.path, 'r+b') as file:
                 file.seek(HEADER + at.start * rows[0].nbytes)

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import Dataset
@@ -42,12 +42,15 @@ def square_pixels(
     side: int,            # side of the square wanted, pixels
 ) -> np.ndarray:          # uint8 [3, side, side], RGB
     "The centre square of a picture, resized with antialiasing; pictures of that size already keep their values"
-    picture = ImageOps.exif_transpose(picture)
+    picture.load()  # what says how it lies may stand behind its pixels
+    # where there is nothing to do these two would copy
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1: picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(('I', 'F')): picture = _to_8bit(picture)
     if picture.has_transparency_data:
         white = Image.new('RGBA', picture.size, 'white')
         picture = Image.alpha_composite(white, picture.convert('RGBA'))
-    picture = ImageOps.fit(picture.convert('RGB'), (side, side), Image.Resampling.BILINEAR)
+    if picture.mode != 'RGB': picture = picture.convert('RGB')
+    picture = ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)
     return np.array(picture).transpose(2, 0, 1)
 
 # %% ../nbs/035_pictures.ipynb #19cd6536
@@ -85,8 +88,10 @@ class Files:
         with Image.open(self.shown(i), formats=tuple(picture_formats())) as picture: return picture.size
 
     def pixels(self, i: int, side: int) -> np.ndarray:
-        if os.path.getsize(self.shown(i)) == 0: raise ValueError('empty file')
-        return decoded(self.shown(i), side)
+        try: return decoded(self.shown(i), side)
+        except UnidentifiedImageError:
+            if os.path.getsize(self.shown(i)): raise
+            raise ValueError('empty file') from None
 
     def digest(self) -> str:
         "A hash of the files' names, sizes and times of change: another one when the pictures are no longer the same"
