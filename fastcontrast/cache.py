@@ -92,7 +92,7 @@ def _header(about: dict[str, str], shape: tuple[int, ...], tail: int) -> bytes:
                            failed=dict(dtype='U8', shape=[tail], data_offsets=[end, end + tail]))).encode()
     return (HEADER - 8).to_bytes(8, 'little') + head.ljust(HEADER - 8)
 
-def _gigabytes(n: int) -> str: return f"{n / 1e9:,.2f} GB"
+def _bytes(n: int) -> str: return f"{n / 1e9:,.1f} GB" if n >= 1e9 else f"{n / 1e6:,.1f} MB"
 
 def _unwritable(path: Path, why: str|None) -> InputError:
     return InputError(f"the cache '{path}' cannot be written ({why}): give cache (--cache-folder) a folder that can")
@@ -104,11 +104,11 @@ def _build(pictures: Files, side: int, path: Path, about: dict[str, str], worker
         for old in (temp, path): old.unlink(missing_ok=True)
         need, free = HEADER + int(np.prod(shape, dtype=np.int64)), shutil.disk_usage(path.parent).free
         if need > free:
-            raise InputError(f"the cache '{path}' of {n:,} pictures takes {_gigabytes(need)} and its disk has "
-                             f"{_gigabytes(free)} left: give cache (--cache-folder) a folder on another disk, or a smaller size")
+            raise InputError(f"the cache '{path}' of {n:,} pictures takes {_bytes(need)} and its disk has "
+                             f"{_bytes(free)} left: give cache (--cache-folder) a folder on another disk, or a smaller size")
         temp.touch()
-        print((f"the cache '{path}' {why}, it is built again: " if why else '') +
-              f"decoding {n:,} pictures at {side} px into '{path}' ({_gigabytes(need)})", file=sys.stderr)
+        print((f"the cache '{path}' {why}, it is built again: " if why else '') + f"decoding {n:,} pictures at {side} px" +
+              (f" into '{path}'" if not why else '') + f" ({_bytes(need)})", file=sys.stderr)
         failed = {}
         # the generator: the loader draws a number from one, and it must not be everybody's, or a run would depend on who built
         steps = DataLoader(_Chunks(pictures, side, temp), batch_size=None, num_workers=workers, generator=torch.Generator())

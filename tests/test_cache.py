@@ -148,7 +148,7 @@ def test_epochs_do_not_decode(root, monkeypatch):
 @pytest.mark.parametrize('change', ['picture', 'added', 'removed', 'renamed', 'truncated', 'shorter by a byte', 'empty', 'foreign', 'other tensors', 'older'])
 def test_rebuilt_with_one_line(root, change, capsys):
     dls_of(root)
-    assert capsys.readouterr().err.splitlines() == [f"decoding 17 pictures at 28 px into '{store(root)}' (0.00 GB)"]
+    assert capsys.readouterr().err.splitlines() == [f"decoding 17 pictures at 28 px into '{store(root)}' (0.0 MB)"]
     dls_of(root)
     assert capsys.readouterr().err == ''
     path, picture = store(root), root/'a/000.jpg'
@@ -242,7 +242,7 @@ def test_of_processes_that_start_together_one_builds(root):
 def test_disk_too_small(root, monkeypatch):
     usage = namedtuple('usage', 'total used free')
     monkeypatch.setattr(cache_module.shutil, 'disk_usage', lambda path: usage(10**9, 10**9 - 40_000, 40_000))
-    with pytest.raises(InputError, match='17 pictures takes 0.00 GB and its disk has 0.00 GB left: give cache'): dls_of(root)
+    with pytest.raises(InputError, match='17 pictures takes 0.0 MB and its disk has 0.0 MB left: give cache'): dls_of(root)
     assert left(root) == []
 
 

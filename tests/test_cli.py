@@ -351,7 +351,7 @@ def test_the_repositorys_own_runs_are_valid(monkeypatch):
 def test_cache(run, folder):
     pictures(folder/'p', dict(a=8, bb=8), side=40)
     (folder/'settings.ini').write_text('[kept]\ndata = p\narch = resnet10t\nepochs = 1\nbatch_size = 4\ncontrols = no\ncache = true\n')
-    said = f"decoding 16 pictures at 40 px into '{folder}/p.cache/p-all-40px.safetensors' (0.00 GB)\n"
+    said = f"decoding 16 pictures at 40 px into '{folder}/p.cache/p-all-40px.safetensors' (0.1 MB)\n"
     results = []
     for args, err in ((('p', *TINY, '--no-controls', '--cache'), said), (('--run', 'kept'), ''), (('--run', 'kept', '--no-cache'), '')):
         code, _, said = run('pretrain', *args, '--out', folder/f'r{len(results)}')
