@@ -43,7 +43,7 @@ from .core import InputError, MissingPath, suggest
 @dataclass(frozen=True)
 class Run:
     "The settings of a pretraining run; a section of `settings.ini` may give any of them"
-    data: str = 'digits'           # a folder of pictures, or 'digits'
+    data: str = 'digits'           # a folder of pictures, shards like 'shards/{000..146}.tar', or 'digits'
     method: str = 'simclr'         # a recipe
     loss: str | None = None        # a loss in place of the recipe's
     speedups: str | None = None    # speedups, like 'comb_patches, suncet(weight=1)': see `parse_speedups`
@@ -53,7 +53,7 @@ class Run:
     batch_size: int = 256          # of all processes together
     lr: float | None = None        # peak learning rate; the recipe's if not given
     labels: str | None = None      # labels that training may use: 'all', a fraction, or a file of names
-    valid: float = 0.2             # share of the pictures to judge by, where the data has no part for it
+    valid: float | str = 0.2       # share of the pictures to judge by, where the data has no part for it; or a folder or shards of others
     small_input: bool | None = None # the ResNets' stem for small pictures; by the setting if not given
     setting: str | None = None     # the recipe's constants: 'imagenet', 'cifar', 'digits'; by the pictures if not given
     precision: str = 'auto'        # 'fp32', 'bf16', 'fp16' or 'auto'
@@ -62,11 +62,13 @@ class Run:
     seed: int = 0                  # of the split, the weights and the views
     workers: int | None = None     # processes that decode pictures which do not fit in memory
     processes: int = 1             # that train together, one a GPU, or sharing the CPU's cores
+    cache: bool = False            # keep the pictures decoded on the disk, in a folder beside theirs
+    cache_folder: str | None = None # ...or in this one
 
 DIGITS = dict(arch='resnet10t', epochs=25, batch_size=64) # enough for 1,797 pictures of 8x8
 
-_NUMBERS = dict(size=int, epochs=int, batch_size=int, seed=int, workers=int, processes=int, lr=float, valid=float)
-_SWITCHES = ('small_input', 'compile', 'controls')
+_NUMBERS = dict(size=int, epochs=int, batch_size=int, seed=int, workers=int, processes=int, lr=float)
+_SWITCHES = ('small_input', 'compile', 'controls', 'cache')
 _LEAST = dict(size=2, epochs=1, batch_size=2, seed=0, workers=0, processes=1)
 
 def _value(key: str, text: str, where: str) -> Any:
@@ -133,6 +135,11 @@ def parse_speedups(
         except (TypeError, AttributeError) as e: raise InputError(f"--with: {name} can't be made of these values ({e}): {known}.") from None
     return [make(*call) for call in _calls(text)]
 
+def _number_or_name(text: str | float | None) -> float | str | None:
+    "What --labels and --valid take: a share, or a name"
+    try: return float(text)
+    except (TypeError, ValueError): return text
+
 def resolve(
     given: dict[str, Any],   # the command's options; None where not given
     run: str | None = None,  # a section of `settings.ini`
@@ -146,7 +153,8 @@ def resolve(
         if value is not None and not least <= value < 2**63: raise InputError(f"--{key.replace('_', '-')} must be {least} or more, not {value}.")
     if config.batch_size % config.processes: raise InputError(f"--batch-size {config.batch_size} can't be divided among {config.processes} processes: give a multiple of {config.processes}.")
     if config.lr is not None and not 0 < config.lr < math.inf: raise InputError(f"--lr must be a number above 0, not {config.lr}.")
-    if not 0 <= config.valid < 1: raise InputError(f"--valid must be a share from 0 to below 1, not {config.valid}.")
+    config = replace(config, valid=_number_or_name(config.valid))
+    if not isinstance(config.valid, str) and not 0 <= config.valid < 1: raise InputError(f"--valid must be a share from 0 to below 1, not {config.valid}.")
     return config
 
 def check_names(
@@ -223,7 +231,7 @@ def unjudged(
     "Why pictures with these labels can't tell how good features are, as one sentence"
     known = train_y[train_y >= 0]
     if not len(known): return "the pictures have no labels: put those of each class into a folder of its own."
-    if not len(valid_y[valid_y >= 0]): return "no picture with a label is set aside to judge by: give --valid 0.2, say, or a folder valid/ beside train/."
+    if not len(valid_y[valid_y >= 0]): return "no picture with a label is set aside to judge by: give --valid 0.2, say, a folder valid/ beside train/, or --valid with others."
     if len(known.unique()) < 2: return "all pictures are of one class: give two or more."
     return ''
 
@@ -286,7 +294,7 @@ def _default(key: str) -> str:
 
 @app.command(epilog="Example: [bold]fastcontrast pretrain pictures --loss dcl --with \"comb_patches, suncet(weight=2)\" --labels 0.1[/]")
 def pretrain(
-    data: Annotated[str | None, typer.Argument(help="A folder of pictures, or 'digits' (built in)", show_default=_default('data'))] = None,
+    data: Annotated[str | None, typer.Argument(help="A folder of pictures, shards in quotes like 'shards/{000..146}.tar', or 'digits' (built in)", show_default=_default('data'))] = None,
     run: Annotated[str | None, typer.Option(help="Take the settings from this section of settings.ini in the current folder; the options given here beat it")] = None,
     method: Annotated[str | None, typer.Option(help="Recipe: simclr, moco_v1, moco_v2, moco_v3, byol, simsiam, nnclr, swav, barlow_twins, vicreg, dino, fast_moco", show_default=_default('method'))] = None,
     loss: Annotated[str | None, typer.Option(help="Loss: info_nce, nt_xent, dcl, dclw, neg_cosine, swav, barlow_twins, vicreg, dino", show_default="the recipe's")] = None,
@@ -298,7 +306,7 @@ def pretrain(
     batch_size: Annotated[int | None, typer.Option(help="Pictures in a batch, of all processes together", show_default=_default('batch_size'))] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate", show_default="the recipe's, in proportion to the batch")] = None,
     labels: Annotated[str | None, typer.Option(help="Labels that training may use: 'all', a fraction like 0.1, or a file of picture names; the speedups suncet and supervised use them, nothing else does", show_default="none")] = None,
-    valid: Annotated[float | None, typer.Option(help="Share of the pictures to judge by, where the data has no folder for it", show_default=_default('valid'))] = None,
+    valid: Annotated[str | None, typer.Option(help="Share of the pictures (of the shards) to judge by, where the data has no folder for it; or a folder or shards of other pictures", show_default=_default('valid'))] = None,
     small_input: Annotated[bool | None, typer.Option(help="Give a ResNet the stem for small pictures", show_default="in the setting cifar")] = None,
     setting: Annotated[str | None, typer.Option(help="Which of the recipe's constants: imagenet, cifar, digits", show_default="digits for the digits, cifar for pictures up to 64 pixels, else imagenet")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the model's arithmetic: fp32, bf16, fp16, or auto: bf16 on a GPU or CPU that has instructions for it", show_default=_default('precision'))] = None,
@@ -307,6 +315,8 @@ def pretrain(
     seed: Annotated[int | None, typer.Option(help="Seed of the split, the weights and the views", show_default=_default('seed'))] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode, where the pictures do not fit in memory", show_default="one a core, at most 8")] = None,
     processes: Annotated[int | None, typer.Option(help="Train in so many processes, one on each GPU, or on a CPU sharing its cores; the batch is divided among them and the result is the same", show_default=_default('processes'))] = None,
+    cache: Annotated[bool | None, typer.Option(help="Keep the pictures of a folder decoded on the disk, in NAME.cache beside it: later runs need not decode, and pictures that do not fit in memory are read at its speed", show_default='no-cache')] = None,
+    cache_folder: Annotated[str | None, typer.Option(help="Keep them in this folder instead; this alone does for --cache", show_default="NAME.cache")] = None,
     out: Annotated[str | None, typer.Option(help="Folder for the results", show_default="a new one in runs/")] = None,
 ):
     """Train an encoder on pictures, and say how good it became.
@@ -320,7 +330,8 @@ def pretrain(
         if config.processes > 1: return _launch(config.processes)
     elif int(os.environ['RANK']): return _accompany(config)
     method = '+'.join([config.method, *(name for name, *_ in _calls(config.speedups))])
-    with run_folder(out, run or f"{method}-{config.arch}-{Path(config.data).resolve().name or 'pictures'}") as folder: _pretrain(config, folder)
+    place = Path(config.data).parent if config.data.endswith('.tar') else Path(config.data) # shards are many
+    with run_folder(out, run or f"{method}-{config.arch}-{place.resolve().name or 'pictures'}") as folder: _pretrain(config, folder)
 
 def _pictures(data: str, bs: int, **kwargs):
     "`image_dls` for the command line, which has another name for `bs`"
@@ -333,10 +344,6 @@ def _pictures(data: str, bs: int, **kwargs):
         advice = "a smaller --batch-size" if bs > 2 else "more pictures"
         raise InputError(f"too few pictures to train on in {data}: a batch takes {bs} and there are {few[1]}, give {advice}.") from None
 
-def _labels(text: str | None) -> float | str | None:
-    "The command's --labels as `image_dls` takes it"
-    try: return float(text)
-    except (TypeError, ValueError): return text
 
 def _learner(config: Run, folder: Path):
     "The learner of a run, and why its encoder can't be judged ('' if it can)"
@@ -345,7 +352,8 @@ def _learner(config: Run, folder: Path):
     from fastcontrast.recipes import METHODS
     check_names(config)
     torch.manual_seed(config.seed)
-    dls = _pictures(config.data, config.batch_size, size=config.size, labels=_labels(config.labels), valid=config.valid, seed=config.seed, workers=config.workers)
+    dls = _pictures(config.data, config.batch_size, size=config.size, labels=_number_or_name(config.labels), valid=config.valid, seed=config.seed, workers=config.workers,
+                    cache=config.cache_folder or config.cache)
     why = unjudged(dls.train.data.y, dls.valid.data.y)
     learn = contrastive_learner(dls, config.arch, METHODS[config.method](config.setting), loss=config.loss, small_input=config.small_input,
                                 cbs=parse_speedups(config.speedups), precision=config.precision, compile=config.compile, path=folder, **(dict(knn_pictures=0) if why else {}))
@@ -467,7 +475,7 @@ def _say_undecodable(dls, where: str = '') -> None:
 def evaluate(
     encoder: Annotated[str, typer.Argument(help="A run's folder, or an encoder.safetensors")],
     data: Annotated[str, typer.Argument(help="A folder of class folders of pictures, or 'digits'")],
-    valid: Annotated[float | None, typer.Option(help="Share of the pictures to judge by, where the data has no folder for it", show_default="as in the run, else 0.2")] = None,
+    valid: Annotated[str | None, typer.Option(help="Share of the pictures (of the shards) to judge by, where the data has no folder for it; or a folder or shards of other pictures", show_default="as in the run, else 0.2")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of that split", show_default="as in the run, else 0")] = None,
     probe: Annotated[bool, typer.Option(help="Also a linear classifier on all labels")] = True,
     out: Annotated[str | None, typer.Option('--out', '-o', help="Also write the results to this .json file")] = None,
@@ -479,7 +487,7 @@ def evaluate(
     from fastcontrast.export import encoder_info
     path = _encoder_file(encoder)
     info, embedder, file = encoder_info(path), _file_embedder(path), out_file(out, '.json') if out else None
-    split = _split(path) | {k: v for k, v in dict(valid=valid, seed=seed).items() if v is not None}
+    split = _split(path) | {k: v for k, v in dict(valid=_number_or_name(valid), seed=seed).items() if v is not None}
     dls = _pictures(data, 2, size=info['size'], **split)
     why = unjudged(dls.train.data.y, dls.valid.data.y)
     if why: raise InputError(f"{data} can't judge an encoder: {why}")

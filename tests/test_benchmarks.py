@@ -20,6 +20,7 @@ SMALL = dict(
     multi_crop="--arch resnet10t --large 64 --small 32 --bs 2 --steps 1 --rounds 1",
     queue_share="--arch resnet10t --sizes 32 --bs 4 --queue 64 --steps 1 --repeats 1 --rounds 1",
     processes="--arch test_resnet --size 16 --bs 8 --warm 1 --steps 1 --rounds 1",
+    cache="--n 24 --size 16 --bs 4 --workers 1 --rounds 1",
     speedups="--parts comb_patches partial regions suncet --arch resnet10t --size 32 --bs 4 --rounds 1",
     speedups_accuracy="digits --configs moco_v3+all simclr+suncet --size 32 --bs 512 --epochs 1 --seeds 3",
 )
@@ -45,6 +46,7 @@ def test_benchmark(program, tmp_path, monkeypatch):
         multi_crop=lambda r: [r["step"]["time_over_flops"], r["passes"]["time_over_flops"]],
         processes=lambda r: r["ratios"] + r["one_s"] + r["two_s"],
         queue_share=lambda r: [r["sizes"]["32"]["share"]],
+        cache=lambda r: [r["ratio"], r["reading_ratio"], r["n"], r["side"], *(x / 1e5 for x in r["reading_images_per_s"].values())],
         speedups=lambda r: [x["ratio"] for part in ("comb_patches", "partial", "regions") for x in (r[part], r[part].get("drawn", r[part]))]
         + [r["suncet"][m]["without_views"]["ratio"] for m in ("simclr", "moco_v3")],
         speedups_accuracy=lambda r: [e[k] for row in r["rows"] for e in row["epochs"] for k in ("knn", "seconds", "tflop")])[program](result)

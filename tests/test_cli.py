@@ -296,7 +296,7 @@ def test_labels(folder):
     pictures(folder/'p', dict(a=8, bb=8))
     (folder/'some.txt').write_text('a/001.png\n# none\n\nbb/002.png\n')
     def known(labels):
-        dls = cli._pictures('p', 4, valid=0, labels=cli._labels(labels))
+        dls = cli._pictures('p', 4, valid=0, labels=cli._number_or_name(labels))
         return dls.train.data.labeled.sum().item()
     assert [known(x) for x in (None, 'all', '0.25', '1', 'some.txt')] == [0, 16, 4, 16, 2]
 
@@ -346,6 +346,40 @@ def test_the_repositorys_own_runs_are_valid(monkeypatch):
         contrastive_learner(dls, run.arch, METHODS[run.method](), loss=run.loss, cbs=cli.parse_speedups(run.speedups))
 
 
+# ---------------------------------------------------------------- larger data
+
+def test_cache(run, folder):
+    pictures(folder/'p', dict(a=8, bb=8), side=40)
+    (folder/'settings.ini').write_text('[kept]\ndata = p\narch = resnet10t\nepochs = 1\nbatch_size = 4\ncontrols = no\ncache = true\n')
+    said = f"decoding 16 pictures at 40 px into '{folder}/p.cache/p-all-40px.safetensors' (0.1 MB)\n"
+    results = []
+    for args, err in ((('p', *TINY, '--no-controls', '--cache'), said), (('--run', 'kept'), ''), (('--run', 'kept', '--no-cache'), '')):
+        code, _, said = run('pretrain', *args, '--out', folder/f'r{len(results)}')
+        assert code == 0 and said == err
+        results.append(config(folder/f'r{len(results)}'))
+    assert [r['cache'] for r in results] == [True, True, False]
+    assert all(r['results']['trained encoder'] == results[0]['results']['trained encoder'] for r in results)
+    assert run('pretrain', 'p', *TINY, '--no-controls', '--cache-folder', 'c')[0] == 0 and (folder/'c/p-all-40px.safetensors').exists()
+
+
+def test_shards(run, folder):
+    from webdataset import TarWriter
+    (folder/'shards').mkdir()
+    for k in range(4):
+        with TarWriter(f'shards/{k:03}.tar') as tar:
+            for i in range(8): tar.write(dict(__key__=f'{k}{i}', png=picture(10 * k + i), cls=i % 2))
+    code, out, err = run('pretrain', 'shards/{000..003}.tar', *TINY, '--workers', 1)
+    assert code == 0 and err == '' and out.startswith('24 pictures to train on, 8 to judge by')
+    c, = (config(p) for p in (folder/'runs').iterdir())
+    assert (folder/'runs/simclr-resnet10t-shards').exists() and set(c['results']) == {'raw pixels', 'untrained encoder', 'trained encoder'}
+    code, out, err = run('pretrain', 'shards/{000..002}.tar', '--valid', 'shards/003.tar', *TINY, '--no-controls', '--workers', 0, '--out', 'r')
+    assert code == 0 and config('r')['valid'] == 'shards/003.tar' and config('r')['n_valid'] == 8
+    assert run('eval', 'r', 'shards/{000..002}.tar', '--no-probe', '-o', 'e.json')[0] == 0
+    assert json.loads(Path('e.json').read_text())['knn'] == config('r')['results']['trained encoder']['knn']
+    assert run('views', 'shards/000.tar', '-n', 2)[0] == 0
+    assert 'not judged' in run('pretrain', 'shards/000.tar', *TINY, '--out', 's')[1]
+
+
 # ---------------------------------------------------------------- mistakes
 
 @pytest.mark.parametrize('args, words', [
@@ -356,6 +390,7 @@ def test_the_repositorys_own_runs_are_valid(monkeypatch):
     (('--setting', 'cifra'), "unknown setting of simclr() 'cifra': did you mean cifar?"), (('--precision', 'fp16'), "unknown precision 'fp16'"),
     (('--method', 'simclear'), 'did you mean simclr'), (('--loss', 'dlc'), 'did you mean dcl'), (('--arch', 'resnet1'), "unknown architecture 'resnet1'"),
     (('--labels', 1.5), 'labels=1.5'), (('--labels', 'nowhere.txt'), 'nowhere.txt'), (('--epoch', 3), '--epoch'), (('more',), 'more'),
+    (('--cache',), 'leave cache (--cache) out'), (('--valid', 'x.tar'), 'valid=x.tar should be a share in [0, 1) for the digits'),
     (('--batch-size', 5000), 'a batch takes 5000 and there are 1400, give a smaller --batch-size'), (('--small-input', '--arch', 'vit_tiny_patch16_224'), 'small_input'),
 ])
 def test_options_out_of_range(refused, args, words):

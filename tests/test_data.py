@@ -18,9 +18,9 @@ from torchvision.datasets import FakeData
 from sklearn.datasets import load_digits
 from torchvision.transforms import v2
 
-import fastcontrast.data as data_module
 from fastcontrast.core import InputError, MissingPath
-from fastcontrast.data import ImageLoader, find_pictures, image_dls, square_pixels
+from fastcontrast.data import ImageLoader, find_pictures, image_dls
+from fastcontrast.pictures import progress, square_pixels
 
 STREAM = dict(memory=1e-12, workers=0)
 
@@ -414,9 +414,9 @@ def test_nothing_can_be_decoded(tmp_path):
 
 
 def test_progress_speaks_only_when_it_takes_long(capsys):
-    assert list(data_module._progress(range(5), 'decoding')) == [0, 1, 2, 3, 4]
+    assert list(progress(range(5), 'decoding')) == [0, 1, 2, 3, 4]
     assert capsys.readouterr().err == ''
-    assert list(data_module._progress(range(5), 'decoding', patience=0)) == [0, 1, 2, 3, 4]
+    assert list(progress(range(5), 'decoding', patience=0)) == [0, 1, 2, 3, 4]
     assert capsys.readouterr().err.splitlines() == ['decoding: 0 s to go', 'decoding: done']
 
 
