@@ -32,6 +32,7 @@ from fastcore.foundation import L
 from fastprogress.fastprogress import IN_NOTEBOOK
 from torch import Tensor, nn
 
+from .accumulate import Accumulate
 from .core import InputError, suggest
 from .data import ImageLoader
 from .distributed import world_size
@@ -233,6 +234,7 @@ def contrastive_learner(
     small_input: bool | None = None,     # the ResNets' stem for small pictures; None: for a ResNet in the setting 'cifar'
     pretrained: bool = False,            # start from timm's weights
     precision: str = 'auto',             # 'fp32', 'bf16', or 'auto': bf16 autocast on a CUDA device that has it
+    accumulate: int = 1,                 # parts that a batch goes through the encoder in, for batches larger than the memory: see `Accumulate`
     knn_pictures: int = 5000,            # pictures of each part for the epoch table's kNN; 0: no such column
     path: str | Path | None = None,      # where fastai keeps its files
 ) -> ContrastiveLearner:
@@ -285,10 +287,11 @@ def contrastive_learner(
     speedups = [make_part(part) for part in recipe.speedups if not any(type(cb) is kind_of(part) for cb in cbs)]
     cbs = [crops, *sorted([*speedups, *[cb for cb in cbs if cb not in (target, memory, crops)]], key=lambda cb: cb.order), memory, target]
     if any(isinstance(cb, GradientAccumulation) for cb in cbs):
-        raise InputError("GradientAccumulation sums the losses of small batches, each with its own few negatives, which is not the loss of the large batch: leave it out.")
+        raise InputError("GradientAccumulation sums the losses of small batches, each with its own few negatives, which is not the loss of the large batch: give contrastive_learner(…, accumulate=k), which has it, instead.")
     if recipe.clip_each is not None: cbs.append(ClipEach(recipe.clip_each))
     if recipe.clip is not None and not any(isinstance(cb, GradientClip) for cb in cbs): cbs.append(GradientClip(recipe.clip))
     if recipe.prototypes: cbs.append(PrototypeScores(recipe.prototypes_frozen))
+    if accumulate != 1 or isinstance(accumulate, bool): cbs.append(Accumulate(accumulate))
     watch = Watch(dls, knn_pictures)
     step = [Contrast(two_views(dls.size, recipe.views), Normalize(encoder.pretrained_cfg['mean'], encoder.pretrained_cfg['std']), recipe.one_way),
             FiniteLoss(), watch]

@@ -185,17 +185,17 @@ def dclw(
 
 # %% ../nbs/01_losses.ipynb #bf6acdae
 def _each(
-    q: Tensor,               # queries `[..., B, D]`; the last but one dimension is that of the keys
-    k: Tensor,               # keys `[B, D]`
+    q: Tensor,               # queries `[..., b, D]`
+    k: Tensor,               # keys `[B, D]`, those of the queries first
     temp: float,             # temperature τ
     decoupled: bool = False, # whether the positive is left out of the denominator
-) -> Tensor:                 # `[..., B]`
+) -> Tensor:                 # `[..., b]`
     "The InfoNCE loss, or DCL's, of every query by itself: with its key against all keys"
     with _full_precision(q):
         q, k = _units(q, k)
         logits = q / temp @ k.T
         positive = logits.diagonal(dim1=-2, dim2=-1)
-        if decoupled: logits = logits.masked_fill(torch.eye(len(k), dtype=torch.bool, device=k.device), -math.inf)
+        if decoupled: logits = logits.masked_fill(torch.eye(*logits.shape[-2:], dtype=torch.bool, device=k.device), -math.inf)
         return logits.logsumexp(-1) - positive
 
 class InfoNCE(_Loss):
