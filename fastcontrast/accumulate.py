@@ -8,7 +8,8 @@ Docs: https://fastcontrast.github.io/fastcontrast/accumulate.html.md"""
 __all__ = ['Replay', 'Chunks', 'Later', 'Accumulate']
 
 # %% ../nbs/15_accumulate.ipynb #9108914e
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
@@ -64,6 +65,7 @@ class Later:
         chunk: Callable[[int], Tensor], # the views of a chunk
         n: int,                         # chunks
     ): self.chunk, self.n = chunk, n
+    def __len__(self) -> int: return self.n
     def __getitem__(self, i: int) -> Tensor: return self.chunk(i)
     def map(self, change: Callable[[Tensor], Tensor]) -> 'Later':
         "The views as a function of some pictures' views changes them"
@@ -120,15 +122,13 @@ class Accumulate(StepCallback):
         later = {role: Later(lambda i, role=role: chunks[i][0][role], self.chunks) for role in roles}
         return later, later['views'] if key_views is roles['views'] else Later(lambda i: chunks[i][1], self.chunks)
 
-    def before_batch(self): self.passes, self.xb[1].chunked = [], self.chunked
+    def before_batch(self): self.xb[1].chunked = self.chunked
 
     def chunked(self, embed: Callable, roles: dict[str, Tensor | Later]) -> dict[str, dict[str, Embedding]]:
         "A pass over views, chunk by chunk, and, if it has a gradient, a second time after the backward pass"
         kind = self.learn.images.device.type
         autocast, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        # of a support batch a chunk may have one picture more than another, or none
-        roles = {role: x if isinstance(x, Later) else x.tensor_split(self.chunks, -4) for role, x in roles.items()}
-        one = _Pass(embed, roles, [Replay(self.learn.images) for _ in range(self.chunks)], lambda: torch.autocast(kind, dtype, autocast), {})
+        one = _Pass(embed, {role: self.split(x) for role, x in roles.items()}, [Replay(self.learn.images) for _ in range(self.chunks)], lambda: torch.autocast(kind, dtype, autocast), {})
         with torch.no_grad(): parts = [self.part(one, i) for i in range(self.chunks)]
         for role in roles:
             having = [part[role] for part in parts if role in part]
@@ -139,11 +139,16 @@ class Accumulate(StepCallback):
             self.passes.append(one)
         return one.whole
 
+    def split(self, x: Tensor | Later) -> Sequence[Tensor] | Later:
+        "The views of a role, for the first chunks or all: those of a support batch are together, as far as a chunk's pictures are"
+        if isinstance(x, Later): return x
+        return x.tensor_split(min(self.chunks, math.ceil(x.shape[-4] * self.chunks / len(self.learn.images))), -4)
+
     def part(self, one: _Pass, i: int) -> dict[str, dict[str, Embedding]]:
         "One chunk of a pass"
         self.xb[1].start = i * (len(self.learn.images) // self.chunks)
-        views = {role: x[i] for role, x in one.roles.items()}
-        with one.replays[i](): return one.embed({role: x for role, x in views.items() if x.shape[-4]})
+        views = {role: x[i] for role, x in one.roles.items() if i < len(x)}
+        with one.replays[i](): return one.embed(views)
 
     def after_backward(self):
         with untracked(self.model):
@@ -151,7 +156,7 @@ class Accumulate(StepCallback):
 
     def backward(self, one: _Pass):
         "The second run of a pass, and its backward pass"
-        grads = {(role, level, n): t.grad.tensor_split(self.chunks, -2) for role, levels in one.whole.items() for level, e in levels.items()
+        grads = {(role, level, n): t.grad.tensor_split(len(one.roles[role]), -2) for role, levels in one.whole.items() for level, e in levels.items()
                  for n, t in enumerate(e) if t.grad is not None}
         if not grads: return
         for i in range(self.chunks):
