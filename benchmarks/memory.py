@@ -23,6 +23,12 @@ def resident() -> int:
     with open("/proc/self/statm") as f: return int(f.read().split()[1]) * resource.getpagesize()
 
 
+def peak_since(before: int) -> float:
+    """Bytes at the peak: on CUDA of the allocator, else what the process has grown by"""
+    if device() == "cuda": return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
 def measure(a) -> float:
     """Bytes at the peak"""
     torch.manual_seed(0)
@@ -32,8 +38,7 @@ def measure(a) -> float:
     if a.run == "ours":
         with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(1, lr=0.1)
     else: bare_loop(learn, dls.train, copied=False)()
-    if device() == "cuda": return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return peak_since(before)
 
 
 def main():

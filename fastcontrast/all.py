@@ -1,4 +1,5 @@
 """Everything a training script needs: `from fastcontrast.all import *`."""
+from .accumulate import Accumulate
 from .core import InputError
 from .data import image_dls
 from .evaluate.cost import Cost
@@ -19,8 +20,8 @@ from .step import Contrast, MultiCrop, PairLoss, StepCallback
 from .targets import EMATarget, NearestNeighbours, Queue, SharedTarget, StopGradTarget, Target
 from .views import VIEW_KINDS, ViewKind, two_views
 
-__all__ = ["DCL", "DCLW", "SPEEDUPS", "VIEW_KINDS", "BarlowTwins", "CombinePatches", "Contrast", "ContrastiveLearner", "ContrastiveModel", "Cost",
-           "DINOLoss", "EMATarget", "Embedding", "HardRegions", "Head", "InfoNCE", "InputError", "IntermediateLoss", "MultiCrop", "NTXent",
+__all__ = ["DCL", "DCLW", "SPEEDUPS", "VIEW_KINDS", "Accumulate", "BarlowTwins", "CombinePatches", "Contrast", "ContrastiveLearner", "ContrastiveModel",
+           "Cost", "DINOLoss", "EMATarget", "Embedding", "HardRegions", "Head", "InfoNCE", "InputError", "IntermediateLoss", "MultiCrop", "NTXent",
            "NearestNeighbours", "NegCosine", "PairLoss", "PartialBackprop", "Prototypes", "Queue", "Recipe", "SharedTarget", "StepCallback",
            "StopGradTarget", "SuNCEt", "SupervisedTerm", "SwAVLoss", "Target", "VICReg", "ViewKind", "barlow_twins", "byol", "contrastive_learner",
            "dcl", "dclw", "dino", "encoder_info", "encoder_stages", "export_encoder", "fast_moco", "few_label_accuracy", "image_dls", "info_nce",

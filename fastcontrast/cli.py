@@ -58,6 +58,7 @@ class Run:
     setting: str | None = None     # the recipe's constants: 'imagenet', 'cifar', 'digits'; by the pictures if not given
     precision: str = 'auto'        # 'fp32', 'bf16', 'fp16' or 'auto'
     compile: bool = False          # the encoder, with torch.compile
+    accumulate: int = 1            # parts of a batch, for batches larger than the memory; the result is the same
     controls: bool = True          # also judge raw pixels and the untrained encoder
     seed: int = 0                  # of the split, the weights and the views
     workers: int | None = None     # processes that decode pictures which do not fit in memory
@@ -67,9 +68,9 @@ class Run:
 
 DIGITS = dict(arch='resnet10t', epochs=25, batch_size=64) # enough for 1,797 pictures of 8x8
 
-_NUMBERS = dict(size=int, epochs=int, batch_size=int, seed=int, workers=int, processes=int, lr=float)
+_NUMBERS = dict(size=int, epochs=int, batch_size=int, accumulate=int, seed=int, workers=int, processes=int, lr=float)
 _SWITCHES = ('small_input', 'compile', 'controls', 'cache')
-_LEAST = dict(size=2, epochs=1, batch_size=2, seed=0, workers=0, processes=1)
+_LEAST = dict(size=2, epochs=1, batch_size=2, accumulate=1, seed=0, workers=0, processes=1)
 
 def _value(key: str, text: str, where: str) -> Any:
     "The value of a setting that was written as text; None (the default) for an empty one"
@@ -311,6 +312,7 @@ def pretrain(
     setting: Annotated[str | None, typer.Option(help="Which of the recipe's constants: imagenet, cifar, digits", show_default="digits for the digits, cifar for pictures up to 64 pixels, else imagenet")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the model's arithmetic: fp32, bf16, fp16, or auto: bf16 on a GPU or CPU that has instructions for it", show_default=_default('precision'))] = None,
     compile: Annotated[bool | None, typer.Option(help="Compile the encoder with torch.compile: takes a minute, and pays on a GPU", show_default=_default('compile'))] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Run a batch through the encoder in so many parts, for batches larger than the memory: loss and gradient stay those of the whole batch", show_default=_default('accumulate'))] = None,
     controls: Annotated[bool | None, typer.Option(help="Also judge raw pixels and the untrained encoder", show_default='controls')] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split, the weights and the views", show_default=_default('seed'))] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode, where the pictures do not fit in memory", show_default="one a core, at most 8")] = None,
@@ -356,7 +358,7 @@ def _learner(config: Run, folder: Path):
                     cache=config.cache_folder or config.cache)
     why = unjudged(dls.train.data.y, dls.valid.data.y)
     learn = contrastive_learner(dls, config.arch, METHODS[config.method](config.setting), loss=config.loss, small_input=config.small_input,
-                                cbs=parse_speedups(config.speedups), precision=config.precision, compile=config.compile, path=folder, **(dict(knn_pictures=0) if why else {}))
+                                cbs=parse_speedups(config.speedups), precision=config.precision, compile=config.compile, accumulate=config.accumulate, path=folder, **(dict(knn_pictures=0) if why else {}))
     return learn, why
 
 def _accompany(config: Run) -> None:
@@ -444,7 +446,7 @@ def _pretrain(config: Run, folder: Path) -> None:
     except KeyboardInterrupt as e:
         problem = e
         signal.signal(signal.SIGINT, signal.SIG_IGN) # the moment that saving takes is not to be cut short
-    except torch.OutOfMemoryError: problem = InputError(f"out of memory on {record['device']}: give a smaller --batch-size or --size.")
+    except torch.OutOfMemoryError: problem = InputError(f"out of memory on {record['device']}: give a larger --accumulate, or a smaller --batch-size or --size.")
     except BaseException as e:
         _save_json(folder/'config.json', record | dict(state=f'failed: {type(e).__name__}: {e}'))
         raise

@@ -33,6 +33,7 @@ from fastcore.foundation import L
 from fastprogress.fastprogress import IN_NOTEBOOK
 from torch import Tensor, nn
 
+from .accumulate import Accumulate
 from .core import InputError, suggest
 from .data import ImageLoader
 from .device import Autocast, Compile, pick_precision
@@ -272,6 +273,7 @@ def contrastive_learner(
     pretrained: bool = False,            # start from timm's weights
     precision: str = 'auto',             # of the model's arithmetic: 'fp32', 'bf16', 'fp16', or 'auto': bf16 on a device that has instructions for it
     compile: bool = False,               # compile the encoder with `torch.compile`: worth it on a GPU
+    accumulate: int = 1,                 # parts that a batch goes through the encoder in, for batches larger than the memory: see `Accumulate`
     knn_pictures: int = 5000,            # pictures of each part for the epoch table's kNN; 0: no such column
     path: str | Path | None = None,      # where fastai keeps its files
 ) -> ContrastiveLearner:
@@ -324,10 +326,11 @@ def contrastive_learner(
     speedups = [make_part(part) for part in recipe.speedups if not any(type(cb) is kind_of(part) for cb in cbs)]
     cbs = [crops, *sorted([*speedups, *[cb for cb in cbs if cb not in (target, memory, crops)]], key=lambda cb: cb.order), memory, target]
     if any(isinstance(cb, GradientAccumulation) for cb in cbs):
-        raise InputError("GradientAccumulation sums the losses of small batches, each with its own few negatives, which is not the loss of the large batch: leave it out.")
+        raise InputError("GradientAccumulation sums the losses of small batches, each with its own few negatives, which is not the loss of the large batch: give contrastive_learner(…, accumulate=k), which has it, instead.")
     if recipe.clip_each is not None: cbs.append(ClipEach(recipe.clip_each))
     if recipe.clip is not None and not any(isinstance(cb, GradientClip) for cb in cbs): cbs.append(GradientClip(recipe.clip))
     if recipe.prototypes: cbs.append(PrototypeScores(recipe.prototypes_frozen))
+    if accumulate != 1 or isinstance(accumulate, bool): cbs.append(Accumulate(accumulate))
     watch = Watch(dls, knn_pictures)
     step = [Contrast(two_views(dls.size, recipe.views), Normalize(encoder.pretrained_cfg['mean'], encoder.pretrained_cfg['std']), recipe.one_way),
             FiniteLoss(), watch, *([Together()] if world_size() > 1 else [])]

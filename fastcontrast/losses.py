@@ -185,11 +185,11 @@ def dclw(
 
 # %% ../nbs/01_losses.ipynb #bf6acdae
 def _each(
-    q: Tensor,               # queries `[..., B, D]`; the last but one dimension is that of the keys
-    k: Tensor,               # keys `[N, D]`, of which the first B are those of the queries
+    q: Tensor,               # queries `[..., b, D]`
+    k: Tensor,               # keys `[B, D]`, those of the queries first
     temp: float,             # temperature τ
     decoupled: bool = False, # whether the positive is left out of the denominator
-) -> Tensor:                 # `[..., B]`
+) -> Tensor:                 # `[..., b]`
     "The InfoNCE loss, or DCL's, of every query by itself: with its key against all keys"
     with _full_precision(q):
         q, k = _units(q, k)

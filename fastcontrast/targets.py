@@ -21,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .core import InputError, suggest
 from .distributed import gather
-from .models import Embedding, own_stream
+from .models import ContrastiveModel, Embedding, own_stream
 from .step import StepCallback
 
 # %% ../nbs/07_targets.ipynb #718b9c3b
@@ -44,9 +44,16 @@ class Target(StepCallback):
     def after_pred(self):
         if not self.apart: self.write(*self.keys_of())
 
+    def embed(self,
+        model: ContrastiveModel,
+    ) -> dict[str, Embedding]: # by level
+        "What a model says of the key views, in a pass of their own"
+        route = self.xb[1]
+        return route.run(lambda roles: {'keys': model.embed(roles['keys'], route.key_levels)}, {'keys': self.key_views})['keys']
+
     def online(self) -> dict[str, Embedding]:
         "What the model itself says of the key views"
-        return self.model.embed(self.key_views, self.xb[1].key_levels) if self.apart else self.pred['views']
+        return self.embed(self.model) if self.apart else self.pred['views']
 
     def write(self, embeddings: dict[str, Embedding], heads: nn.ModuleDict):
         "Write the step's keys, in full precision also where autocast is on"
@@ -118,7 +125,7 @@ class EMATarget(Target):
         self.pairs = [self.target.get_parameter(n) for n in names], [self.model.get_parameter(n) for n in names]
 
     def keys_of(self):
-        with torch.no_grad(): return self.target.embed(self.key_views, self.xb[1].key_levels), self.target.heads
+        with torch.no_grad(): return self.embed(self.target), self.target.heads
 
     def after_step(self):
         m = EMA_SCHEDULES[self.schedule](self.momentum, self.end, self.pct_train)

@@ -15,6 +15,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = dict(
     step_time="--methods simclr swav --arch resnet10t --size 16 --bs 8 --steps 1 --rounds 1",
     memory="--arch resnet10t --size 16 --bs 8 --rounds 1",
+    accumulate="--methods simclr --arch resnet10t --size 16 --bs 16 --chunks 4 --steps 1 --rounds 1",
     curves="digits --arch resnet10t --size 16 --bs 256 --epochs 1 --no-small-input",
     methods="digits --methods moco_v2 byol --arch resnet10t --size 8 --bs 512 --epochs 1 --no-small-input --seeds 3",
     multi_crop="--arch resnet10t --large 64 --small 32 --bs 2 --steps 1 --rounds 1",
@@ -41,7 +42,7 @@ def test_benchmark(program, tmp_path, monkeypatch):
     assert result["command"].startswith(f"python benchmarks/{program}.py") and result["device"] and result["versions"]["torch"]
     figures = dict(
         step_time=lambda r: [r[m]["ratio"] for m in ("simclr", "swav")], memory=lambda r: r["ratios"],
-        curves=lambda r: [r["untrained_knn"], r["trained_knn"]],
+        accumulate=lambda r: [r["simclr"]["time_ratio"], *r["simclr"]["memory_ratios"]], curves=lambda r: [r["untrained_knn"], r["trained_knn"]],
         methods=lambda r: [x for row in r["rows"] for x in (row["knn"], row["few_labels"], row["seconds"], row["images_per_s"] / 1e4, row["embedding_std"])],
         multi_crop=lambda r: [r["step"]["time_over_flops"], r["passes"]["time_over_flops"]],
         processes=lambda r: r["ratios"] + r["one_s"] + r["two_s"],

@@ -260,6 +260,15 @@ def test_speedups_that_the_pictures_do_not_suit(refused, folder):
     assert not (folder/'runs').exists()
 
 
+def test_batches_in_parts(run, refused, folder):
+    pictures(folder/'p', dict(a=10, bb=10))
+    assert 'accumulate=3 does not divide a batch of 4 pictures: give one of 2.' in refused('pretrain', 'p', *TINY, '--accumulate', 3)
+    assert '--accumulate must be 1 or more' in refused('pretrain', 'p', *TINY, '--accumulate', 0)
+    assert not (folder/'runs').exists()
+    code, _, err = run('pretrain', 'p', *TINY, '--accumulate', 2, '--out', 'r', '--no-controls')
+    assert (code, err) == (0, '') and config('r')['accumulate'] == 2
+
+
 def test_compare(run, refused, digits, folder):
     code, out, err = run('compare', digits[0], digits[0], '-o', 'new/c.png', '--knn', .01)
     assert (code, err) == (0, '') and 'simclr, NTXent\n' in out and out.endswith('the drawing is in new/c.png\n') and matplotlib.image.imread('new/c.png').std() > .05
@@ -284,11 +293,11 @@ def test_run_from_the_settings_file(run, folder):
     pictures(folder/'p', dict(a=8, bb=8))
     (folder/'p.txt').write_text('a/001.png\nbb/002.png\n')
     (folder/'settings.ini').write_text('[DEFAULT]\nseed = 3\narch = resnet10t\nlr = \n[quick]\ndata = p\nbatch_size = 4\nepochs = 2\nlabels = p.txt\n'
-                                       'loss = dcl\nsmall_input = no\ncontrols = no\nmethod = moco_v3\n[other]\nepochs = 7\n')
+                                       'loss = dcl\nsmall_input = no\ncontrols = no\nmethod = moco_v3\naccumulate = 2\n[other]\nepochs = 7\n')
     code, out, err = run('pretrain', '--run', 'quick', '--epochs', 1, '--lr', .01)
     assert (code, err) == (0, '') and out.endswith('are in runs/quick\n')
     c = config('runs/quick')
-    expected = dict(data='p', batch_size=4, epochs=1, seed=3, lr=.01, small_input=False, labels='p.txt', method='moco_v3', arch='resnet10t')
+    expected = dict(data='p', batch_size=4, epochs=1, seed=3, lr=.01, small_input=False, labels='p.txt', method='moco_v3', arch='resnet10t', accumulate=2)
     assert {k: c[k] for k in expected} == expected and c['loss'].startswith('DCL(') and list(c['results']) == ['trained encoder']
 
 
@@ -540,7 +549,7 @@ def test_out_of_memory_and_our_own_mistakes(run, refused, folder, monkeypatch):
     def no_memory(learn): raise torch.OutOfMemoryError
     monkeypatch.setattr(cli, '_control_results', no_memory)
     code, _, err = run('pretrain', 'p', *TINY, '--out', 'r')
-    assert code == 2 and 'give a smaller --batch-size or --size' in err and config('r')['state'].startswith('stopped: out of memory')
+    assert code == 2 and 'give a larger --accumulate, or a smaller --batch-size or --size' in err and config('r')['state'].startswith('stopped: out of memory')
     def broken(learn): raise ZeroDivisionError('x')
     monkeypatch.setattr(cli, '_control_results', broken)
     with pytest.raises(ZeroDivisionError): run('pretrain', 'p', *TINY, '--out', 's')

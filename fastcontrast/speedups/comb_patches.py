@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core import InputError, suggest
 from ..models import evaluating, feature_dim, find_stage
-from ..step import Draws, StepCallback
+from ..step import Draws, StepCallback, changed
 from ..views import RoleViews, Views
 
 # %% ../../nbs/10_comb_patches.ipynb #6dab6f10
@@ -186,6 +186,7 @@ class CombinePatches(StepCallback):
     def check(self):
         levels = self.model.levels()
         if self.patches == 'montage' and len(levels) > 1: raise InputError(f"{self!r} takes the last feature map apart, so it can't be combined with a loss at the stages before ({', '.join(levels[:-1])}): leave out what adds them, IntermediateLoss or HardRegions.")
+        if self.patches == 'montage' and (chunks := self.learn.claims.get('chunks')): raise InputError(f"{self!r} mixes the patches of all pictures of a batch, of which {chunks!r} runs a part at a time: take patches='sample', or leave accumulate out.")
         if self.keys == 'same' and (large := getattr(getattr(self.learn.views, 'makers', [self.learn.views])[0], 'n', 2)) > 2: raise InputError(f"{self!r} is for two views, not for {large}.")
 
     def before_batch(self):
@@ -194,14 +195,14 @@ class CombinePatches(StepCallback):
         rng = self.draws.next()
         how = ('rows', 'columns')[rng.integers(2)] if self.m == self.n else 'whole'
         if self.keys == 'same':  # the pair rule takes the other of two key views: so they change places
-            self.learn.key_views = self.key_views.flip(0) if self.key_views is roles['views'] else roles['views']
+            self.learn.key_views = changed(self.key_views, lambda x: x.flip(0)) if self.key_views is roles['views'] else roles['views']
         if self.patches == 'divide':
-            views = divide(roles['views'], self.n)
-            role, roles = 'views', {**roles, 'views': self.stitched(views, how) if self.combine == 'input' else views}
+            def cut(x): return self.stitched(divide(x, self.n), how) if self.combine == 'input' else divide(x, self.n)
+            role, roles = 'views', {**roles, 'views': changed(roles['views'], cut)}
         else:
             role, roles = 'patches', {name: x for name, x in roles.items() if name != 'views'}
-            if self.combine == 'input': roles['patches'] = self.strips(roles['patches'], how)[None]
-            elif self.late: roles['patches'] = roles['patches'][None]
+            if self.combine == 'input': roles['patches'] = changed(roles['patches'], lambda x: self.strips(x, how)[None])
+            elif self.late: roles['patches'] = changed(roles['patches'], lambda x: x[None])
         if self.late: route.edit(role, self.combine if self.combine != 'final' else 'pooled', self.combined)
         elif self.level:
             route.edit(role, self.level, lambda x: self.stitched(x, how))

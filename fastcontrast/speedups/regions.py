@@ -9,8 +9,7 @@ __all__ = ['window_sides', 'best_window', 'take_windows', 'HardRegions']
 
 # %% ../../nbs/12_regions.ipynb #73916f28
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from numbers import Integral, Real
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from ..core import InputError
 from ..distributed import gather, rank
-from ..models import evaluating, find_stage
+from ..models import evaluating, find_stage, untracked
 from .intermediate import default_stages
 from ..step import StepCallback, add_level, drop_level
 
@@ -62,18 +61,8 @@ def take_windows(
     return cells.reshape(-1, c).index_select(0, at.flatten()).view(n, height, width, c)  # of rows: its backward adds rows
 
 # %% ../../nbs/12_regions.ipynb #e02d08a5
-@contextmanager
-def _untracked(module: nn.Module) -> Iterator[None]:
-    "BatchNorm keeps its running statistics as they are"
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    try:
-        for m in norms: m.track_running_stats = False
-        yield
-    finally:
-        for m in norms: m.track_running_stats = True
-
 def _each(loss: nn.Module, q: Tensor, k: Tensor) -> Tensor:
-    "The loss of every query `[..., B, D]` with its key, the first B of `[N, D]`: `[..., B]`; negative cosines where the loss is not a sum over queries"
+    "The loss of every query `[..., b, D]` with its key, one of the first b of `[B, D]`: `[..., b]`; negative cosines where the loss is not a sum over queries"
     return loss.each(q, k) if hasattr(loss, 'each') else -F.cosine_similarity(q, k[:q.shape[-2]], dim=-1)
 
 class HardRegions(StepCallback):
@@ -87,7 +76,7 @@ class HardRegions(StepCallback):
         if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < keep <= 1: raise InputError(f"keep={keep!r} of HardRegions must be above 0 and at most 1.")
         if cells is not None and (isinstance(cells, bool) or not isinstance(cells, Integral) or cells < 1): raise InputError(f"cells={cells!r} of HardRegions must be a whole number of at least 1, or None.")
         self.at, self.keep, self.cells = stage, keep, cells
-        self.level, self.passes = None, []
+        self.level, self.passes = None, {}
 
     def __repr__(self): return f"HardRegions({f'stage={self.at!r}, ' if self.at is not None else ''}keep={self.keep:g}{f', cells={self.cells}' if self.cells != 4 else ''})"
 
@@ -121,8 +110,11 @@ class HardRegions(StepCallback):
 
     def check(self):
         self.checked = True
-        shape = getattr(self.learn, 'query_shape', None)
-        if self.level is not None and shape is not None: self.try_out(shape)
+        if self.level is None: return
+        if (shape := getattr(self.learn, 'query_shape', None)) is not None: self.try_out(shape)
+        chunks, before = self.learn.claims.get('chunks'), self.loss_func.one_way or getattr(type(self.learn.key_maker), 'apart', None) is True
+        if chunks and not before and hasattr(self.loss_func.of(self.level), 'each'):
+            raise InputError(f"{self!r} looks for what is hard to tell from the other pictures of the batch, of which {chunks!r} runs a part at a time while {self.learn.key_maker!r} has no keys yet: take EMATarget, or leave one of the two out.")
 
     def detached(self, learn):
         self.release(learn)
@@ -131,51 +123,63 @@ class HardRegions(StepCallback):
 
     def before_batch(self):
         if self.level is None: return
-        self.passes = []
+        self.passes, self.seen = {}, 0
         roles, route = self.xb
         later = [level for level in self.model.levels() if level == 'final' or self.order_of(level) > self.order_of(self.level)]
         if route.levels is not None and not set(later) & set(route.levels): return  # nothing comes after it in this step
         if route.key_levels is not None: route.key_levels = (self.level, *(level for level in route.key_levels if level != self.level))
         # a network that is its own target makes its keys on the way, for which both views have to be there at once
-        if not getattr(self.learn.key_maker, 'apart', True): route.joint = True
+        self.keys_before = getattr(self.learn.key_maker, 'apart', True)
+        route.joint = route.joint or not self.keys_before
         self.role = 'views' if 'views' in roles else 'patches'
+        self.n_views = roles[self.role].shape[0]
         route.edit(self.role, self.level, self.hardest)
 
     def order_of(self, level: str) -> int: return list(self.model.stages).index(level)
 
     def hardest(self, maps: Tensor) -> Tensor:
         "The hardest part of feature maps `[V, B, C, H, W]`, or of tokens `[V, B, T, C]`"
-        with torch.no_grad(), torch.autocast(maps.device.type, enabled=False): loss = self.losses(maps.detach())
+        first, start = self.seen % self.n_views, self.xb[1].start  # views may come one by one, and pictures chunk by chunk
+        self.seen += len(maps)
+        with torch.no_grad(), torch.autocast(maps.device.type, enabled=False): loss = self.losses(maps.detach(), first, start)
         part, kept = self.part(maps, loss)
-        self.passes.append((len(maps), loss, kept))
+        self.passes[first, start] = maps.shape[:-self.inner], loss, kept
         return part
+
+    def joined(self, what: Callable[[Tensor, tuple | Tensor], Tensor]) -> Tensor:
+        "Of all passes of the last step, something of their losses and what they kept, `[N, …]`"
+        views = {}
+        for (first, _), (lead, *said) in self.passes.items(): views.setdefault(first, []).append(what(*said).unflatten(0, lead))
+        return torch.cat([torch.cat(chunks, len(lead) - 1) for chunks in views.values()]).flatten(0, len(lead) - 1)
 
     @property
     def heat(self) -> Tensor | None:
         "In the last step, the loss of every location of the views' maps, `[N, H, W]`, or of their tokens, `[N, T]`; None if it ended before them"
-        return torch.cat([loss for _, loss, _ in self.passes]) if self.passes else None
+        return self.joined(lambda loss, _: loss) if self.passes else None
 
     @property
     def kept(self) -> tuple[Tensor, Tensor, int, int] | Tensor | None:
         "In the last step, row and column of the windows, `[N]` each, and their height and width; or the tokens that were kept, `[N, K]`"
         if not self.passes: return None
-        parts = [kept for _, _, kept in self.passes]
-        if isinstance(parts[0], Tensor): return torch.cat(parts)
-        top, left, height, width = zip(*parts)
-        return torch.cat(top), torch.cat(left), height[0], width[0]
+        *_, one = next(iter(self.passes.values()))
+        if isinstance(one, Tensor): return self.joined(lambda _, tokens: tokens)
+        return self.joined(lambda _, at: at[0]), self.joined(lambda _, at: at[1]), *one[2:]
 
-    def losses(self, maps: Tensor) -> Tensor:
-        "The loss of every location of what the stage gives: `[N, H, W]`, or `[N, T]`"
+    def losses(self,
+        maps: Tensor, # what the stage gives for some views of some pictures
+        first: int,   # the first of these views
+        start: int,   # the first of these pictures, among the step's
+    ) -> Tensor:
+        "The loss of every location: `[N, H, W]`, or `[N, T]`"
         lead, head = maps.shape[:-self.inner], self.model.heads[self.level]
         grid = self.stage.grid(maps.flatten(0, len(lead) - 1)).to(next(head.parameters()).dtype)
         coarse, shape = self.coarse(grid, math.prod(lead[1:-1]))
-        with _untracked(head):
+        with untracked(head):
             q = head(coarse)[-1].unflatten(0, lead).movedim(-2, -3)  # [V, …, locations, B, D]
-            if self.yb: keys = self.yb[0][self.level]
+            if self.keys_before and self.yb: keys = self.yb[0][self.level].roll(-start, 1)  # those of these pictures first
             else: keys = head(grid.flatten(1, -2).mean(1).unflatten(0, lead))[0]
             keys = gather(keys, dim=-2).roll(-rank() * keys.shape[-2], -2)  # this process's first
         loss, own = self.loss_func.of(self.level), self.role == 'views' and not self.loss_func.one_way
-        first = sum(n for n, _, _ in self.passes)  # views may come one by one
         others = [[k for j, k in enumerate(keys) if not (own and i == j)] for i in range(first, first + len(q))]
         each = torch.stack([torch.stack([_each(loss, one, k) for k in ks]).mean(0) for one, ks in zip(q, others)])
         each = each.movedim(-2, -1).flatten(0, -2).view(len(grid), *shape)  # [N, h, w], or [N, T]
@@ -210,4 +214,4 @@ class HardRegions(StepCallback):
         kept = grid.reshape(-1, grid.shape[-1]).index_select(0, at.flatten()).view(n, -1, grid.shape[-1])
         return torch.cat([flat[:, :self.stage.prefix], kept], 1).unflatten(0, lead), tokens
 
-    def after_fit(self): self.passes = []
+    def after_fit(self): self.passes = {}

@@ -1,0 +1,424 @@
+"""Batches in parts: loss, gradients and weights are those of the whole batch, for every method and speedup; with BatchNorm, dropout and
+random views they are those of the same parts in one graph; no more than a part is ever there; what is left behind; what is refused.
+
+Where a whole batch is the measure, BatchNorm is replaced by GroupNorm and views depend on their picture alone."""
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.callback.core import Callback, CancelBatchException
+from fastai.callback.training import GradientAccumulation, GradientClip
+from test_methods import ARCH, SMALL_CROPS, B, Bfloat16, pictures, refusal, small, unit
+from test_step import After, Diary, Plain, interrupt, learner, tiny_model
+from timm.layers import DropPath
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastcontrast.accumulate import Accumulate, Replay
+from fastcontrast.evaluate.cost import Cost
+from fastcontrast.learner import contrastive_learner
+from fastcontrast.losses import DCL, DCLW, NegCosine, NTXent
+from fastcontrast.models import Embedding
+from fastcontrast.recipes import METHODS
+from fastcontrast.speedups.comb_patches import CombinePatches
+from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
+from fastcontrast.speedups.regions import HardRegions
+from fastcontrast.speedups.suncet import SuNCEt, SupervisedTerm
+from fastcontrast.targets import EMATarget, NearestNeighbours, Queue, SharedTarget, StopGradTarget
+
+close = torch.testing.assert_close
+STEPS, LR = 3, 0.05
+
+
+class Fixed(nn.Module):
+    "Views that depend on nothing but their picture, of the numbers and sizes of others; it notes how many pictures there were at a time"
+    def __init__(self, views):
+        super().__init__()
+        self.roles = {make.role: (make.n, make.size) for make in getattr(views, 'makers', [views])}
+        self.sizes = []
+    def forward(self, x):
+        self.sizes.append(len(x))
+        x = x.double() / 255
+        def view(i, side): return F.interpolate((x.roll(5 * i, -1) if i % 2 else x.flip(-1).roll(3 * i, -2)) * (1 - 0.1 * i), side, mode='bilinear')
+        return {role: torch.stack([view(i, side) for i in range(n)]) for role, (n, side) in self.roles.items()}
+
+
+class Doubled(Plain):
+    def forward(self, x): return x.double()
+
+
+class OneGraph(Accumulate):
+    "The same parts with the activations of all of them in memory: one forward and one backward pass"
+    def chunked(self, embed, roles):
+        parts, split = [], {role: self.split(x) for role, x in roles.items()}
+        for i in range(self.chunks):
+            self.xb[1].start = i * (len(self.learn.images) // self.chunks)
+            parts.append(embed({role: x[i] for role, x in split.items() if i < len(x)}))
+        return {role: {level: Embedding([torch.cat(t, -2) for t in zip(*(p[role][level] for p in parts if role in p))]) for level in parts[0][role]} for role in roles}
+
+
+def without_batchnorm(model):
+    for name, m in [*model.named_modules()]:
+        if isinstance(m, _BatchNorm): model.set_submodule(name, nn.GroupNorm(2, m.num_features).to(next(model.parameters()).dtype))
+
+
+def made(name, cbs=(), norm=True, fixed=True, arch=ARCH, side=32, double=True, setting='cifar', loss=None, bs=B, **changes):
+    "A small learner of three steps, from one seed; a moving average is moved off, so that it is told from the network"
+    torch.manual_seed(5)
+    if name in ('swav', 'dino'): changes = dict(prototypes_frozen=0, memory=None, multi_crop=SMALL_CROPS) | changes
+    extra = [Queue(bs + 3)] if name in ('moco_v1', 'moco_v2') else [NearestNeighbours(bs + 3)] if name == 'nnclr' else []
+    labels = dict(labels='all') if any(isinstance(cb, SuNCEt | SupervisedTerm) for cb in cbs) else {}
+    learn = contrastive_learner(pictures(STEPS * bs, side, bs, **labels), arch, method=small(name, setting, **changes), loss=loss, small_input=False,
+                                cbs=[Diary(), *extra, *(copy.deepcopy(cb) for cb in cbs)])
+    learn.create_mbar = False
+    if not norm: without_batchnorm(learn.model)
+    if fixed: learn.views = Fixed(learn.views)
+    if double:
+        learn.normalize = Doubled()
+        learn.model.double()
+        for rows in (b for n, b in learn.model.memory.named_buffers() if n.endswith('rows')): rows.copy_(unit(rows))  # was so in float32
+    if 'ema' in learn.model.memory:
+        with torch.no_grad():
+            for p in learn.ema_target.target.parameters(): p.mul_(1 + 0.2 * torch.randn_like(p))
+    return learn
+
+
+def trained(*args, **kwargs):
+    learn = made(*args, **kwargs)
+    torch.manual_seed(6)
+    learn.fit(1, LR)
+    return learn
+
+
+def same(ours, theirs, rel=1e-8):
+    "Losses, gradients, weights and all that is remembered, after each step"
+    a, b = ours.diary, theirs.diary
+    assert len(a.losses) == len(b.losses) == STEPS and a.losses == pytest.approx(b.losses, rel=rel)
+    for mine, other in zip(a.grads, b.grads, strict=True):
+        assert mine.keys() == other.keys() and len(mine) > 3  # no gradient, not even 0, where the other has none
+        for part in ('encoder', 'heads', 'memory'):
+            # biases in front of a normalisation have no gradient but rounding
+            most = max([g.abs().max().item() for n, g in other.items() if n.startswith(part)], default=0)
+            assert most > 1e-7 or part == 'memory'
+            for n in (n for n in other if n.startswith(part)): close(mine[n], other[n], rtol=rel, atol=rel * most, msg=lambda m, n=n: f'gradient of {n}: {m}')
+    for mine, other in zip(a.weights, b.weights, strict=True): close(mine, other, rtol=rel, atol=rel / 10)
+    moved = [n for n in a.weights[0] if not torch.equal(a.weights[0][n], a.weights[-1][n])]
+    assert any('encoder' in n for n in moved) and any('heads' in n for n in moved)
+
+
+# --- the whole batch
+
+@pytest.mark.parametrize('k', [2, 3])
+@pytest.mark.parametrize('name', METHODS)
+def test_every_method_is_that_of_the_whole_batch(name, k):
+    same(trained(name, [Accumulate(k)], norm=False), trained(name, norm=False))
+
+
+@pytest.mark.parametrize('name,loss', [('moco_v2', DCL), ('moco_v2', DCLW), ('simclr', DCL), ('simclr', NegCosine), ('moco_v3', DCLW), ('moco_v3', NTXent)])
+def test_other_losses(name, loss): same(*(trained(name, cbs, norm=False, loss=loss()) for cbs in ([Accumulate(3)], [])))
+
+
+SPEEDUPS = {
+    'patches': lambda: [CombinePatches()], 'patches after the head': lambda: [CombinePatches(combine='projector', weights=(0.7, 0.3))],
+    'stitched pictures': lambda: [CombinePatches(combine='input')], 'stitched maps': lambda: [CombinePatches(combine='layer2')],
+    'sampled crops': lambda: [CombinePatches(patches='sample')], 'crops alone': lambda: [CombinePatches(patches='sample', combine=None)],
+    'sampled strips': lambda: [CombinePatches(patches='sample', combine='input')], 'keys of the same view': lambda: [CombinePatches(keys='same')],
+    'stages': lambda: [IntermediateLoss(weights=0.5)], 'to a level': lambda: [IntermediateLoss(), PartialBackprop(seed=1)],
+    'gradient to a level': lambda: [IntermediateLoss(), PartialBackprop(stop_forward=False)],
+    'labels': lambda: [SuNCEt(classes_per_batch=2, per_class=4, views=2)], 'fewer labels than parts': lambda: [SuNCEt(classes_per_batch=2, per_class=2)],
+    'classes': lambda: [SupervisedTerm(per_class=2)],
+    'most of them': lambda: [CombinePatches(), IntermediateLoss(), PartialBackprop(seed=2), SuNCEt()],
+}
+
+
+@pytest.mark.parametrize('what', SPEEDUPS)
+@pytest.mark.parametrize('name', ['simclr', 'moco_v2', 'moco_v3', 'swav'])
+def test_speedups_are_those_of_the_whole_batch(name, what):
+    k, bs = (6, 12) if what == 'fewer labels than parts' else (3, B)
+    ours, theirs = (trained(name, [*SPEEDUPS[what](), *more], norm=False, bs=bs) for more in ([Accumulate(k)], []))
+    same(ours, theirs)
+    if 'labels' in what:
+        mine, other = (next(cb.value for cb in learn.cbs if isinstance(cb, SuNCEt)) for learn in (ours, theirs))
+        assert mine == pytest.approx(other, rel=1e-6) and mine > 0
+
+
+@pytest.mark.parametrize('more', [(), (CombinePatches(),), (IntermediateLoss(), PartialBackprop(seed=1))], ids=['', 'patches', 'to a level'])
+@pytest.mark.parametrize('name', ['moco_v3', 'moco_v2', 'byol', 'simsiam'])
+def test_regions_are_chosen_among_the_keys_of_the_whole_batch(name, more):
+    seen = {}
+    class Look(Callback):
+        order = 46
+        def after_pred(self): self.store.append((self.hard_regions.heat, self.hard_regions.kept))
+    def run(*cbs):
+        look = Look()
+        learn = made(name, [*more, HardRegions('layer1'), *cbs], norm=False)
+        look.store = seen.setdefault(bool(cbs), [])
+        learn.add_cb(look)
+        learn.fit(1, LR)
+        return learn
+    same(run(Accumulate(3)), run())
+    assert len(seen[True]) == STEPS
+    places = set()
+    for (heat, kept), (other_heat, other_kept) in zip(seen[True], seen[False], strict=True):
+        assert (heat is None) == (other_heat is None)
+        if heat is None: continue  # the step ended before them
+        close(heat, other_heat, rtol=1e-8, atol=1e-8)
+        assert kept[2:] == other_kept[2:] and torch.equal(kept[0], other_kept[0]) and torch.equal(kept[1], other_kept[1])
+        places |= {*zip(*(t.tolist() for t in kept[:2]))}
+    assert len(places) > 1 or name in ('byol', 'simsiam')  # no negatives
+
+
+@pytest.mark.parametrize('name', ['simclr', 'moco_v3', 'dino'])
+def test_a_transformer(name):
+    kwargs = dict(norm=False, arch='test_vit', side=64, **(dict(multi_crop=None) if name == 'dino' else {}))
+    same(trained(name, [Accumulate(3)], **kwargs), trained(name, **kwargs))
+
+
+def test_tokens_that_are_chosen():
+    kwargs = dict(norm=False, arch='test_vit', side=64)
+    same(trained('moco_v3', [HardRegions('blocks.2', cells=None), Accumulate(2)], **kwargs), trained('moco_v3', [HardRegions('blocks.2', cells=None)], **kwargs))
+
+
+@pytest.mark.parametrize('name,target', [('moco_v2', SharedTarget), ('moco_v2', StopGradTarget), ('simclr', EMATarget), ('byol', SharedTarget), ('fast_moco', SharedTarget)])
+def test_targets(name, target):
+    "SharedTarget where keys need a pass of their own, with gradient, among them"
+    same(trained(name, [target(), Accumulate(2)], norm=False), trained(name, [target()], norm=False))
+
+
+@pytest.mark.parametrize('clip', [0.01, 100.])
+def test_clipped_gradients(clip):
+    ours, theirs = (trained('simclr', [GradientClip(clip), *more], norm=False) for more in ([Accumulate(2)], []))
+    same(ours, theirs)
+    norm = torch.stack([g.norm() for g in ours.diary.grads[0].values()]).norm().item()
+    assert (norm == pytest.approx(clip, rel=1e-4)) == (clip == 0.01)
+
+
+def test_half_the_gradient_is_not_the_gradient():
+    "What the measures above are worth: without the second run of a part they tell"
+    class Lazy(Accumulate):
+        def part(self, one, i): return super().part(one, 0 if torch.is_grad_enabled() else i)
+    with pytest.raises(AssertionError): same(trained('simclr', [Lazy(2)], norm=False), trained('simclr', norm=False))
+
+
+# --- parts in one graph: BatchNorm, random numbers, precision
+
+RANDOM = {'simclr': [], 'moco_v2': [], 'moco_v3': [CombinePatches(alpha=2.), SuNCEt()], 'byol': [HardRegions('layer1')], 'swav': [SuNCEt(), IntermediateLoss()], 'dino': [], 'simsiam': [CombinePatches(patches='sample')]}
+
+
+@pytest.mark.parametrize('name', RANDOM)
+def test_batchnorm_dropout_and_random_views_are_those_of_the_parts(name):
+    ends = []
+    def run(accumulate):
+        learn = made(name, [*RANDOM[name], accumulate(3)], fixed=False)
+        # two that draw in the network: dropout in the head, stochastic depth in the encoder
+        learn.model.heads['final'].projector.append(nn.Dropout(0.3))
+        learn.model.encoder.layer2[0].drop_path = DropPath(0.5)
+        torch.manual_seed(6)
+        learn.fit(1, LR)
+        ends.append(torch.rand(3))
+        return learn
+    ours, theirs = run(Accumulate), run(OneGraph)
+    same(ours, theirs)  # running statistics are among the weights
+    close(dict(ours.model.named_buffers()), dict(theirs.model.named_buffers()), rtol=1e-8, atol=1e-9)
+    close(*ends, rtol=0, atol=0)  # and no other random numbers were drawn on the way
+    if name == 'simclr': assert {int(m.num_batches_tracked) for m in ours.model.modules() if isinstance(m, _BatchNorm)} == {STEPS * 3}
+    assert all(m.track_running_stats for m in ours.model.modules() if isinstance(m, _BatchNorm))
+
+
+def test_every_part_has_views_of_its_own_that_come_again():
+    learn, made_views = made('moco_v3', [Accumulate(3)], fixed=False), []
+    encode = learn.model.embed_roles
+    learn.model.embed_roles = lambda roles, route: made_views.append(roles['views']) or encode(roles, route)
+    learn.fit(1, LR)
+    first, second = made_views[:3], made_views[3:6]
+    close(first, second, rtol=0, atol=0)
+    assert not torch.equal(first[0], first[1]) and len(made_views) == 6 * STEPS
+
+
+@pytest.mark.parametrize('name', ['simclr', 'moco_v2', 'simsiam', 'swav', 'dino'])
+def test_autocast_is_as_it_was(name):
+    ours, theirs = (trained(name, [Bfloat16(), how(2)], double=False, fixed=False, side=64, bs=8, norm=False) for how in (Accumulate, OneGraph))
+    # a gradient in bfloat16 is rounded in other places
+    assert ours.diary.losses[0] == pytest.approx(theirs.diary.losses[0], rel=0.01)
+    assert ours.diary.grads[0].keys() == theirs.diary.grads[0].keys()
+    flat = [torch.cat([g.flatten() for g in learn.diary.grads[0].values()]) for learn in (ours, theirs)]
+    assert F.cosine_similarity(*flat, dim=0) > 0.99 and flat[0].norm() == pytest.approx(flat[1].norm().item(), rel=0.05)
+    types = set()
+    learn = made(name, [Bfloat16(), Accumulate(2)], double=False, fixed=False, side=64, bs=8)
+    hook = learn.model.encoder.layer4.register_forward_hook(lambda m, args, out: types.add((torch.is_grad_enabled(), out.dtype)))
+    learn.fit(1, LR)
+    hook.remove()
+    assert types == {(False, torch.bfloat16), (True, torch.bfloat16)}
+
+
+def test_random_numbers_come_again():
+    def draw(): return torch.rand(2).tolist()
+    torch.manual_seed(0)
+    plain = [draw() for _ in range(4)]
+    torch.manual_seed(0)
+    replay = Replay(torch.zeros(1))
+    with replay(): first = draw()
+    drawn = [first, draw()]
+    with replay(): assert draw() == first
+    drawn.append(draw())
+    with pytest.raises(KeyboardInterrupt), replay(): interrupt()
+    assert [*drawn, draw()] == plain
+
+
+# --- what is there at a time
+
+@pytest.mark.parametrize('name,more', [('simclr', []), ('moco_v3', []), ('swav', []), ('moco_v2', [CombinePatches(patches='sample')])])
+def test_no_more_than_a_part_at_a_time(name, more):
+    learn, sizes = made(name, [*more, Accumulate(3)]), []
+    models = [learn.model, *([learn.ema_target.target] if 'ema' in learn.model.memory else [])]
+    def note(m, args): sizes.append((args[0].shape[-2:], len(args[0]), torch.is_grad_enabled()))
+    hooks = [m.encoder.register_forward_pre_hook(note) for m in models]
+    learn.fit(1, LR)
+    for h in hooks: h.remove()
+    assert set(learn.views.sizes) == {B // 3}
+    asked = max(n for n, _ in learn.views.roles.values())
+    per_view = learn.model.per_view
+    assert max(n for _, n, _ in sizes) <= B // 3 * (1 if per_view else asked)
+    assert sum(n for *_, n, grad in sizes if grad) == sum(n for *_, n, grad in sizes if not grad) - (2 - learn.recipe.one_way) * B * STEPS * (len(models) - 1)
+
+
+@pytest.mark.parametrize('k,per_class,sizes', [(2, 2, [4]), (4, 2, [2, 2]), (4, 5, [3, 3, 2, 2])])
+def test_a_support_batch_stays_together_as_far_as_a_part_is_large(k, per_class, sizes):
+    "Statistics of one picture would be none"
+    learn, seen = made('moco_v3', [SuNCEt(per_class=per_class), Accumulate(k)], bs=8), []
+    encode = learn.model.embed_roles
+    learn.model.embed_roles = lambda roles, route: seen.append(roles['labeled'].shape[1] if 'labeled' in roles else 0) or encode(roles, route)
+    learn.fit(1, LR)
+    assert seen == (sizes + [0] * (k - len(sizes))) * 2 * STEPS
+
+
+def test_views_are_made_once_for_each_pass():
+    def made_for(name):
+        learn = trained(name, [Accumulate(3)])
+        return len(learn.views.sizes) / STEPS
+    # a part that is asked for twice in a row is not made again: the last one of a pass is never the first one of the next
+    assert made_for('simclr') == 3 + 3 and made_for('moco_v3') == 3 * 3 and made_for('dino') == 3 * 3
+
+
+def test_operations_are_counted_with_the_second_forward_pass():
+    def flops(*cbs):
+        learn = made('simclr', [Cost(), *cbs])
+        learn.fit(1, LR)
+        return learn.cost.steps['flops']
+    (plain, *_), accumulated = flops(), flops(Accumulate(2))
+    assert len(set(accumulated)) == 1 and 1.3 < accumulated[0] / plain < 1.35  # 4 to 3, a little more for the first layer, whose input needs no gradient
+
+
+# --- what is left behind
+
+def test_it_comes_and_goes():
+    learn = made('moco_v3', norm=False)
+    make_roles = learn.make_roles
+    learn.add_cb(Accumulate(3))
+    assert learn.make_roles != make_roles
+    torch.manual_seed(6)
+    learn.fit(1, LR)
+    with_it = copy.deepcopy(learn.diary)
+    assert set(learn.views.sizes) == {2} and not learn.accumulate.passes and learn.images is None
+    learn.remove_cb(learn.accumulate)
+    assert learn.make_roles == make_roles and 'chunks' not in learn.claims
+    learn.views.sizes.clear()
+    learn.fit(1, LR)
+    assert set(learn.views.sizes) == {B}
+    learn.diary = with_it
+    same(learn, trained('moco_v3', norm=False))
+    learn.add_cb(Accumulate(2))
+    assert 'Accumulate(2) already' in refusal(learn.add_cb, Accumulate(3))
+
+
+@pytest.mark.parametrize('event', ['before_batch', 'after_pred', 'after_loss', 'before_backward', 'after_backward', 'after_step'])
+def test_ctrl_c_ends_a_fit_in_good_order(event):
+    learn = made('simclr', [Accumulate(2)], norm=False)
+    with pytest.raises(KeyboardInterrupt): learn.fit(1, LR, cbs=After(event, 1, interrupt))
+    assert not learn.accumulate.passes and all(p.grad is None for p in learn.model.parameters())
+    assert all(not m._forward_hooks for m in learn.model.modules())
+    learn.fit(1, LR)
+
+
+def test_a_batch_that_is_left_out_leaves_nothing_for_the_next():
+    def run(*cbs):
+        learn = made('simclr', cbs, norm=False)
+        def skip(): raise CancelBatchException
+        learn.fit(1, LR, cbs=[After('after_loss', 1, skip)])
+        return learn.diary
+    ours, theirs = run(Accumulate(2)), run()
+    assert len(ours.losses) == 2
+    for mine, other in zip(ours.grads, theirs.grads, strict=True): close(mine, other, rtol=1e-8, atol=1e-9)
+
+
+def test_save_and_load_go_on_as_if_nothing_had_happened(tmp_path):
+    def start():
+        learn = made('moco_v2', [Accumulate(3)], norm=False)
+        learn.path = tmp_path
+        return learn
+    first, second = start(), start()
+    first.fit(1, LR)
+    second.fit(1, 2 * LR)
+    first.save('half')
+    second.load('half')
+    for learn in (first, second):
+        torch.manual_seed(6)
+        learn.fit(1, LR)
+    close(second.diary.weights, first.diary.weights, rtol=0, atol=0)
+
+
+def test_a_learner_of_plain_parts():
+    "fastai's `Learner` with the callbacks alone, and batches of another size"
+    model = tiny_model(norm=False)
+    ours = learner(copy.deepcopy(model), NTXent(0.3), SharedTarget(), Accumulate(2), Diary())
+    theirs = learner(model, NTXent(0.3), SharedTarget(), Diary(), batches=[*ours.dls.train])
+    for learn in (ours, theirs): learn.fit(1, LR)
+    close(ours.diary.weights, theirs.diary.weights, rtol=1e-8, atol=1e-10)
+    odd = learner(copy.deepcopy(model), NTXent(0.3), SharedTarget(), Accumulate(4))
+    assert refusal(odd.fit, 1, LR) == "accumulate=4 does not divide a batch of 6 pictures: give one of 2, 3."
+
+
+# --- bad input
+
+@pytest.mark.parametrize('k', [0, -2, 1.5, 2., '2', None, True], ids=repr)
+def test_numbers_of_parts_that_cannot_be(k): assert f'accumulate={k!r}' in refusal(made_with, k)
+
+
+def made_with(k, method='simclr', cbs=(), **kwargs):
+    return contrastive_learner(pictures(12, 32, B), ARCH, method=small(method, 'cifar'), small_input=False, cbs=cbs, accumulate=k, **kwargs)
+
+
+def test_the_learners_argument():
+    assert made_with(3).accumulate.chunks == 3 and not hasattr(made_with(1), 'accumulate')
+    assert 'Accumulate(2) already' in refusal(made_with, 3, cbs=[Accumulate(2)])
+
+
+@pytest.mark.parametrize('k,words', [(4, 'give one of 2, 3.'), (5, 'give one of 2, 3.'), (12, 'give one of 2, 3.'), (6, 'BatchNorm needs two or more')])
+def test_parts_that_do_not_fit_the_batch(k, words): assert words in refusal(made_with, k) and f'accumulate={k}' in refusal(made_with, k)
+
+
+def test_a_batch_that_nothing_divides():
+    dls = pictures(10, 32, 5)
+    assert 'change the batch' in refusal(contrastive_learner, dls, ARCH, method=small('simclr', 'cifar'), small_input=False, accumulate=2)
+
+
+def test_regions_among_keys_that_are_not_there_yet():
+    for method in ('simclr', 'nnclr'):
+        text = refusal(made_with, 2, method, [HardRegions()])
+        assert 'HardRegions' in text and 'Accumulate(2)' in text and 'SharedTarget()' in text and 'EMATarget' in text
+    made_with(2, 'simsiam', [HardRegions()])  # its loss has no negatives
+    learn = made_with(1, 'simclr', [HardRegions()])
+    learn.add_cb(Accumulate(2))
+    assert 'HardRegions' in refusal(learn.fit, 1)
+
+
+def test_montages_of_the_whole_batch():
+    learn = contrastive_learner(pictures(12, 64, B), ARCH, method=small('moco_v3', 'cifar'), small_input=False, cbs=CombinePatches(patches='montage'))
+    learn.add_cb(Accumulate(2))
+    text = refusal(learn.fit, 1)
+    assert 'montage' in text and 'Accumulate(2)' in text
+
+
+def test_fastais_own_is_refused_with_a_hint():
+    assert 'accumulate=k' in refusal(made_with, 1, cbs=[GradientAccumulation(16)])
