@@ -246,7 +246,7 @@ def test_autocast_is_as_it_was(name):
     assert F.cosine_similarity(*flat, dim=0) > 0.99 and flat[0].norm() == pytest.approx(flat[1].norm().item(), rel=0.05)
     types = set()
     learn = made(name, [Bfloat16(), Accumulate(2)], double=False, fixed=False, side=64, bs=8)
-    hook = learn.model.encoder.layer4.register_forward_hook(lambda m, args, out: types.add((torch.is_grad_enabled(), out.dtype)))
+    hook = learn.model.encoder.layer1.register_forward_hook(lambda m, args, out: types.add((torch.is_grad_enabled(), out.dtype)))
     learn.fit(1, LR)
     hook.remove()
     assert types == {(False, torch.bfloat16), (True, torch.bfloat16)}

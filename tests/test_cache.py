@@ -185,6 +185,7 @@ def test_any_program_can_read_it(root):
 def slow_build(said, root, pause, workers, limit):
     "In a process of its own"
     sys.stderr = open(said, 'w', buffering=1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     torch.set_num_threads(1)
     decode = Files.pixels
     def slowly(self, i, side):
