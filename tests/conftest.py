@@ -1,0 +1,4 @@
+"""The tests run side by side, one process a core (`pytest -n 0` runs them one after the other): a process uses one thread."""
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1")
