@@ -5,11 +5,13 @@ alone. The spread of the embeddings at the end (the standard deviation over a ba
 for collapsed ones and `even_std` for evenly spread ones.
 
     python benchmarks/methods.py digits --arch resnet10t --bs 64 --epochs 25 --seeds 0 1 2
+    python benchmarks/methods.py digits --arch resnet10t --bs 64 --epochs 25 --seeds 0 1 2 --methods simclr --precision fp32 bf16
     python benchmarks/methods.py data/cifar10 --size 32 --bs 512 --epochs 100 --methods simclr byol
 """
 import argparse
 import gc
 import time
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -30,16 +32,16 @@ def judge(data, features):
 def embedded(learn): return *learn.embed(learn.dls.train), *learn.embed()
 
 
-def make(a, dls, method, seed):
+def make(a, dls, method, seed, precision="auto"):
     torch.manual_seed(seed)
     dls.train.epoch = 0  # every method sees the pictures in the same order
-    return contrastive_learner(dls, a.arch, METHODS[method](setting=a.setting), small_input=a.small_input, knn_pictures=0)
+    return contrastive_learner(dls, a.arch, METHODS[method](setting=a.setting), small_input=a.small_input, knn_pictures=0, precision=precision)
 
 
-def train(a, dls, method, seed):
+def train(a, dls, method, seed, precision):
     """One method's row; what stopped it instead of its accuracies if it did not get to the end"""
-    learn = make(a, dls, method, seed)
-    row = dict(method=method, seed=seed, setting=learn.recipe.setting, small_input=learn.small_input, notes=learn.notes)
+    learn = make(a, dls, method, seed, precision)
+    row = dict(method=method, seed=seed, precision=learn.precision, setting=learn.recipe.setting, small_input=learn.small_input, notes=learn.notes)
     sync()
     start = time.perf_counter()
     try:
@@ -70,10 +72,11 @@ def main():
     arg.add_argument("--seeds", type=int, nargs="+", default=[0])
     arg.add_argument("--small-input", action=argparse.BooleanOptionalAction, default=None, help="the ResNets' stem for small pictures (by the setting if not given)")
     arg.add_argument("--setting", help="of the recipes: imagenet, cifar, digits (by the pictures if not given)")
+    arg.add_argument("--precision", nargs="+", default=["auto"], help="of the models: each method is trained in each")
     arg.add_argument("--out", help="folder for the results")
     a = arg.parse_args()
     name = Path(a.data).name
-    result = dict({k: v for k, v in vars(a).items() if k not in ("seeds", "methods", "out")}, data=name, controls=[], rows=[])
+    result = dict({k: v for k, v in vars(a).items() if k not in ("seeds", "methods", "precision", "out")}, data=name, controls=[], rows=[])
 
     def keep(rows, row, what):
         rows.append(row)
@@ -87,8 +90,9 @@ def main():
         keep(result["controls"], dict(features="raw pixels", seed=seed, **raw), "raw pixels")
         untrained = judge(a.data, embedded(make(a, dls, a.methods[0], seed)))
         keep(result["controls"], dict(features="untrained encoder", seed=seed, **untrained), "untrained encoder")
-        for method in a.methods:
-            keep(result["rows"], train(a, dls, method, seed), method)
+        for method, precision in product(a.methods, a.precision):
+            row = train(a, dls, method, seed, precision)
+            keep(result["rows"], row, f"{method}, {row['precision']}")
             gc.collect()  # a learner and its callbacks hold each other, and the GPU's memory
 
 
