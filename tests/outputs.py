@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 NBS = Path(__file__).parent.parent/'nbs'
-KEPT = ['10_comb_patches', '11_intermediate', '12_regions', '13_suncet', '20_recipes', '32_plots', '33_cost', '60_tutorial', '61_ablation']
+KEPT = ['10_comb_patches', '11_intermediate', '12_regions', '13_suncet', '20_recipes', '32_plots', '33_cost', '60_tutorial', '61_ablation', '62_scaling']
 
 
 def keep(path):
