@@ -311,7 +311,7 @@ def pretrain(
     small_input: Annotated[bool | None, typer.Option(help="Give a ResNet the stem for small pictures", show_default="in the setting cifar")] = None,
     setting: Annotated[str | None, typer.Option(help="Which of the recipe's constants: imagenet, cifar, digits", show_default="digits for the digits, cifar for pictures up to 64 pixels, else imagenet")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the model's arithmetic: fp32, bf16, fp16, or auto: bf16 on a GPU or CPU that has instructions for it", show_default=_default('precision'))] = None,
-    compile: Annotated[bool | None, typer.Option(help="Compile the encoder with torch.compile: takes a minute, and pays on a GPU", show_default=_default('compile'))] = None,
+    compile: Annotated[bool | None, typer.Option(help="Compile the encoder with torch.compile: takes a minute, and is meant for GPUs", show_default='no-compile')] = None,
     accumulate: Annotated[int | None, typer.Option(help="Run a batch through the encoder in so many parts, for batches larger than the memory: loss and gradient stay those of the whole batch", show_default=_default('accumulate'))] = None,
     controls: Annotated[bool | None, typer.Option(help="Also judge raw pixels and the untrained encoder", show_default='controls')] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split, the weights and the views", show_default=_default('seed'))] = None,

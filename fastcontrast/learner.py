@@ -272,7 +272,7 @@ def contrastive_learner(
     small_input: bool | None = None,     # the ResNets' stem for small pictures; None: for a ResNet in the setting 'cifar'
     pretrained: bool = False,            # start from timm's weights
     precision: str = 'auto',             # of the model's arithmetic: 'fp32', 'bf16', 'fp16', or 'auto': bf16 on a device that has instructions for it
-    compile: bool = False,               # compile the encoder with `torch.compile`: worth it on a GPU
+    compile: bool = False,               # compile the encoder with `torch.compile`, which is meant for GPUs
     accumulate: int = 1,                 # parts that a batch goes through the encoder in, for batches larger than the memory: see `Accumulate`
     knn_pictures: int = 5000,            # pictures of each part for the epoch table's kNN; 0: no such column
     path: str | Path | None = None,      # where fastai keeps its files
