@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from common import alternate, autocast, device, save
+from common import alternate, device, save
 
 from fastcontrast.all import Queue, contrastive_learner, image_dls
 from fastcontrast.recipes import METHODS, OPTIMIZERS, RECIPES, SCHEDULES, make_part, parameter_groups, warmup_then
@@ -111,7 +111,7 @@ def bare_loop(learn, batches, copied=True, lr=None):
     opt = OPTIMIZERS[r.opt](parameter_groups(model, r.wd, r.opt == "lars", r.predictor_constant_lr, r.wd_all), lr=peak, **r.opt_args)
     decaying = [g for g in opt.param_groups if g["weight_decay"]]
     rate = warmup_then(r.schedule, peak, min(r.warmup, 0.1))
-    half = autocast(dev)
+    half = torch.autocast(dev.type, torch.bfloat16, enabled=learn.precision == "bf16")
     (ring,) = [model.memory[name]["final"] for name in ("queue", "neighbours") if name in model.memory] or [None]
     rows, oldest = ring.rows if ring else None, 0
     loss_of = by_hand(model, r, rows)

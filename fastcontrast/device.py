@@ -97,6 +97,7 @@ class Autocast(MixedPrecision):
         if device == 'cpu': self.overhangs.attach(self.model)
 
     def before_batch(self):
+        self.after_loss()  # of a batch that was broken off
         self.context.__enter__()
         self.inside = True
 

@@ -335,7 +335,7 @@ def contrastive_learner(
     step = [Contrast(two_views(dls.size, recipe.views), Normalize(encoder.pretrained_cfg['mean'], encoder.pretrained_cfg['std']), recipe.one_way),
             FiniteLoss(), watch, *([Together()] if world_size() > 1 else [])]
     precision = pick_precision(precision, dls.device)
-    if precision != 'fp32': step.append(Autocast(precision))
+    if precision != 'fp32' and not any(isinstance(cb, MixedPrecision) for cb in cbs): step.append(Autocast(precision))
     if compile: step.append(Compile())
 
     def groups(model): return parameter_groups(model, recipe.wd, recipe.opt == 'lars', recipe.predictor_constant_lr, recipe.wd_all)

@@ -2,3 +2,12 @@
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _no_autocast_is_left():
+    yield
+    assert not torch.is_autocast_enabled("cpu")

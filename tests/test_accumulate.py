@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelBatchException
 from fastai.callback.training import GradientAccumulation, GradientClip
-from test_methods import ARCH, SMALL_CROPS, B, Bfloat16, pictures, refusal, small, unit
+from test_methods import ARCH, SMALL_CROPS, B, pictures, refusal, small, unit
 from test_step import After, Diary, Plain, interrupt, learner, tiny_model
 from timm.layers import DropPath
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastcontrast.accumulate import Accumulate, Replay
+from fastcontrast.device import Autocast
 from fastcontrast.evaluate.cost import Cost
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.losses import DCL, DCLW, NegCosine, NTXent
@@ -238,14 +239,14 @@ def test_every_part_has_views_of_its_own_that_come_again():
 
 @pytest.mark.parametrize('name', ['simclr', 'moco_v2', 'simsiam', 'swav', 'dino'])
 def test_autocast_is_as_it_was(name):
-    ours, theirs = (trained(name, [Bfloat16(), how(2)], double=False, fixed=False, side=64, bs=8, norm=False) for how in (Accumulate, OneGraph))
+    ours, theirs = (trained(name, [Autocast('bf16'), how(2)], double=False, fixed=False, side=64, bs=8, norm=False) for how in (Accumulate, OneGraph))
     # a gradient in bfloat16 is rounded in other places
     assert ours.diary.losses[0] == pytest.approx(theirs.diary.losses[0], rel=0.01)
     assert ours.diary.grads[0].keys() == theirs.diary.grads[0].keys()
     flat = [torch.cat([g.flatten() for g in learn.diary.grads[0].values()]) for learn in (ours, theirs)]
     assert F.cosine_similarity(*flat, dim=0) > 0.99 and flat[0].norm() == pytest.approx(flat[1].norm().item(), rel=0.05)
     types = set()
-    learn = made(name, [Bfloat16(), Accumulate(2)], double=False, fixed=False, side=64, bs=8)
+    learn = made(name, [Autocast('bf16'), Accumulate(2)], double=False, fixed=False, side=64, bs=8)
     hook = learn.model.encoder.layer1.register_forward_hook(lambda m, args, out: types.add((torch.is_grad_enabled(), out.dtype)))
     learn.fit(1, LR)
     hook.remove()

@@ -95,7 +95,7 @@ def test_the_hand_written_loop_does_the_same_arithmetic(method):
         # the memory is no multiple of a batch and gets round once; gradients are so small here that nothing would be clipped
         return settled_learner(dls, "resnet10t", method, rows=14, **(dict(clip_each=0.02) if method == "dino" else {}))
 
-    by_hand, ours, seen = learner(), learner(), Seen()
+    by_hand, ours, seen = learner().to_fp32(), learner().to_fp32(), Seen()
     train = by_hand.dls.train
     torch.manual_seed(1)
     expected = torch.stack(bare_loop(by_hand, train, copied=False, lr=0.1)(train._order(0)))

@@ -396,7 +396,7 @@ def test_shards(run, folder):
     (('--lr', -1), '--lr must'), (('--lr', 'nan'), '--lr must'), (('--lr', 'inf'), '--lr must'), (('--valid', 1.5), '--valid must'),
     (('--valid', -.1), '--valid must'), (('--valid', 'nan'), '--valid must'), (('--size', 0), '--size must'), (('--seed', -1), '--seed must'),
     (('--seed', 2**70), '--seed must'), (('--workers', -1), '--workers must'), (('--epochs', 'ten'), "'--epochs'"),
-    (('--setting', 'cifra'), "unknown setting of simclr() 'cifra': did you mean cifar?"), (('--precision', 'fp16'), "unknown precision 'fp16'"),
+    (('--setting', 'cifra'), "unknown setting of simclr() 'cifra': did you mean cifar?"), (('--precision', 'fp61'), "unknown precision 'fp61'"),
     (('--method', 'simclear'), 'did you mean simclr'), (('--loss', 'dlc'), 'did you mean dcl'), (('--arch', 'resnet1'), "unknown architecture 'resnet1'"),
     (('--labels', 1.5), 'labels=1.5'), (('--labels', 'nowhere.txt'), 'nowhere.txt'), (('--epoch', 3), '--epoch'), (('more',), 'more'),
     (('--cache',), 'leave cache (--cache) out'), (('--valid', 'x.tar'), 'valid=x.tar should be a share in [0, 1) for the digits'),

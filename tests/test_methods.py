@@ -13,7 +13,6 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Recorder
-from fastai.torch_core import to_float
 from lightly.loss import BarlowTwinsLoss, NegativeCosineSimilarity, NTXentLoss, SwaVLoss, VICRegLoss
 from lightly.loss import DINOLoss as LightlyDINOLoss
 from lightly.models.modules import NNMemoryBankModule
@@ -23,6 +22,7 @@ from torch import nn
 
 from fastcontrast.core import InputError
 from fastcontrast.data import image_dls
+from fastcontrast.device import Autocast
 from fastcontrast.learner import ContrastiveLearner, contrastive_learner
 from fastcontrast.losses import DCL, DCLW, BarlowTwins, DINOLoss, InfoNCE, NegCosine, NTXent, SwAVLoss, VICReg
 from fastcontrast.models import Embedding
@@ -1027,21 +1027,11 @@ def test_a_second_memory_and_one_of_another_learner(make):
 
 # --- what data, precision and later additions change
 
-class Bfloat16(Callback):
-    "Autocast as `MixedPrecision` has it: from before the model until after the loss"
-    order = 10
-    def before_batch(self):
-        self.context = torch.autocast('cpu', torch.bfloat16)
-        self.context.__enter__()
-    def after_pred(self): self.learn.pred = to_float(self.pred)
-    def after_loss(self): self.context.__exit__(None, None, None)
-
-
 @pytest.mark.parametrize('name', ['moco_v2', 'byol', 'nnclr', 'swav', 'dino'])
 def test_keys_scores_and_rows_are_full_precision_under_autocast(name):
     seen = Seen(29)
     # large enough for a CPU's bfloat16 convolutions, whose gradients are not always numbers at one pixel
-    learn = contrastive_learner(pictures(16, 64, 8), ARCH, method=small(name, 'cifar'), small_input=False, cbs=[Bfloat16(), seen])
+    learn = contrastive_learner(pictures(16, 64, 8), ARCH, method=small(name, 'cifar'), small_input=False, cbs=[Autocast('bf16'), seen])
     learn.create_mbar = False
     learn.fit_contrastive(1)
     (q, *ks), scored = seen.steps[-1], bool(learn.recipe.prototypes)

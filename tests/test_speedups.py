@@ -1147,10 +1147,10 @@ def test_the_loss_of_a_query_by_itself(loss):
 
 
 def test_regions_and_patches_under_autocast():
-    from test_methods import Bfloat16
+    from fastcontrast.device import Autocast
     for cbs in (REMOVABLE['all'](), [CombinePatches(alpha=2.), HardRegions('layer1')], [CombinePatches(merge='max'), IntermediateLoss()], [CombinePatches(patches='montage')], [HardRegions(cells=None)]):
         for name in ('moco_v2', 'swav', 'moco_v3'):
-            learn = contrastive_learner(pictures(16, 64, 8), ARCH, method=small(name, 'cifar'), small_input=False, cbs=[Bfloat16(), *copy.deepcopy(cbs), look := Where(), seen := Keys()])
+            learn = contrastive_learner(pictures(16, 64, 8), ARCH, method=small(name, 'cifar'), small_input=False, cbs=[Autocast('bf16'), *copy.deepcopy(cbs), look := Where(), seen := Keys()])
             learn.create_mbar = False
             learn.fit_contrastive(1, 1e-3)
             assert len(look.steps) == 2 and all(finite for *_, finite in look.steps)
