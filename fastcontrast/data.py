@@ -251,7 +251,7 @@ class ImageLoader:
         "A loader over some of its pictures, which it takes for all there are"
         other, data = copy.copy(self), self.data
         other.data = replace(data, names=[data.names[i] for i in at.tolist()], y=data.y[at], labeled=data.labeled[at])
-        other.bs, other.y, other.picked = bs, self.y.index_select(0, at.to(self.device)), None
+        other.bs, other.y, other.picked = bs, self.y.index_select(0, at.to(self.device, non_blocking=True)), None
         other.shuffle = other.drop_last = False
         return other
 
@@ -307,12 +307,12 @@ class _Resident(ImageLoader):
         return self
 
     def only(self, at, bs):
-        other, at = super().only(at, bs), at.to(self.device)
-        other.places = at if self.places is None else self.places[at]
+        other, at = super().only(at, bs), at.to(self.device, non_blocking=True)
+        other.places = at if self.places is None else self.places.index_select(0, at)
         return other
 
     def _images(self, order):
-        for at in order.to(self.device).split(self.part):
+        for at in order.to(self.device, non_blocking=True).split(self.part):
             yield self.images.index_select(0, at if self.places is None else self.places.index_select(0, at)), at
 
 # %% ../nbs/04_data.ipynb #d14be215

@@ -8,19 +8,22 @@ Docs: https://fastcontrast.github.io/fastcontrast/device.html.md"""
 __all__ = ['PRECISIONS', 'has_bf16', 'pick_precision', 'Autocast', 'Compile']
 
 # %% ../nbs/08_device.ipynb #83999787
+from collections.abc import Callable
+from functools import partial
 from textwrap import shorten
 
 import torch
 import torch._dynamo
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.torch_core import apply
-from torch import nn
+from torch import Tensor, nn
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.utils._triton import has_triton
 
 from .core import InputError, suggest
 from .models import ContrastiveModel
 from .step import StepCallback
+from .views import OPERATIONS, Views
 
 # %% ../nbs/08_device.ipynb #b4d141eb
 PRECISIONS = ('auto', 'fp32', 'bf16', 'fp16')
@@ -55,29 +58,23 @@ def _overhangs(size: int, kernel: int, stride: int, padding: int | str, dilation
         return first < out and at + first * stride < size
     return not all(meets(t * dilation - padding) for t in range(kernel))
 
+def _float32_overhang(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    "A convolution whose autocast is off if its kernel overhangs"
+    sides = zip(x.shape[-2:], conv.kernel_size, conv.stride, [conv.padding] * 2 if isinstance(conv.padding, str) else conv.padding, conv.dilation)
+    if x.dtype == torch.float64 or not any([_overhangs(*side) for side in sides]): return type(conv).forward(conv, x)
+    with torch.autocast(x.device.type, enabled=False): return type(conv).forward(conv, x.float())
+
 class _Float32Overhangs:
     "Has the convolutions of a model whose kernels overhang run without autocast, from `attach` to `remove`"
-    def __init__(self): self.hooks, self.contexts = [], []
+    def __init__(self): self.convs = []
 
     def attach(self, model: nn.Module) -> None:
-        for m in model.modules():
-            if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1:
-                self.hooks += [m.register_forward_pre_hook(self.before), m.register_forward_hook(self.after, always_call=True)]
-
-    def before(self, conv, args):
-        x, sides = args[0], zip(args[0].shape[-2:], conv.kernel_size, conv.stride, [conv.padding] * 2 if isinstance(conv.padding, str) else conv.padding, conv.dilation)
-        plain = x.dtype != torch.float64 and any([_overhangs(*side) for side in sides])
-        self.contexts.append(torch.autocast(x.device.type, enabled=False) if plain else None)
-        if plain:
-            self.contexts[-1].__enter__()
-            return x.float(), *args[1:]
-
-    def after(self, conv, args, out):
-        if (context := self.contexts.pop()) is not None: context.__exit__(None, None, None)
+        self.convs = [m for m in model.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
+        for m in self.convs: m.forward = partial(_float32_overhang, m)  # no hook, which a compiled encoder would fall apart at
 
     def remove(self) -> None:
-        for hook in self.hooks: hook.remove()
-        self.hooks.clear()
+        for m in self.convs: del m.forward
+        self.convs.clear()
 
 # %% ../nbs/08_device.ipynb #c03a076c
 def _float32(x): return x.float() if isinstance(x, torch.Tensor) and x.dtype in (torch.float16, torch.bfloat16) else x
@@ -119,27 +116,35 @@ class Autocast(MixedPrecision):
 
 # %% ../nbs/08_device.ipynb #ea6aff80
 class _Compiled:
-    "A forward pass in training, compiled; as it was in evaluation, or if compiling it fails"
-    def __init__(self, module: nn.Module, name: str, backend: str, failed: list[str]):
-        self.module, self.name, self.eager, self.failed = module, name, module.forward, failed
-        self.fast = torch.compile(module.forward, backend=backend)
+    "A function that is compiled; as it was where that fails, or as a part of something compiled"
+    def __init__(self, function: Callable, name: str, backend: str, failed: list[str]):
+        self.eager, self.name, self.failed = function, name, failed
+        self.fast = torch.compile(function, backend=backend)
 
-    def __call__(self, x):
+    def __call__(self, *args):
         # a stage is compiled together with what calls it, if that is being compiled
-        if self.fast is None or not self.module.training or torch.compiler.is_compiling(): return self.eager(x)
-        try: return self.fast(x)
+        if self.fast is None or torch.compiler.is_compiling(): return self.eager(*args)
+        try: return self.fast(*args)
         except torch._dynamo.exc.TorchDynamoException as e:
             self.fast = None
             if not self.failed: print(f"compile: {self.name} runs as it is, since it can't be compiled ({shorten(str(e), 160, placeholder=' …')})", flush=True)
             self.failed.append(self.name)  # one message; what is part of it, or fails as well, has most likely the same reason
-            return self.eager(x)
+            return self.eager(*args)
+
+class _CompiledModule(_Compiled):
+    "A module's forward pass in training, compiled; as it was in evaluation"
+    def __init__(self, module: nn.Module, *args):
+        super().__init__(module.forward, *args)
+        self.module = module
+    def __call__(self, x): return super().__call__(x) if self.module.training else self.eager(x)
 
 class Compile(StepCallback):
-    "Compiles the encoder, and the target's, for the length of a fit; as a whole, and by stages for passes with hooks"
+    "Compiles the encoder, and the target's, for the length of a fit, as a whole, and by stages for passes with hooks; and what views are made with"
     order = 60  # when all others have added what they add to the model
     def __init__(self,
         backend: str = 'inductor', # of `torch.compile`
-    ): self.backend = backend
+        views: bool | None = None, # the making of views too; None: unless that is done on a CPU, block by block in its cache
+    ): self.backend, self.views = backend, views
     def __repr__(self): return "Compile()"
 
     def attached(self):
@@ -155,19 +160,22 @@ class Compile(StepCallback):
         # every stage, with and without gradient, is one more version of the same code; and hooks come and go
         self.config = torch._dynamo.config.patch(recompile_limit=128, skip_nnmodule_hook_guards=False)
         self.config.__enter__()
-        self.stages, failed = [], []
+        self.parts, failed = [], []
+        if self.views or self.views is None and next(self.model.parameters()).device.type != 'cpu':
+            Views.compiled = {f: _Compiled(f, 'the making of views', self.backend, failed) for f in OPERATIONS}
         for net in self.model.modules():
             if not isinstance(net, ContrastiveModel): continue
-            net.compiled = _Compiled(net.encoder, 'the encoder', self.backend, failed)
+            net.compiled = _CompiledModule(net.encoder, 'the encoder', self.backend, failed)
             for stage in net.stages.values():
                 module = net.encoder.get_submodule(stage.module)
                 if next(module.parameters(), None) is None: continue
-                self.stages.append(module)
-                module.forward = _Compiled(module, f"stage '{stage.module}'", self.backend, failed)
+                self.parts.append(module)
+                module.forward = _CompiledModule(module, f"stage '{stage.module}'", self.backend, failed)
 
     def after_fit(self):
-        for module in self.stages: del module.forward
+        for module in self.parts: del module.forward
         for net in self.model.modules():
             if isinstance(net, ContrastiveModel): net.compiled = None
-        self.stages.clear()
+        self.parts.clear()
+        Views.compiled = {}
         self.config.__exit__(None, None, None)

@@ -348,9 +348,9 @@ def embedding_std(
 class FiniteLoss(StepCallback):
     "Ends the run with advice when the loss is not a finite number"
     order = 30
-    every = 50 # steps between looks where a look makes the host wait for the device
+    every = 50 # steps between looks, and one at the end of an epoch, where a look makes the host wait for the device
     def after_loss(self):
-        if self.loss.device.type != 'cpu' and self.train_iter % self.every: return
+        if self.loss.device.type != 'cpu' and (self.iter + 1) % self.every and self.iter + 1 < self.n_iter: return
         if not torch.isfinite(self.loss):
             lr = max(h['lr'] for h in self.opt.hypers)
             self.stop(InputError(f"the loss is {self.loss.item()} in epoch {self.epoch}, step {self.iter}: try a lower lr (it was {lr:.3g}), "

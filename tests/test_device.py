@@ -10,6 +10,7 @@ from torch import nn
 from fastcontrast import device
 from fastcontrast.all import CombinePatches, EMATarget, HardRegions, InputError, IntermediateLoss, PartialBackprop, contrastive_learner, image_dls, moco_v3, simsiam
 from fastcontrast.device import Autocast, Compile, has_bf16, pick_precision
+from fastcontrast.views import OPERATIONS, Views
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +108,7 @@ def test_an_error_in_a_step_ends_autocast(dls, event):
     trouble.order = 50
     learn = learner(dls, cbs=[trouble, Autocast('bf16')], precision='fp32')
     with pytest.raises(RuntimeError, match='no more'): learn.fit_contrastive(1)
-    assert not torch.is_autocast_enabled('cpu') and not any(m._forward_pre_hooks for m in learn.model.modules())
+    assert not torch.is_autocast_enabled('cpu') and not any('forward' in vars(m) for m in learn.model.modules())
 
 
 def test_what_the_device_lacks_is_said(dls, monkeypatch):
@@ -160,6 +161,44 @@ def test_a_compiled_step_is_the_same_step(name, monkeypatch):
     # queries and keys: the whole encoder once each, or a stage at a time where hooks are between them
     assert len(versions) == 2 if name in ('nothing', 'patches') else len(versions) >= 4
     assert learn.model.compiled is None and 'forward' not in vars(learn.model.encoder.layer1) and not torch._dynamo.config.recompile_limit == 128
+
+
+def test_half_precision_is_compiled_as_one_graph_too(dls):
+    graphs = []
+    torch._dynamo.reset()
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+    net = learner(dls).model.encoder.train()
+    fast, x = torch.compile(net, backend=backend), torch.rand(4, 3, 16, 16).to(memory_format=torch.channels_last)
+    def run(net): return torch.autograd.grad(net(x).float().square().mean(), net.layer4[0].conv2.weight)[0]
+    want, got = (in_half(net, lambda net=net: run(net)) for net in (net, fast))
+    assert len(graphs) == 1 and torch.isfinite(want).all() and torch.allclose(want, got, rtol=0.05, atol=1e-4)
+
+
+def test_compiled_views_are_the_same_views(dls):
+    x, compiled = torch.randint(0, 256, (24, 3, 20, 24), dtype=torch.uint8), set()
+
+    def made():
+        torch.manual_seed(3)
+        return torch.cat([Views(16, kind)(x)['views'] for kind in ('simclr', 'byol', 'moco_v1', 'digits')])
+
+    def backend(graph, inputs):
+        compiled.add(graph.code)
+        return graph.forward
+    torch._dynamo.reset()
+    plain, during = made(), []
+    watch = Callback(before_train=lambda self: during.append(made()))
+    watch.order = 70
+    with (learn := learner(dls, cbs=[Compile(backend, views=True), watch])).no_logging(): learn.fit_contrastive(1)
+    assert torch.allclose(during[0], plain, atol=2e-6) and not Views.compiled and torch.equal(made(), plain)
+    assert len(compiled) > len(OPERATIONS)  # the encoder as well
+
+    # none falls apart
+    for f in OPERATIONS:
+        given = (torch.rand(3, 3, 8, 8), torch.rand(3, 1, 1, 1))[:f.__code__.co_argcount]
+        want = f(*(g.clone() for g in given))
+        torch.testing.assert_close(torch.compile(f, backend='eager', fullgraph=True)(*given), want)
 
 
 def test_what_cannot_be_compiled_runs_as_it_is(dls, capsys):

@@ -102,8 +102,7 @@ def test_jitter_step_is_torchvisions(step, strength, picture, measure):
 def test_jitter_step_is_exactly_torchvisions_for_one_factor(step, factor):
     x, names = torch.rand(4, 3, 16, 16), ['brightness', 'contrast', 'saturation', 'hue']
     views = two_views(16, only(jitter=tuple(.5 * (n == step) for n in names), jitter_p=1.))
-    draw = views.jitter.forward
-    views.jitter.forward = lambda shape: draw(shape) | {f'{step}_factor': torch.full((8,), factor)}
+    views.factors = lambda n, device: [torch.full((n, 1, 1, 1), factor)] * 4
     want = getattr(TF, f'adjust_{step}')(x, factor) if step != 'contrast' else torch.stack([TF.adjust_contrast(a, factor) for a in x])
     torch.testing.assert_close(views(x)['views'], want.expand(2, -1, -1, -1, -1), atol=3e-4, rtol=0)
 
@@ -115,10 +114,7 @@ def test_jitter_order_varies():
     # (x * brightness, cut) then hue, against hue then (x * brightness, cut): for a colour so bright the results differ,
     # and with the same factors in both only the order can make them differ
     views, seen = two_views(4, only(jitter=(.8, .8, .8, .2), jitter_p=1.)), set()
-    names = ['brightness', 'contrast', 'saturation', 'hue']
-    factors = {f'{n}_factor': torch.full((2,), f) for n, f in zip(names, (1.6, .5, 1.7, .15), strict=True)}
-    draw = views.jitter.forward
-    views.jitter.forward = lambda shape: draw(shape) | factors
+    views.factors = lambda n, device: [torch.full((n, 1, 1, 1), f) for f in (1.6, .5, 1.7, .15)]
     for _ in range(100): seen.add(tuple(views(flat(.9, .5, .3)[None])['views'][0, 0, :, 0, 0].mul(1e4).round().tolist()))
     assert len(seen) > 8
 

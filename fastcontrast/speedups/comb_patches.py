@@ -216,7 +216,8 @@ class CombinePatches(StepCallback):
     def combined(self, h: Tensor) -> Tensor:
         "Features `[V, P, B, D]` of patches to those of their combinations, `[V, M, B, D]`"
         if self.alpha is not None:
-            share = torch.distributions.Beta(h.new_tensor(self.alpha, dtype=torch.float32), h.new_tensor(self.alpha, dtype=torch.float32)).sample((len(h), len(self.subsets), h.shape[2], 1))
+            alpha = torch.full((), float(self.alpha), device=h.device)
+            share = torch.distributions.Beta(alpha, alpha, validate_args=False).sample((len(h), len(self.subsets), h.shape[2], 1))  # checking waits for the device
             return torch.lerp(h[:, self.on('second', h)], h[:, self.on('first', h)], share.to(h.dtype))
         if self.merge == 'max': return h[:, self.on('all', h)].amax(2)
         return (self.on('mix', h) @ h.flatten(2)).unflatten(2, h.shape[2:])
@@ -230,7 +231,7 @@ class CombinePatches(StepCallback):
                 shares = torch.tensor(self.weights or [1 / self.m] * self.m, dtype=torch.float64).expand(index.shape)
                 value = torch.zeros(len(index), self.pool, dtype=torch.float64).scatter_(1, index, shares).to(like.dtype)
             else: value = dict(all=index, first=index[:, 0], second=index[:, -1])[what]
-            self.cached[at] = value.to(like.device)
+            self.cached[at] = value.to(like.device, non_blocking=True)
         return self.cached[at]
 
     def stitched(self, x: Tensor, how: str) -> Tensor:
@@ -252,7 +253,7 @@ class CombinePatches(StepCallback):
     def montage(self, x: Tensor, rng: np.random.Generator) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         "Patches `[1, P, B, C, s, s]` of all pictures, mixed, as montages `[1, P * B / n², 1, C, n * s, n * s]`; and what brings their features back in order"
         lead = x.shape[:3]
-        order = torch.from_numpy(rng.permutation(lead[1] * lead[2])).to(x.device)
+        order = torch.from_numpy(rng.permutation(lead[1] * lead[2])).to(x.device, non_blocking=True)
         mixed = x.flatten(0, 2).index_select(0, order).unflatten(0, (1, -1, self.n ** 2)).transpose(1, 2)
         def back(h): return torch.empty_like(h.flatten(0, -2)).index_copy(0, order, h.flatten(0, -2)).unflatten(0, lead)
         return stitch(mixed, self.n, 'whole').transpose(1, 2), back
