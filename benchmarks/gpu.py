@@ -47,7 +47,7 @@ class Part:
 
 
 ACCURACY = "speedups_accuracy {{{data}}} --arch resnet18 --size {size} --bs 256 --epochs 50 --pictures 0 --valid-pictures 0 --seeds 0 --linear --minutes {begin} --configs"
-QUICK_ACCURACY = "--arch resnet10t --size 32 --bs 32 --epochs 1 --pictures 100 --valid-pictures 40 --no-small-input"
+QUICK_ACCURACY = "--arch resnet10t --size 32 --bs 32 --epochs 1 --pictures 400 --valid-pictures 40 --no-small-input"
 IMAGENETTE, CIFAR = ACCURACY.format(data="imagenette", size=128, begin=6.5), ACCURACY.format(data="cifar10", size=32, begin=4.5)  # a run fits into what is left
 # pairs that a goal compares stay together
 PAIRS = dict(fast_moco="moco_v3 fast_moco 'fast_moco half'", partial="moco_v3 moco_v3+partial+regions moco_v3+all", suncet="simclr simclr+suncet 'simclr+suncet half'",
@@ -63,8 +63,8 @@ PARTS: dict[str, Part] = dict(
     throughput_32=Part(2, 2, "throughput {cifar10}/train --size 32 --bs 256 --workers 16 --warm 40 --steps 100 --rounds 3", "--bs 8 --workers 1 --warm 3 --steps 1 --rounds 1 --arch resnet10t"),
     throughput_128=Part(2, 3, "throughput {imagenette}/train --size 128 --bs 256 --workers 16 --warm 40 --steps 60 --rounds 3",
                         "--bs 8 --workers 1 --warm 3 --steps 1 --rounds 1 --arch resnet10t"),
-    time_to_knn_imagenette=Part(2, 4, "time_to_knn {imagenette} --eval-every 2 --minutes 3.5", "--size 32 --bs 256 --arch resnet10t --minutes 0.01"),
-    time_to_knn_cifar10=Part(3, 6, "time_to_knn {cifar10} --eval-every 2 --minutes 5.5", "--size 16 --bs 512 --arch resnet10t --no-small-input --minutes 0.01"),
+    time_to_knn_imagenette=Part(2, 4, "time_to_knn {imagenette} --eval-every 2 --minutes 3.5", "--size 32 --bs 64 --arch resnet10t --minutes 0.01"),
+    time_to_knn_cifar10=Part(3, 6, "time_to_knn {cifar10} --eval-every 2 --minutes 5.5", "--size 16 --bs 64 --arch resnet10t --no-small-input --minutes 0.01"),
     trains_compiled=Part(3, 3, "trains --ways compile", "--methods simclr --arch test_resnet --size 32 --bs 8 --precision auto"),
     speedups=Part(4, 6, "speedups", f"{TRAINING} --bs 4 --parts comb_patches"),
     memory=Part(4, 1, "memory", "--arch resnet10t --size 16 --bs 8 --rounds 1"),

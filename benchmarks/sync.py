@@ -56,7 +56,7 @@ class Watch(Callback):
         self.seen[" < ".join(here + stack[:-3:-1])] += 1
 
 
-def waits(learn, warm: int = 2, steps: int = 3, switch: Callable[[str], None] = torch.cuda.set_sync_debug_mode) -> dict[str, float]:
+def waits(learn, warm: int = 2, steps: int = 6, switch: Callable[[str], None] = torch.cuda.set_sync_debug_mode) -> dict[str, float]:
     """Waits of the host in a training step of a learner, by where they came from"""
     watch = Watch(warm, steps, switch)
     with warnings.catch_warnings(), learn.no_logging(), learn.no_mbar():
@@ -71,7 +71,7 @@ def make(a, case):
     torch.manual_seed(0)
     method, *more = case.split("+")
     options = {k: v for name in more if name in OPTIONS for k, v in OPTIONS[name].items()}
-    dls = image_dls(Labelled(6 * a.bs, a.size), size=a.size, bs=a.bs, valid=0, labels="all", device=device())
+    dls = image_dls(Labelled(9 * a.bs, a.size), size=a.size, bs=a.bs, valid=0, labels="all", device=device())
     return contrastive_learner(dls, a.arch, METHODS[method](setting="imagenet"), cbs=[cb for name in more if name in SPEEDUPS for cb in SPEEDUPS[name]()], knn_pictures=0, **options)
 
 

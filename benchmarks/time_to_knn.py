@@ -122,7 +122,7 @@ def main():
         torch.manual_seed(a.seed)
         dls.train.epoch = 0
         return contrastive_learner(dls, a.arch, a.method, cbs=parse_speedups(a.speedups), small_input=a.small_input, precision=a.precision, compile=a.compile, knn_pictures=0)
-    if trial: a.epochs = fitting(a, dls, learner())
+    if trial and len(dls.train) > 2: a.epochs = fitting(a, dls, learner())
     learn = learner()
     text = "_".join([name, a.method, *("".join(c if c.isalnum() else " " for c in a.speedups or "").split())])
     file = f"time_to_knn_{text}_{device()}"

@@ -121,7 +121,7 @@ def test_waits_are_found_where_they_are(monkeypatch, capsys):
             if modes[-1:] == ["warn"]: warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
             warnings.warn("something else", stacklevel=1)
     modes: list[str] = []
-    dls = image_dls(Labelled(48, 16), size=16, bs=8, valid=0, device="cpu")
+    dls = image_dls(Labelled(72, 16), size=16, bs=8, valid=0, device="cpu")
     learn = contrastive_learner(dls, "test_resnet", "simclr", cbs=Wait(), knn_pictures=0)
     (where, n), = sync.waits(learn, switch=modes.append).items()
     assert n == 1 and "test_benchmarks.py" in where and modes[0] == "warn" and modes[-1] == "default"
