@@ -132,4 +132,6 @@ def main():
     if any(row["how"].startswith(("failed", "over")) for row in rows.values()): sys.exit(1)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what runs ends too
+    main()
