@@ -39,6 +39,24 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def seconds_a_step(learn, warm: int, steps: int, **kwargs) -> float:
+    """Of a learner whose epoch has more than `warm + steps` of them: the first `warm` are not counted; kwargs: of `fit_contrastive`"""
+    from fastai.callback.core import Callback, CancelFitException
+
+    class Clock(Callback):
+        order = -100
+
+        def before_batch(self):
+            if self.train_iter not in (warm, warm + steps): return
+            sync()
+            stamps.append(time.perf_counter())
+            if len(stamps) == 2: raise CancelFitException
+
+    stamps: list[float] = []
+    with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(1, cbs=Clock(), **kwargs)
+    return (stamps[1] - stamps[0]) / steps
+
+
 def autocast(device):
     """What `precision='auto'` of the learner does, for a loop that is compared with it"""
     import torch

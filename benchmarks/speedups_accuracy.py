@@ -3,7 +3,7 @@
 Every configuration trains with its base method's recipe, with the same pictures and epochs for all. The results are
 written after every run; started again with the same --out, the program goes on with the runs that are not there yet, so
 several of it may share a folder if their --seeds or --configs differ. A folder of pictures is cut down to a stratified
-choice of --pictures, always the same one. SuNCEt sees the labels of a tenth of the training pictures; kNN uses all.
+choice of --pictures, always the same one (0: all of them). SuNCEt sees the labels of a tenth of the training pictures; kNN uses all.
 
     python benchmarks/speedups_accuracy.py digits --size 64 --epochs 6 --threads 1
     python benchmarks/speedups_accuracy.py data/cifar10 --no-small-input --epochs 8 --seeds 0 1 --configs moco_v3 moco_v3+all --threads 1
@@ -15,6 +15,7 @@ import json
 import math
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
 from fastcontrast.all import (DCL, CombinePatches, HardRegions, InputError, IntermediateLoss, PartialBackprop, contrastive_learner, fast_moco,
-                              few_label_accuracy, image_dls, moco_v3, simclr)
+                              few_label_accuracy, image_dls, linear_probe, moco_v3, simclr)
 from fastcontrast.data import VALID_FOLDERS, stratified
 from fastcontrast.evaluate.cost import Cost
 from fastcontrast.speedups.suncet import SuNCEt
@@ -38,6 +39,7 @@ class Config:
     speedups: Callable[[int], list] = lambda seed: []  # what makes them, with a seed
     dcl: bool = False  # DCL, at the temperature of the method's loss, in its place
     bs: int | None = None  # instead of the program's
+    share: float = 1.0  # of the program's epochs
 
     @property
     def figure(self) -> str: return "moco_v3" if self.method is not simclr else "simclr" if self.bs is None else f"simclr, batch {self.bs}"
@@ -57,10 +59,12 @@ CONFIGS: dict[str, Config] = {
     "simclr": Config(simclr),
     "simclr+suncet": Config(simclr, lambda seed: [SuNCEt(seed=seed)]),
     "simclr+dcl": Config(simclr, dcl=True),
-    "simclr bs16": Config(simclr, bs=16),
-    "simclr+dcl bs16": Config(simclr, dcl=True, bs=16),
+    **{f"simclr{'+dcl' * dcl} bs{bs}": Config(simclr, dcl=dcl, bs=bs) for bs in (16, 64) for dcl in (False, True)},
+    "moco_v3+partial+regions": Config(moco_v3, lambda seed: [*_partial(seed), HardRegions("layer2")]),
+    "fast_moco half": Config(fast_moco, share=0.5),
+    "simclr+suncet half": Config(simclr, lambda seed: [SuNCEt(seed=seed)], share=0.5),
 }
-DEFAULT = [name for name in CONFIGS if "bs16" not in name]
+DEFAULT = [name for name in CONFIGS if " " not in name and name != "moco_v3+partial+regions"]
 AXES = dict(epoch="epochs", seconds="seconds of training", tflop="TFLOP")
 
 
@@ -68,6 +72,7 @@ class Chosen(Dataset):
     """A stratified choice of the pictures in a folder"""
     def __init__(self, folder, n):
         files = ImageFolder(folder)
+        n = n or len(files)
         if n > len(files): sys.exit(f"'{folder}' has {len(files)} pictures, not {n}: give other --pictures or --valid-pictures")
         (at,) = stratified(torch.tensor(files.targets).numpy(), n / len(files), 0).nonzero()
         self.files, self.at, self.classes, self.targets = files, at.tolist(), files.classes, [files.targets[i] for i in at]
@@ -98,14 +103,16 @@ def train(a, data, name, seed) -> dict:
     row = dict(config=name, seed=seed, bs=dls.train.bs, speedups=[repr(s) for s in speedups], loss=repr(learn.loss_func.loss), small_input=learn.small_input, precision=learn.precision,
                notes=learn.notes, untrained_knn=learn.knn())
     try:
-        with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(a.epochs)
+        with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(max(1, round(config.share * a.epochs)))
     except InputError as e: row["stopped"] = str(e)
     names = learn.recorder.metric_names[1:-1]  # without epoch and time
     table = [dict(zip(names, values, strict=True)) for values in learn.recorder.values]
     row.update(epochs=[dict({c: r[c] for c in ("knn", "seconds", "tflop", "train_loss", "std")}, epoch=i) for i, r in enumerate(table, 1)])
     if "stopped" not in row:
         row["knn"] = table[-1]["knn"]
-        row["few_labels"], row["few_labels_std"] = few_label_accuracy(*learn.embed(learn.dls.train), *learn.embed(), per_class=10)
+        features = *learn.embed(learn.dls.train), *learn.embed()
+        row["few_labels"], row["few_labels_std"] = few_label_accuracy(*features, per_class=10)
+        if a.linear: row["linear"] = linear_probe(features[0].to(learn.dls.device), *features[1:])
     return row
 
 
@@ -129,7 +136,8 @@ def table(rows) -> list[dict]:
         if not runs: continue
         at = next((i for i, v in enumerate(means["knn"]) if v >= base), None)
         result.append(dict(config=name, seeds=len(runs), knn=means["knn"][-1], knn_std=statistics.stdev(r["knn"] for r in runs) if len(runs) > 1 else None,
-                           few_labels=statistics.fmean(r["few_labels"] for r in runs), seconds=means["seconds"][-1], tflop=means["tflop"][-1],
+                           few_labels=statistics.fmean(r["few_labels"] for r in runs),
+                           **(dict(linear=statistics.fmean(r["linear"] for r in runs)) if all("linear" in r for r in runs) else {}), seconds=means["seconds"][-1], tflop=means["tflop"][-1],
                            **{f"{k}_to_base": None if at is None else means[k][at] for k in AXES}))
     return result
 
@@ -161,6 +169,7 @@ def line(row):
     if "stopped" in row: return f"{row['config']}, seed {row['seed']}: stopped: {row['stopped']}"
     last = row["epochs"][-1]
     return (f"{row['config']}, seed {row['seed']}: kNN {row['untrained_knn']:.1%} untrained, {row['knn']:.1%}; 10 labels a class {row['few_labels']:.1%}; "
+            f"{'all labels, linear {:.1%}; '.format(row['linear']) if 'linear' in row else ''}"
             f"{last['seconds']:.0f} s, {last['tflop']:.3g} TFLOP")
 
 
@@ -177,6 +186,8 @@ def main():
     arg.add_argument("--valid-pictures", type=int, default=1000, help="of a folder's val/ or test/")
     arg.add_argument("--small-input", action=argparse.BooleanOptionalAction, default=None, help="the ResNets' stem for small pictures (by the setting if not given)")
     arg.add_argument("--setting", help="of the recipes: imagenet, cifar, digits (by the pictures if not given)")
+    arg.add_argument("--linear", action="store_true", help="judge the features by a linear classifier with all labels, too")
+    arg.add_argument("--minutes", type=float, help="after which no further run begins")
     arg.add_argument("--threads", type=int, help="of PyTorch on the CPU")
     arg.add_argument("--plot", action="store_true", help="draw the results that are there, and train nothing")
     arg.add_argument("--out", help="folder for the results and the figure")
@@ -190,10 +201,11 @@ def main():
         return draw(json.loads(path.read_text())["rows"], path.with_suffix(".png"))
     settings = {k: v for k, v in vars(a).items() if k in ("arch", "size", "bs", "epochs", "small_input", "setting")} | dict(data=Path(a.data).name)
     if a.data != "digits": settings.update(pictures=a.pictures, valid_pictures=a.valid_pictures)
-    data = None
+    data, start = None, time.perf_counter()
     for seed in a.seeds:
         for name in a.configs:
             if any((r["config"], r["seed"]) == (name, seed) for r in kept(path, settings)): continue
+            if a.minutes and time.perf_counter() - start > 60 * a.minutes: return print(f"{a.minutes:g} minutes are over before {name}, seed {seed}")
             data = data or pictures(a)
             row = train(a, data, name, seed)
             row |= {k: v for k, v in environment().items() if k in ("device", "threads", "commit", "date")}

@@ -2,6 +2,9 @@
 import json
 import runpy
 import sys
+import time
+import warnings
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 from fastai.callback.core import Callback
 
 from fastcontrast.data import image_dls
+from fastcontrast.learner import contrastive_learner
 from fastcontrast.recipes import RECIPES
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -23,6 +27,10 @@ SMALL = dict(
     processes="--arch test_resnet --size 16 --bs 8 --warm 1 --steps 1 --rounds 1",
     cache="--n 24 --size 16 --bs 4 --workers 1 --rounds 1",
     speedups="--parts comb_patches partial regions suncet --arch resnet10t --size 32 --bs 4 --rounds 1",
+    step_share="--methods simclr moco_v2 --rows 16 --arch test_resnet --size 32 --bs 8 --warm 1 --steps 1",
+    utilisation="--arch test_resnet --size 32 --bs 4 --matrix 64 --warm 1 --steps 1 --rounds 1",
+    time_to_knn="digits --target 0.2 --arch test_resnet --size 16 --bs 512 --epochs 3 --with intermediate",
+    trains="--methods simclr --ways plain accumulate --arch test_resnet --size 32 --bs 8 --precision auto",
     speedups_accuracy="digits --configs moco_v3+all simclr+suncet --size 32 --bs 512 --epochs 1 --seeds 3",
 )
 
@@ -50,6 +58,10 @@ def test_benchmark(program, tmp_path, monkeypatch):
         cache=lambda r: [r["ratio"], r["reading_ratio"], r["n"], r["side"], *(x / 1e5 for x in r["reading_images_per_s"].values())],
         speedups=lambda r: [x["ratio"] for part in ("comb_patches", "partial", "regions") for x in (r[part], r[part].get("drawn", r[part]))]
         + [r["suncet"][m]["without_views"]["ratio"] for m in ("simclr", "moco_v3")],
+        step_share=lambda r: [1 + x for m in ("simclr", "moco_v2") for x in r[m]["share"].values()] + [r["moco_v2"][k] for k in ("step_s", "stamps_cost", "busy", "outside_encoder")],
+        utilisation=lambda r: [r[part][k] for part in ("step", "encoder", "convolutions") for k in ("utilisation", "tflop")] + [r["ceiling_tflops"]],
+        time_to_knn=lambda r: [r["reached_s"], r["reached_epoch"], r["best_knn"], r["decode_s"], r["judging_s"]],
+        trains=lambda r: [x for losses in r["losses"].values() for x in losses],
         speedups_accuracy=lambda r: [e[k] for row in r["rows"] for e in row["epochs"] for k in ("knn", "seconds", "tflop")])[program](result)
     assert figures and all(0 < x < 100 for x in figures)
     if program == "methods":
@@ -67,6 +79,22 @@ def test_benchmark(program, tmp_path, monkeypatch):
         assert shares == sorted(shares) and shares[-1] == pytest.approx(1) and partial["flop_ratio"] == pytest.approx(sum(shares) / 4)
         assert regions["map"] == [4, 4] and regions["window"] == [2, 4] and regions["flop_ratio"] < 1 and 0 < regions["choosing_share"] < 1
         assert result["suncet"]["support"] == 4 and all(result["suncet"][m]["flop_ratio"] > 1 for m in ("simclr", "moco_v3"))
+    if program == "step_share":
+        shares = {m: r["share"] for m, r in result.items() if isinstance(r, dict) and "share" in r}
+        assert all(sum(share.values()) == pytest.approx(1) for share in shares.values())
+        # MoCo's keys have a pass and a memory of their own; all other parts are in every step
+        assert [p for p, s in shares["simclr"].items() if not s] == ["encoder_keys"] and all(shares["moco_v2"].values())
+        assert shares["simclr"]["encoder"] > shares["simclr"]["data"] and result["simclr"]["operators"] > 100
+    if program == "utilisation":
+        convolutions = result["each_convolution"]
+        assert sum(c["times"] * c["gflop"] for c in convolutions) == pytest.approx(1e3 * result["convolutions"]["tflop"])
+        assert result["encoder"]["tflop"] == pytest.approx(result["convolutions"]["tflop"])
+        assert result["step"]["tflop"] > result["encoder"]["tflop"]  # it has heads
+        assert sum(result["share_of_step"].values()) == pytest.approx(1)
+    if program == "time_to_knn":
+        assert result["ended_by"] == "target" and len(result["curve"]) == result["reached_epoch"] == 1 and result["speedups"] == "intermediate"
+        assert file.with_suffix(".png").stat().st_size > 10_000
+    if program == "trains": assert list(result["losses"]) == ["simclr, plain", "simclr, accumulate"] and not result["failed"]
     if program == "speedups_accuracy":
         assert [(r["config"], r["seed"], len(r["epochs"])) for r in result["rows"]] == [("moco_v3+all", 3, 1), ("simclr+suncet", 3, 1)]
         assert [r["config"] for r in result["table"]] == ["moco_v3+all", "simclr+suncet"]
@@ -78,6 +106,73 @@ def test_benchmark(program, tmp_path, monkeypatch):
         file.write_text(json.dumps(json.loads(file.read_text()) | dict(mark=1)))
         runpy.run_path(path, run_name="__main__")
         assert "mark" in json.loads(file.read_text())
+
+
+def test_waits_are_found_where_they_are(monkeypatch, capsys):
+    import sync
+    from speedups import Labelled
+    monkeypatch.setattr(sys, "argv", ["sync.py"])
+    if not torch.cuda.is_available():
+        sync.main()
+        assert "nothing was checked" in capsys.readouterr().out
+
+    class Wait(Callback):
+        def after_pred(self):
+            if modes[-1:] == ["warn"]: warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
+    modes: list[str] = []
+    dls = image_dls(Labelled(72, 16), size=16, bs=8, valid=0, device="cpu")
+    learn = contrastive_learner(dls, "test_resnet", "simclr", cbs=Wait(), knn_pictures=0)
+    (where, n), = sync.waits(learn, switch=modes.append).items()
+    assert n == 1 and "test_benchmarks.py" in where and modes[0] == "warn" and modes[-1] == "default"
+    with learn.removed_cbs(learn.wait): assert not sync.waits(learn, switch=modes.append)
+
+
+def test_the_gpu_program_goes_on_after_a_part_that_fails(tmp_path, monkeypatch, capsys):
+    import gpu
+    monkeypatch.setitem(gpu.PARTS, "tests", gpu.Part(1, 1, "pytest --no-such-option", ""))
+    command = ["gpu.py", "--quick", "--parts", "tests", "throughput_128", "trains", "--imagenette", "nowhere", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit): gpu.main()
+    parts = json.loads((tmp_path / "gpu_quick.json").read_text())["parts"]
+    assert {name: part["how"] for name, part in parts.items()} == dict(tests="failed (4)", throughput_128="no data at nowhere", trains="done")
+    assert "simclr, accumulate: trains" in parts["trains"]["said"][-1] and json.loads(next(tmp_path.glob("trains*.json")).read_text())["bs"] == 8
+    assert "failed (4)" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*command, "--list"])
+    gpu.main()
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_what_a_part_started_ends_with_it(tmp_path):
+    import gpu
+    child = "import time; time.sleep(60)"
+    parent = f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {child!r}]); print(p.pid, flush=True); time.sleep(60)"
+    assert gpu.run(["-c", parent], tmp_path / "log", 2) == "over time"
+    for _ in range(50):  # whoever takes over the child has to notice its end
+        state = Path(f"/proc/{(tmp_path / 'log').read_text().strip()}/stat")
+        if not state.exists() or state.read_text().split()[2] == "Z": break
+        time.sleep(0.1)
+    else: pytest.fail("the child is still running")
+
+
+def test_the_trial_says_how_many_epochs_fit():
+    from time_to_knn import fitting
+    dls = image_dls("digits", size=16, bs=256, device="cpu")
+    learn = contrastive_learner(dls, "test_resnet", "simclr", knn_pictures=0)
+    epochs = [fitting(Namespace(epochs=50, minutes=minutes, decode_s=1.0, eval_every=1), dls, learn) for minutes in (0.001, 1e4)]
+    assert epochs == [1, 50]
+
+
+def test_groups_fit_into_nine_minutes():
+    import gpu
+    minutes: dict[int, float] = {}
+    for part in gpu.PARTS.values(): minutes[part.group] = minutes.get(part.group, 0) + part.minutes
+    assert max(minutes.values()) <= 9
+
+
+def test_what_intervals_cover():
+    from step_share import busy
+    assert busy([(5, 7), (0, 2), (1, 3), (6, 6.5)]) == 5 and busy([]) == 0
 
 
 class Seen(Callback):
