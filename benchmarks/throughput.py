@@ -3,7 +3,7 @@
 lightly runs as its own examples do: `SimCLRTransform` in a `DataLoader` with workers, `SimCLRProjectionHead`, `NTXentLoss`.
 stable-pretraining and solo-learn run as they do themselves (`benchmarks/peers/`), each in an interpreter of its own. All train the
 same resnet18 (with the stem for large pictures; contiguous in the others' loops, as there) on the same files with the same widths,
-batch and optimizer; the others have as many workers as the machine has cores.
+batch and optimizer; the others' pictures come from two workers (`--workers`).
 
 `encoder` is what the hardware could do at best: forward and backward pass of this library's encoder, in its precision and memory
 format, on two views of a batch that are ready and normalised; no pictures are read or augmented, and there is no head, no loss and
@@ -24,8 +24,8 @@ An interpreter for either of the two, with the torch that is used here, since th
     python -m venv solo; solo/bin/pip install torch==VERSION torchvision==VERSION timm scipy einops
     solo/bin/pip install pytorch-lightning==1.9.5 torchmetrics==0.11.4 lightning-bolts==0.7.0; solo/bin/pip install --no-deps solo-learn
 
-The registry's only solo-learn, 1.0.2, asks for torch 1.9.1 and Lightning 1.4.7: with these its requirements could not be resolved,
-and it runs with later ones. What it has done since then is not in the registry.
+The registry's only solo-learn, 1.0.2, asks for torch 1.9.1 and Lightning 1.4.7, for which pip (in Python 3.8) had found no set of
+versions after half an hour; it runs with the later ones above. What it has done since then is not in the registry.
 """
 import argparse
 import functools
