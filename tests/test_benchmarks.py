@@ -175,6 +175,65 @@ def test_what_intervals_cover():
     assert busy([(5, 7), (0, 2), (1, 3), (6, 6.5)]) == 5 and busy([]) == 0
 
 
+def pictures(folder, n, size):
+    from PIL import Image
+    g = torch.Generator().manual_seed(0)
+    for i, x in enumerate(torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, generator=g)):
+        (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x.numpy()).save(folder / "ab"[i % 2] / f"{i}.png")
+
+
+def test_throughput(tmp_path, monkeypatch, capsys):
+    path = str(BENCHMARKS / "throughput.py")
+    pictures(tmp_path / "noise/train", 8, 16)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", [path, "noise/train", *"--arch resnet10t --size 16 --bs 4 --warm 1 --steps 1 --rounds 1 --out .".split(), *args])
+        return runpy.run_path(path, run_name="__main__")
+
+    for name in ("ours", "encoder", "encoder fp32"):
+        run("--run", name)
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["images_per_s"] > 0
+    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parent))  # of the processes it starts
+    compare = run("--only", "encoder")["compare"]
+    (file,) = tmp_path.glob("throughput_noise_*.json")
+    result = json.loads(file.read_text())
+    assert result["settings"]["data"] == "noise" and result["versions"]["torch"]
+    assert result["images_per_s"]["encoder"][0] > 0 and result["ratio"] == {} and "lightly" not in result["images_per_s"]
+    for wrong in (["--only", "encodr"], ["--peer", "lightly=python"], ["--peer", "solo-learn=nowhere/python"]):
+        with pytest.raises(SystemExit, match="2"): run(*wrong)
+    speeds = {"ours": (6, 9), "ours fp32": (3, 3), "encoder": (8, 9), "lightly": (2, 3), "lightly bf16": (4, 3), "solo-learn": (1, 1)}
+    assert compare({name: [dict(images_per_s=x) for x in xs] for name, xs in speeds.items()}) == {
+        "ours over encoder": [0.75, 1], "ours over lightly": [3, 3], "ours fp32 over lightly": [1.5, 1], "ours over lightly bf16": [1.5, 3],
+        "ours over solo-learn": [6, 9], "ours fp32 over solo-learn": [3, 3]}
+
+
+def test_the_peers_clock(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS / "peers")
+    from clock import Clock, settings
+    monkeypatch.setattr(sys, "argv", ["runner", *"--data=x --size=8 --bs=4 --warm=1 --steps=2".split()])
+    a = settings("a runner")
+    assert (a.hidden, a.out, a.precision) == (2048, 256, "fp32")
+
+    def clock(steps, views, loss=1.):
+        got = Clock(a, lambda batch: batch)
+        for step in range(steps):
+            got.on_train_batch_start(None, None, views, step)
+            time.sleep(0.05)
+            got.on_train_batch_end(None, None, dict(loss=torch.tensor(loss + step)), views, step)
+        return got
+
+    two = [torch.rand(4, 3, 8, 8) for _ in range(2)]
+    clock(3, two).report("fastai")
+    figures = json.loads(capsys.readouterr().out)
+    assert 0 < figures["images_per_s"] <= 2 * 4 / 0.1 and figures["losses"] == [1, 3] and figures["versions"]["fastai"]
+    for views in (two[:1], [x[:3] for x in two], [two[0], two[0]], [two[0], torch.cat([two[0][:1], two[1][1:]])]):
+        with pytest.raises(AssertionError, match="views"): clock(1, views)
+    with pytest.raises(AssertionError, match="losses"): clock(3, two, float("nan")).report()
+    with pytest.raises(AssertionError, match="losses"): clock(2, two).report()
+
+
 class Seen(Callback):
     def before_fit(self): self.each = []
     def after_loss(self): self.each.append(self.learn.loss.detach())
