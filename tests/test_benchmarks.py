@@ -25,6 +25,7 @@ SMALL = dict(
     multi_crop="--arch resnet10t --large 64 --small 32 --bs 2 --steps 1 --rounds 1",
     queue_share="--arch resnet10t --sizes 32 --bs 4 --queue 64 --steps 1 --repeats 1 --rounds 1",
     processes="--arch test_resnet --size 16 --bs 8 --warm 1 --steps 1 --rounds 1",
+    knn="--train 400 --test 100 --dim 16 --k 20 --rounds 1",
     cache="--n 24 --size 16 --bs 4 --workers 1 --rounds 1",
     speedups="--parts comb_patches partial regions suncet --arch resnet10t --size 32 --bs 4 --rounds 1",
     step_share="--methods simclr moco_v2 --rows 16 --arch test_resnet --size 32 --bs 8 --warm 1 --steps 1",
@@ -54,6 +55,7 @@ def test_benchmark(program, tmp_path, monkeypatch):
         methods=lambda r: [x for row in r["rows"] for x in (row["knn"], row["few_labels"], row["seconds"], row["images_per_s"] / 1e4, row["embedding_std"])],
         multi_crop=lambda r: [r["step"]["time_over_flops"], r["passes"]["time_over_flops"]],
         processes=lambda r: r["ratios"] + r["one_s"] + r["two_s"],
+        knn=lambda r: [r["ratio"], r["accuracy"], r["a_s"], r["b_s"]],
         queue_share=lambda r: [r["sizes"]["32"]["share"]],
         cache=lambda r: [r["ratio"], r["reading_ratio"], r["n"], r["side"], *(x / 1e5 for x in r["reading_images_per_s"].values())],
         speedups=lambda r: [x["ratio"] for part in ("comb_patches", "partial", "regions") for x in (r[part], r[part].get("drawn", r[part]))]
