@@ -5,7 +5,11 @@ written after every run; started again with the same --out, the program goes on 
 several of it may share a folder if their --seeds or --configs differ. A folder of pictures is cut down to a stratified
 choice of --pictures, always the same one (0: all of them). SuNCEt sees the labels of a tenth of the training pictures; kNN uses all.
 
+Runs that were made at different times, beside other work, have seconds that can't be compared. With --time the program measures
+all configurations in turn instead, some steps of each in every round, and the table and the figure then use these seconds.
+
     python benchmarks/speedups_accuracy.py digits --size 64 --epochs 6 --threads 1
+    python benchmarks/speedups_accuracy.py digits --size 64 --epochs 6 --time   # on a machine that does nothing else
     python benchmarks/speedups_accuracy.py data/cifar10 --no-small-input --epochs 8 --seeds 0 1 --configs moco_v3 moco_v3+all --threads 1
     python benchmarks/speedups_accuracy.py digits --plot       # draw what is there, train nothing
 """
@@ -21,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from common import RESULTS, device, environment, save
+from common import RESULTS, device, environment, save, seconds_a_step
 from matplotlib.figure import Figure
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
@@ -90,8 +94,8 @@ def pictures(a):
     return dict(source=Chosen(root / "train", a.pictures), valid=Chosen(held, a.valid_pictures))
 
 
-def train(a, data, name, seed) -> dict:
-    """A run's row; what stopped it instead of its last accuracies if it did not get to the end"""
+def learner(a, data, name, seed):
+    """The learner of a run, and its speedups"""
     config = CONFIGS[name]
     torch.manual_seed(seed)
     speedups = config.speedups(seed)
@@ -99,11 +103,16 @@ def train(a, data, name, seed) -> dict:
     dls = image_dls(**data, size=a.size, bs=config.bs or a.bs, labels=labels, seed=seed, device=device())
     recipe = config.method(setting=a.setting)
     loss = DCL(recipe.resolve(a.setting).loss().temp) if config.dcl else None
-    learn = contrastive_learner(dls, a.arch, recipe, loss, [*speedups, Cost()], small_input=a.small_input)
-    row = dict(config=name, seed=seed, bs=dls.train.bs, speedups=[repr(s) for s in speedups], loss=repr(learn.loss_func.loss), small_input=learn.small_input, precision=learn.precision,
+    return contrastive_learner(dls, a.arch, recipe, loss, [*speedups, Cost()], small_input=a.small_input), speedups
+
+
+def train(a, data, name, seed) -> dict:
+    """A run's row; what stopped it instead of its last accuracies if it did not get to the end"""
+    learn, speedups = learner(a, data, name, seed)
+    row = dict(config=name, seed=seed, bs=learn.dls.train.bs, speedups=[repr(s) for s in speedups], loss=repr(learn.loss_func.loss), small_input=learn.small_input, precision=learn.precision,
                notes=learn.notes, untrained_knn=learn.knn())
     try:
-        with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(max(1, round(config.share * a.epochs)))
+        with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(max(1, round(CONFIGS[name].share * a.epochs)))
     except InputError as e: row["stopped"] = str(e)
     names = learn.recorder.metric_names[1:-1]  # without epoch and time
     table = [dict(zip(names, values, strict=True)) for values in learn.recorder.values]
@@ -116,13 +125,34 @@ def train(a, data, name, seed) -> dict:
     return row
 
 
-def kept(path, settings) -> list[dict]:
-    """The rows of earlier runs"""
-    if not path.exists(): return []
+def time_epochs(a, data, steps=10, rounds=3) -> dict[str, list[float]]:
+    """Seconds of an epoch of each configuration, by round, from some of its steps"""
+    learners = {name: learner(a, data, name, 0)[0] for name in a.configs}
+    for learn in learners.values(): learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, Cost)])  # it counts operations, which takes time
+    got: dict[str, list[float]] = {name: [] for name in learners}
+    for r in range(rounds):
+        for name in list(learners)[::1 if r % 2 else -1]:
+            learn = learners[name]
+            got[name].append(seconds_a_step(learn, 2, min(steps, len(learn.dls.train) - 3)) * len(learn.dls.train))
+        print(f"round {r + 1}: " + ", ".join(f"{name} {v[-1]:.1f} s" for name, v in got.items()), flush=True)
+    return got
+
+
+def timed(rows, epoch_s) -> list[dict]:
+    """The rows with the seconds that were measured in turn, where there are some"""
+    def seconds(row):
+        if row["config"] not in epoch_s: return row["epochs"]
+        return [dict(e, seconds=e["epoch"] * statistics.median(epoch_s[row["config"]])) for e in row["epochs"]]
+    return [dict(row, epochs=seconds(row)) for row in rows]
+
+
+def kept(path, settings) -> dict:
+    """The results of earlier runs: `rows`, and `epoch_s` if it was measured"""
+    if not path.exists(): return dict(rows=[])
     old = json.loads(path.read_text())
     differs = [f"{k} ({old.get(k)}, now {v})" for k, v in settings.items() if old.get(k) != v]
     if differs: sys.exit(f"'{path}' has the results of other settings: {', '.join(differs)}; give another --out")
-    return old["rows"]
+    return {k: v for k, v in old.items() if k in ("rows", "epoch_s")}
 
 
 def table(rows) -> list[dict]:
@@ -189,6 +219,7 @@ def main():
     arg.add_argument("--linear", action="store_true", help="judge the features by a linear classifier with all labels, too")
     arg.add_argument("--minutes", type=float, help="after which no further run begins")
     arg.add_argument("--threads", type=int, help="of PyTorch on the CPU")
+    arg.add_argument("--time", action="store_true", help="train nothing, and measure what an epoch takes")
     arg.add_argument("--plot", action="store_true", help="draw the results that are there, and train nothing")
     arg.add_argument("--out", help="folder for the results and the figure")
     a = arg.parse_args()
@@ -198,20 +229,25 @@ def main():
     path = Path(a.out or RESULTS) / f"{file}.json"
     if a.plot:
         if not path.exists(): sys.exit(f"there is no '{path}' to draw")
-        return draw(json.loads(path.read_text())["rows"], path.with_suffix(".png"))
+        old = json.loads(path.read_text())
+        return draw(timed(old["rows"], old.get("epoch_s", {})), path.with_suffix(".png"))
     settings = {k: v for k, v in vars(a).items() if k in ("arch", "size", "bs", "epochs", "small_input", "setting")} | dict(data=Path(a.data).name)
     if a.data != "digits": settings.update(pictures=a.pictures, valid_pictures=a.valid_pictures)
+
+    def write(**changed):
+        results = kept(path, settings) | changed  # read again: another process may have written to it
+        save(file, dict(settings, table=table(timed(results["rows"], results.get("epoch_s", {}))), **results), a.out)
+    if a.time: return write(epoch_s=time_epochs(a, pictures(a)))
     data, start = None, time.perf_counter()
     for seed in a.seeds:
         for name in a.configs:
-            if any((r["config"], r["seed"]) == (name, seed) for r in kept(path, settings)): continue
+            if any((r["config"], r["seed"]) == (name, seed) for r in kept(path, settings)["rows"]): continue
             if a.minutes and time.perf_counter() - start > 60 * a.minutes: return print(f"{a.minutes:g} minutes are over before {name}, seed {seed}")
             data = data or pictures(a)
             row = train(a, data, name, seed)
             row |= {k: v for k, v in environment().items() if k in ("device", "threads", "commit", "date")}
             print(line(row), flush=True)
-            rows = [*kept(path, settings), row]  # read again: another process may have written to it
-            save(file, dict(settings, table=table(rows), rows=rows), a.out)
+            write(rows=[*kept(path, settings)["rows"], row])
             gc.collect()  # a learner and its callbacks hold each other
 
 

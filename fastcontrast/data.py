@@ -739,11 +739,11 @@ class StratifiedLoader:
     def __init__(self,
         dl: ImageLoader,                    # the training part of `image_dls`
         classes_per_batch: int|None = None, # different classes in a batch, 2 or more; None: all that have labels, at most 20
-        per_class: int = 2,                 # pictures of each, 2 or more
+        per_class: int|None = None,         # pictures of each, 2 or more; None: for every 44 pictures of a batch 40 with labels, in all classes together
         seed: int = 0,                      # of the draws, 0 or more
     ):
         if classes_per_batch is not None: _check_whole('classes_per_batch', classes_per_batch, 2)
-        _check_whole('per_class', per_class, 2)
+        if per_class is not None: _check_whole('per_class', per_class, 2)
         _check_whole('seed', seed, 0)
         if not isinstance(dl, ImageLoader):
             raise InputError(f"batches by class need the training part of image_dls(…), not a {type(dl).__name__}")
@@ -765,10 +765,13 @@ class StratifiedLoader:
                              "it takes two to tell them apart")
         if classes_per_batch is not None and classes_per_batch > len(classes):
             raise InputError(f"classes_per_batch={classes_per_batch} is more than the {len(classes)} classes that have labels")
-        self.classes_per_batch, self.per_class = classes_per_batch or min(20, len(classes)), per_class
-        size = self.classes_per_batch * per_class
+        self.classes_per_batch = classes_per_batch or min(20, len(classes))
+        # the authors' proportion (SuNCEt, on ImageNet), as far as there are labels, and the processes can share it
+        most = max(2, min(round(dl.bs * 40 / 44 / self.classes_per_batch), self.counts.min()))
+        self.per_class = int(per_class or next((n for n in range(most, 1, -1) if self.classes_per_batch * n % world_size() == 0), most))
+        size = self.classes_per_batch * self.per_class
         if size % world_size():
-            raise InputError(f"{self.classes_per_batch} classes with {per_class} pictures each cannot be divided among "
+            raise InputError(f"{self.classes_per_batch} classes with {self.per_class} pictures each cannot be divided among "
                              f"{world_size()} processes: choose another classes_per_batch or per_class")
         self.dl, self.seed, self.bs = dl, seed, size // world_size()
         self.draws = 0  # number of the next draw

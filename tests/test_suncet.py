@@ -393,7 +393,7 @@ def test_a_step_is_the_one_by_hand(name, term):
     twin, classifier = twin_of(learn), copy.deepcopy(dict(learn.model.memory.items()).get('classifier'))
     learn.fit(1, 0.05)
     diary, (views,), (extra,) = learn.diary, learn.views.made, term.maker.made
-    assert extra['labeled'].shape == (term.n, 2 * term.settings['per_class'], 3, 32, 32)
+    assert extra['labeled'].shape == (term.n, 2 * term.source.per_class, 3, 32, 32)
     loss, h, z = HANDS[name](twin, views['views'], extra['labeled'])
     y = labels[0].repeat(term.n)
     if classifier: own = -sum((h[i] @ classifier.weight.T + classifier.bias).log_softmax(0)[c] for i, c in enumerate(y)) / len(y)
@@ -486,7 +486,7 @@ def test_the_table_has_the_mean_of_the_steps():
 @pytest.mark.parametrize('name', ['moco_v2', 'byol', 'simsiam', 'nnclr', 'swav', 'dino', 'barlow_twins', 'vicreg'])
 def test_every_kind_of_recipe(name):
     learn = run(name, SuNCEt(), epochs=1, **dict(multi_crop=lambda: MultiCrop((2, None, (0.4, 1.)), (2, 8, (0.05, 0.4)))) if name == 'swav' else {})
-    assert all(math.isfinite(loss) for loss in learn.roles.losses) and learn.roles.seen[0]['labeled'] == (1, 4)
+    assert all(math.isfinite(loss) for loss in learn.roles.losses) and learn.roles.seen[0]['labeled'] == (1, learn.suncet.source.bs)
     assert learn.suncet.maker.size == 16 and learn.suncet.maker.role == 'labeled'
     if name == 'swav': assert learn.suncet.maker.strength.scale == (0.4, 1.)
 
@@ -667,3 +667,19 @@ def test_two_processes_make_the_step_of_one(tmp_path):
             assert r[place][0] == pytest.approx(value, rel=1e-10)
             close(r[place][1], grads, rtol=1e-10, atol=1e-12)
         assert all(g.abs().max() > 1e-4 for g in grads)
+
+
+@pytest.mark.parametrize('bs,labels,support', [(44, 'all', 40), (22, 'all', 20), (4, 'all', 4), (44, 0.4, 4)])
+def test_the_support_is_of_the_authors_proportion(bs, labels, support):
+    dls = image_dls(Dots20(), bs=min(bs, 20), valid=0, labels=labels, workers=0, device='cpu')
+    dls.train.bs = bs
+    loader = StratifiedLoader(dls.train, classes_per_batch=2)
+    most = 2 * loader.counts.min()  # no picture twice
+    assert loader.bs == min(support, most) and all(c == loader.bs // 2 for c in next(loader)[1].unique(return_counts=True)[1])
+
+
+def test_the_temperature_is_that_of_the_loss():
+    for name, temp in (('simclr', None), ('byol', 0.1)):
+        learn = quick(name, SuNCEt())
+        assert learn.suncet.temp == (learn.loss_func.loss.temp if temp is None else temp)
+    assert quick('simclr', SuNCEt(temp=0.3)).suncet.temp == 0.3

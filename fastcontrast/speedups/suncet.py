@@ -35,19 +35,19 @@ class LabeledTerm(StepCallback):
     def __init__(self,
         weight: float = 1.,                   # of the term beside the method's loss, 0 or more
         classes_per_batch: int | None = None, # classes in a support batch, of all processes; None: all that have labels, at most 20
-        per_class: int = 2,                   # pictures of each, 2 or more
+        per_class: int | None = None,         # pictures of each, 2 or more; None: all together as many as there are others in a batch, nearly (40 for 44)
         views: int = 1,                       # augmented views of each, all of them members of the batch
         until: int | None = None,             # epochs of a fit, from its beginning, in which the term is used; None: all
-        temp: float = 0.1,                    # temperature τ, above 0
+        temp: float | None = None,            # temperature τ, above 0; None: that of the method's loss, or 0.1 if it has none
         seed: int = 0,                        # of the draws
     ):
         me = type(self).__name__
-        for what, v, ok, need in (('weight', weight, lambda v: v >= 0, '0 or more'), ('temp', temp, lambda v: v > 0, 'above 0')):
+        for what, v, ok, need in (('weight', weight, lambda v: v >= 0, '0 or more'), ('temp', 0.1 if temp is None else temp, lambda v: v > 0, 'above 0')):
             if isinstance(v, bool) or not isinstance(v, Real) or not (ok(v) and math.isfinite(v)): raise InputError(f"{what}={v!r} of {me} must be a finite number, {need}.")
         for what, v in (('views', views), ('until', 1 if until is None else until)):
             if isinstance(v, bool) or not isinstance(v, Integral) or v < 1: raise InputError(f"{what}={v!r} of {me} must be a whole number of at least 1.")
         self.settings = dict(weight=weight, classes_per_batch=classes_per_batch, per_class=per_class, views=views, until=until, temp=temp, seed=seed)
-        self.weight, self.n, self.until, self.temp = weight, views, until, temp
+        self.weight, self.n, self.until, self.temp = weight, views, until, 0.1 if temp is None else temp
         self.value = math.nan
 
     def __repr__(self):
@@ -72,6 +72,7 @@ class LabeledTerm(StepCallback):
         if not isinstance(first, Views): raise InputError(f"{type(self).__name__} can't augment labelled pictures as {type(first).__name__} does the others: make the learner's views with Views.")
         self.source = StratifiedLoader(self.dls.train, *(self.settings[n] for n in ('classes_per_batch', 'per_class', 'seed')))
         self.maker = Views(first.size, first.strength.shared_by(self.n), self.n, 'labeled')
+        if self.settings['temp'] is None: self.temp = getattr(getattr(self.learn.loss_func, 'loss', None), 'temp', 0.1)
         self.claim('labels')
         self.column = ValueMetric(lambda: self.value, self.name)
         if self.weight: self.learn.metrics = [*self.learn.metrics, self.column]
