@@ -38,6 +38,7 @@ class Part:
         """What Python is given"""
         program, *args = shlex.split(f"{self.command} {self.quick if a.quick else ''}".format(imagenette=a.imagenette, cifar10=a.cifar10, tests=TESTS))
         if program == "pytest": return ["-m", "pytest", *args]
+        if program == "throughput": args += [word for peer in a.peer for word in ("--peer", peer)]
         return [os.path.relpath(BENCHMARKS / f"{program}.py"), *args, *(["--out", a.out] if a.out else [])]
 
     def lacks(self, a) -> str | None:
@@ -104,6 +105,7 @@ def main():
     arg.add_argument("--minutes", type=float, help="for everything; what does not fit in is left out")
     arg.add_argument("--imagenette", default="data/imagenette-128", help="folder with train/ and val/")
     arg.add_argument("--cifar10", default="data/cifar10", help="folder with train/ and test/")
+    arg.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="other libraries beside which pictures per second are measured, see throughput.py")
     arg.add_argument("--quick", action="store_true", help="tiny settings: shows that the programs run, and measures nothing")
     arg.add_argument("--list", action="store_true", help="print what would be run")
     arg.add_argument("--out", help="folder for the results")

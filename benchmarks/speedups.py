@@ -234,7 +234,7 @@ def suncet(a):
     result = dict(goal="ratio at most 1.12", support=2 * classes, share=2 * classes / a.bs)
     for recipe in (simclr, moco_v3):
         plain = learner(a, recipe, pictures=Labelled, labels="all")
-        learn = learner(a, recipe, SuNCEt(classes_per_batch=classes), pictures=Labelled, labels="all")
+        learn = learner(a, recipe, SuNCEt(classes_per_batch=classes, per_class=2), pictures=Labelled, labels="all")
         times, gflop = take_turns({recipe.__name__: (lambda plain=plain: train(plain), a.steps), "suncet": (lambda learn=learn: train(learn), a.steps),
                                    "views": (views_of(plain), 1), "views, labelled too": (views_of(learn), 1)}, a.rounds)
         result[recipe.__name__] = dict(**described(times, gflop), **over(times, gflop, "suncet", recipe.__name__, ("views, labelled too", "views")))
