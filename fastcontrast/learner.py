@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from .accumulate import Accumulate
 from .core import InputError, suggest
 from .data import ImageLoader
-from .device import Autocast, Compile, pick_precision
+from .device import Autocast, Compile, ReuseMemory, pick_precision
 from .distributed import gather, gather_objects, join_processes, rank, world_size
 from .evaluate.knn import embed, knn_accuracy
 from .evaluate.linear import linear_probe
@@ -333,7 +333,7 @@ def contrastive_learner(
     if accumulate != 1 or isinstance(accumulate, bool): cbs.append(Accumulate(accumulate))
     watch = Watch(dls, knn_pictures)
     step = [Contrast(two_views(dls.size, recipe.views), Normalize(encoder.pretrained_cfg['mean'], encoder.pretrained_cfg['std']), recipe.one_way),
-            FiniteLoss(), watch, *([Together()] if world_size() > 1 else [])]
+            FiniteLoss(), watch, ReuseMemory(), *([Together()] if world_size() > 1 else [])]
     precision = pick_precision(precision, dls.device)
     if precision != 'fp32' and not any(isinstance(cb, MixedPrecision) for cb in cbs): step.append(Autocast(precision))
     if compile: step.append(Compile())

@@ -1,6 +1,7 @@
 """The benchmark programs run, in a small form, and write what they promise; their figures are for benchmarks/results."""
 import json
 import runpy
+import shlex
 import sys
 import time
 import warnings
@@ -19,6 +20,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = dict(
     step_time="--methods simclr swav --arch resnet10t --size 16 --bs 8 --steps 1 --rounds 1",
     memory="--arch resnet10t --size 16 --bs 8 --rounds 1",
+    reuse_memory="--runs 'simclr resnet10t 32 8' --warm 1 --steps 1 --rounds 1",
     accumulate="--methods simclr --arch resnet10t --size 16 --bs 16 --chunks 4 --steps 1 --rounds 1",
     curves="digits --arch resnet10t --size 16 --bs 256 --epochs 1 --no-small-input",
     methods="digits --methods moco_v2 byol --arch resnet10t --size 8 --bs 512 --epochs 1 --no-small-input --seeds 3",
@@ -44,13 +46,14 @@ def their_folder(monkeypatch): monkeypatch.syspath_prepend(BENCHMARKS)
 def test_benchmark(program, tmp_path, monkeypatch):
     path = str(BENCHMARKS / f"{program}.py")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [path, *SMALL[program].split(), "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", [path, *shlex.split(SMALL[program]), "--out", str(tmp_path)])
     runpy.run_path(path, run_name="__main__")
     (file,) = tmp_path.glob("*.json")
     result = json.loads(file.read_text())
     assert result["command"].startswith(f"python benchmarks/{program}.py") and result["device"] and result["versions"]["torch"]
     figures = dict(
         step_time=lambda r: [r[m]["ratio"] for m in ("simclr", "swav")], memory=lambda r: r["ratios"],
+        reuse_memory=lambda r: [r["simclr resnet10t 32 8"][k] for k in ("time_ratio", "memory_ratio")],
         accumulate=lambda r: [r["simclr"]["time_ratio"], *r["simclr"]["memory_ratios"]], curves=lambda r: [r["untrained_knn"], r["trained_knn"]],
         methods=lambda r: [x for row in r["rows"] for x in (row["knn"], row["few_labels"], row["seconds"], row["images_per_s"] / 1e4, row["embedding_std"])],
         multi_crop=lambda r: [r["step"]["time_over_flops"], r["passes"]["time_over_flops"]],

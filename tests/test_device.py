@@ -1,5 +1,8 @@
 """Precision on the CPU: what is autocast, what stays exact, and where bfloat16 would be wrong."""
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from torch import nn
 
 from fastcontrast import device
 from fastcontrast.all import CombinePatches, EMATarget, HardRegions, InputError, IntermediateLoss, PartialBackprop, contrastive_learner, image_dls, moco_v3, simsiam
-from fastcontrast.device import Autocast, Compile, has_bf16, pick_precision
+from fastcontrast.device import Autocast, Compile, ReuseMemory, _glibc, has_bf16, pick_precision
 from fastcontrast.views import OPERATIONS, Views
 
 
@@ -214,3 +217,63 @@ def test_no_compiler_is_said(dls, monkeypatch):
     torch._inductor.cpp_builder.cpp_compiler_search.cache_clear()
     monkeypatch.setenv('PATH', '')
     with pytest.raises(InputError, match=r'needs a C\+\+ compiler'): learner(dls, compile=True)
+
+
+FAULTS = """
+import resource, sys
+import torch
+from fastai.callback.core import Callback, CancelFitException
+from fastcontrast.all import contrastive_learner, image_dls
+from fastcontrast.device import ReuseMemory
+
+class Faults(Callback):
+    def before_fit(self): self.at = []
+    def before_batch(self):
+        self.at.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+        if len(self.at) == 6: raise CancelFitException
+
+dls = image_dls('digits', size=64, bs=32)
+for keep in sys.argv[1:]:
+    faults = Faults()
+    learn = contrastive_learner(dls, 'resnet10t', cbs=faults, small_input=False, knn_pictures=0, precision='fp32')
+    if keep == '0': learn.remove_cb(ReuseMemory)
+    with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(1)
+    print(faults.at[-1] - faults.at[2])
+"""
+
+
+@pytest.mark.skipif(_glibc() is None, reason="no glibc")
+def test_memory_that_a_step_has_freed_is_the_next_ones():
+    "A process of its own, whose allocator nobody has touched"
+    got = subprocess.run([sys.executable, '-c', FAULTS, '0', '1', '0'], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert not got.returncode, got.stderr
+    before, kept, after = map(int, got.stdout.split())
+    assert kept < before / 4, (before, kept)
+    assert after > 2 * kept, (after, kept)  # the fit has put the allocator back
+
+
+def test_memory_is_left_to_others_where_they_say_so(monkeypatch):
+    monkeypatch.setattr(sys, 'platform', 'linux')
+    for name in list(os.environ):
+        if name.startswith('MALLOC_') or name == 'GLIBC_TUNABLES': monkeypatch.delenv(name)
+    usual = _glibc() is None
+    for name, value in dict(MALLOC_ARENA_MAX='2', GLIBC_TUNABLES='glibc.malloc.hugetlb=1').items():
+        with monkeypatch.context() as m:
+            m.setenv(name, value)
+            assert _glibc() is None
+    with monkeypatch.context() as m:
+        m.setenv('GLIBC_TUNABLES', 'glibc.pthread.rseq=0')
+        assert (_glibc() is None) == usual
+    monkeypatch.setattr(sys, 'platform', 'darwin')
+    assert _glibc() is None
+
+
+def test_memory_of_a_fit_that_fails_is_given_back(dls):
+    class Fails(Callback):
+        def after_pred(self): raise RuntimeError("no")
+    told = []
+    learn = contrastive_learner(dls, 'test_resnet', cbs=Fails())
+    reuse = next(cb for cb in learn.cbs if isinstance(cb, ReuseMemory))
+    reuse.set = lambda values: told.append(values)
+    with learn.no_logging(), learn.no_mbar(), pytest.raises(RuntimeError): learn.fit_contrastive(1)
+    assert told == ([ReuseMemory.keep, ReuseMemory.usual] if reuse.libc else [])
