@@ -7,8 +7,8 @@ Docs: https://fastcontrast.github.io/fastcontrast/recipes.html.md"""
 # %% auto #0
 __all__ = ['RECIPES', 'LOSSES', 'simclr', 'moco_v1', 'moco_v2', 'moco_v3', 'byol', 'simsiam', 'nnclr', 'swav', 'barlow_twins',
            'vicreg', 'dino', 'fast_moco', 'METHODS', 'OPTIMIZERS', 'SCHEDULES', 'SPEEDUPS', 'Recipe', 'pick_setting',
-           'parameter_groups', 'optimizer', 'warmup_then', 'schedules', 'check_parts', 'make_part', 'refused_pairs',
-           'recipe_table']
+           'Sgd', 'parameter_groups', 'optimizer', 'warmup_then', 'schedules', 'check_parts', 'make_part',
+           'refused_pairs', 'recipe_table']
 
 # %% ../nbs/20_recipes.ipynb #cc16946d
 import copy
@@ -259,9 +259,22 @@ METHODS: dict[str, Callable[..., Recipe]] = {m.__name__: m for m in (
     simclr, moco_v1, moco_v2, moco_v3, fast_moco, byol, simsiam, nnclr, swav, barlow_twins, vicreg, dino)}
 
 # %% ../nbs/20_recipes.ipynb #1feae4a6
+class Sgd(torch.optim.SGD):
+    "PyTorch's in one kernel, also where parameters get their first gradients at different steps, at which its own fails"
+    def __init__(self, params, momentum: float = 0.9, dampening: float = 0, **kwargs):
+        fused = not (dampening or kwargs.get('foreach'))  # zeros in place of no momentum yet give the same first step, but not with dampening
+        super().__init__(params, **dict(momentum=momentum, dampening=dampening, fused=fused, foreach=not fused) | kwargs)
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            if not (group['fused'] and group['momentum']): continue
+            for p in group['params']:
+                if p.grad is not None and self.state[p].get('momentum_buffer') is None: self.state[p]['momentum_buffer'] = torch.zeros_like(p)
+        return super().step(closure)
+
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     'lars': partial(Lars, momentum=0.9), # multi-tensor by itself, in timm's newer releases
-    'sgd': partial(torch.optim.SGD, momentum=0.9, foreach=True), # the fused one fails where some parameters have no gradient at first
+    'sgd': Sgd,
     'adamw': partial(torch.optim.AdamW, fused=True),
 }
 
@@ -290,7 +303,7 @@ def optimizer(
     "The recipe's optimizer, for fastai"
     if recipe.opt not in OPTIMIZERS: raise InputError(suggest(recipe.opt, OPTIMIZERS, 'optimizer'))
     try: OPTIMIZERS[recipe.opt]([nn.Parameter(torch.zeros(1))], lr=0.1, **recipe.opt_args)
-    except (TypeError, ValueError) as e: raise InputError(f"opt_args={dict(recipe.opt_args)} do not suit {recipe.opt}: {e}") from None
+    except (TypeError, ValueError, RuntimeError) as e: raise InputError(f"opt_args={dict(recipe.opt_args)} do not suit {recipe.opt}: {e}") from None
     def opt_func(groups, lr): return OptimWrapper(groups, partial(OPTIMIZERS[recipe.opt], **recipe.opt_args), convert_groups=False, lr=lr)
     return opt_func
 

@@ -19,7 +19,7 @@ from fastcontrast.export import encoder_info, load_encoder
 from fastcontrast.learner import ContrastiveLearner, contrastive_learner
 from fastcontrast.losses import DCL, DCLW, InfoNCE, NTXent
 from fastcontrast.models import make_encoder
-from fastcontrast.recipes import METHODS, Recipe, moco_v3, parameter_groups, pick_setting, simclr, warmup_then
+from fastcontrast.recipes import METHODS, Recipe, Sgd, moco_v3, parameter_groups, pick_setting, simclr, warmup_then
 from fastcontrast.targets import EMATarget, SharedTarget, Target
 
 
@@ -226,13 +226,32 @@ def test_frozen_parameters_are_in_no_group_and_only_lars_is_marked(dls):
     assert all('always_adapt' not in g for g in groups)
 
 
-@pytest.mark.parametrize('opt,cls', [('lars', 'Lars'), ('sgd', 'SGD'), ('adamw', 'AdamW')])
+@pytest.mark.parametrize('opt,cls', [('lars', 'Lars'), ('sgd', 'Sgd'), ('adamw', 'AdamW')])
 def test_optimizers_keep_their_groups_weight_decay(dls, opt, cls):
     learn = make(dls, method=simclr(opt=opt, opt_args={}, wd=0.03))
     learn.create_mbar = False
     learn.fit_contrastive(1)
     assert type(learn.opt.opt).__name__ == cls
     assert [g['weight_decay'] for g in learn.opt.opt.param_groups] == [0.03, 0]
+
+
+@pytest.mark.parametrize('args', [{}, dict(nesterov=True), dict(dampening=0.3), dict(momentum=0.), dict(foreach=True), dict(fused=False)])
+def test_sgd_is_pytorchs(args):
+    "Step by step, with gradients that come and go: the second parameter's first one at the third step, the first one's not at the second"
+    rng = torch.Generator().manual_seed(0)
+    x = [torch.randn(s, dtype=torch.float64, generator=rng) for s in ((3, 4), (5,), (2, 3, 3, 3))]
+    mine, theirs = ([t.clone().requires_grad_() for t in x] for _ in range(2))
+    optimizers = (Sgd(mine, lr=0.1, weight_decay=0.01, **args),
+                  torch.optim.SGD(theirs, **dict(lr=0.1, weight_decay=0.01, momentum=0.9) | {k: v for k, v in args.items() if k not in ('foreach', 'fused')}, foreach=False))
+    for there in ((1, 0, 1), (0, 0, 1), (1, 1, 1), (1, 0, 0), (1, 1, 1)):
+        for a, b, has in zip(mine, theirs, there): a.grad = b.grad = torch.randn(a.shape, dtype=torch.float64, generator=rng) if has else None
+        for opt in optimizers: opt.step()
+        for a, b in zip(mine, theirs): torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert optimizers[0].param_groups[0]['fused'] == (not ({'foreach', 'fused', 'dampening'} & set(args)))
+
+
+def test_sgd_arguments_that_exclude_each_other(dls):
+    with pytest.raises(InputError, match='do not suit sgd'): make(dls, method=simclr(opt='sgd', opt_args=dict(fused=True, foreach=True)))
 
 
 def test_lars_adapts_filters_only(dls):
