@@ -1,7 +1,7 @@
-"""What it is worth on a CPU that a step's freed memory stays with the process for the next (`ReuseMemory`), and what it costs.
+"""What it is worth on a CPU that a step's freed memory stays with the process for the next (`reuse_memory`), and what it costs.
 
-Time and page faults of a step, and the peak memory, with the learner's callback over without it; each run is a process of its own,
-and they alternate. `moco_v3` is with all speedups of its paper's kind, whose maps have another size at every step.
+Time and page faults of a step, and the peak memory, with it over without it; each run is a process of its own, and they alternate.
+`moco_v3` is with `IntermediateLoss`, `PartialBackprop`, `CombinePatches` and `HardRegions`, whose maps are of many sizes.
 
     python benchmarks/reuse_memory.py
     python benchmarks/reuse_memory.py --runs "simclr resnet50 224 16"
@@ -15,13 +15,23 @@ import sys
 
 import torch
 from common import save, seconds_a_step
+from fastai.callback.core import Callback
 from memory import peak_since, resident
 from step_time import LR, Pictures
 
+from fastcontrast import device
 from fastcontrast.all import CombinePatches, HardRegions, IntermediateLoss, PartialBackprop, contrastive_learner, image_dls
-from fastcontrast.device import ReuseMemory
 
 RUNS = ["simclr resnet18 32 256", "simclr resnet18 128 64", "moco_v3 resnet10t 64 64"]
+
+
+def page_faults() -> int: return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+class Faults(Callback):
+    order = -101  # before the clock of `seconds_a_step`
+    def before_fit(self): self.at = []
+    def before_batch(self): self.at.append(page_faults())
 
 
 def measure(a) -> dict:
@@ -31,11 +41,11 @@ def measure(a) -> dict:
     before = resident()
     speedups = [IntermediateLoss(), PartialBackprop(), CombinePatches(), HardRegions("layer2")] if method == "moco_v3" else []
     learn = contrastive_learner(dls, arch, method, cbs=speedups, small_input=False)
-    if a.run == "without": learn.remove_cb(ReuseMemory)
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    if a.run == "without": device._glibc = lambda: None
+    faults = Faults()
+    learn.add_cb(faults)
     seconds = seconds_a_step(learn, a.warm, a.steps, lr=LR)
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-    return dict(step_s=seconds, faults_a_step=faults / (a.warm + a.steps), peak_mib=peak_since(before) / 2**20)
+    return dict(step_s=seconds, faults_a_step=(faults.at[-1] - faults.at[a.warm]) / a.steps, peak_mib=peak_since(before) / 2**20)
 
 
 def main():
@@ -48,6 +58,7 @@ def main():
     arg.add_argument("--run", choices=["with", "without"], help=argparse.SUPPRESS)
     a = arg.parse_args()
     if a.run: return print(json.dumps(measure(a)))
+    if device._glibc() is None: sys.exit("there is nothing to measure: no glibc here, or MALLOC_… or GLIBC_TUNABLES is set in the environment")
     result = dict(warm=a.warm, steps=a.steps)
     for run in a.runs:
         got: dict[str, list[dict]] = {"without": [], "with": []}

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
-from fastcontrast.all import (DCL, CombinePatches, HardRegions, InputError, IntermediateLoss, PartialBackprop, contrastive_learner, fast_moco,
+from fastcontrast.all import (DCL, CombinePatches, HardRegions, InputError, IntermediateLoss, NTXent, PartialBackprop, contrastive_learner, fast_moco,
                               few_label_accuracy, image_dls, linear_probe, moco_v3, simclr)
 from fastcontrast.data import VALID_FOLDERS, stratified
 from fastcontrast.evaluate.cost import Cost
@@ -41,8 +41,9 @@ from fastcontrast.speedups.suncet import SuNCEt
 class Config:
     method: Callable
     speedups: Callable[[int], list] = lambda seed: []  # what makes them, with a seed
-    dcl: bool = False  # DCL, at the temperature of the method's loss, in its place
+    dcl: bool = False  # DCL, at the temperature of the method's loss, in place of SimCLR's NT-Xent
     bs: int | None = None  # instead of the program's
+    temp: float | None = None  # of the loss, instead of the recipe's
     share: float = 1.0  # of the program's epochs
 
     @property
@@ -64,6 +65,7 @@ CONFIGS: dict[str, Config] = {
     "simclr+suncet": Config(simclr, lambda seed: [SuNCEt(seed=seed)]),
     "simclr+dcl": Config(simclr, dcl=True),
     **{f"simclr{'+dcl' * dcl} bs{bs}": Config(simclr, dcl=dcl, bs=bs) for bs in (16, 64) for dcl in (False, True)},
+    **{f"simclr{'+dcl' * dcl} bs32 temp{temp}": Config(simclr, dcl=dcl, bs=32, temp=temp) for temp in (0.1, 0.2, 0.5) for dcl in (False, True)},
     "moco_v3+partial+regions": Config(moco_v3, lambda seed: [*_partial(seed), HardRegions("layer2")]),
     "fast_moco half": Config(fast_moco, share=0.5),
     "simclr+suncet half": Config(simclr, lambda seed: [SuNCEt(seed=seed)], share=0.5),
@@ -102,7 +104,8 @@ def learner(a, data, name, seed):
     labels = 0.1 if any(isinstance(s, SuNCEt) for s in speedups) else None
     dls = image_dls(**data, size=a.size, bs=config.bs or a.bs, labels=labels, seed=seed, device=device())
     recipe = config.method(setting=a.setting)
-    loss = DCL(recipe.resolve(a.setting).loss().temp) if config.dcl else None
+    temp = config.temp or recipe.resolve(a.setting).loss().temp
+    loss = DCL(temp) if config.dcl else NTXent(temp) if config.temp else None
     return contrastive_learner(dls, a.arch, recipe, loss, [*speedups, Cost()], small_input=a.small_input), speedups
 
 
@@ -147,12 +150,12 @@ def timed(rows, epoch_s) -> list[dict]:
 
 
 def kept(path, settings) -> dict:
-    """The results of earlier runs: `rows`, and `epoch_s` if it was measured"""
+    """The results of earlier runs: `rows`; `epoch_s` if it was measured; and a `note`, if somebody has written one into them"""
     if not path.exists(): return dict(rows=[])
     old = json.loads(path.read_text())
     differs = [f"{k} ({old.get(k)}, now {v})" for k, v in settings.items() if old.get(k) != v]
     if differs: sys.exit(f"'{path}' has the results of other settings: {', '.join(differs)}; give another --out")
-    return {k: v for k, v in old.items() if k in ("rows", "epoch_s")}
+    return {k: v for k, v in old.items() if k in ("note", "rows", "epoch_s")}
 
 
 def table(rows) -> list[dict]:

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from .accumulate import Accumulate
 from .core import InputError, suggest
 from .data import ImageLoader
-from .device import Autocast, Compile, ReuseMemory, pick_precision
+from .device import Autocast, Compile, pick_precision, reuse_memory
 from .distributed import gather, gather_objects, join_processes, rank, world_size
 from .evaluate.knn import embed, knn_accuracy
 from .evaluate.linear import linear_probe
@@ -136,7 +136,7 @@ class ContrastiveLearner(Learner):
         "fastai's `fit`; raises what a callback, an error or Ctrl-C stopped it for, after all callbacks have cleaned up"
         _check_epochs(n_epoch)
         self.stopped = None
-        super().fit(n_epoch, *args, **kwargs)
+        with reuse_memory(next(self.model.parameters()).device): super().fit(n_epoch, *args, **kwargs)
         if self.stopped is not None: raise self.stopped
 
     def fit_contrastive(self,
@@ -333,7 +333,7 @@ def contrastive_learner(
     if accumulate != 1 or isinstance(accumulate, bool): cbs.append(Accumulate(accumulate))
     watch = Watch(dls, knn_pictures)
     step = [Contrast(two_views(dls.size, recipe.views), Normalize(encoder.pretrained_cfg['mean'], encoder.pretrained_cfg['std']), recipe.one_way),
-            FiniteLoss(), watch, ReuseMemory(), *([Together()] if world_size() > 1 else [])]
+            FiniteLoss(), watch, *([Together()] if world_size() > 1 else [])]
     precision = pick_precision(precision, dls.device)
     if precision != 'fp32' and not any(isinstance(cb, MixedPrecision) for cb in cbs): step.append(Autocast(precision))
     if compile: step.append(Compile())

@@ -261,16 +261,18 @@ METHODS: dict[str, Callable[..., Recipe]] = {m.__name__: m for m in (
 # %% ../nbs/20_recipes.ipynb #1feae4a6
 class Sgd(torch.optim.SGD):
     "PyTorch's in one kernel, also where parameters get their first gradients at different steps, at which its own fails"
-    def __init__(self, params, momentum: float = 0.9, dampening: float = 0, **kwargs):
-        fused = not (dampening or kwargs.get('foreach'))  # zeros in place of no momentum yet give the same first step, but not with dampening
-        super().__init__(params, **dict(momentum=momentum, dampening=dampening, fused=fused, foreach=not fused) | kwargs)
+    def __init__(self, params, *, momentum: float = 0.9, dampening: float = 0, fused: bool | None = None, foreach: bool | None = None, **kwargs):
+        if fused is None: fused = not (foreach or dampening)
+        if foreach is None: foreach = not fused
+        super().__init__(params, momentum=momentum, dampening=dampening, fused=fused, foreach=foreach, **kwargs)
 
-    def step(self, closure=None):
-        for group in self.param_groups:
-            if not (group['fused'] and group['momentum']): continue
-            for p in group['params']:
-                if p.grad is not None and self.state[p].get('momentum_buffer') is None: self.state[p]['momentum_buffer'] = torch.zeros_like(p)
-        return super().step(closure)
+    def _init_group(self, group, params, grads, momenta):
+        sparse = super()._init_group(group, params, grads, momenta)
+        if group['fused'] and not group['dampening']:  # zeros in place of no momentum give the same first step
+            for i, (p, m) in enumerate(zip(params, momenta)):
+                if m is None: momenta[i] = torch.zeros_like(p)
+                elif m.stride() != p.stride(): momenta[i] = torch.empty_like(p).copy_(m)  # the kernel goes through memory, not through indices
+        return sparse
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     'lars': partial(Lars, momentum=0.9), # multi-tensor by itself, in timm's newer releases

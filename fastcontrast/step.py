@@ -27,7 +27,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from .core import InputError, suggest
-from .distributed import average_, broadcast_, gather, gather_objects, rank
+from .distributed import MeanGradients, broadcast_, gather, gather_objects, rank
 from .models import Embedding, Route, evaluating, feature_dim, find_stage
 from .views import VIEW_KINDS, Normalize, RoleViews, ViewKind, Views
 
@@ -375,6 +375,7 @@ class ClipEach(StepCallback):
 class Together(StepCallback):
     "All processes train as one: they begin alike, and use the mean of their gradients"
     order = -5  # the model is on its device (-10); what unscales (10), clips or freezes gradients comes later
+    gradients: MeanGradients | None = None
 
     def settings(self) -> dict[str, Any]:
         "What has to be the same in all processes, by name"
@@ -384,10 +385,11 @@ class Together(StepCallback):
                 'loss': repr(self.loss_func.loss), 'callbacks': [repr(cb) for cb in self.learn.cbs if cb.order < 50],  # later ones only report
                 'metrics': [m.name for m in self.learn.metrics], 'epochs': self.n_epoch, 'learning rate': self.opt.hypers[-1]['lr'],
                 'batch size': train.bs, 'seed of the data': train.seed, 'size': self.dls.size, 'pictures to train on': f'{len(train.data)} ({pictures})',
-                'model': {name: (*t.shape, t.dtype) for name, t in state.items()}, 'draws': {n: int(t) for n, t in state.items() if n.endswith('_extra_state')}}
+                'model': {name: (*t.shape, t.dtype, t.stride()) for name, t in state.items()}, 'draws': {n: int(t) for n, t in state.items() if n.endswith('_extra_state')}}
 
     def before_fit(self):
         super().before_fit()
+        self.after_fit()  # of a fit that ended before it began
         (first, seed), *others = gather_objects((self.settings(), torch.randint(2**31, ()).item()))
         for r, (theirs, _) in enumerate(others, 1):
             for what in first:
@@ -396,13 +398,24 @@ class Together(StepCallback):
         set_seed(seed + rank())
         if torch.device(self.dls.device).type == 'cuda': convert_sync_batchnorm(self.model)
         broadcast_([*self.model.parameters(), *self.model.buffers()])
+        self.gradients = MeanGradients(self.model.parameters())
         self.parent = os.getppid()
 
     def before_batch(self):
         if os.getppid() != self.parent: self.stop(InputError("the program that launched this process has ended, and with it the training."))
 
-    def before_step(self): average_([p.grad for p in self.model.parameters() if p.grad is not None])
+    def before_backward(self): self.gradients.begin(early=self.whole)
+    def after_backward(self):
+        if self.whole: self.gradients.finish()
+    def before_step(self):
+        if not self.whole: self.gradients.finish()  # parts have had their backward passes since
+    @property
+    def whole(self) -> bool: return self.xb[1].chunked is None  # not a batch in parts
+
     def after_train(self): broadcast_(self.model.buffers())  # statistics of BatchNorm that are not synchronised
+    def after_fit(self):
+        if self.gradients: self.gradients.remove()
+        self.gradients = None
 
 def _difference(a: Any, b: Any) -> str:
     "Where two settings differ, in words"

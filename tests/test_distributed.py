@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastcontrast.distributed import gather, rank, world_size
+from fastcontrast.distributed import MeanGradients, broadcast_, gather, rank, world_size
 from fastcontrast.losses import dcl, dclw, info_nce, nt_xent
 
 WORLD, HALF = 2, 3
@@ -39,6 +39,47 @@ def value_and_grads(net, x, loss):
     return value.item(), [p.grad.clone() for p in net.parameters()]
 
 
+class Three(nn.Module):
+    "A channels-last convolution, a layer in another dtype, and one that a step may leave out"
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.wide, self.last = nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last), nn.Linear(8, 5).double(), nn.Linear(5, 4)
+        self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def forward(self, x, whole):
+        h = self.wide(self.conv(x).mean((2, 3)).double())
+        return (self.last(h.float()) if whole else h).square().sum()
+
+
+STEPS = [(True, 1), (False, 1), (True, 2)]  # does it go to the end; backward passes
+
+
+def means(size, r):
+    "The gradients of three steps, on this process's picture, and in how many parts they left before the end of the backward pass"
+    net, steps = Three(), []
+    gradients = MeanGradients(net.parameters(), size)
+    for i, (whole, passes) in enumerate(STEPS):
+        net.zero_grad()
+        gradients.begin(early=passes == 1)
+        for part in range(passes): net(torch.full((1, 3, 4, 4), 1. + r + 10 * i + part).to(memory_format=torch.channels_last), whole).backward()
+        early = len(gradients.sent)
+        gradients.finish()
+        steps.append((early, [None if p.grad is None else p.grad.clone() for p in net.parameters()]))
+    if not r: net(torch.ones(1, 3, 4, 4), True).backward()  # not a step's: nobody else has one, and nothing may be sent
+    for p in net.parameters(): p.requires_grad_()
+    net.zero_grad()
+    net.frozen.grad = torch.full((3,), 1. + r)  # frozen no more
+    gradients.begin()
+    gradients.finish()
+    thawed = net.frozen.grad
+    gradients.begin()
+    gradients.remove()
+    net.zero_grad()
+    net(torch.ones(1, 3, 4, 4), True).backward()
+    return thawed, len(gradients.buckets), steps, len(gradients.sent)
+
+
 def process(r, folder):
     "What each of the processes does; it leaves its results in a file"
     torch.set_num_threads(1)
@@ -57,6 +98,9 @@ def process(r, folder):
         weights = torch.arange(12.).view(4, 3).double() * (1 + r)  # every process's loss says something else
         (gather(x) * weights).sum().backward()
         out['grad'], out['plain'] = x.grad, gather(x.detach()).requires_grad
+        out['means'] = {size: means(size, r) for size in (1, 30, 2**24)}
+        out['broadcast'] = [torch.full((2, 3), r), torch.full((4,), r / 2), torch.full((), r)]
+        broadcast_(out['broadcast'])
         torch.save(out, f'{folder}/{r}.pt')
     finally:
         dist.destroy_process_group()
@@ -104,6 +148,27 @@ def test_gradient_is_the_sum_over_processes(results):
     for i, r in enumerate(results):
         torch.testing.assert_close(r['grad'], 3 * weights[2 * i:2 * i + 2])  # once from rank 0, twice from rank 1
         assert not r['plain']
+
+
+@pytest.mark.parametrize('size,n', [(1, 7), (30, 6), (2**24, 4)])
+def test_gradients_become_means_bucket_by_bucket(results, size, n):
+    for r in results:
+        thawed, buckets, steps, after = r['means'][size]
+        assert buckets == n and not after  # nothing is left of it
+        assert thawed.tolist() == [1.5] * 3
+        # the last layer's bucket is the first to leave: without its gradients all wait for the end, as in a step of two passes; what is frozen waits too
+        assert [early for early, _ in steps] == [n - 1, 0, 0]
+        for i, ((whole, passes), (_, grads)) in enumerate(zip(STEPS, steps)):
+            net = Three()
+            for other in range(WORLD):
+                for part in range(passes): (net(torch.full((1, 3, 4, 4), 1. + other + 10 * i + part), whole) / WORLD).backward()
+            for p, g in zip(net.parameters(), grads, strict=True):
+                assert (p.grad is None) == (g is None)
+                if g is not None: torch.testing.assert_close(g, p.grad)
+
+
+def test_broadcast_is_process_0s(results):
+    for r in results: assert [float(t.flatten()[-1]) for t in r['broadcast']] == [0, 0, 0]
 
 
 def test_one_process_gets_its_own_tensor_back():

@@ -239,15 +239,23 @@ def test_optimizers_keep_their_groups_weight_decay(dls, opt, cls):
 def test_sgd_is_pytorchs(args):
     "Step by step, with gradients that come and go: the second parameter's first one at the third step, the first one's not at the second"
     rng = torch.Generator().manual_seed(0)
-    x = [torch.randn(s, dtype=torch.float64, generator=rng) for s in ((3, 4), (5,), (2, 3, 3, 3))]
+    x = [torch.randn(s, dtype=torch.float64, generator=rng) for s in ((3, 4), (5,), (2, 3, 4, 5))]
     mine, theirs = ([t.clone().requires_grad_() for t in x] for _ in range(2))
+    mine[2].data = mine[2].data.to(memory_format=torch.channels_last)
     optimizers = (Sgd(mine, lr=0.1, weight_decay=0.01, **args),
                   torch.optim.SGD(theirs, **dict(lr=0.1, weight_decay=0.01, momentum=0.9) | {k: v for k, v in args.items() if k not in ('foreach', 'fused')}, foreach=False))
-    for there in ((1, 0, 1), (0, 0, 1), (1, 1, 1), (1, 0, 0), (1, 1, 1)):
-        for a, b, has in zip(mine, theirs, there): a.grad = b.grad = torch.randn(a.shape, dtype=torch.float64, generator=rng) if has else None
+    steps = [[], []]
+    for opt, mark in zip(optimizers, steps): opt.register_step_pre_hook(lambda *_, mark=mark: mark.append(1))
+    for n, there in enumerate(((1, 0, 1), (0, 0, 1), (1, 1, 1), (1, 0, 0), (1, 1, 1))):
+        if n == 4: mine[2].data = mine[2].data.contiguous()  # another memory format, in the middle
+        for a, b, has in zip(mine, theirs, there):
+            b.grad = torch.randn(a.shape, dtype=torch.float64, generator=rng) if has else None
+            a.grad = torch.empty_like(a).copy_(b.grad) if has else None
         for opt in optimizers: opt.step()
         for a, b in zip(mine, theirs): torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert len(steps[0]) == len(steps[1]) == 5
     assert optimizers[0].param_groups[0]['fused'] == (not ({'foreach', 'fused', 'dampening'} & set(args)))
+    assert optimizers[0].param_groups[0]['foreach'] != optimizers[0].param_groups[0]['fused']
 
 
 def test_sgd_arguments_that_exclude_each_other(dls):

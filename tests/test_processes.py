@@ -24,9 +24,10 @@ from timm.layers import GroupNorm1
 from torch import nn
 from torch.utils.data import Dataset
 
+import fastcontrast.step
 from fastcontrast.core import InputError
 from fastcontrast.data import image_dls
-from fastcontrast.distributed import gather_objects, join_processes, rank
+from fastcontrast.distributed import MeanGradients, gather_objects, join_processes, rank
 from fastcontrast.export import load_encoder
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.losses import DCL, DCLW, NegCosine
@@ -104,13 +105,15 @@ RUNS = {  # what `contrastive_learner` is given
     # patches have maps of 2 x 2 cells there: were they looked at as one, rounding would choose the window
     'all': lambda: dict(method=small('moco_v3'), cbs=[CombinePatches(), IntermediateLoss(), PartialBackprop(), HardRegions(cells=None), SuNCEt(**SUPPORT)]),
     'streamed': lambda: dict(method=small('simclr'), memory=1e-12),
+    'in parts': lambda: dict(method=small('moco_v3'), accumulate=2),
+    'in parts, partial': lambda: dict(method=small('simclr'), cbs=[IntermediateLoss(), PartialBackprop()], accumulate=2),
 }
 
 
-def build(method, cbs=(), memory=0.25, lr=None):
+def build(method, cbs=(), memory=0.25, lr=None, accumulate=1):
     torch.manual_seed(3 + rank())  # the weights are those of process 0
     dls = image_dls(Pictures(), bs=BS, labels='all', valid=Pictures(seed=1), workers=0, device='cpu', memory=memory)
-    learn = contrastive_learner(dls, 'test_resnet', method=method, small_input=False, cbs=[Diary(), *cbs])
+    learn = contrastive_learner(dls, 'test_resnet', method=method, small_input=False, cbs=[Diary(), *cbs], accumulate=accumulate)
     learn.create_mbar = False
     without_batchnorm(learn.model)
     learn.model.double().encoder.register_forward_pre_hook(lambda _, x: x[0].double())  # pictures to judge by are in float32
@@ -165,6 +168,7 @@ def process(r, folder):
     "One of the two"
     torch.set_num_threads(1)
     Views.forward = views_by_picture
+    fastcontrast.step.MeanGradients = partial(MeanGradients, size=2**12)  # all gradients of this encoder are less than one usual bucket
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=r, world_size=2, timeout=timedelta(seconds=60))
     def leave(name, what):
         torch.save(what, folder/'part')
