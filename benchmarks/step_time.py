@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from common import alternate, device, save
 
 from fastcontrast.all import Queue, contrastive_learner, image_dls
+from fastcontrast.device import reuse_memory
 from fastcontrast.recipes import METHODS, OPTIMIZERS, RECIPES, SCHEDULES, make_part, parameter_groups, warmup_then
 from fastcontrast.targets import EMA_SCHEDULES
 
@@ -119,6 +120,7 @@ def bare_loop(learn, batches, copied=True, lr=None):
         names, averaged = zip(*model.memory["ema"].named_parameters())
         online = [model.get_parameter(name) for name in names]
 
+    @reuse_memory(dev)  # as a fit does
     def epoch(order=None):
         nonlocal oldest
         model.train()
