@@ -7,7 +7,7 @@ batch and optimizer; the others' pictures come from two workers (`--workers`).
 
 `encoder` is what the hardware could do at best: forward and backward pass of this library's encoder, in its precision and memory
 format, on two views of a batch that are ready and normalised; no pictures are read or augmented, and there is no head, no loss and
-no optimizer.
+no optimizer. It is measured in the middle of whole steps, on pictures in memory, one pass for each, and compared with those.
 
 Each measurement is a process of its own, so that no worker prefetches during the other's turn; they take turns. The one-off
 decoding of the pictures into memory is reported beside, not counted. All are timed as they run by themselves (here bfloat16 where
@@ -69,7 +69,7 @@ def ours(a, precision="auto") -> dict:
 
 
 def encoder(a, precision="auto") -> dict:
-    """The encoder of a learner as it is in a step, on that step's views"""
+    """The encoder alone and whole steps by turns, so that both see the same machine: after a step's views are made, and before anything else"""
     import torch
     from fastai.callback.core import Callback, CancelFitException
     from step_time import Pictures
@@ -78,26 +78,32 @@ def encoder(a, precision="auto") -> dict:
 
     class Encoder(Callback):
         order = 100  # the views are made and autocast is on
+        took = 0.0
 
         def before_batch(self):
+            sync()
+            start = time.perf_counter()
             x = self.learn.xb[0]["views"].flatten(0, 1)
-            net, one = self.model.encoder, None
-            for step in range(a.warm + a.steps + 1):
-                if step in (a.warm, a.warm + a.steps):
-                    sync()
-                    stamps.append(time.perf_counter())
-                h = net(x)
-                if one is None: one = torch.ones_like(h)
-                with torch.autocast(x.device.type, enabled=False): h.backward(one)  # the learner's backward pass is outside as well
-                net.zero_grad()
-            raise CancelFitException
+            h = self.model.encoder(x)
+            with torch.autocast(x.device.type, enabled=False): h.backward(torch.ones_like(h))  # the learner's backward pass is outside as well
+            self.model.encoder.zero_grad()
+            torch.clear_autocast_cache()  # each step has weights of its own, to be cast once
+            sync()
+            self.took += time.perf_counter() - start
 
-    stamps: list[float] = []
+        def after_batch(self):
+            if self.train_iter in (a.warm, a.warm + a.steps):
+                sync()
+                stamps.append((time.perf_counter(), self.took))
+            if self.train_iter == a.warm + a.steps: raise CancelFitException
+
+    stamps: list[tuple[float, float]] = []
     torch.manual_seed(0)
-    dls = image_dls(Pictures(a.bs, a.size), size=a.size, bs=a.bs, valid=0, device=device())
+    dls = image_dls(Pictures(a.bs * (a.warm + a.steps), a.size), size=a.size, bs=a.bs, valid=0, device=device())
     learn = contrastive_learner(dls, a.arch, simclr(opt="sgd", projector=(HIDDEN, OUT)), small_input=False, cbs=Encoder(), precision=precision)
-    with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(1)
-    return dict(images_per_s=a.steps * a.bs / (stamps[1] - stamps[0]))
+    with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(1, lr=0.06)
+    total, alone = (end - start for start, end in zip(*stamps, strict=True))
+    return dict(images_per_s=a.steps * a.bs / alone, step_over_encoder=alone / (total - alone))
 
 
 def lightly(a, half=False) -> dict:
@@ -156,10 +162,11 @@ def command(name, a) -> list[str]:
 
 
 def compare(got: dict[str, list[dict]]) -> dict[str, list[float]]:
-    """Ours over each other in every round: as they run by themselves, both in float32, and both in bfloat16"""
-    pairs = [("ours", "encoder"), ("ours fp32", "encoder fp32")]
+    """Ours over each other in every round, steps over the encoder within its own process: as they run by themselves, both in float32, and both in bfloat16"""
+    alone = {f"ours{name[7:]} over {name}": [g["step_over_encoder"] for g in got[name]] for name in ("encoder", "encoder fp32") if name in got}
+    pairs = []
     for name in ("lightly", *PEERS): pairs += [("ours", name), ("ours fp32", name), ("ours", f"{name} bf16")]
-    return {f"{x} over {y}": [p["images_per_s"] / q["images_per_s"] for p, q in zip(got[x], got[y], strict=True)] for x, y in pairs if x in got and y in got}
+    return alone | {f"{x} over {y}": [p["images_per_s"] / q["images_per_s"] for p, q in zip(got[x], got[y], strict=True)] for x, y in pairs if x in got and y in got}
 
 
 def main():

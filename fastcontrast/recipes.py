@@ -7,7 +7,7 @@ Docs: https://fastcontrast.github.io/fastcontrast/recipes.html.md"""
 # %% auto #0
 __all__ = ['RECIPES', 'LOSSES', 'simclr', 'moco_v1', 'moco_v2', 'moco_v3', 'byol', 'simsiam', 'nnclr', 'swav', 'barlow_twins',
            'vicreg', 'dino', 'fast_moco', 'METHODS', 'OPTIMIZERS', 'SCHEDULES', 'SPEEDUPS', 'Recipe', 'pick_setting',
-           'Sgd', 'parameter_groups', 'optimizer', 'warmup_then', 'schedules', 'check_parts', 'make_part',
+           'Sgd', 'AdamW', 'parameter_groups', 'optimizer', 'warmup_then', 'schedules', 'check_parts', 'make_part',
            'refused_pairs', 'recipe_table']
 
 # %% ../nbs/20_recipes.ipynb #cc16946d
@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from fastai.optimizer import OptimWrapper
 from timm.optim.lars import Lars
-from torch import nn
+from torch import Tensor, nn
 
 from .core import InputError, suggest
 from .losses import DCL, DCLW, BarlowTwins, DINOLoss, InfoNCE, NegCosine, NTXent, SwAVLoss, VICReg
@@ -259,7 +259,25 @@ METHODS: dict[str, Callable[..., Recipe]] = {m.__name__: m for m in (
     simclr, moco_v1, moco_v2, moco_v3, fast_moco, byol, simsiam, nnclr, swav, barlow_twins, vicreg, dino)}
 
 # %% ../nbs/20_recipes.ipynb #1feae4a6
-class Sgd(torch.optim.SGD):
+def _laid_out(t: Tensor, p: Tensor) -> Tensor:
+    "`t`, in memory as `p` is"
+    return t if t.stride() == p.stride() or t.is_contiguous() and p.is_contiguous() else torch.empty_like(p).copy_(t)
+
+class _Fused:
+    "What PyTorch's optimizers in one kernel want of tensors, which it goes through as they lie in memory, not by index"
+    def _init_group(self, group, params, grads, *states):
+        if not group['fused']: return super()._init_group(group, params, grads, *states)
+        for p in group['params']:  # its memory format may have changed
+            state = self.state.get(p, {})
+            for name, t in state.items():
+                if t is not None and t.shape == p.shape: state[name] = _laid_out(t, p)
+        special = super()._init_group(group, params, grads, *states)
+        for i, (p, g) in enumerate(zip(params, grads)):  # PyTorch's CPU kernel copies gradients that are not contiguous, and then does without the copies
+            g = _laid_out(g, p)
+            grads[i] = g.as_strided((g.numel(),), (1,)) if g.is_cpu and not g.is_contiguous() else g
+        return special
+
+class Sgd(_Fused, torch.optim.SGD):
     "PyTorch's in one kernel, also where parameters get their first gradients at different steps, at which its own fails"
     def __init__(self, params, *, momentum: float = 0.9, dampening: float = 0, fused: bool | None = None, foreach: bool | None = None, **kwargs):
         if fused is None: fused = not (foreach or dampening)
@@ -269,15 +287,18 @@ class Sgd(torch.optim.SGD):
     def _init_group(self, group, params, grads, momenta):
         sparse = super()._init_group(group, params, grads, momenta)
         if group['fused'] and not group['dampening']:  # zeros in place of no momentum give the same first step
-            for i, (p, m) in enumerate(zip(params, momenta)):
-                if m is None: momenta[i] = torch.zeros_like(p)
-                elif m.stride() != p.stride(): momenta[i] = torch.empty_like(p).copy_(m)  # the kernel goes through memory, not through indices
+            momenta[:] = (torch.zeros_like(p) if m is None else m for p, m in zip(params, momenta))
         return sparse
+
+class AdamW(_Fused, torch.optim.AdamW):
+    "PyTorch's in one kernel"
+    def __init__(self, params, *, fused: bool | None = None, foreach: bool | None = None, **kwargs):
+        super().__init__(params, fused=not foreach if fused is None else fused, foreach=foreach, **kwargs)
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     'lars': partial(Lars, momentum=0.9), # multi-tensor by itself, in timm's newer releases
     'sgd': Sgd,
-    'adamw': partial(torch.optim.AdamW, fused=True),
+    'adamw': AdamW,
 }
 
 def parameter_groups(

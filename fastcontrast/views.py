@@ -137,15 +137,14 @@ def _saturation(x: Tensor, factor: Tensor) -> Tensor:
 def _hue(x: Tensor, factor: Tensor) -> Tensor:
     "Turn the hue by `factor` turns [n, 1, 1, 1]; saturation and value stay. Equal to torchvision's `adjust_hue`"
     r, g, b = x.split(1, 1)
-    value = x.amax(1, keepdim=True)
-    chroma = value - x.amin(1, keepdim=True)
-    sextant = 1 / (6 * chroma.clamp_min(1e-12))  # greys have no hue: their chroma, 0, multiplies whatever comes out
-    hue = torch.where(value == r, (g - b) * sextant,
-          torch.where(value == g, (b - r) * sextant + 1 / 3, (r - g) * sextant + 2 / 3)).add_(factor)
-    for channel, opposite in zip((r, g, b), (1 / 2, 5 / 6, 1 / 6), strict=True):
-        away = hue - opposite
-        away.sub_(away.round())
-        channel.copy_(value).addcmul_(away.abs_().mul_(-6).add_(2).clamp_(0, 1), chroma, value=-1)
+    value, least = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
+    chroma = value - least
+    hue = (g + b).sub_(r).sub_(least).div_(chroma.clamp_min(1e-12))  # greys have none: their chroma, 0, multiplies whatever comes out
+    hue.add_(1).copysign_(g - b).add_(6 * factor)
+    hue.sub_((hue * (1 / 6)).round_(), alpha=6)
+    opposite = least - chroma
+    for channel, away in ((g, 1), (b, -1)): channel.copy_(opposite).addcmul_((hue + away).abs_().clamp_(1, 2), chroma)
+    r.copy_(value.add_(chroma)).addcmul_(chroma, hue.abs_().clamp_(1, 2), value=-1)
     return x
 
 # %% ../nbs/03_views.ipynb #1d86150b
@@ -175,11 +174,11 @@ def _change(
     "Apply `change` to the chosen samples"
     if x.device.type != 'cpu': return torch.where(chosen.view(-1, 1, 1, 1), change(x.clone(), *factors), x)
     rows = chosen.nonzero().squeeze(1)
-    if len(rows): x[rows] = change(x[rows], *(f[rows] for f in factors))
+    if len(rows): x[rows] = change(x.index_select(0, rows), *(f[rows] for f in factors))
     return x
 
 # %% ../nbs/03_views.ipynb #f87eecd9
-_BLOCK = 2 ** 20  # numbers worked on at a time on a CPU: 4 MB of float32
+_BLOCK = 2 ** 21  # numbers worked on at a time on a CPU: 8 MB of float32
 
 def _check_size(size: int):
     "Raise `InputError` unless `size` can be the side of a view"

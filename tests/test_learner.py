@@ -19,7 +19,7 @@ from fastcontrast.export import encoder_info, load_encoder
 from fastcontrast.learner import ContrastiveLearner, contrastive_learner
 from fastcontrast.losses import DCL, DCLW, InfoNCE, NTXent
 from fastcontrast.models import make_encoder
-from fastcontrast.recipes import METHODS, Recipe, Sgd, moco_v3, parameter_groups, pick_setting, simclr, warmup_then
+from fastcontrast.recipes import METHODS, AdamW, Recipe, Sgd, moco_v3, parameter_groups, pick_setting, simclr, warmup_then
 from fastcontrast.targets import EMATarget, SharedTarget, Target
 
 
@@ -235,31 +235,37 @@ def test_optimizers_keep_their_groups_weight_decay(dls, opt, cls):
     assert [g['weight_decay'] for g in learn.opt.opt.param_groups] == [0.03, 0]
 
 
-@pytest.mark.parametrize('args', [{}, dict(nesterov=True), dict(dampening=0.3), dict(momentum=0.), dict(foreach=True), dict(fused=False)])
-def test_sgd_is_pytorchs(args):
+OPTIMIZERS = [*[(Sgd, torch.optim.SGD, args) for args in ({}, dict(nesterov=True), dict(dampening=0.3), dict(momentum=0.), dict(foreach=True), dict(fused=False))],
+              *[(AdamW, torch.optim.AdamW, args) for args in ({}, dict(amsgrad=True), dict(foreach=True), dict(fused=False))]]
+
+@pytest.mark.parametrize('ours,pytorchs,args', OPTIMIZERS)
+def test_optimizers_are_pytorchs(ours, pytorchs, args):
     "Step by step, with gradients that come and go: the second parameter's first one at the third step, the first one's not at the second"
     rng = torch.Generator().manual_seed(0)
-    x = [torch.randn(s, dtype=torch.float64, generator=rng) for s in ((3, 4), (5,), (2, 3, 4, 5))]
+    x = [torch.randn(s, dtype=torch.float64, generator=rng) for s in ((3, 4), (5,), (2, 3, 4, 5), (4, 3, 1, 1))]
     mine, theirs = ([t.clone().requires_grad_() for t in x] for _ in range(2))
-    mine[2].data = mine[2].data.to(memory_format=torch.channels_last)
-    optimizers = (Sgd(mine, lr=0.1, weight_decay=0.01, **args),
-                  torch.optim.SGD(theirs, **dict(lr=0.1, weight_decay=0.01, momentum=0.9) | {k: v for k, v in args.items() if k not in ('foreach', 'fused')}, foreach=False))
+    for p in mine[2:]: p.data = p.data.to(memory_format=torch.channels_last)
+    plain = {k: v for k, v in args.items() if k not in ('foreach', 'fused')}
+    optimizers = (ours(mine, lr=0.1, weight_decay=0.01, **args),
+                  pytorchs(theirs, **(dict(momentum=0.9) if ours is Sgd else {}) | dict(lr=0.1, weight_decay=0.01) | plain, foreach=False))
     steps = [[], []]
     for opt, mark in zip(optimizers, steps): opt.register_step_pre_hook(lambda *_, mark=mark: mark.append(1))
-    for n, there in enumerate(((1, 0, 1), (0, 0, 1), (1, 1, 1), (1, 0, 0), (1, 1, 1))):
+    for n, there in enumerate(((1, 0, 1, 1), (0, 0, 1, 1), (1, 1, 1, 1), (1, 0, 0, 0), (1, 1, 1, 1), (1, 1, 1, 1))):
         if n == 4: mine[2].data = mine[2].data.contiguous()  # another memory format, in the middle
         for a, b, has in zip(mine, theirs, there):
             b.grad = torch.randn(a.shape, dtype=torch.float64, generator=rng) if has else None
             a.grad = torch.empty_like(a).copy_(b.grad) if has else None
+        if n == 5: mine[2].grad = mine[2].grad.to(memory_format=torch.channels_last)  # laid out unlike its parameter
         for opt in optimizers: opt.step()
         for a, b in zip(mine, theirs): torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-    assert len(steps[0]) == len(steps[1]) == 5
+    assert len(steps[0]) == len(steps[1]) == 6
     assert optimizers[0].param_groups[0]['fused'] == (not ({'foreach', 'fused', 'dampening'} & set(args)))
-    assert optimizers[0].param_groups[0]['foreach'] != optimizers[0].param_groups[0]['fused']
+    assert not (optimizers[0].param_groups[0]['foreach'] and optimizers[0].param_groups[0]['fused'])
 
 
-def test_sgd_arguments_that_exclude_each_other(dls):
-    with pytest.raises(InputError, match='do not suit sgd'): make(dls, method=simclr(opt='sgd', opt_args=dict(fused=True, foreach=True)))
+@pytest.mark.parametrize('opt', ['sgd', 'adamw'])
+def test_optimizer_arguments_that_exclude_each_other(dls, opt):
+    with pytest.raises(InputError, match=f'do not suit {opt}'): make(dls, method=simclr(opt=opt, opt_args=dict(fused=True, foreach=True)))
 
 
 def test_lars_adapts_filters_only(dls):
