@@ -66,11 +66,7 @@ def main():
             for p in parts: p.join()
             if any(p.exitcode for p in parts): raise SystemExit("the bare loop failed: are all files pictures that Pillow reads?")
 
-        def build():
-            store.unlink(missing_ok=True)
-            open_store(pictures, side, store, a.workers)
-
-        got = alternate(build, loop, a.rounds)
+        got = alternate(lambda: open_store(pictures, side, store, a.workers), loop, a.rounds, before=lambda: store.unlink(missing_ok=True))
         print(f"{len(names):,} pictures into the cache {got['a_s']:.1f} s, bare loop {got['b_s']:.1f} s: {got['ratio']:.3f} (quartiles {got['ratio_quartiles']})")
 
         linked = Path(temp, "linked")  # the same pictures, to be cached away from where they lie

@@ -13,12 +13,13 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 
 
-def alternate(a: Callable[[], object], b: Callable[[], object], rounds: int, warm: int = 1) -> dict:
-    """Seconds of `a` and of `b`, called in turn so that both see the same machine, and the ratio a / b of each round"""
+def alternate(a: Callable[[], object], b: Callable[[], object], rounds: int, warm: int = 1, before: Callable[[], object] = lambda: None) -> dict:
+    """Seconds of `a` and of `b`, called in turn so that both see the same machine, and the ratio a / b of each round; `before` each, off the clock"""
     times: dict[str, list[float]] = {"a": [], "b": []}
     for r in range(warm + rounds):
         pair = [("a", a), ("b", b)]
         for name, f in pair if r % 2 else pair[::-1]:
+            before()
             sync()
             start = time.perf_counter()
             f()

@@ -16,6 +16,7 @@ precision gives can be told from what the rest does. Goals: at least 1.35 over l
 
     python benchmarks/throughput.py data/cifar10/train --size 32 --bs 256
     python benchmarks/throughput.py data/imagenette-128/train --size 128 --bs 64
+    python benchmarks/throughput.py data/cifar10/train --small-input --steps 3
     python benchmarks/throughput.py data/cifar10/train --peer stable-pretraining=spt/bin/python --peer solo-learn=solo/bin/python
 
 An interpreter for either of the two, with the torch that is used here, since they are to be compared and not their releases:
@@ -63,7 +64,7 @@ def ours(a, precision="auto") -> dict:
     dls = image_dls(a.data, size=a.size, bs=a.bs, valid=0, device=device())
     decode = time.perf_counter() - start
     method = simclr(opt="sgd", projector=(HIDDEN, OUT))
-    learn = contrastive_learner(dls, a.arch, method, small_input=False, cbs=Clock(), precision=precision)
+    learn = contrastive_learner(dls, a.arch, method, small_input=a.small_input, cbs=Clock(), precision=precision)
     with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(-(-(a.warm + a.steps) // len(dls.train)), lr=0.06)
     return dict(images_per_s=a.steps * a.bs / (stamps[1] - stamps[0]), decode_s=decode)
 
@@ -100,7 +101,7 @@ def encoder(a, precision="auto") -> dict:
     stamps: list[tuple[float, float]] = []
     torch.manual_seed(0)
     dls = image_dls(Pictures(a.bs * (a.warm + a.steps), a.size), size=a.size, bs=a.bs, valid=0, device=device())
-    learn = contrastive_learner(dls, a.arch, simclr(opt="sgd", projector=(HIDDEN, OUT)), small_input=False, cbs=Encoder(), precision=precision)
+    learn = contrastive_learner(dls, a.arch, simclr(opt="sgd", projector=(HIDDEN, OUT)), small_input=a.small_input, cbs=Encoder(), precision=precision)
     with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(1, lr=0.06)
     total, alone = (end - start for start, end in zip(*stamps, strict=True))
     return dict(images_per_s=a.steps * a.bs / alone, step_over_encoder=alone / (total - alone))
@@ -180,6 +181,7 @@ def main():
     arg.add_argument("--rounds", type=int, default=3)
     arg.add_argument("--workers", type=int, default=2, help="DataLoader workers of the others")
     arg.add_argument("--peer", type=peer, action="append", default=[], metavar="NAME=PYTHON", help=f"of {', '.join(PEERS)}: the interpreter that has it")
+    arg.add_argument("--small-input", action="store_true", help="ours and the encoder alone, with the stem for small pictures that the learner gives a ResNet by itself")
     arg.add_argument("--only", nargs="+", metavar="NAME", help="measure these, in every precision (by default all: ours encoder lightly and the peers)")
     arg.add_argument("--out", help="folder for the results")
     arg.add_argument("--run", choices=RUNS, help=argparse.SUPPRESS)
@@ -191,7 +193,8 @@ def main():
     names = ["ours", "encoder", "lightly", *dict(a.peer)]
     if unknown := set(a.only or ()) - set(names): arg.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(names)}")
     other = {name: f"{name} {'fp32' if name in FP32 else 'bf16'}" for name in names} if device() == "cpu" and has_bf16("cpu") else {}
-    names = [name for name in names if name in (a.only or names)]
+    names = [name for name in names if name in (a.only or (names[:2] if a.small_input else names))]
+    if a.small_input and set(names) - {"ours", "encoder"}: arg.error("--small-input is for ours and the encoder only: the others keep the stem for large pictures")
     got: dict[str, list[dict]] = {name: [] for name in [*names, *(other[name] for name in names if other)]}
     for r in range(a.rounds):
         for name in list(got)[::-1 if r % 2 else 1]:
@@ -203,7 +206,7 @@ def main():
     for name, ratios in over.items(): print(f"{name}: {statistics.median(ratios):.2f} (rounds: {', '.join(f'{r:.2f}' for r in ratios)})")
     data = a.data.rstrip("/").split("/")
     a.data = name = next((d for d in reversed(data) if d != "train"), "data")
-    save(f"throughput_{name}_{device()}", dict(settings={k: v for k, v in vars(a).items() if k not in ("run", "out", "peer")},
+    save(f"throughput_{name}_{'small_input_' * a.small_input}{device()}", dict(settings={k: v for k, v in vars(a).items() if k not in ("run", "out", "peer")},
          goal="ours at least 1.35 over lightly, above 1 over the others, 0.93 over the encoder", ratio={name: statistics.median(r) for name, r in over.items()},
          ratios=over, images_per_s={k: [g["images_per_s"] for g in v] for k, v in got.items()}, decode_s=[g["decode_s"] for g in got.get("ours", [])],
          peers={name: got[name][0]["versions"] for name in names if name in PEERS}, losses={k: [g["losses"] for g in v] for k, v in got.items() if "losses" in v[0]}), a.out)

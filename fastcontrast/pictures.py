@@ -58,7 +58,7 @@ def square_pixels(
 def picture_formats() -> dict[str, list[str]]:
     "The formats Pillow can decode by itself, each with the suffixes of its files"
     # the first four are containers that Pillow recognises without reading; it hands the others to outside programs
-    strange, found = {'BUFR', 'GRIB', 'HDF5', 'MPEG', 'EPS', 'WMF'}, {}
+    strange, found = {'BUFR', 'GRIB', 'HDF5', 'MPEG', 'EPS', 'WMF'}, {'JPEG': [], 'PNG': []}  # a file is tried in this order
     for suffix, name in Image.registered_extensions().items():
         if name in Image.OPEN and name not in strange: found.setdefault(name, []).append(suffix)
     return found
@@ -95,9 +95,9 @@ class Files:
 
     def digest(self) -> str:
         "A hash of the files' names, sizes and times of change: another one when the pictures are no longer the same"
-        seen = hashlib.blake2b(digest_size=16)
-        for i, path in enumerate(self.paths):
-            try: stat = os.stat(self.shown(i))
+        seen, folder = hashlib.blake2b(digest_size=16), os.fsencode(self.folder/'_')[:-1]
+        for path in self.paths:
+            try: stat = os.stat(folder + path)
             except OSError: state = (0, 0)  # a broken link: a picture that cannot be decoded
             else: state = (stat.st_size, stat.st_mtime_ns)
             seen.update(b'%s\0%d\0%d\n' % (path, *state))

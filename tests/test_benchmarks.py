@@ -205,11 +205,13 @@ def test_throughput(tmp_path, monkeypatch, capsys):
     (file,) = tmp_path.glob("throughput_noise_*.json")
     result = json.loads(file.read_text())
     assert result["settings"]["data"] == "noise" and result["versions"]["torch"]
-    assert result["images_per_s"]["encoder"][0] > 0 and result["ratio"] == {} and "lightly" not in result["images_per_s"]
-    for wrong in (["--only", "encodr"], ["--peer", "lightly=python"], ["--peer", "solo-learn=nowhere/python"]):
+    assert result["images_per_s"]["encoder"][0] > 0 and "lightly" not in result["images_per_s"]
+    assert all(name.startswith("ours") and 0 < r < 1 for name, r in result["ratio"].items()) and "ours over encoder" in result["ratio"]
+    for wrong in (["--only", "encodr"], ["--only", "lightly", "--small-input"], ["--peer", "lightly=python"], ["--peer", "solo-learn=nowhere/python"]):
         with pytest.raises(SystemExit, match="2"): run(*wrong)
-    speeds = {"ours": (6, 9), "ours fp32": (3, 3), "encoder": (8, 9), "lightly": (2, 3), "lightly bf16": (4, 3), "solo-learn": (1, 1)}
-    assert compare({name: [dict(images_per_s=x) for x in xs] for name, xs in speeds.items()}) == {
+    speeds = {"ours": (6, 9), "ours fp32": (3, 3), "lightly": (2, 3), "lightly bf16": (4, 3), "solo-learn": (1, 1)}
+    alone = {"encoder": [dict(images_per_s=8, step_over_encoder=0.75), dict(images_per_s=9, step_over_encoder=1)]}
+    assert compare(alone | {name: [dict(images_per_s=x) for x in xs] for name, xs in speeds.items()}) == {
         "ours over encoder": [0.75, 1], "ours over lightly": [3, 3], "ours fp32 over lightly": [1.5, 1], "ours over lightly bf16": [1.5, 3],
         "ours over solo-learn": [6, 9], "ours fp32 over solo-learn": [3, 3]}
 
