@@ -104,24 +104,29 @@ class MeanGradients:
         self.begin(early=False)
 
     def begin(self, early: bool = True):
-        "A backward pass follows; `early`: the only one of the step, so that what it has made may leave before its end"
-        self.early, self.missing, self.sent = early, [len(bucket) for bucket in self.buckets], []
+        "A backward pass follows; `early`: most likely the only one of the step, so that what it has made may leave before its end"
+        self.early, self.missing, self.sent, self.new = early, [len(bucket) for bucket in self.buckets], [], False
 
     def _ready(self, i: int, p: nn.Parameter):
         self.missing[i] -= 1
-        while self.early and len(self.sent) < len(self.buckets) and not self.missing[len(self.sent)]: self._send()
+        self.new = True
+        while self.early and len(self.sent) < len(self.buckets) and not self.missing[len(self.sent)]: self.sent.append(self._leave(len(self.sent)))
 
     @torch.no_grad()
-    def _send(self):
-        "The next bucket leaves"
-        grads = [p.grad.permute(self.orders[p]) for p in self.buckets[len(self.sent)] if p.grad is not None]
+    def _leave(self, i: int):
+        "Bucket `i` leaves: its gradients, what travels, and what to wait for"
+        grads = [p.grad.permute(self.orders[p]) for p in self.buckets[i] if p.grad is not None]
         flat = torch.cat([g.reshape(-1) for g in grads]).div_(world_size()) if grads else None
-        self.sent.append((grads, flat, flat is not None and dist.all_reduce(flat, async_op=True)))
+        return grads, flat, flat is not None and dist.all_reduce(flat, async_op=True)
 
     @torch.no_grad()
     def finish(self):
-        "After the last backward pass of a step: the gradients are means when it returns"
-        while len(self.sent) < len(self.buckets): self._send()
+        "After a backward pass: the gradients are means when it returns. So they are after one more pass and one more `finish`"
+        for i, (_, _, journey) in enumerate(self.sent):
+            if self.missing[i] >= 0: continue
+            if journey: journey.wait()  # there was a pass before this one, and it left too early: once more, with all
+            self.sent[i] = self._leave(i)
+        self.sent += [self._leave(i) for i in range(len(self.sent), len(self.buckets))]
         for grads, flat, journey in self.sent:
             if not grads: continue
             journey.wait()

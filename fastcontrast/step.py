@@ -408,7 +408,7 @@ class Together(StepCallback):
     def after_backward(self):
         if self.whole: self.gradients.finish()
     def before_step(self):
-        if not self.whole: self.gradients.finish()  # parts have had their backward passes since
+        if self.gradients.new: self.gradients.finish()  # parts have had their backward passes since, or a callback one of its own
     @property
     def whole(self) -> bool: return self.xb[1].chunked is None  # not a batch in parts
 

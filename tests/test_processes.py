@@ -61,6 +61,17 @@ class Diary(Callback):
     def after_batch(self): self.losses.append(self.loss.item())
 
 
+class OwnLoss(Callback):
+    "Backward passes of a callback's own, through a part of the encoder and through all of it"
+    order = 0
+    def __init__(self, event): setattr(self, event, self.add)
+    def add(self):
+        for stage in (self.model.encoder.layer1, self.model.encoder):
+            def keep(module, args, out): self.out = out
+            with stage.register_forward_hook(keep): self.model.encoder(self.learn.normalize(self.images / 255))
+            self.out.square().mean().backward()
+
+
 make_views = Views.forward
 
 def views_by_picture(self, images):
@@ -104,6 +115,8 @@ RUNS = {  # what `contrastive_learner` is given
     'supcon': lambda: dict(method=small('nnclr'), cbs=[SupervisedTerm('supcon', **SUPPORT)]),
     # patches have maps of 2 x 2 cells there: were they looked at as one, rounding would choose the window
     'all': lambda: dict(method=small('moco_v3'), cbs=[CombinePatches(), IntermediateLoss(), PartialBackprop(), HardRegions(cells=None), SuNCEt(**SUPPORT)]),
+    **{f"a callback's own loss, {event}": lambda event=event: dict(method=small('simclr'), cbs=[OwnLoss(event)]) for event in ('before_backward', 'after_backward')},
+    "a callback's own loss, in parts": lambda: dict(method=small('simclr'), cbs=[OwnLoss('after_backward')], accumulate=2),
     'streamed': lambda: dict(method=small('simclr'), memory=1e-12),
     'in parts': lambda: dict(method=small('moco_v3'), accumulate=2),
     'in parts, partial': lambda: dict(method=small('simclr'), cbs=[IntermediateLoss(), PartialBackprop()], accumulate=2),
