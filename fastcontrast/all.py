@@ -1,29 +1,36 @@
-"""Everything a training script needs: `from fastcontrast.all import *`."""
+"""What a training script needs: `from fastcontrast.all import *`."""
+from . import evaluate, speedups
 from .accumulate import Accumulate
 from .core import InputError
 from .data import image_dls
+from .evaluate import METRICS, metric
 from .evaluate.cost import Cost
 from .evaluate.knn import knn_accuracy
 from .evaluate.linear import few_label_accuracy, linear_probe
 from .export import encoder_info, export_encoder, load_encoder
 from .learner import ContrastiveLearner, contrastive_learner
-from .losses import (DCL, DCLW, BarlowTwins, DINOLoss, InfoNCE, NegCosine, NTXent, SwAVLoss, VICReg, dcl, dclw, info_nce, nt_xent,
-                     sinkhorn, suncet_loss, supcon_loss)
+from .losses import LOSSES, Loss, dcl, dclw, info_nce, nt_xent, sinkhorn, suncet_loss, supcon_loss
 from .models import ContrastiveModel, Embedding, Head, Prototypes, encoder_stages, make_encoder, mlp
-from .recipes import (SPEEDUPS, Recipe, barlow_twins, byol, dino, fast_moco, moco_v1, moco_v2, moco_v3, nnclr, recipe_table, refused_pairs,
-                      simclr, simsiam, swav, vicreg)
-from .speedups.comb_patches import CombinePatches
-from .speedups.intermediate import IntermediateLoss, PartialBackprop
-from .speedups.regions import HardRegions
-from .speedups.suncet import SuNCEt, SupervisedTerm
-from .step import Contrast, MultiCrop, PairLoss, StepCallback
+from .multi_crop import MultiCrop
+from .pairs import PairLoss
+from .recipes import METHODS, Recipe, method, recipe_table, refused_pairs
+from .speedups import SPEEDUPS
+from .step import Contrast, Phase, StepCallback
 from .targets import EMATarget, NearestNeighbours, Queue, SharedTarget, StopGradTarget, Target
 from .views import VIEW_KINDS, ViewKind, two_views
 
-__all__ = ["DCL", "DCLW", "SPEEDUPS", "VIEW_KINDS", "Accumulate", "BarlowTwins", "CombinePatches", "Contrast", "ContrastiveLearner", "ContrastiveModel",
-           "Cost", "DINOLoss", "EMATarget", "Embedding", "HardRegions", "Head", "InfoNCE", "InputError", "IntermediateLoss", "MultiCrop", "NTXent",
-           "NearestNeighbours", "NegCosine", "PairLoss", "PartialBackprop", "Prototypes", "Queue", "Recipe", "SharedTarget", "StepCallback",
-           "StopGradTarget", "SuNCEt", "SupervisedTerm", "SwAVLoss", "Target", "VICReg", "ViewKind", "barlow_twins", "byol", "contrastive_learner",
-           "dcl", "dclw", "dino", "encoder_info", "encoder_stages", "export_encoder", "fast_moco", "few_label_accuracy", "image_dls", "info_nce",
-           "knn_accuracy", "linear_probe", "load_encoder", "make_encoder", "mlp", "moco_v1", "moco_v2", "moco_v3", "nnclr", "nt_xent", "recipe_table",
-           "refused_pairs", "simclr", "simsiam", "sinkhorn", "suncet_loss", "supcon_loss", "swav", "two_views", "vicreg"]
+# and the members of the registries, below: somebody's own in these folders too
+__all__ = [
+    'LOSSES', 'METHODS', 'METRICS', 'SPEEDUPS', 'VIEW_KINDS', 'Accumulate', 'Contrast', 'ContrastiveLearner',
+    'ContrastiveModel', 'Cost', 'EMATarget', 'Embedding', 'Head', 'InputError', 'Loss', 'MultiCrop',
+    'NearestNeighbours', 'PairLoss', 'Phase', 'Prototypes', 'Queue', 'Recipe', 'SharedTarget', 'StepCallback',
+    'StopGradTarget', 'Target', 'ViewKind', 'contrastive_learner', 'dcl', 'dclw', 'encoder_info', 'encoder_stages',
+    'export_encoder', 'few_label_accuracy', 'image_dls', 'info_nce', 'knn_accuracy', 'linear_probe', 'load_encoder',
+    'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'recipe_table', 'refused_pairs', 'sinkhorn', 'suncet_loss',
+    'supcon_loss', 'two_views',
+]
+
+for registry in (METHODS, LOSSES, speedups.load(), evaluate.load()):
+    for member in registry.values():
+        globals()[member.__name__] = member
+        __all__ += [member.__name__]

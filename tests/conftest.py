@@ -1,4 +1,4 @@
-"""The tests run side by side, one process a core (`pytest -n 0` runs them one after the other): a process uses one thread."""
+"""The tests run side by side, one process a core (`pytest -n 0`: one after the other); a process uses one thread."""
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,3 +11,10 @@ import torch  # noqa: E402
 def _no_autocast_is_left():
     yield
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.fixture(scope="module")
+def class_folder(tmp_path_factory):
+    "A folder of pictures in five classes of very different sizes"
+    from helpers.folders import make
+    return make(tmp_path_factory.mktemp("pictures"), dict(a=12, b=5, c=3, d=2, e=9))

@@ -1,10 +1,13 @@
-"""Run notebooks and keep what their cells show, for the published pages: `python tests/outputs.py` for those below, or with names."""
+"""Run notebooks and keep what their cells show, for the published pages: `python tests/outputs.py` for those below, or
+with names."""
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
 
 NBS = Path(__file__).parent.parent/'nbs'
-KEPT = ['10_comb_patches', '11_intermediate', '12_regions', '13_suncet', '20_recipes', '32_plots', '33_cost', '60_tutorial', '61_ablation', '62_scaling']
+KEPT = ['010_tutorial', '020_ablation', '030_scaling', '200_comb_patches', '220_intermediate', '230_regions',
+        '240_suncet', '260_methods', '330_plots', '340_cost', '480_cli']
 
 
 def keep(path):
@@ -20,4 +23,9 @@ def keep(path):
 
 
 if __name__ == '__main__':
-    for name in sys.argv[1:] or KEPT: keep(NBS/f'{name}.ipynb')
+    for name in sys.argv[1:] or KEPT:
+        # a process each: what one page registers is not for the next
+        process = multiprocessing.Process(target=keep, args=[NBS/f'{name}.ipynb'])
+        process.start()
+        process.join()
+        if process.exitcode: sys.exit(process.exitcode)

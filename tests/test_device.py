@@ -10,11 +10,14 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from fastcore.basics import AttrDict
+from helpers.pictures import ARCH, pictures
 from torch import nn
 
 from fastcontrast import device
-from fastcontrast.all import CombinePatches, EMATarget, HardRegions, InputError, IntermediateLoss, PartialBackprop, contrastive_learner, image_dls, moco_v3, simsiam
-from fastcontrast.device import Autocast, Compile, _glibc, has_bf16, pick_precision, reuse_memory
+from fastcontrast.all import (CombinePatches, EMATarget, HardRegions, InputError, IntermediateLoss, PartialBackprop,
+                              contrastive_learner, moco_v3, simsiam)
+from fastcontrast.device import Autocast, Compile, _glibc, reuse_memory
+from fastcontrast.precision import has_bf16
 from fastcontrast.views import OPERATIONS, Views
 
 
@@ -23,11 +26,12 @@ def _seed(): torch.manual_seed(3)
 
 
 @pytest.fixture(scope='module')
-def dls(): return image_dls('digits', size=16, bs=32, device='cpu')
+def dls(): return pictures(96, 16, 32)
 
 
-def learner(dls, method=None, **kwargs):
-    learn = contrastive_learner(dls, 'resnet10t', method or moco_v3(projector=(32, 16), predictor=(32, 16)), small_input=False, knn_pictures=0, **kwargs)
+def learner(dls, method=None, arch='resnet10t', **kwargs):
+    method = method or moco_v3(projector=(32, 16), predictor=(32, 16))
+    learn = contrastive_learner(dls, arch, method, small_input=False, knn_pictures=0, **kwargs)
     learn.create_mbar = False
     return learn
 
@@ -44,26 +48,30 @@ def in_half(model, f):
         autocast.after_fit()
 
 
-@pytest.mark.parametrize('side,kernel,stride,groups', [c for c in itertools.product((1, 2, 3, 5), (1, 2, 3, 5, 7), (1, 2, 4), (1, 64)) if c[0] + c[1] // 2 * 2 >= c[1]])
+CONVOLUTIONS = [c for c in itertools.product((1, 2, 3, 5), (1, 2, 3, 5, 7), (1, 2, 4), (1, 64))
+                if c[0] + c[1] // 2 * 2 >= c[1]]
+
+
+@pytest.mark.parametrize('side,kernel,stride,groups', CONVOLUTIONS)
 def test_gradients_in_half_precision_are_rounded_ones(side, kernel, stride, groups):
     conv = nn.Conv2d(64, 64, kernel, stride, kernel // 2, groups=groups).to(memory_format=torch.channels_last)
     x = torch.randn(16, 64, side, side).to(memory_format=torch.channels_last).requires_grad_()
 
     def results():
         y = conv(x)
-        return [t.float() for t in (y, *torch.autograd.grad(y, (x, *conv.parameters()), torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype)))]
+        weights = torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype)
+        return [t.float() for t in (y, *torch.autograd.grad(y, (x, *conv.parameters()), weights))]
     exact = results()
     for _ in range(3):  # what is not written holds what the memory held
         torch.full((200_000,), torch.nan)
         for a, b in zip(exact, in_half(conv, results), strict=True): assert (a - b).norm() < 0.02 * a.norm() + 1e-3
 
 
-def test_other_padding():
-    for padding in ('same', 'valid', (2, 0)):
-        conv = nn.Conv2d(8, 8, 3, padding=padding)
-        assert in_half(conv, lambda: conv(torch.randn(2, 8, 4, 4))).dtype == torch.bfloat16  # noqa: B023
-    small = nn.Conv2d(8, 8, 5, padding='same')
-    assert in_half(small, lambda: small(torch.randn(2, 8, 2, 2))).dtype == torch.float32
+@pytest.mark.parametrize('kernel,padding,side,dtype', [(3, 'same', 4, torch.bfloat16), (3, 'valid', 4, torch.bfloat16),
+                                                       (3, (2, 0), 4, torch.bfloat16), (5, 'same', 2, torch.float32)])
+def test_other_padding(kernel, padding, side, dtype):
+    conv = nn.Conv2d(8, 8, kernel, padding=padding)
+    assert in_half(conv, lambda: conv(torch.randn(2, 8, side, side))).dtype == dtype
 
 
 def test_double_precision_is_left_alone(dls):
@@ -72,7 +80,8 @@ def test_double_precision_is_left_alone(dls):
     x = torch.randn(2, 4, 3, 16, 16, dtype=torch.float64)
     learn.model.eval()
     exact = learn.model({'views': x})['views']['final']
-    for a, b in zip(exact, in_half(learn.model, lambda: learn.model({'views': x})['views']['final']), strict=True): assert torch.equal(a, b)
+    half = in_half(learn.model, lambda: learn.model({'views': x})['views']['final'])
+    for a, b in zip(exact, half, strict=True): assert torch.equal(a, b)
 
 
 def test_what_training_in_half_precision_touches(dls):
@@ -80,9 +89,10 @@ def test_what_training_in_half_precision_touches(dls):
         order = 29
         def after_pred(self):
             (embedding,) = self.pred['views'].values()
-            self.learn.seen = {t.dtype for t in (*embedding, *self.yb[0].values())}
+            self.learn.seen = {t.dtype for t in (*embedding, *self.learn.step.keys.values())}
             self.learn.inside = torch.is_autocast_enabled('cpu')
-    learn = learner(dls, cbs=See(), precision='fp32').to_bf16() if has_bf16('cpu') else learner(dls, cbs=[See(), Autocast('bf16')])
+    if has_bf16('cpu'): learn = learner(dls, cbs=See(), precision='fp32').to_bf16()
+    else: learn = learner(dls, cbs=[See(), Autocast('bf16')])
     assert learn.precision == 'bf16'
     before = [p.clone() for p in learn.model.parameters()]
     learn.fit_contrastive(1)
@@ -101,8 +111,10 @@ def test_a_pass_without_gradient_before_the_one_with_leaves_every_gradient(dls):
 
     class See(Callback):
         order = 60
-        def before_step(self): seen.update({n: p.grad is not None for n, p in self.model.named_parameters() if p.requires_grad})
-    learner(dls, simsiam(projector=(32, 16), predictor=(8, 16)), cbs=[CombinePatches(), See(), Autocast('bf16')], precision='fp32').fit_contrastive(1)
+        def before_step(self):
+            seen.update({n: p.grad is not None for n, p in self.model.named_parameters() if p.requires_grad})
+    method = simsiam(projector=(32, 16), predictor=(8, 16))
+    learner(dls, method, cbs=[CombinePatches(), See(), Autocast('bf16')], precision='fp32').fit_contrastive(1)
     assert seen and all(seen.values())
 
 
@@ -118,20 +130,20 @@ def test_an_error_in_a_step_ends_autocast(dls, event):
 
 def test_what_the_device_lacks_is_said(dls, monkeypatch):
     for name in ('avx512_bf16', 'amx_tile'): monkeypatch.setattr(torch.cpu, f'_is_{name}_supported', lambda: False)
-    assert not has_bf16('cpu') and pick_precision('auto', 'cpu') == 'fp32' and learner(dls).precision == 'fp32'
-    with pytest.raises(InputError, match="instructions for bfloat16, which this cpu has not: use 'fp32'"): learner(dls, precision='bf16')
+    assert learner(dls).precision == 'fp32'
+    lacks = "instructions for bfloat16, which this cpu has not: use 'fp32'"
+    with pytest.raises(InputError, match=lacks): learner(dls, precision='bf16')
     with pytest.raises(InputError, match='instructions for bfloat16'): learner(dls).to_bf16()
     with pytest.raises(InputError, match="'fp16' is for CUDA"): learner(dls).to_fp16()
     monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: True)
-    assert has_bf16('cpu') and learner(dls).precision == 'bf16' and learner(dls, precision='fp32').precision == 'fp32'
-    assert not has_bf16('meta')
+    assert learner(dls).precision == 'bf16' and learner(dls, precision='fp32').precision == 'fp32'
 
 
 def test_keys_of_an_average_too(dls):
     learn = learner(dls, precision='fp32', cbs=EMATarget(0.9))
     x = torch.rand(2, 4, 3, 16, 16)
     keys = in_half(learn.model, lambda: learn.model.memory['ema'].embed(x)['final'].z)
-    assert keys.dtype == torch.bfloat16 and device.PRECISIONS[0] == 'auto'
+    assert keys.dtype == torch.bfloat16
 
 
 # --- compilation
@@ -143,7 +155,9 @@ class Losses(Callback):
     def before_step(self): self.grads.append({n for n, p in self.model.named_parameters() if p.grad is not None})
 
 
-SPEEDUPS = dict(nothing=lambda: [], patches=lambda: [CombinePatches()], regions=lambda: [HardRegions('layer1')], levels=lambda: [IntermediateLoss(), PartialBackprop()])
+SPEEDUPS = dict(
+    nothing=lambda: [], patches=lambda: [CombinePatches()], regions=lambda: [HardRegions('layer1')],
+    levels=lambda: [IntermediateLoss(), PartialBackprop()])
 
 
 @pytest.mark.parametrize('name', SPEEDUPS)
@@ -157,15 +171,17 @@ def test_a_compiled_step_is_the_same_step(name, monkeypatch):
     def losses(*compiled):
         torch._dynamo.reset()
         torch.manual_seed(3)
-        dls = image_dls('digits', size=32, bs=480, device='cpu')
-        learn = learner(dls, cbs=[*SPEEDUPS[name](), *compiled, seen := Losses()], precision='fp32')
+        cbs = [*SPEEDUPS[name](), *compiled, seen := Losses()]
+        learn = learner(pictures(32, 32, 16), arch=ARCH, cbs=cbs, precision='fp32')
         learn.fit_contrastive(2)
         return learn, seen
     (_, plain), (learn, compiled) = losses(), losses(Compile(backend))
+    assert len(plain.losses) == 4
     assert compiled.losses == pytest.approx(plain.losses, rel=1e-5) and compiled.grads == plain.grads
     # queries and keys: the whole encoder once each, or a stage at a time where hooks are between them
     assert len(versions) == 2 if name in ('nothing', 'patches') else len(versions) >= 4
-    assert learn.model.compiled is None and 'forward' not in vars(learn.model.encoder.layer1) and not torch._dynamo.config.recompile_limit == 128
+    assert learn.model.compiled is None and 'forward' not in vars(learn.model.encoder.layer1)
+    assert torch._dynamo.config.recompile_limit != 128
 
 
 def test_half_precision_is_compiled_as_one_graph_too(dls):
@@ -184,19 +200,23 @@ def test_half_precision_is_compiled_as_one_graph_too(dls):
 def test_compiled_views_are_the_same_views(dls):
     x, compiled = torch.randint(0, 256, (24, 3, 20, 24), dtype=torch.uint8), set()
 
-    def made():
+    def made(operations):
         torch.manual_seed(3)
-        return torch.cat([Views(16, kind)(x)['views'] for kind in ('simclr', 'byol', 'moco_v1', 'digits')])
+        makers = [Views(16, kind) for kind in ('simclr', 'byol', 'moco_v1', 'digits')]
+        for maker in makers: maker.operations = operations
+        return torch.cat([maker(x)['views'] for maker in makers])
 
     def backend(graph, inputs):
         compiled.add(graph.code)
         return graph.forward
     torch._dynamo.reset()
-    plain, during = made(), []
-    watch = Callback(before_train=lambda self: during.append(made()))
-    watch.order = 70
-    with (learn := learner(dls, cbs=[Compile(backend, views=True), watch])).no_logging(): learn.fit_contrastive(1)
-    assert torch.allclose(during[0], plain, atol=2e-6) and not Views.compiled and torch.equal(made(), plain)
+    plain, during = made({}), []
+
+    class Watch(Callback):
+        order = 70
+        def before_train(self): during.append(made(self.learn.plan.views.operations))
+    with (learn := learner(dls, cbs=[Compile(backend, views=True), Watch()])).no_logging(): learn.fit_contrastive(1)
+    assert torch.allclose(during[0], plain, atol=2e-6) and not learn.plan.views.operations
     assert len(compiled) > len(OPERATIONS)  # the encoder as well
 
     # none falls apart
@@ -245,10 +265,14 @@ for keep in (False, True, False):
 HUGE = Path('/sys/kernel/mm/transparent_hugepage/enabled')
 
 
-@pytest.mark.skipif(_glibc() is None or HUGE.exists() and '[always]' in HUGE.read_text(), reason="needs glibc, and pages of 4 kB")
+LARGE_PAGES = HUGE.exists() and '[always]' in HUGE.read_text()
+
+
+@pytest.mark.skipif(_glibc() is None or LARGE_PAGES, reason="needs glibc, and pages of 4 kB")
 def test_memory_that_a_step_has_freed_is_the_next_ones():
     "A process of its own, whose allocator nobody has touched"
-    got = subprocess.run([sys.executable, '-c', FAULTS], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    got = subprocess.run([sys.executable, '-c', FAULTS], capture_output=True, text=True, env=env)
     assert not got.returncode, got.stderr
     before, kept, after = map(int, got.stdout.split())
     assert kept < before / 2, (before, kept)
@@ -282,7 +306,8 @@ def test_memory_of_a_fit_is_given_back_however_it_ends(dls, monkeypatch, event):
         def malloc_trim(self, pad): told.append('trim')
     monkeypatch.setattr(device, '_glibc', Libc)
     learn = contrastive_learner(dls, 'test_resnet', cbs=Fails())
-    with learn.no_logging(), learn.no_mbar(), pytest.raises(InputError) if event else nullcontext(): learn.fit_contrastive(1)
+    ends = pytest.raises(InputError) if event else nullcontext()
+    with learn.no_logging(), learn.no_mbar(), ends: learn.fit_contrastive(1)
     assert told == [*device._KEEP.items(), *device._USUAL.items(), 'trim']
 
 

@@ -44,7 +44,8 @@ class Three(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.wide, self.last = nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last), nn.Linear(8, 5).double(), nn.Linear(5, 4)
+        self.conv = nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)
+        self.wide, self.last = nn.Linear(8, 5).double(), nn.Linear(5, 4)
         self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
 
     def forward(self, x, whole):
@@ -55,18 +56,22 @@ class Three(nn.Module):
 STEPS = [(True, 1), (False, 1), (True, 2)]  # does it go to the end; backward passes
 
 
+def picture(number): return torch.full((1, 3, 4, 4), float(number))
+
+
 def means(size, r):
-    "The gradients of three steps, on this process's picture, and in how many parts they left before the end of the backward pass"
+    "The gradients of three steps, on this process's picture, and how many buckets left before the backward pass ended"
     net, steps = Three(), []
     gradients = MeanGradients(net.parameters(), size)
     for i, (whole, passes) in enumerate(STEPS):
         net.zero_grad()
         gradients.begin(early=passes == 1)
-        for part in range(passes): net(torch.full((1, 3, 4, 4), 1. + r + 10 * i + part).to(memory_format=torch.channels_last), whole).backward()
+        for k in range(passes):
+            net(picture(1 + r + 10 * i + k).to(memory_format=torch.channels_last), whole).backward()
         early = len(gradients.sent)
         gradients.finish()
         steps.append((early, [None if p.grad is None else p.grad.clone() for p in net.parameters()]))
-    if not r: net(torch.ones(1, 3, 4, 4), True).backward()  # not a step's: nobody else has one, and nothing may be sent
+    if not r: net(picture(1), True).backward()  # not a step's: nobody else has one, and nothing may be sent
     for p in net.parameters(): p.requires_grad_()
     net.zero_grad()
     net.frozen.grad = torch.full((3,), 1. + r)  # frozen no more
@@ -76,7 +81,7 @@ def means(size, r):
     gradients.begin()
     gradients.remove()
     net.zero_grad()
-    net(torch.ones(1, 3, 4, 4), True).backward()
+    net(picture(1), True).backward()
     return thawed, len(gradients.buckets), steps, len(gradients.sent)
 
 
@@ -156,12 +161,13 @@ def test_gradients_become_means_bucket_by_bucket(results, size, n):
         thawed, buckets, steps, after = r['means'][size]
         assert buckets == n and not after  # nothing is left of it
         assert thawed.tolist() == [1.5] * 3
-        # the last layer's bucket is the first to leave: without its gradients all wait for the end, as in a step of two passes; what is frozen waits too
+        # the last layer's bucket is the first to leave: without its gradients all wait for the end, as in a step of
+        # two passes; what is frozen waits too
         assert [early for early, _ in steps] == [n - 1, 0, 0]
         for i, ((whole, passes), (_, grads)) in enumerate(zip(STEPS, steps)):
             net = Three()
             for other in range(WORLD):
-                for part in range(passes): (net(torch.full((1, 3, 4, 4), 1. + other + 10 * i + part), whole) / WORLD).backward()
+                for k in range(passes): (net(picture(1 + other + 10 * i + k), whole) / WORLD).backward()
             for p, g in zip(net.parameters(), grads, strict=True):
                 assert (p.grad is None) == (g is None)
                 if g is not None: torch.testing.assert_close(g, p.grad)

@@ -1,4 +1,4 @@
-"""`contrastive_learner` from outside: what it refuses, what it puts together, what a fit prints, and that all of it trains."""
+"""`contrastive_learner` from outside: what it refuses, what it puts together, what a fit prints, and that it trains."""
 import copy
 import math
 import re
@@ -10,16 +10,22 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
+from helpers.learners import small
+from helpers.pictures import ARCH
+from helpers.refusals import refusal
 from torch import nn
 
 import fastcontrast.all
 from fastcontrast.core import InputError
 from fastcontrast.data import image_dls
+from fastcontrast.evaluate.metrics import spread
+from fastcontrast.evaluate.rankme import rankme
 from fastcontrast.export import encoder_info, load_encoder
 from fastcontrast.learner import ContrastiveLearner, contrastive_learner
 from fastcontrast.losses import DCL, DCLW, InfoNCE, NTXent
 from fastcontrast.models import make_encoder
-from fastcontrast.recipes import METHODS, AdamW, Recipe, Sgd, moco_v3, parameter_groups, pick_setting, simclr, warmup_then
+from fastcontrast.optim import AdamW, Sgd, parameter_groups, warmup_then
+from fastcontrast.recipes import METHODS, Recipe, moco_v3, pick_setting, simclr
 from fastcontrast.targets import EMATarget, SharedTarget, Target
 
 
@@ -33,7 +39,8 @@ class Dots:
         g = torch.Generator().manual_seed(1)
         present = present or classes
         y = [i % max(present, 1) for i in range(n)]
-        self.x = torch.stack([torch.randint(0, 120 + 120 * (c % 2), (3, size, size), generator=g, dtype=torch.uint8) for c in y])
+        self.x = torch.stack([torch.randint(0, 120 + 120 * (c % 2), (3, size, size), generator=g, dtype=torch.uint8)
+                              for c in y])
         if classes: self.targets, self.classes = y, [f'class {c}' for c in range(classes)]
     def __len__(self): return len(self.x)
     def __getitem__(self, i): return (self.x[i], self.targets[i]) if hasattr(self, 'targets') else self.x[i]
@@ -76,14 +83,34 @@ class Steps(Callback):
 # --- refusals
 
 @pytest.mark.parametrize('kwargs,words', [
-    (dict(method='moco_v4'), 'moco_v3'), (dict(method='simclr_v1'), 'simclr'), (dict(method=3), 'method=3'), (dict(method=dict), 'no recipe'),
+    (dict(method='moco_v4'), 'moco_v3'), (dict(method='simclr_v1'), 'simclr'), (dict(method=3), 'method=3'),
+    (dict(method=dict), 'no recipe'),
     (dict(loss='dlc'), 'dcl'), (dict(loss='ntxent'), 'nt_xent'), (dict(loss=0.1), 'loss=0.1'),
     (dict(arch='resnet81'), 'resnet'), (dict(arch='convnext_atto'), 'size=16'),
-    (dict(arch='convnext_atto', small_input=True), 'small_input'), (dict(arch='resnet18', small_input=True, pretrained=True), 'pretrained'),
-    (dict(cbs=[EMATarget, SharedTarget()]), 'EMATarget(0.99'), (dict(cbs=[SharedTarget, SharedTarget]), 'both the target'),
+    (dict(arch='convnext_atto', small_input=True), 'small_input'),
+    (dict(arch='resnet18', small_input=True, pretrained=True), 'pretrained'),
+    (dict(cbs=[EMATarget, SharedTarget()]), 'EMATarget(0.99'),
+    (dict(cbs=[SharedTarget, SharedTarget]), 'both the target'),
     (dict(precision='fp61'), 'fp32'), (dict(precision='fp16'), 'CUDA'),
     (dict(method=simclr(views='byoll')), 'byol'), (dict(method=simclr(opt='lras')), 'lars')])
 def test_refused_in_a_sentence(dls, kwargs, words): assert words in sentence(make, dls, **kwargs)
+
+
+class Old(NTXent):
+    "A loss by the protocol of earlier versions"
+    def at_epoch(self, epoch): pass
+
+
+class OldUpdate(nn.Module):
+    "The same, by somebody else"
+    def forward(self, q, k): return (q - k).square().mean()
+    def update(self, k): pass
+
+
+@pytest.mark.parametrize('loss,words', [(Old, 'prepare(epoch)'), (OldUpdate, 'update(q, k)')])
+def test_losses_of_earlier_versions_are_refused(dls, loss, words):
+    for given in (dict(loss=loss), dict(loss=loss()), dict(method=simclr(loss=loss)), dict(method=simclr(loss=loss()))):
+        assert words in sentence(make, dls, **given)
 
 
 def test_other_data_are_refused():
@@ -114,16 +141,19 @@ def test_a_loss_works_or_is_refused_at_once(dls, loss):
     else: learn.fit(1, 1e-3)
 
 
-@pytest.mark.parametrize('changes', [dict(loss=DCL(0.3)), dict(target=EMATarget(0.9)), dict(loss=partial(DCL, 0.3), target=partial(EMATarget, 0.9))])
+@pytest.mark.parametrize('changes', [
+    dict(loss=DCL(0.3)), dict(target=EMATarget(0.9)), dict(loss=partial(DCL, 0.3), target=partial(EMATarget, 0.9))])
 def test_recipes_take_makers_and_made_things(dls, changes):
     try: learn = make(dls, method=simclr(**changes))
     except InputError: return  # a refusal is as good
     assert type(learn.loss_func.loss) is (DCL if 'loss' in changes else NTXent)
-    assert [type(cb) for cb in learn.cbs if isinstance(cb, Target)] == [EMATarget if 'target' in changes else SharedTarget]
+    assert [type(cb) for cb in learn.cbs
+            if isinstance(cb, Target)] == [EMATarget if 'target' in changes else SharedTarget]
 
 
 def test_a_recipe_of_ones_own(dls):
-    mine = Recipe('mine', 'nowhere', projector=(16, 8), loss=partial(InfoNCE, 0.3), target=SharedTarget, views='simclr_cifar', lr=0.1, opt='sgd')
+    mine = Recipe('mine', 'nowhere', projector=(16, 8), loss=partial(InfoNCE, 0.3), target=SharedTarget,
+                  views='simclr_cifar', lr=0.1, opt='sgd')
     learn = make(dls, method=mine)
     learn.fit_contrastive(1)
     assert learn.recipe.name == 'mine'
@@ -141,7 +171,8 @@ def test_forms_of_a_method(dls, method):
     learn = make(dls, method=method)
     assert learn.recipe == moco_v3().resolve('cifar') and isinstance(learn, ContrastiveLearner)
     assert learn.model.per_view and repr(learn.ema_target) == "EMATarget(0.99, 'cosine')"
-    assert type(learn.loss_func.loss) is InfoNCE and not learn.loss_func.others and learn.loss_func.loss.scale == pytest.approx(4 * 0.2)
+    assert type(learn.loss_func.loss) is InfoNCE and list(learn.loss_func.losses) == ['final']
+    assert learn.loss_func.loss.scale == pytest.approx(4 * 0.2)
 
 
 @pytest.mark.parametrize('loss', ['dcl', DCL, DCL()])
@@ -162,13 +193,14 @@ def test_a_given_loss_is_the_one_that_is_used(dls):
 def test_a_given_target_replaces_the_recipes(dls, cbs):
     learn = make(dls, method='moco_v3', cbs=cbs)
     assert [type(cb) for cb in learn.cbs if isinstance(cb, Target)] == [SharedTarget]
-    assert list(learn.model.memory) == ['loss'] and not any('memory' in k for k in learn.model.state_dict())
+    assert list(learn.model.memory) == ['losses'] and not any('memory' in k for k in learn.model.state_dict())
 
 
 # --- settings
 
 def test_settings():
-    assert [pick_setting(*a) for a in [('digits', 32), ('digits', 96), ('a', 32), ('a', 64), ('a', 65), ('a', 224)]] == \
+    assert [pick_setting(*a) for a in [('digits', 32), ('digits', 96), ('a', 32), ('a', 64), ('a', 65),
+                                       ('a', 224)]] == \
         ['digits', 'digits', 'cifar', 'cifar', 'imagenet', 'imagenet']
 
 
@@ -179,13 +211,14 @@ def test_pictures_pick_the_setting_and_the_call_has_the_last_word(size, setting,
     learn = contrastive_learner(dls, 'resnet10t')
     r = learn.recipe
     assert (r.setting, r.projector, r.views, r.lr, learn.loss_func.loss.temp) == (setting, projector, views, lr, temp)
-    assert learn.views.kind == views and learn.views.size == size
+    assert learn.views.main.kind == views and learn.views.size == size
     assert learn.small_input == (setting == 'cifar') and learn.lr == lr * 8 / 256
     out = [m for m in learn.model.heads.final.projector if isinstance(m, nn.Linear)][-1].out_features
     assert out == projector[-1]
     other = make(dls, method=simclr('imagenet' if setting == 'cifar' else 'cifar', lr=0.7, projector=(24, 12)))
-    assert other.recipe.setting != setting and other.recipe.views != views
-    assert other.recipe.lr == 0.7 and other.model.heads.final.projector[0].out_features == 24 and other.recipe.wd == (1e-6 if setting == 'cifar' else 1e-4)
+    assert other.recipe.setting != setting and other.recipe.views == other.views.main.kind != views
+    assert other.recipe.lr == 0.7 and other.model.heads.final.projector[0].out_features == 24
+    assert other.recipe.wd == (1e-6 if setting == 'cifar' else 1e-4)
 
 
 def test_digits_have_a_setting_of_their_own(digits):
@@ -210,11 +243,14 @@ def test_parameter_groups(dls):
     assert (decayed['weight_decay'], others['weight_decay']) == (0.05, 0)
     assert (decayed.get('always_adapt'), others.get('always_adapt')) == (True, False)
     held = [names[p] for p in decayed['params'] + others['params']]
-    assert sorted(held) == sorted(n for n in names.values() if not n.startswith('memory'))  # each exactly once, the target's none
+    # each exactly once, the target's none
+    assert sorted(held) == sorted(n for n in names.values() if not n.startswith('memory'))
     without = {names[p] for p in others['params']}
     assert {'encoder.pos_embed', 'encoder.cls_token', 'encoder.blocks.0.norm1.weight', 'encoder.blocks.0.attn.qkv.bias',
-            'encoder.patch_embed.proj.bias', 'heads.final.projector.1.weight', 'heads.final.predictor.1.bias'} <= without
-    assert {'encoder.blocks.0.attn.qkv.weight', 'encoder.patch_embed.proj.weight', 'heads.final.projector.0.weight'} <= {names[p] for p in decayed['params']}
+            'encoder.patch_embed.proj.bias', 'heads.final.projector.1.weight',
+            'heads.final.predictor.1.bias'} <= without
+    assert {'encoder.blocks.0.attn.qkv.weight', 'encoder.patch_embed.proj.weight',
+            'heads.final.projector.0.weight'} <= {names[p] for p in decayed['params']}
     assert all(n.endswith(('weight',)) for n in held if n not in without)
 
 
@@ -235,19 +271,24 @@ def test_optimizers_keep_their_groups_weight_decay(dls, opt, cls):
     assert [g['weight_decay'] for g in learn.opt.opt.param_groups] == [0.03, 0]
 
 
-OPTIMIZERS = [*[(Sgd, torch.optim.SGD, args) for args in ({}, dict(nesterov=True), dict(dampening=0.3), dict(momentum=0.), dict(foreach=True), dict(fused=False))],
-              *[(AdamW, torch.optim.AdamW, args) for args in ({}, dict(amsgrad=True), dict(foreach=True), dict(fused=False))]]
+OPTIMIZERS = [
+    *[(Sgd, torch.optim.SGD, args)
+      for args in ({}, dict(nesterov=True), dict(dampening=0.3), dict(momentum=0.), dict(foreach=True),
+                   dict(fused=False))],
+    *[(AdamW, torch.optim.AdamW, args)
+                for args in ({}, dict(amsgrad=True), dict(foreach=True), dict(fused=False))]]
 
 @pytest.mark.parametrize('ours,pytorchs,args', OPTIMIZERS)
 def test_optimizers_are_pytorchs(ours, pytorchs, args):
-    "Step by step, with gradients that come and go: the second parameter's first one at the third step, the first one's not at the second"
+    "Step by step; the second parameter has no gradient before the third step, and the first has none at the second"
     rng = torch.Generator().manual_seed(0)
     x = [torch.randn(s, dtype=torch.float64, generator=rng) for s in ((3, 4), (5,), (2, 3, 4, 5), (4, 3, 1, 1))]
     mine, theirs = ([t.clone().requires_grad_() for t in x] for _ in range(2))
     for p in mine[2:]: p.data = p.data.to(memory_format=torch.channels_last)
     plain = {k: v for k, v in args.items() if k not in ('foreach', 'fused')}
     optimizers = (ours(mine, lr=0.1, weight_decay=0.01, **args),
-                  pytorchs(theirs, **(dict(momentum=0.9) if ours is Sgd else {}) | dict(lr=0.1, weight_decay=0.01) | plain, foreach=False))
+                  pytorchs(theirs, **(dict(momentum=0.9) if ours is Sgd else {}) | dict(lr=0.1, weight_decay=0.01)
+                           | plain, foreach=False))
     steps = [[], []]
     for opt, mark in zip(optimizers, steps): opt.register_step_pre_hook(lambda *_, mark=mark: mark.append(1))
     for n, there in enumerate(((1, 0, 1, 1), (0, 0, 1, 1), (1, 1, 1, 1), (1, 0, 0, 0), (1, 1, 1, 1), (1, 1, 1, 1))):
@@ -265,7 +306,8 @@ def test_optimizers_are_pytorchs(ours, pytorchs, args):
 
 @pytest.mark.parametrize('opt', ['sgd', 'adamw'])
 def test_optimizer_arguments_that_exclude_each_other(dls, opt):
-    with pytest.raises(InputError, match=f'do not suit {opt}'): make(dls, method=simclr(opt=opt, opt_args=dict(fused=True, foreach=True)))
+    with pytest.raises(InputError, match=f'do not suit {opt}'):
+        make(dls, method=simclr(opt=opt, opt_args=dict(fused=True, foreach=True)))
 
 
 def test_lars_adapts_filters_only(dls):
@@ -280,7 +322,8 @@ def test_lars_adapts_filters_only(dls):
             if 'after' not in grads: grads['after'] = {n: p.detach().clone() for n, p in self.model.named_parameters()}
     learn.create_mbar = False
     learn.fit(1, 0.1, cbs=Keep())
-    for n in ('encoder.layer1.0.conv1.weight', 'heads.final.projector.0.weight', 'encoder.bn1.weight', 'heads.final.projector.1.bias'):
+    for n in ('encoder.layer1.0.conv1.weight', 'heads.final.projector.0.weight', 'encoder.bn1.weight',
+              'heads.final.projector.1.bias'):
         w, g, lr = before[n], grads[n], 0.1
         if w.ndim > 1:
             trust = min(0.02 * w.norm() / (g.norm() + 0.01 * w.norm() + 1e-8) / lr, torch.tensor(1.))
@@ -311,7 +354,8 @@ def test_warm_up_is_the_recipes_in_long_runs(capsys):
         learn.fit_contrastive(epochs)
         (n, lr, schedule), = seen
         share = min(warmup, epochs / 10) / epochs
-        assert n == epochs and schedule(share) == pytest.approx([lr] * 2) and schedule(1.) == pytest.approx([0] * 2, abs=1e-12)
+        assert n == epochs and schedule(share) == pytest.approx([lr] * 2)
+        assert schedule(1.) == pytest.approx([0] * 2, abs=1e-12)
         if share: assert schedule(share / 2) == pytest.approx([lr / 2] * 2)
         assert f'warm-up {shown} epochs' in capsys.readouterr().out
 
@@ -330,7 +374,8 @@ def test_learning_rate_grows_with_the_batch(bs):
     n = 32 // bs
     warm = 0.1
     i = n - 1
-    assert learn.steps.lrs[i][0] == pytest.approx(0.4 * bs / 256 * (1 + math.cos(math.pi * (i / n - warm) / (1 - warm))) / 2)
+    assert learn.steps.lrs[i][0] == pytest.approx(0.4 * bs / 256
+                                                  * (1 + math.cos(math.pi * (i / n - warm) / (1 - warm))) / 2)
     learn.fit_contrastive(1, lr=0.03)
     assert learn.steps.lrs[i][0] == pytest.approx(0.03 * (1 + math.cos(math.pi * (i / n - warm) / (1 - warm))) / 2)
 
@@ -343,7 +388,8 @@ def printed(learn, capsys, n: int) -> list[list[str]]:
     out = capsys.readouterr()
     assert out.err == ''
     first, *lines = out.out.splitlines()
-    assert first.startswith(f'{learn.recipe.name} ({learn.recipe.setting}): {learn.recipe.opt}, lr ') and f'of {n} epochs' in first
+    assert first.startswith(f'{learn.recipe.name} ({learn.recipe.setting}): {learn.recipe.opt}, lr ')
+    assert f'of {n} epochs' in first
     return [line.split() for line in lines]
 
 
@@ -351,26 +397,34 @@ def printed(learn, capsys, n: int) -> list[list[str]]:
 def test_one_line_an_epoch(dls, capsys, method):
     for n in (2, 1):  # and in a second fit
         header, *rows = printed(make(dls, method=method), capsys, n)
-        assert header == ['epoch', 'train_loss', 'knn', 'std', 'time'] and len(rows) == n
-        for i, (epoch, loss, knn, std, time) in enumerate(rows):
-            assert epoch == str(i) and math.isfinite(float(loss)) and 0 <= float(knn) <= 1 and 0 < float(std) < 1
+        assert header == ['epoch', 'train_loss', 'knn', 'spread', 'rankme', 'time'] and len(rows) == n
+        for i, (epoch, loss, knn, width, rank, time) in enumerate(rows):
+            assert epoch == str(i) and math.isfinite(float(loss)) and 0 <= float(knn) <= 1 and 0 < float(width) < 1
+            assert 1 <= float(rank) <= 18  # pictures of the training part
             assert re.fullmatch(r'\d\d:\d\d', time)
 
 
 def test_the_tables_figures_are_the_learners(capsys):
-    learn = make(dots(64), cbs=Steps)
+    learn = make(dots(64), cbs=Steps, precision='fp32')
     *_, row = printed(learn, capsys, 1)
     assert float(row[2]) == pytest.approx(learn.knn(), abs=1e-4)
+    features, _ = learn.embed(learn.dls.train)
+    assert float(row[3]) == pytest.approx(spread(features), abs=1e-4)
+    assert float(row[4]) == pytest.approx(rankme(features), abs=1e-4)
     mean, beta = 0., 0.98
     for loss in learn.steps.losses: mean = mean * beta + loss * (1 - beta)
     assert float(row[1]) == pytest.approx(mean / (1 - beta ** len(learn.steps.losses)), abs=2e-4)
     assert learn.recorder.values[0][0] == pytest.approx(mean / (1 - beta ** len(learn.steps.losses)), rel=1e-5)
 
 
-@pytest.mark.parametrize('data,kwargs', [(dict(classes=0), {}), (dict(classes=1), {}), (dict(valid=0), {}), (dict(), dict(knn_pictures=0))])
-def test_no_knn_column_where_there_is_nothing_to_tell(capsys, data, kwargs):
+@pytest.mark.parametrize('data,kwargs,columns', [
+    (dict(classes=0), {}, ['spread', 'rankme']), (dict(classes=1), {}, ['spread', 'rankme']),
+    (dict(valid=0), {}, ['spread', 'rankme']), (dict(), dict(knn_pictures=0), []),
+    (dict(), dict(metrics=['rankme']), ['rankme']), (dict(valid=0), dict(metrics=['knn']), [])])
+def test_no_column_where_there_is_nothing_to_tell(capsys, data, kwargs, columns):
     header, *rows = printed(make(dots(**data), **kwargs), capsys, 1)
-    assert header == ['epoch', 'train_loss', 'std', 'time'] and len(rows) == 1
+    assert header == ['epoch', 'train_loss', *columns, 'time'] and len(rows) == 1
+    assert len(rows[0]) == len(header)
 
 
 def test_the_table_does_not_stop_a_run_whose_pictures_are_all_of_one_class(capsys):
@@ -419,7 +473,8 @@ def test_a_seed_repeats_a_run(method):
     assert a == b and a[0] != c[0] and len(a[0]) == 6
 
 
-@pytest.mark.parametrize('arch,size', [('vit_tiny_patch16_224', 32), ('convnext_atto', 32), ('regnety_002', 32), ('resnet18', 16)])
+@pytest.mark.parametrize('arch,size', [
+    ('vit_tiny_patch16_224', 32), ('convnext_atto', 32), ('regnety_002', 32), ('resnet18', 16)])
 def test_other_encoders_train(arch, size):
     learn = contrastive_learner(dots(8, bs=4, valid=0, size=size), arch, method='moco_v3', cbs=Steps)
     learn.create_mbar = False
@@ -436,7 +491,8 @@ def test_embed_knn_probe_export(tmp_path):
     learn.fit_contrastive(1)
     h, y = learn.embed()
     train_h, train_y = learn.embed(dls.train)
-    assert h.shape == (len(dls.valid.data), 512) and torch.equal(y, dls.valid.data.y) and torch.equal(train_y, dls.train.data.y)
+    assert h.shape == (len(dls.valid.data), 512) and torch.equal(y, dls.valid.data.y)
+    assert torch.equal(train_y, dls.train.data.y)
     for accuracy in (learn.knn(), learn.knn(k=1), learn.linear_probe()): assert 0 <= accuracy <= 1
     assert learn.knn(k=1) == fastcontrast.all.knn_accuracy(train_h, train_y, h, y, k=1)
     assert learn.linear_probe() == fastcontrast.all.linear_probe(train_h, train_y, h, y)
@@ -464,7 +520,8 @@ def test_judging_leaves_the_training_as_it_is(dls):
     before, rng = copy.deepcopy(learn.model.state_dict()), torch.get_rng_state()
     learn.knn()
     assert learn.model.training and all(m.training for m in learn.model.modules())
-    assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items()) and torch.equal(rng, torch.get_rng_state())
+    assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+    assert torch.equal(rng, torch.get_rng_state())
 
 
 def test_unlabelled_pictures_train_but_are_not_classified():
@@ -507,14 +564,29 @@ def test_predictions_are_refused_in_a_sentence(dls):
 def test_public_names():
     space = {}
     exec('from fastcontrast.all import *', space)
-    design = """info_nce nt_xent dcl dclw InfoNCE NTXent DCL DCLW NegCosine SwAVLoss BarlowTwins VICReg DINOLoss image_dls make_encoder
-                contrastive_learner simclr moco_v1 moco_v2 moco_v3 byol simsiam nnclr swav barlow_twins vicreg dino EMATarget StopGradTarget Queue
-                NearestNeighbours MultiCrop knn_accuracy load_encoder suncet_loss CombinePatches IntermediateLoss PartialBackprop HardRegions SuNCEt""".split()
+    design = """info_nce nt_xent dcl dclw InfoNCE NTXent DCL DCLW NegCosine SwAVLoss BarlowTwins VICReg DINOLoss
+                image_dls make_encoder contrastive_learner simclr moco_v1 moco_v2 moco_v3 byol simsiam nnclr swav
+                barlow_twins vicreg dino EMATarget StopGradTarget Queue NearestNeighbours MultiCrop knn_accuracy
+                load_encoder suncet_loss CombinePatches IntermediateLoss PartialBackprop HardRegions SuNCEt""".split()
     assert set(design) <= set(space) and set(fastcontrast.all.__all__) <= set(space)
     assert all(space[n] is getattr(fastcontrast.all, n) for n in fastcontrast.all.__all__)
-    for name in 'fit_contrastive embed knn linear_probe show_views export'.split(): assert callable(getattr(space['ContrastiveLearner'], name))
-    assert len(METHODS) == 12 and all(space[n] is m for n, m in METHODS.items())
+    for name in 'fit_contrastive embed knn linear_probe show_views export'.split():
+        assert callable(getattr(space['ContrastiveLearner'], name))
+    assert all(space[n] is m for n, m in METHODS.items())
 
 
 def test_gradient_accumulation_is_not_the_large_batch(dls):
     with pytest.raises(InputError, match='negatives'): make(dls, cbs=GradientAccumulation(16))
+
+
+@pytest.mark.parametrize('call', ['knn', 'linear_probe'])
+def test_judging_by_labels_needs_labels(call):
+    class Unlabelled(Dots):
+        def __init__(self, n):
+            super().__init__(n)
+            del self.targets
+        def __getitem__(self, i): return self.x[i]
+    learn = contrastive_learner(image_dls(Unlabelled(16), bs=8, workers=0, device='cpu'), ARCH,
+                                method=small('simclr', 'cifar'), small_input=False)
+    text = refusal(getattr(learn, call))
+    assert 'labels' in text and 'Unlabelled' in text

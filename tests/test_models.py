@@ -1,4 +1,4 @@
-"""Encoders against timm's own, their stages against what really comes out of them, and the heads and the model around them."""
+"""Encoders against timm's own, their stages against what comes out of them, and the heads and the model around them."""
 from itertools import product
 
 import pytest
@@ -8,14 +8,16 @@ from fastai.torch_core import apply, to_detach, to_float
 from torch import nn
 
 from fastcontrast.core import InputError
-from fastcontrast.models import ContrastiveModel, Embedding, Head, encoder_stages, feature_dim, make_encoder, mlp
+from fastcontrast.models import (ContrastiveModel, Embedding, Head, Route, architecture, encoder_stages, feature_dim,
+                                 find_stage, make_encoder, mlp, patch_side)
 
 ARCHS = {  # features, and the stages' modules, channels and strides, as the papers' tables give them
     'resnet18': (512, dict(act1=(64, 2), layer1=(64, 4), layer2=(128, 8), layer3=(256, 16), layer4=(512, 32))),
     'resnet50': (2048, dict(act1=(64, 2), layer1=(256, 4), layer2=(512, 8), layer3=(1024, 16), layer4=(2048, 32))),
     'convnext_atto': (320, {f'stages.{i}': (40 * 2**i, 4 * 2**i) for i in range(4)}),
     'vit_tiny_patch16_224': (192, {f'blocks.{i}': (192, 16) for i in range(12)}),
-    'efficientnet_b0': (1280, {'blocks.0': (16, 2), 'blocks.1': (24, 4), 'blocks.2': (40, 8), 'blocks.4': (112, 16), 'blocks.6': (320, 32)}),
+    'efficientnet_b0': (1280, {'blocks.0': (16, 2), 'blocks.1': (24, 4), 'blocks.2': (40, 8), 'blocks.4': (112, 16),
+                               'blocks.6': (320, 32)}),
     'regnety_002': (368, dict(stem=(32, 2), s1=(24, 4), s2=(56, 8), s3=(152, 16), s4=(368, 32))),
 }
 SMALL = {'resnet18': dict(act1=(64, 1), layer1=(64, 1), layer2=(128, 2), layer3=(256, 4), layer4=(512, 8)),
@@ -134,9 +136,35 @@ def test_feature_dim_refuses_maps():
 def test_no_stages_where_timm_describes_none(): assert encoder_stages(nn.Linear(3, 3)) == {}
 
 
+def test_stages_by_name_level_and_place():
+    encoder = make_encoder('convnext_atto')
+    stages = encoder_stages(encoder)
+    assert [find_stage(encoder, i).module for i in range(4)] == list(stages)
+    assert find_stage(encoder, 'stages.1') == find_stage(encoder, 'stages_1') == find_stage(encoder, 1)
+    for other in (4, -1, True, 1.0, 'stages', None):
+        text = sentence(find_stage, encoder, other)
+        assert f'no stage {other!r}' in text and "3 'stages.3'" in text
+
+
+@pytest.mark.parametrize('arch,size,side', [('vit_tiny_patch16_224', 96, 16), ('swin_tiny_patch4_window7_224', 224, 4),
+                                           ('resnet10t', 32, None), ('convnext_atto', 32, None)])
+def test_patches(arch, size, side):
+    encoder = make_encoder(arch, size=size)
+    assert patch_side(encoder) == side and architecture(encoder) == arch
+
+
+def test_encoders_that_are_not_timms():
+    assert patch_side(nn.Linear(3, 3)) is None and architecture(nn.Linear(3, 3)) == 'Linear'
+    assert feature_dim(nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 8) == 5
+    assert "encoder 'Sequential'" in sentence(feature_dim, nn.Sequential(nn.Conv2d(3, 5, 3)), 8)
+
+
 # --- heads
 
-@pytest.mark.parametrize('hidden,bn,out_bn', product([(), (6,), (6, 5)], [True, False], [None, 'affine', 'plain']))
+LAYERS = product([(), (6,), (6, 5)], [True, False], [None, 'affine', 'plain'])
+
+
+@pytest.mark.parametrize('hidden,bn,out_bn', LAYERS)
 def test_mlp_layers(hidden, bn, out_bn):
     dims = (8, *hidden, 4)
     layers = iter(mlp(dims, bn=bn, out_bn=out_bn))
@@ -153,7 +181,9 @@ def test_mlp_layers(hidden, bn, out_bn):
     assert next(layers, None) is None
 
 
-def test_mlp_refuses_other_norms(): assert "out_bn='layer'" in sentence(mlp, (8, 4), out_bn='layer')
+def test_mlp_refuses_other_norms_and_activations():
+    assert "out_bn='layer'" in sentence(mlp, (8, 4), out_bn='layer')
+    assert "unknown activation 'rleu': did you mean relu" in sentence(mlp, (8, 4), act='rleu')
 
 
 # --- embeddings
@@ -161,8 +191,11 @@ def test_mlp_refuses_other_norms(): assert "out_bn='layer'" in sentence(mlp, (8,
 def embedding(n: int) -> Embedding: return Embedding(*(torch.randn(2, 4, 5 - i, requires_grad=True) for i in range(n)))
 
 
+CHANGES = [lambda e: apply(lambda t: t + 1, e), lambda e: to_float(apply(torch.Tensor.half, e)), to_detach]
+
+
 @pytest.mark.parametrize('n', [2, 3])
-@pytest.mark.parametrize('change', [lambda e: apply(lambda t: t + 1, e), lambda e: to_float(apply(torch.Tensor.half, e)), to_detach])
+@pytest.mark.parametrize('change', CHANGES)
 def test_embedding_survives_fastai(n, change):
     e = embedding(n)
     out = change({'views': {'final': e}})['views']['final']
@@ -179,7 +212,8 @@ def test_embedding_says_its_shapes(): assert repr(embedding(2)) == 'Embedding(h=
 # --- the model
 
 def small_model(norm: bool, predictor: bool = True, per_view: bool = False) -> ContrastiveModel:
-    encoder = nn.Sequential(nn.Conv2d(3, 6, 3), *([nn.BatchNorm2d(6)] if norm else []), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    norms = [nn.BatchNorm2d(6)] if norm else []
+    encoder = nn.Sequential(nn.Conv2d(3, 6, 3), *norms, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     head = Head(mlp((6, 8, 5), bn=norm), mlp((5, 8, 5), bn=norm) if predictor else None)
     return ContrastiveModel(encoder, head, per_view=per_view).double()
 
@@ -201,7 +235,8 @@ def test_views_in_one_pass_or_each_in_its_own(n, predictor):
     x, close = views(n), torch.testing.assert_close
     model = small_model(True, predictor)
     together = model({'views': x})['views']['final']
-    for got, want in zip((together.h, together.z, together.p), by_hand(model, x.flatten(0, 1))): close(got.flatten(0, 1), want)
+    by_hands = by_hand(model, x.flatten(0, 1))
+    for got, want in zip((together.h, together.z, together.p), by_hands): close(got.flatten(0, 1), want)
     model.per_view = True
     passes = []
     model.encoder[0].register_forward_hook(lambda m, args, out: passes.append(len(args[0])))
@@ -230,16 +265,49 @@ def test_every_role_is_a_pass_of_its_own():
     assert {role: tuple(e['final'].z.shape) for role, e in out.items()} == {'views': (2, 7, 5), 'local': (3, 7, 5)}
 
 
+@pytest.mark.parametrize('per_view,joint,side,edited,passes', [
+    (False, False, 8, False, 1), (True, True, 8, False, 1), (True, False, 8, False, 3), (False, False, 6, False, 2),
+    (False, False, 8, True, 2)])
+def test_a_rider_goes_along_where_views_are_one_pass_of_its_size(per_view, joint, side, edited, passes):
+    model, sizes = small_model(True, per_view=per_view), []
+    model.encoder[0].register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
+    x, rider = views(), torch.randn(1, 5, 3, side, side, dtype=torch.float64)
+    route = Route(joint=joint, rides='labeled')
+    if edited: route.edit('views', 'pooled', lambda h: h)
+    out = model({'views': x, 'labeled': rider}, route)
+    assert len(sizes) == passes and sum(sizes) == 19
+    assert {role: tuple(e['final'].h.shape) for role, e in out.items()} == {'views': (2, 7, 6), 'labeled': (1, 5, 6)}
+    if passes == 1:
+        both = by_hand(model, torch.cat([x.flatten(0, 1), rider[0]]))
+        for i in range(3):
+            torch.testing.assert_close(out['views']['final'][i].flatten(0, 1), both[i][:14])
+            torch.testing.assert_close(out['labeled']['final'][i][0], both[i][14:])
+    assert list(model({'views': x}, Route(rides='labeled'))) == ['views']  # a step without the rider
+
+
+@pytest.mark.parametrize('early_exit', [True, False])
+def test_the_encoder_stops_after_the_deepest_level(early_exit):
+    encoder = make_encoder('resnet10t')
+    model = ContrastiveModel(encoder, Head(mlp((512, 8, 5))))
+    model.add_head('layer1')
+    assert model.levels() == ('layer1', 'final')
+    reached = []
+    encoder.layer2.register_forward_hook(lambda *_: reached.append('layer2'))
+    out = model({'views': torch.randn(2, 3, 3, 32, 32)}, Route(levels=('layer1',), early_exit=early_exit))
+    assert list(out['views']) == ['layer1'] and out['views']['layer1'].z.shape == (2, 3, 5)
+    assert reached == ([] if early_exit else ['layer2'])
+
+
 def test_memory_is_saved_loaded_and_moved_with_the_model():
     def filled():
         model = small_model(True)
         model.memory['queue'] = nn.Module()
         model.memory['queue'].register_buffer('z', torch.randn(4, 5))
         return model
-    one, other = filled(), filled()
-    assert 'memory.queue.z' in one.state_dict()
-    assert not torch.equal(one.memory['queue'].z, other.memory['queue'].z)
-    other.load_state_dict(one.state_dict(), strict=True)
-    assert torch.equal(one.memory['queue'].z, other.memory['queue'].z)
-    assert one.to('meta').memory['queue'].z.device.type == 'meta'
+    first, second = filled(), filled()
+    assert 'memory.queue.z' in first.state_dict()
+    assert not torch.equal(first.memory['queue'].z, second.memory['queue'].z)
+    second.load_state_dict(first.state_dict(), strict=True)
+    assert torch.equal(first.memory['queue'].z, second.memory['queue'].z)
+    assert first.to('meta').memory['queue'].z.device.type == 'meta'
     assert not any(k.startswith('memory') for k in small_model(True).state_dict())

@@ -1,6 +1,6 @@
 """Every notebook is a test: its lessons assert."""
+import multiprocessing
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,14 +9,32 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 
+# One process imports what takes long; each notebook runs in a fork of it, so that none sees what another one imported,
+# registered or seeded
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["fastcontrast.all", "matplotlib.pyplot", "nbdev.showdoc", "nbdev.test"])
+
+
+def run(notebook, report):
+    "Run a notebook in this process, and end it"
+    from nbdev.test import test_nb
+    os.environ["MPLBACKEND"] = "Agg"
+    os.chdir(ROOT)
+    with report.open("w") as file:
+        for stream in (1, 2): os.dup2(file.fileno(), stream)
+    passed, _ = test_nb(notebook)
+    sys.stdout.flush()
+    sys.exit(not passed)
+
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook(notebook):
-    # a process of its own, so that no notebook sees what another one imported or seeded
-    run = "import sys; from nbdev.test import test_nb; sys.exit(not test_nb(sys.argv[1])[0])"
-    got = subprocess.run([sys.executable, "-c", run, str(notebook)], cwd=ROOT, capture_output=True, text=True,
-                         env={**os.environ, "MPLBACKEND": "Agg"}, timeout=600)
-    assert got.returncode == 0, got.stdout[-3000:] + got.stderr[-6000:]
+def test_notebook(notebook, tmp_path):
+    report = tmp_path / "report.txt"
+    process = PROCESSES.Process(target=run, args=(notebook, report))
+    process.start()
+    process.join(600)
+    if process.is_alive(): process.kill()
+    assert process.exitcode == 0, report.read_text()[-9000:]
 
 
 def test_there_are_notebooks():

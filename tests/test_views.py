@@ -30,7 +30,8 @@ def drawn(picture: torch.Tensor, size: int, **strength) -> torch.Tensor:
     return two_views(size, only(**strength))(picture.expand(N // 2, *picture.shape))['views'].flatten(0, 1)
 
 def same(ours, theirs):
-    ours, theirs = (torch.as_tensor(v).double().round(decimals=5).numpy() for v in (ours, theirs))  # no ties lost to rounding
+    # no ties lost to rounding
+    ours, theirs = (torch.as_tensor(v).double().round(decimals=5).numpy() for v in (ours, theirs))
     p = ks_2samp(ours, theirs).pvalue
     assert p > 1e-3, f"distributions differ: p = {p:.1g}, means {ours.mean()} and {theirs.mean()}"
 
@@ -65,7 +66,8 @@ def test_every_place_of_a_crop_is_equally_likely():
 def test_whole_crop_is_the_picture_or_its_mirror(side):
     x = torch.rand(8, 3, side, side)
     for flip, want in ((0., x), (1., x.flip(-1))):
-        for view in two_views(side, only(flip=flip))(x)['views']: torch.testing.assert_close(view, want, atol=2e-5, rtol=0)
+        for view in two_views(side, only(flip=flip))(x)['views']:
+            torch.testing.assert_close(view, want, atol=2e-5, rtol=0)
 
 def test_flip_share():
     x = torch.rand(3, 8, 8)
@@ -103,11 +105,13 @@ def test_jitter_step_is_exactly_torchvisions_for_one_factor(step, factor):
     x, names = torch.rand(4, 3, 16, 16), ['brightness', 'contrast', 'saturation', 'hue']
     views = two_views(16, only(jitter=tuple(.5 * (n == step) for n in names), jitter_p=1.))
     views.factors = lambda n, device: [torch.full((n, 1, 1, 1), factor)] * 4
-    want = getattr(TF, f'adjust_{step}')(x, factor) if step != 'contrast' else torch.stack([TF.adjust_contrast(a, factor) for a in x])
+    if step == 'contrast': want = torch.stack([TF.adjust_contrast(picture, factor) for picture in x])
+    else: want = getattr(TF, f'adjust_{step}')(x, factor)
     torch.testing.assert_close(views(x)['views'], want.expand(2, -1, -1, -1, -1), atol=3e-4, rtol=0)
 
 def test_jitter_share():
-    changed = (drawn(flat(.3, .4, .5), 4, jitter=(.8, 0., 0., 0.), jitter_p=.8) - flat(.3, .4, .5)).abs().amax((1, 2, 3)) > 1e-6
+    changed = (drawn(flat(.3, .4, .5), 4, jitter=(.8, 0., 0., 0.), jitter_p=.8)
+               - flat(.3, .4, .5)).abs().amax((1, 2, 3)) > 1e-6
     share(changed, .8)
 
 def test_jitter_order_varies():
@@ -115,7 +119,8 @@ def test_jitter_order_varies():
     # and with the same factors in both only the order can make them differ
     views, seen = two_views(4, only(jitter=(.8, .8, .8, .2), jitter_p=1.)), set()
     views.factors = lambda n, device: [torch.full((n, 1, 1, 1), f) for f in (1.6, .5, 1.7, .15)]
-    for _ in range(100): seen.add(tuple(views(flat(.9, .5, .3)[None])['views'][0, 0, :, 0, 0].mul(1e4).round().tolist()))
+    for _ in range(100):
+        seen.add(tuple(views(flat(.9, .5, .3)[None])['views'][0, 0, :, 0, 0].mul(1e4).round().tolist()))
     assert len(seen) > 8
 
 def test_grey_share_and_value():
@@ -152,7 +157,8 @@ def test_solarise_share_and_value():
 def test_simclr_as_a_whole_is_torchvisions():
     x = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 6), 20, mode='bicubic').clamp(0, 1)
     theirs = T.Compose([
-        T.RandomResizedCrop(20, (.08, 1.)), T.RandomHorizontalFlip(), T.RandomApply([T.ColorJitter(.8, .8, .8, .2)], p=.8),
+        T.RandomResizedCrop(20, (.08, 1.)), T.RandomHorizontalFlip(),
+        T.RandomApply([T.ColorJitter(.8, .8, .8, .2)], p=.8),
         T.RandomGrayscale(.2), T.RandomApply([T.GaussianBlur(3, (.1, 2.))], p=.5)])
     views = two_views(20, 'simclr')  # one picture a call, one view of it: each has an order of its own
     a = torch.cat([views(x)['views'][0] for _ in range(N)])
@@ -207,23 +213,29 @@ def test_dtype_device_channels_and_input_kept(device, dtype, channels):
 
 def test_bytes_and_floats_give_the_same_views():
     x = torch.randint(0, 256, (6, 3, 30, 30), dtype=torch.uint8)
-    torch.manual_seed(1); a = two_views(32)(x)['views']
-    torch.manual_seed(1); b = two_views(32)(x / 255)['views']
+    torch.manual_seed(1)
+    a = two_views(32)(x)['views']
+    torch.manual_seed(1)
+    b = two_views(32)(x / 255)['views']
     torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 @pytest.mark.parametrize('device', DEVICES)
 def test_repeatable_by_seed_only(device):
     x, views = torch.rand(16, 3, 32, 32, device=device), two_views(32, 'byol')
-    torch.manual_seed(5); a = views(x)['views']
+    torch.manual_seed(5)
+    a = views(x)['views']
     b = views(x)['views']
-    torch.manual_seed(5); c = two_views(32, 'byol')(x)['views']
+    torch.manual_seed(5)
+    c = two_views(32, 'byol')(x)['views']
     assert torch.equal(a, c) and not torch.equal(a, b) and not torch.equal(a[0], a[1])
 
 def test_no_gradient_and_no_mixed_precision():
     x = torch.rand(4, 3, 32, 32, requires_grad=True)
-    torch.manual_seed(3); plain = two_views(32)(x)['views']
+    torch.manual_seed(3)
+    plain = two_views(32)(x)['views']
     with torch.autocast('cpu', torch.bfloat16):
-        torch.manual_seed(3); mixed = two_views(32)(x)['views']
+        torch.manual_seed(3)
+        mixed = two_views(32)(x)['views']
     assert not plain.requires_grad and torch.equal(plain, mixed)
 
 def test_tensor_subclasses_come_out_plain():
@@ -233,11 +245,14 @@ def test_tensor_subclasses_come_out_plain():
 def test_empty_batch(): assert two_views(16)(torch.rand(0, 3, 16, 16))['views'].shape == (2, 0, 3, 16, 16)
 
 @pytest.mark.parametrize('bad,word', [
-    (lambda: two_views(32, 'simclear'), 'did you mean simclr'), (lambda: two_views(1), 'size'), (lambda: two_views(32.), 'size'),
-    (lambda: two_views(True), 'size'), (lambda: plain_view(torch.rand(1, 3, 4, 4), 0), 'size'), (lambda: Views(32, n=0), 'n is 0'),
+    (lambda: two_views(32, 'simclear'), 'did you mean simclr'), (lambda: two_views(1), 'size'),
+    (lambda: two_views(32.), 'size'),
+    (lambda: two_views(True), 'size'), (lambda: plain_view(torch.rand(1, 3, 4, 4), 0), 'size'),
+    (lambda: Views(32, n=0), 'n=0'),
     (lambda: Views(32, 'byol', n=3), 'probabilities'), (lambda: ViewKind(scale=(1., .2)), 'upwards'),
     (lambda: ViewKind(jitter=(.4, .4, .4, .6)), '0.5'), (lambda: two_views(32)(torch.rand(3, 8, 8)), r'\[B, C, H, W\]'),
-    (lambda: two_views(32)(torch.ones(1, 3, 8, 8, dtype=torch.long)), 'int64'), (lambda: Normalize((0.,), (1., 1.)), 'std'),
+    (lambda: two_views(32)(torch.ones(1, 3, 8, 8, dtype=torch.long)), 'int64'),
+    (lambda: Normalize((0.,), (1., 1.)), 'std'),
     (lambda: Normalize((0.,), (0.,)), 'std'), (lambda: Normalize()(torch.rand(1, 1, 8, 8)), 'normalise')])
 def test_bad_input_is_one_sentence(bad, word):
     with pytest.raises(InputError, match=word) as e: bad()
@@ -248,7 +263,8 @@ def test_bad_input_is_one_sentence(bad, word):
 @pytest.mark.parametrize('shape', [(50, 81), (81, 50), (24, 33), (24, 24), (10, 17)])
 def test_plain_view_is_resize_and_centre_crop(shape):
     x = torch.rand(2, 3, *shape)
-    torch.testing.assert_close(plain_view(x, 24), TF.center_crop(TF.resize(x, 24, antialias=True), 24), atol=1e-5, rtol=0)
+    torch.testing.assert_close(plain_view(x, 24), TF.center_crop(TF.resize(x, 24, antialias=True), 24), atol=1e-5,
+                               rtol=0)
 
 @pytest.mark.parametrize('dtype,atol', [(torch.float32, 1e-5), (torch.float64, 1e-5), (torch.bfloat16, 5e-2)])
 def test_normalize(dtype, atol):

@@ -1,0 +1,49 @@
+"""The `fastcontrast` command: train an encoder, judge it, draw its views, hand it on, compare runs.
+
+A file a verb: a new one beside these, with the decorator `verbs.verb`, is a new command.
+What needs torch, timm or fastai imports it inside its functions, so that `fastcontrast --help` answers at once.
+
+Docs: https://fastcontrast.github.io/fastcontrast/cli.html.md"""
+import os
+import signal
+import sys
+import traceback
+import warnings
+
+import typer
+
+from ..core import InputError, import_all
+from .output import console, errors, fail, launched
+from .settings import parse_speedups
+from .verbs import app
+
+__all__ = ['app', 'main', 'parse_speedups']
+
+import_all(__name__)  # the verbs join the application
+
+_UsageError = typer.BadParameter.__base__  # click's; newer releases of typer have one of their own
+
+
+def main() -> None:
+    "The `fastcontrast` program: a user's mistake is one sentence and exit code 2, Ctrl-C is one and 130"
+    if int(os.environ.get('RANK', 0)):
+        # of several processes, the first tells what happens, and ends at Ctrl-C; the others then end too
+        console.quiet = errors.quiet = True
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not sys.warnoptions: warnings.simplefilter('ignore')  # libraries' words to each other, not to our user
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context('fastcontrast', sys.argv[1:] or ['--help']) as context: command.invoke(context)
+    except typer.Exit as e: sys.exit(e.exit_code)
+    except InputError as e: fail(f"error: {e}", 2)
+    except _UsageError as e:
+        path = e.ctx.command_path if e.ctx else 'fastcontrast'
+        fail(f"error: {e.format_message().rstrip('.')}. See {path} --help.", 2)
+    except KeyboardInterrupt as e:
+        fail(('\n' if errors.is_terminal else '') + (str(e) or "interrupted"), 130)  # not behind the terminal's ^C
+    except BrokenPipeError:  # nobody reads on, as with `| head`; nor may Python's last flush fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception:
+        if not launched(): raise
+        fail(traceback.format_exc(), 1)

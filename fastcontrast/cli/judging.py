@@ -1,0 +1,80 @@
+"""How good features are, in the words of the command line. An accuracy says little alone: on easy pictures the raw
+pixels do well, and so does an encoder that was never trained. So a run's closing table has all three."""
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.table import Table
+
+# side at most at which raw pixels are features: the 150,528 numbers of a picture of 224 pixels would fill the memory
+PIXELS = 32
+JUDGED_BATCH = 128  # pictures; the same everywhere, because an accuracy's last digits depend on it
+
+
+def unjudged(
+    train_y, # labels `[N]` of the training part; -1: unknown
+    valid_y, # labels `[M]` of the validation part
+) -> str:    # '' if there is no such reason
+    "Why pictures with these labels can't tell how good features are, as one sentence"
+    known = train_y[train_y >= 0]
+    if not len(known): return "the pictures have no labels: put those of each class into a folder of its own."
+    if not len(valid_y[valid_y >= 0]):
+        return ("no picture with a label is set aside to judge by: give --valid 0.2, say, "
+                "a folder valid/ beside train/, or --valid with others.")
+    if len(known.unique()) < 2: return "all pictures are of one class: give two or more."
+    return ''
+
+
+def judge(
+    train_h, train_y, # features `[N, D]` and labels `[N]`
+    valid_h, valid_y, # `[M, D]` and `[M]`
+) -> dict[str, float]: # accuracies in [0, 1] and their labels a class
+    "Accuracy of kNN with all labels, and of a linear classifier with (at most) ten labels a class"
+    from ..evaluate.knn import knn_accuracy
+    from ..evaluate.linear import few_label_accuracy
+    features = (train_h, train_y, valid_h, valid_y)
+    _, counts = train_y[train_y >= 0].unique(return_counts=True)
+    per_class = min(10, counts.min().item())
+    mean, std = few_label_accuracy(*features, per_class=per_class)
+    return dict(knn=knn_accuracy(*features), few_labels=mean, few_labels_std=std, per_class=per_class)
+
+
+def results_table(
+    results: dict[str, dict[str, float]], # what `judge` said, by whose features
+) -> Table:
+    "A row for each"
+    per_class = next(iter(results.values()))['per_class']
+    table = Table('features', 'kNN, all labels', f"linear, {per_class} label{'s' * (per_class > 1)} a class")
+    for name, result in results.items():
+        table.add_row(name, f"{result['knn']:.1%}", f"{result['few_labels']:.1%} ± {result['few_labels_std']:.1%}")
+    return table
+
+
+def features(
+    dls,             # from `read_pictures`
+    embed: Callable, # features and labels of a loader
+) -> tuple:          # what `judge` takes
+    "Features and labels of the training and of the validation part"
+    loaders = [dl.ordered() for dl in (dls.train, dls.valid)]
+    for dl in loaders: dl.bs = JUDGED_BATCH
+    return tuple(tensor for dl in loaders for tensor in embed(dl))
+
+
+def file_embedder(
+    path: Path, # an encoder's file
+) -> Callable:  # features and labels of a loader
+    "What an encoder makes of pictures, read from the file that the user keeps"
+    from ..evaluate.knn import extract_features
+    from ..export import encoder_info, load_encoder
+    info, encoder = encoder_info(path), load_encoder(path)
+    return lambda dl: extract_features(encoder.to(dl.device), dl, info['size'], info['mean'], info['std'])
+
+
+def control_results(
+    learn, # a `ContrastiveLearner` that wasn't trained yet
+) -> dict[str, dict[str, float]]:
+    "What `judge` says of raw pixels and of the encoder as it is"
+    from ..evaluate.knn import pixels
+    side = min(learn.dls.size, PIXELS)
+    reduced = f' ({side} x {side})' if side < learn.dls.size else ''
+    return {f'raw pixels{reduced}': judge(*features(learn.dls, lambda dl: pixels(dl, side))),
+            'untrained encoder': judge(*features(learn.dls, learn.embed))}

@@ -1,0 +1,104 @@
+"""`fastcontrast pretrain`: train an encoder and say how good it became."""
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from .launch import launch, rank
+from .output import run_folder
+from .settings import DIGITS, Run, read_calls, resolve
+from .training import accompany, train
+from .verbs import verb
+
+
+def _default(key: str) -> str:
+    "The default of a setting, for the help"
+    digits = f"; for digits {DIGITS[key]}" if key in DIGITS else ''
+    return f"{getattr(Run, key)}{digits}"
+
+
+@verb(10, "fastcontrast pretrain pictures --loss dcl --with \"comb_patches, suncet(weight=2)\" --labels 0.1")
+def pretrain(
+    data: Annotated[str | None, Argument(
+        help="A folder of pictures, shards in quotes like 'shards/{000..146}.tar', or 'digits' (built in)",
+        show_default=_default('data'))] = None,
+    run: Annotated[str | None, Option(
+        help="Take the settings from this section of settings.ini in the current folder; "
+             "the options given here beat it")] = None,
+    method: Annotated[str | None, Option(
+        help="Recipe: {methods}", show_default=_default('method'))] = None,
+    loss: Annotated[str | None, Option(
+        help="Loss: {losses}", show_default="the recipe's")] = None,
+    speedups: Annotated[str | None, Option(
+        '--with', metavar='SPEEDUPS', show_default="none",
+        help="Speedups, with commas between them: {speedups}; with arguments where the defaults don't do, "
+             "like [bold]--with \"comb_patches, suncet(weight=2, until=50)\"[/] or "
+             "[bold]--with \"intermediate(('layer2', 'layer3')), partial\"[/]")] = None,
+    arch: Annotated[str | None, Option(
+        help="Encoder: any timm architecture, like resnet50, convnext_tiny or vit_small_patch16_224",
+        show_default=_default('arch'))] = None,
+    size: Annotated[int | None, Option(
+        help="Side in pixels at which the encoder sees a picture",
+        show_default="the pictures' own if all are squares of one size up to 256, else 224")] = None,
+    epochs: Annotated[int | None, Option(
+        help="Passes over the pictures", show_default=_default('epochs'))] = None,
+    batch_size: Annotated[int | None, Option(
+        help="Pictures in a batch, of all processes together", show_default=_default('batch_size'))] = None,
+    lr: Annotated[float | None, Option(
+        help="Peak learning rate", show_default="the recipe's, in proportion to the batch")] = None,
+    labels: Annotated[str | None, Option(
+        help="Labels that training may use: 'all', a fraction like 0.1, or a file of picture names; "
+             "these speedups use them, nothing else does: {labelled_speedups}", show_default="none")] = None,
+    valid: Annotated[str | None, Option(
+        help="Share of the pictures (of the shards) to judge by, where the data has no folder for it; "
+             "or a folder or shards of other pictures", show_default=_default('valid'))] = None,
+    small_input: Annotated[bool | None, Option(
+        help="Give a ResNet the stem for small pictures", show_default="in the setting cifar")] = None,
+    setting: Annotated[str | None, Option(
+        help="Which of the recipe's constants: {settings}",
+        show_default="digits for the digits, cifar for pictures up to 64 pixels, else imagenet")] = None,
+    precision: Annotated[str | None, Option(
+        help="Of the model's arithmetic: {precisions}; auto is bf16 on a GPU or CPU that has instructions for it, "
+             "else fp32", show_default=_default('precision'))] = None,
+    compile: Annotated[bool | None, Option(
+        help="Compile the encoder with torch.compile: takes a minute, and is meant for GPUs",
+        show_default='no-compile')] = None,
+    accumulate: Annotated[int | None, Option(
+        help="Run a batch through the encoder in so many chunks, for batches larger than the memory: "
+             "loss and gradient stay those of the whole batch", show_default=_default('accumulate'))] = None,
+    controls: Annotated[bool | None, Option(
+        help="Also judge raw pixels and the untrained encoder", show_default='controls')] = None,
+    seed: Annotated[int | None, Option(
+        help="Seed of the split, the weights and the views", show_default=_default('seed'))] = None,
+    workers: Annotated[int | None, Option(
+        help="Processes that decode, where the pictures do not fit in memory",
+        show_default="one a core, at most 8")] = None,
+    processes: Annotated[int | None, Option(
+        help="Train in so many processes, one on each GPU, or on a CPU sharing its cores; "
+             "the batch is divided among them and the result is the same", show_default=_default('processes'))] = None,
+    cache: Annotated[bool | None, Option(
+        help="Keep the pictures of a folder decoded on the disk, in NAME.cache beside it: later runs need not decode, "
+             "and pictures that do not fit in memory are read at its speed", show_default='no-cache')] = None,
+    cache_folder: Annotated[str | None, Option(
+        help="Keep them in this folder instead; this alone does for --cache", show_default="NAME.cache")] = None,
+    out: Annotated[str | None, Option(
+        help="Folder for the results", show_default="a new one in runs/")] = None,
+):
+    """Train an encoder on pictures, and say how good it became.
+
+    Training uses no labels, unless a speedup asks for them. If the pictures lie in one folder a class, a part of them
+    is kept aside to judge the encoder by. The results are encoder.safetensors (timm's weights), config.json (every
+    setting), history.csv, curves.png and views.png; also labeled.txt if training knows the labels of some pictures
+    only: their names."""
+    given = {key: value for key, value in locals().items() if key not in ('run', 'out')}
+    config = resolve(given, run)
+    if rank() is None and config.processes > 1: return launch(config.processes)
+    if rank(): return accompany(config)
+    with run_folder(out, run or _name(config)) as folder: train(config, folder)
+
+
+def _name(config: Run) -> str:
+    "What a run is called that was not given a name: method and speedups, architecture, pictures"
+    method = '+'.join([config.method, *(name for name, *_ in read_calls(config.speedups))])
+    folder = Path(config.data).parent if config.data.endswith('.tar') else Path(config.data)  # shards are many
+    return f"{method}-{config.arch}-{folder.resolve().name or 'pictures'}"

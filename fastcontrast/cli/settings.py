@@ -1,0 +1,193 @@
+"""What a run is made of. Its settings come, in rising order of weight, from the defaults of `Run`, from what suits the
+built-in digits if those are the data, from a section of `settings.ini` (`--run NAME`), and from the command's
+options."""
+import ast
+import configparser
+import inspect
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from ..core import InputError, MissingPath, number, one_of, suggest, whole
+from .registries import architectures, losses, methods, precisions, speedups
+
+
+@dataclass(frozen=True)
+class Run:
+    "The settings of a pretraining run; a section of `settings.ini` may give any of them"
+    data: str = 'digits'            # a folder of pictures, shards like 'shards/{000..146}.tar', or 'digits'
+    method: str = 'simclr'          # a recipe
+    loss: str | None = None         # a loss in place of the recipe's
+    speedups: str | None = None     # speedups, like 'comb_patches, suncet(weight=1)': see `parse_speedups`
+    arch: str = 'resnet18'          # any timm architecture
+    size: int | None = None         # side of the pictures in pixels
+    epochs: int = 100
+    batch_size: int = 256           # of all processes together
+    lr: float | None = None         # peak learning rate; the recipe's if not given
+    labels: str | None = None       # labels that training may use: 'all', a fraction, or a file of names
+    valid: float | str = 0.2        # share to judge by, where the data has no folder for it; or other pictures
+    small_input: bool | None = None # the ResNets' stem for small pictures; by the setting if not given
+    setting: str | None = None      # the recipe's constants: 'imagenet', 'cifar'…; by the pictures if not given
+    precision: str = 'auto'         # of the model's arithmetic; 'auto': the device's best
+    compile: bool = False           # the encoder, with torch.compile
+    accumulate: int = 1             # chunks of a batch, for batches larger than the memory; the result is the same
+    controls: bool = True           # also judge raw pixels and the untrained encoder
+    seed: int = 0                   # of the split, the weights and the views
+    workers: int | None = None      # processes that decode pictures which do not fit in memory
+    processes: int = 1              # that train together, one a GPU, or sharing the CPU's cores
+    cache: bool = False             # keep the pictures decoded on the disk, in a folder beside theirs
+    cache_folder: str | None = None # …or in this one
+
+
+DIGITS = dict(arch='resnet10t', epochs=25, batch_size=64)  # enough for 1,797 pictures of 8x8
+
+ALIASES = {'with': 'speedups'}  # options that have another name than their field: `with` is a word of Python
+
+_LEAST = dict(size=2, epochs=1, batch_size=2, accumulate=1, seed=0, workers=0, processes=1)
+_MOST = 2**63 - 1  # what torch takes
+
+_TYPES = {field.name: get_args(field.type) or (field.type,) for field in fields(Run)}
+
+
+def _option(key: str) -> str: return f"--{key.replace('_', '-')}"
+
+
+def _value(key: str, text: str, place: str) -> Any:
+    "The value of a setting that was written as text; None (the default) for an empty one"
+    text, types = text.strip(), _TYPES[key]
+    if text.lower() in ('', 'none'): return None
+    if bool in types:
+        known = configparser.ConfigParser.BOOLEAN_STATES
+        if text.lower() not in known: raise InputError(f"{place}: {key} = {text} is neither true nor false.")
+        return known[text.lower()]
+    kind = next(kind for kind in (str, int, float) if kind in types)
+    try: return kind(text)
+    except ValueError:
+        raise InputError(f"{place}: {key} = {text} is not a {'whole ' if kind is int else ''}number.") from None
+
+
+def _read(file: Path) -> configparser.ConfigParser:
+    "A settings file; two names of a setting are one key"
+    ini = configparser.ConfigParser(interpolation=None)
+    ini.optionxform = lambda key: ALIASES.get(key.lower(), key.lower())
+    try: ini.read_string(file.read_text(encoding='utf-8-sig'), source=str(file))
+    except (configparser.Error, UnicodeDecodeError, OSError) as e:
+        raise InputError(f"{file} can't be read: {' '.join(str(e).split())}") from None
+    return ini
+
+
+def named_run(
+    name: str,                             # the section
+    file: str | Path = 'settings.ini',
+) -> dict[str, Any]:                       # its settings, with those of [DEFAULT]
+    "The settings that a section of `settings.ini` gives. Raises `InputError` for a section, key or value that can't be"
+    file = Path(file)
+    if not file.exists():
+        raise MissingPath(f"--run {name} needs a {file.name} with a section [{name}] in the current folder, "
+                          f"and there is none in {Path.cwd()}.")
+    ini = _read(file)
+    if not ini.sections(): raise InputError(f"{file} has no section: write one that begins with [{name}].")
+    if name not in ini: raise InputError(f"{file}: {suggest(name, ini.sections(), 'run')}")
+    place = f"{file}, [{name}]"
+    for key in ini[name]:
+        if key not in _TYPES: raise InputError(f"{place}: {suggest(key, [*_TYPES, *ALIASES], 'key')}")
+    values = {key: _value(key, text, place) for key, text in ini[name].items()}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _call(node: ast.expr) -> tuple[str, list, dict]:
+    "Name and arguments of a name or a call. Raises `ValueError` for anything else"
+    if isinstance(node, ast.Name): return node.id, [], {}
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name): raise ValueError
+    if any(keyword.arg is None for keyword in node.keywords): raise ValueError
+    args = [ast.literal_eval(arg) for arg in node.args]
+    return node.func.id, args, {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+
+
+def read_calls(
+    text: str | None, # speedups as they are written
+) -> list[tuple[str, list, dict]]: # the name and the arguments of each
+    "Names and calls with constant arguments, separated by commas. Raises `InputError` for anything else"
+    text, nodes = (text or '').strip(), None
+    # memory and recursion: Python's parser at thousands of brackets
+    try: nodes = ast.parse(f'[{text}\n]', mode='eval').body
+    except (SyntaxError, ValueError, MemoryError, RecursionError): pass
+    if not isinstance(nodes, ast.List):
+        raise InputError(f"--with '{text}' can't be read: write names with commas between them, "
+                         "and arguments as in comb_patches,suncet(weight=1).")
+    calls = []
+    for node in nodes.elts:
+        try: calls.append(_call(node))
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            raise InputError(f"--with: '{ast.unparse(node)}' is neither a name nor a call with constants, "
+                             "like suncet(weight=1).") from None
+    return calls
+
+
+def _make_speedup(name: str, args: list, kwargs: dict) -> Any:
+    make = speedups().find(name)
+    signature = inspect.signature(make)
+    parameters = [param.replace(annotation=param.empty) for param in signature.parameters.values()]
+    named = [param for param in parameters if param.kind is not param.VAR_KEYWORD]
+    refuses = named != parameters  # itself, and says why
+    known = f"{name} takes {', '.join(map(str, named)) or 'no argument'}"
+    for key in kwargs:
+        if key not in signature.parameters and not refuses:
+            raise InputError(f"unknown argument of {name} '{key}': {known}.")
+    try: signature.bind(*args, **kwargs)
+    except TypeError as e: raise InputError(f"--with: {known}, and was given {e}.") from None
+    try: return make(*args, **kwargs)
+    except (TypeError, AttributeError) as e:
+        raise InputError(f"--with: {name} can't be made of these values ({e}): {known}.") from None
+
+
+def parse_speedups(
+    text: str | None, # names and calls in Python's writing, separated by commas; values are constants
+) -> list:            # callbacks
+    "The speedups that a text names, made. Raises `InputError` for a name, an argument or a value that is not taken"
+    return [_make_speedup(*call) for call in read_calls(text)]
+
+
+def number_or_name(text: str | float | None) -> float | str | None:
+    "What --labels and --valid take: a share, or a name"
+    try: return float(text)
+    except (TypeError, ValueError): return text
+
+
+def resolve(
+    given: dict[str, Any],   # the command's options; None where not given
+    run: str | None = None,  # a section of `settings.ini`
+) -> Run:
+    "The settings of a run from all of their sources. Raises `InputError` for a number that is out of range"
+    chosen = named_run(run) if run else {}
+    chosen |= {key: value for key, value in given.items() if value is not None}
+    suited = DIGITS if chosen.get('data', Run.data) == 'digits' else {}
+    config = Run(**{**suited, **chosen})
+    config = replace(config, valid=number_or_name(config.valid))
+    read_calls(config.speedups)
+    _check_numbers(config)
+    return config
+
+
+def _check_numbers(config: Run) -> None:
+    for key, least in _LEAST.items():
+        value = getattr(config, key)
+        if value is None: continue
+        whole(least=least, most=_MOST if value > _MOST else None, **{_option(key): value})
+    if config.batch_size % config.processes:
+        raise InputError(f"--batch-size {config.batch_size} can't be divided among {config.processes} processes: "
+                         f"give a multiple of {config.processes}.")
+    if config.lr is not None: number(above=0, **{'--lr': config.lr})
+    if not isinstance(config.valid, str): number(least=0, below=1, **{'--valid': config.valid})
+
+
+def check_names(
+    config: Run, # the settings
+) -> None:
+    "Raise `InputError` for a name that nothing has: before the pictures are read, which may take long"
+    make = methods().find(config.method)
+    if config.loss is not None: losses().find(config.loss)
+    one_of(architectures(), architecture=config.arch.split('.')[0])
+    one_of(precisions(), precision=config.precision)
+    make(config.setting)
+    parse_speedups(config.speedups)

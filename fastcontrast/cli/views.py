@@ -1,0 +1,53 @@
+"""`fastcontrast views`: draw what training would see."""
+from collections.abc import Callable
+from typing import Annotated
+
+from typer import Argument, Option
+
+from .inputs import read_pictures, tell_undecodable
+from .output import console, out_file
+from .registries import methods
+from .settings import Run
+from .verbs import verb
+
+
+@verb(50, "fastcontrast views pictures --method byol -o views.png")
+def views(
+    data: Annotated[str, Argument(help="A folder of pictures, or 'digits'")] = 'digits',
+    out: Annotated[str, Option('--out', '-o', help="The .png, .svg or .pdf file for the drawing")] = 'views.png',
+    method: Annotated[str, Option(
+        help="Draw what this recipe trains on, small crops included: {methods}")] = Run.method,
+    kind: Annotated[str | None, Option(
+        help="Two views of a kind, in place of a recipe's: {view_kinds}; those with _cifar leave out blur",
+        show_default="the recipe's")] = None,
+    size: Annotated[int | None, Option(help="Side of the views in pixels", show_default="as in pretrain")] = None,
+    n: Annotated[int, Option('--n', '-n', min=1, help="Pictures to draw")] = 6,
+    seed: Annotated[int, Option(help="Another seed draws other pictures and other views")] = 0,
+):
+    "Draw pictures beside the views that training would make of them."
+    import torch
+    from ..views import draw_views
+    make = methods().find(method)
+    file = out_file(out, '.png', '.svg', '.pdf')
+    # hardly any memory: only the pictures that are drawn are then decoded
+    dls = read_pictures(data, 2, size=size, valid=0, seed=seed, memory=1e-12, workers=0)
+    few = dls.train.ordered(n)
+    few.bs = n
+    torch.manual_seed(seed % 2**63)
+    views, name = _maker(make, kind, dls)
+    x, _ = few.one_batch()
+    draw_views(x, views(x), path=file, n=n)
+    pictures = f"{len(x)} pictures and their" if len(x) > 1 else "1 picture and its"
+    console.print(f"{pictures} views ({name}, {dls.size} px) are in {file}")
+    tell_undecodable(dls)
+
+
+def _maker(make: Callable, kind: str | None, dls):
+    "What makes the views of a recipe, or two of a kind, and its name"
+    from ..recipes import make_part, pick_setting
+    from ..views import RoleViews, as_views
+    recipe = make().resolve(pick_setting(dls.source, dls.size))
+    views, crops = as_views(kind or recipe.views, dls.size), make_part(recipe.multi_crop)
+    name = views.main.kind
+    if kind or not crops: return views, name
+    return RoleViews(*crops.makers(views.main)), f"{name}, {crops}"

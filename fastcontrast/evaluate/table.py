@@ -1,0 +1,76 @@
+"""The epoch table's columns that tell what the features are good for, from one embedding of the pictures an epoch."""
+from collections.abc import Callable, Sequence
+
+import torch
+from fastai.learner import ValueMetric
+from fastcore.foundation import L
+from torch import Tensor
+
+from ..core import InputError, whole
+from ..distributed import gather_objects, rank, world_size
+from ..step import Phase, StepCallback
+from . import find_metric, metric_name, needs_labels
+from .metrics import Features
+
+
+USUAL = ('knn', 'spread', 'rankme') # the columns where nobody asks for others
+
+
+class EpochTable(StepCallback):
+    "Embeds pictures once an epoch, and has metrics say what they think of the features"
+    phase = Phase.TABLE
+
+    def __init__(self,
+        dls,                                 # from `image_dls`
+        metrics: Sequence[str | Callable] | None = None, # names in `METRICS`, or functions like those; None: `USUAL`
+        n: int = 5000,                       # pictures of each part at most, drawn once; 0: no columns
+    ):
+        whole(least=0, knn_pictures=n)
+        found = [find_metric(metric) for metric in (USUAL if metrics is None else L(metrics))]
+        _check_names([metric_name(metric) for metric in found])
+        self.metrics = found if n else []
+        train, valid = (dl.ordered(n) for dl in (dls.train, dls.valid))
+        if not judgeable(train.labels(), valid.labels()):
+            self.metrics = [metric for metric in self.metrics if not needs_labels(metric)]
+        labelled = any(needs_labels(metric) for metric in self.metrics)
+        self.parts = [] if not self.metrics else [train, valid] if labelled else [train]
+        self.values: dict[str, float] = {}
+
+    def columns(self) -> list[ValueMetric]:
+        "For `learn.metrics`"
+        def value_of(name): return lambda: self.values.get(name)
+        return [ValueMetric(value_of(metric_name(metric)), metric_name(metric)) for metric in self.metrics]
+
+    def before_fit(self):
+        # each process embeds its share; where there is one, the whole part
+        def share(dl): return dl.only(dl._order(0).tensor_split(world_size())[rank()], dl.bs)
+        self.shares = [dl if world_size() == 1 else share(dl) for dl in self.parts]
+
+    def embedded(self, share) -> tuple[Tensor, Tensor]:
+        "Features and labels of a part of which this process has a share"
+        everyone = gather_objects(self.learn.embed(share) if len(share) else None)
+        return tuple(torch.cat(t) for t in zip(*[x for x in everyone if x is not None]))
+
+    def after_train(self):
+        if not self.shares: return
+        features = Features(*(t for share in self.shares for t in self.embedded(share)))
+        try: self.values = {metric_name(metric): features.compute(metric) for metric in self.metrics}
+        except InputError as e: self.stop(e)  # features that are not numbers any more
+
+
+def _check_names(names: Sequence[str]) -> None:
+    "Raise `InputError` for two columns of a name"
+    there = ['epoch', 'train_loss', 'time']
+    for name in names:
+        if name in there:
+            raise InputError(f"the epoch table would have two columns '{name}': leave one out of metrics, or give its "
+                             "function another __name__.")
+        there.append(name)
+
+
+def judgeable(
+    train_y: Tensor, # labels `[N]` of the training part; -1: unknown
+    valid_y: Tensor, # labels `[M]` of the validation part
+) -> bool:
+    "Whether pictures with these labels can tell how good features are"
+    return bool((train_y.unique() >= 0).sum() > 1 and (valid_y >= 0).any())

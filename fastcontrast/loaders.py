@@ -1,0 +1,563 @@
+"""Loaders: from a list of pictures to batches of plain tensors on the device.
+
+Docs: https://fastcontrast.github.io/fastcontrast/data.html.md"""
+import contextlib
+import copy
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.data.core import DataLoaders
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from .core import InputError, whole
+from .distributed import rank, world_size
+from .pictures import TRIES, Pictures, attempt, first_ten, progress, undecodable
+from .shards import Shards, ShardStream
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class ImageData:
+    "What is known about the pictures of one split"
+    names: list[str]         # [N]; a file's path in the split's folder, or an item's number
+    y: torch.Tensor          # int64 [N], the true classes; -1: unknown
+    labeled: torch.Tensor    # bool [N]: may training use the label?
+    classes: list[str] | None # None: unlabelled
+    failed: dict[str, str] = field(default_factory=dict) # pictures that could not be decoded, and why
+    def __len__(self): return len(self.names)
+
+
+class ImageLoader:
+    """Batches `(images [B, 3, R, R], y int64 [B])` of one split of the data, on the device; base of all such loaders
+
+    In training it shuffles by a generator of its own: the same seed and `epoch` give the same batches. The last,
+    smaller batch is left out, as the number of negatives in a loss is the batch's size. Where several processes train,
+    each reads its share of every batch; in order, every process gets everything."""
+    streaming = False # are pictures decoded for every batch? Then those that can't be show only as training goes on
+    def __init__(self,
+        data: ImageData,
+        bs: int,               # pictures a batch, of all processes together
+        device: torch.device,  # where the batches go
+        training: bool = False, # shuffled, whole batches only, labels hidden (-1) unless `data.labeled`
+        seed: int = 0,         # of the shuffle
+    ):
+        self.data, self.bs, self.seed = data, bs, seed
+        self.shuffle = self.drop_last = training
+        self.epoch = 0  # number of the next pass
+        self.picked: torch.Tensor | None = None  # which pictures, int64 on the CPU; None: all
+        self.y = data.y.where(data.labeled, -1) if training and data.classes else data.y
+        self.to(device)
+
+    @property
+    def dataset(self) -> ImageData: return self.data  # fastai's name for it
+    @property
+    def share(self) -> int:
+        "Pictures of a batch that this process reads: all of them, except in training"
+        return self.bs // world_size() if self.shuffle else self.bs
+    @property
+    def count(self) -> int:
+        "How many pictures it makes batches of"
+        return len(self.data) if self.picked is None else len(self.picked)
+    @property
+    def indices(self) -> torch.Tensor:
+        "Which pictures of `data` those are, int64 [count] on the CPU"
+        return torch.arange(len(self.data)) if self.picked is None else self.picked
+
+    def __len__(self): return self.count // self.bs if self.drop_last else -(-self.count // self.bs)
+
+    def to(self, device: torch.device) -> 'ImageLoader':
+        "Batches go to this device from now on"
+        self.device = torch.device(device)
+        self.y = self.y.to(self.device)
+        return self
+
+    def __iter__(self) -> Iterator[Batch]:
+        if not len(self): return
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        yield from self._with_labels(self._images(self._order(epoch)))
+
+    def one_batch(self) -> Batch:
+        "The first batch of the next pass, which is not used up by it. Raises `InputError` if there is no picture"
+        if not len(self): raise InputError("there is no picture to take a batch from: this part of the data is empty")
+        return self._first_batch()
+
+    def _first_batch(self) -> Batch:
+        return next(self._with_labels(self._images(self._order(self.epoch)[:self.share])))
+
+    def ordered(self,
+        n: int | None = None, # that many of them at most, drawn by the seed (the same ones every time); None: all
+    ) -> 'ImageLoader':
+        "A loader over the same pictures in order, none left out, with their true labels"
+        few = n is not None and n < len(self.data)
+        if not (self.shuffle or few): return self
+        other = copy.copy(self)
+        other.shuffle = other.drop_last = False
+        other.y = self.data.y.to(self.device)
+        if few:
+            drawn = np.random.default_rng((self.seed, 4)).permutation(len(self.data))[:n]
+            other.picked = torch.from_numpy(np.sort(drawn))
+        return other
+
+    def only(self,
+        indices: torch.Tensor, # which pictures of `data`, int64 on the CPU
+        bs: int,               # pictures a batch
+    ) -> 'ImageLoader':
+        "A loader over some of its pictures, which it takes for all there are. Raises `InputError` where that can't be"
+        other, data = copy.copy(self), self.data
+        other.data = replace(data, names=[data.names[i] for i in indices.tolist()], y=data.y[indices],
+                             labeled=data.labeled[indices])
+        other.bs, other.picked = bs, None
+        other.y = self.y.index_select(0, indices.to(self.device, non_blocking=True))
+        other.shuffle = other.drop_last = False
+        return other
+
+    def labels(self) -> torch.Tensor:
+        "The true labels of its pictures, int64 [N] on the CPU; -1: unknown"
+        return self.data.y if self.picked is None else self.data.y[self.picked]
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        "The pictures of a pass, int64 [N]; in training this process's share of each whole batch"
+        if not self.shuffle: return self.indices
+        order = torch.from_numpy(np.random.default_rng((self.seed, 3, epoch)).permutation(len(self.data)))
+        return order[:len(self) * self.bs].view(-1, world_size(), self.share)[:, rank()].flatten()
+
+    def _with_labels(self, images: Iterable[Batch]) -> Iterator[Batch]:
+        "What `_images` gives, with labels in place of indices"
+        for pictures, indices in images: yield pictures, self.y.index_select(0, indices)
+
+    def _images(self, order: torch.Tensor) -> Iterator[Batch]:
+        "Batch by batch, the pictures in this order and their indices in the data, both on the device"
+        raise NotImplementedError
+
+# --- all pictures in the device's memory
+
+def decode_all(
+    pictures: Pictures,
+    side: int,             # of the squares wanted, pixels
+    device: torch.device,  # where they go
+    strict: bool,          # is a picture that cannot be decoded an error?
+) -> tuple[torch.Tensor, np.ndarray, dict[str, str]]: # uint8 [n, 3, side, side]; bool [N]; the others and why
+    "All pictures that can be decoded, in one tensor, and which they are"
+    n, chunk = len(pictures), 256
+    images = torch.empty(n, 3, side, side, dtype=torch.uint8, device=device)
+    good, failed = np.zeros(n, dtype=bool), {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # of a small picture so little is spent outside the interpreter lock that threads only wait for one another
+        through = pool.map if pictures.threaded and side >= 128 else map
+        for start in progress(range(0, n, chunk), f"decoding {n:,} pictures"):
+            indices, done, pixels = range(start, min(start + chunk, n)), good.sum(), []
+            tried = through(lambda i: attempt(pictures.pixels, i, side), indices)
+            for i, (x, reason) in zip(indices, tried, strict=True):
+                good[i] = x is not None
+                if good[i]: pixels.append(x)
+                else: failed[pictures.shown(i)] = reason
+            if strict and failed: raise InputError(undecodable(failed))
+            if pixels: images[done:done + len(pixels)] = torch.from_numpy(np.stack(pixels))
+    return images[:good.sum()], good, failed
+
+
+def load_rows(
+    pixels: torch.Tensor, # uint8 [N, 3, R, R], mapped onto a file
+    rows: torch.Tensor,   # int64 [n], which of them
+    device: torch.device, # where they go
+) -> torch.Tensor:        # uint8 [n, 3, R, R]
+    "Read pictures of a mapped file into the device's memory"
+    images = torch.empty(len(rows), *pixels.shape[1:], dtype=torch.uint8, device=device)
+    for chunk, chosen in zip(images.split(1024), rows.split(1024), strict=True):
+        chunk.copy_(pixels.index_select(0, chosen))
+    return images
+
+
+class ResidentLoader(ImageLoader):
+    "All pictures of the split are one tensor on the device: a batch is one `index_select`"
+    def __init__(self,
+        images: torch.Tensor, # uint8 [N, 3, R, R]
+        *args, **kwargs,      # of `ImageLoader`
+    ):
+        self.images = images
+        self.rows: torch.Tensor | None = None  # where its pictures stand among them, int64; None: all, in order
+        super().__init__(*args, **kwargs)
+
+    def to(self, device):
+        super().to(device)
+        self.images = self.images.to(self.device)
+        if self.rows is not None: self.rows = self.rows.to(self.device)
+        return self
+
+    def only(self, indices, bs):
+        other = super().only(indices, bs)
+        other.rows = self._rows(indices.to(self.device, non_blocking=True))
+        return other
+
+    def _rows(self, indices: torch.Tensor) -> torch.Tensor:
+        "Where pictures of the data stand among the images"
+        return indices if self.rows is None else self.rows.index_select(0, indices)
+
+    def _images(self, order):
+        for indices in order.to(self.device, non_blocking=True).split(self.share):
+            yield self.images.index_select(0, self._rows(indices)), indices
+
+
+def empty_loader(
+    like: ImageLoader, # the training split
+) -> ImageLoader:
+    "A loader without pictures, for a validation split that is none"
+    data = ImageData([], torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool), like.data.classes)
+    return ResidentLoader(torch.empty(0, 3, 1, 1, dtype=torch.uint8), data, like.bs, like.device)
+
+# --- all pictures in a file that memory is mapped onto
+
+class MappedLoader(ImageLoader):
+    "All pictures of the split lie in a file that memory is mapped onto; threads gather batches from it, some ahead"
+    ahead = 2  # batches, each gathered by a thread of its own: it waits for the disk, and the training does not
+    def __init__(self,
+        pixels: torch.Tensor, # uint8 [M, 3, R, R], mapped onto a file
+        rows: torch.Tensor,   # int64 [N], where its pictures stand among them
+        *args, **kwargs,      # of `ImageLoader`
+    ):
+        self.pixels, self.rows = pixels, rows
+        super().__init__(*args, **kwargs)
+
+    def only(self, indices, bs):
+        other = super().only(indices, bs)
+        other.rows = self.rows[indices]
+        return other
+
+    def _read(self, rows: torch.Tensor) -> torch.Tensor:
+        "uint8 [n, 3, R, R] on the CPU, pinned where it goes to a GPU"
+        pinned = self.device.type == 'cuda'
+        batch = torch.empty(len(rows), *self.pixels.shape[1:], dtype=torch.uint8, pin_memory=pinned)
+        return torch.index_select(self.pixels, 0, rows, out=batch)
+
+    def _images(self, order):
+        plan = iter(order.split(self.share))
+        with ThreadPoolExecutor(self.ahead) as threads:
+            def begin(n): return [(i, threads.submit(self._read, self.rows[i])) for i in islice(plan, n)]
+            coming = deque(begin(self.ahead))
+            while coming:
+                indices, batch = coming.popleft()
+                coming.extend(begin(1))
+                yield batch.result().to(self.device, non_blocking=True), indices.to(self.device, non_blocking=True)
+
+# --- decoded for every batch
+
+class DecodingLoader(ImageLoader):
+    "Base of the loaders that decode pictures for every batch, in worker processes"
+    streaming = True
+    def __init__(self,
+        workers: int,    # processes; 0: this one
+        strict: bool,    # is a picture that cannot be decoded an error?
+        *args, **kwargs, # of `ImageLoader`
+    ):
+        self.workers, self.strict = workers, strict
+        super().__init__(*args, **kwargs)
+
+    def _arrived(self, images: torch.Tensor, indices: torch.Tensor, failures: list[tuple[str, str]]) -> Batch:
+        "A batch on the device; what could not be decoded is noted"
+        failed = dict(failures)
+        if failed and self.strict: raise InputError(undecodable(failed))
+        self.data.failed.update(failed)
+        return images.to(self.device, non_blocking=True), indices.to(self.device, non_blocking=True)
+
+
+class PictureStream(Dataset):
+    """What the worker processes run: item `i` is picture `i`, its index, and the failures on the way to it
+
+    The next picture that can be decoded stands in for one that can't; where too many fail in a row the index is -1."""
+    def __init__(self,
+        pictures: Pictures,
+        side: int, # of the squares wanted, pixels
+    ):
+        self.pictures, self.side = pictures, side
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int, list[tuple[str, str]]]:
+        failures, n = [], len(self.pictures)
+        for j in range(i, i + min(n, TRIES)):
+            x, reason = attempt(self.pictures.pixels, j % n, self.side)
+            if x is not None: return torch.from_numpy(x), j % n, failures
+            failures.append((self.pictures.shown(j % n), reason))
+        return torch.zeros(3, self.side, self.side, dtype=torch.uint8), -1, failures
+
+    @staticmethod
+    def collate(
+        items: list[tuple],
+    ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]: # uint8 [B, 3, side, side]; int64 [B]; all failures
+        "A batch of items"
+        images, indices, failures = zip(*items, strict=True)
+        return default_collate(list(images)), torch.tensor(indices), [f for some in failures for f in some]
+
+
+class StreamingLoader(DecodingLoader):
+    "Pictures are read one by one, in any order, by workers that stay from pass to pass"
+    def __init__(self,
+        stream: PictureStream,
+        *args, **kwargs, # of `DecodingLoader`
+    ):
+        self.stream = stream
+        self._forget_workers()
+        super().__init__(*args, **kwargs)
+
+    def _forget_workers(self):
+        "The next pass starts workers"
+        self._loader, self._batches = None, []
+
+    def to(self, device):
+        self._loader = None  # whether its memory is pinned depends on the device
+        return super().to(device)
+
+    def ordered(self, n=None):
+        other = super().ordered(n)
+        if other is not self: other._forget_workers()  # those are another's
+        return other
+
+    def only(self, indices, bs):
+        other = super().only(indices, bs)
+        other.stream = PictureStream(self.stream.pictures.subset(indices.numpy()), self.stream.side)
+        other.workers = min(self.workers, -(-self.workers * bs // self.bs))  # in proportion to the pictures
+        other._forget_workers()
+        return other
+
+    def _start_workers(self) -> DataLoader:
+        # torch asks the list anew in every pass, so the workers live on while the order changes
+        return DataLoader(self.stream, batch_sampler=self._batches, num_workers=self.workers,
+            collate_fn=PictureStream.collate, persistent_workers=self.workers > 0,
+            pin_memory=self.device.type == 'cuda',
+            generator=torch.Generator())  # views draw from the common one: the same numbers however pictures come
+
+    def _read(self, plan: list[list[int]]) -> Iterable[tuple]:
+        "Batches of these pictures, from the workers if there is more than one"
+        if len(plan) < 2: return (PictureStream.collate([self.stream[i] for i in batch]) for batch in plan)
+        self._batches[:] = plan
+        return self._loader
+
+    def _images(self, order):
+        if self._loader is None: self._loader = self._start_workers()
+        for images, indices, failures in self._read([batch.tolist() for batch in order.split(self.share)]):
+            batch = self._arrived(images, indices, failures)
+            if indices.min() < 0:
+                failed = dict(failures)
+                raise InputError(f"{len(failed)} pictures in a row could not be decoded: {first_ten(failed.items())}")
+            yield batch
+
+
+class ShardLoader(DecodingLoader):
+    "Pictures stream from shards, each process and each of its workers reading a run of its own"
+    def __init__(self,
+        shards: Shards,
+        side: int,       # of the pictures, pixels
+        *args, **kwargs, # of `DecodingLoader`
+    ):
+        self.shards, self.side = shards, side
+        super().__init__(*args, **kwargs)
+
+    def ordered(self, n=None):  # the first ones: those that lie anywhere would all have to be read past
+        other = super().ordered()
+        if n is None or n >= len(self.data): return other
+        other = copy.copy(other)
+        other.picked = torch.arange(n)
+        return other
+
+    def only(self, indices, bs):
+        raise InputError("shards are read from front to back, so no batches of chosen pictures can be made of them: "
+                         "give image_dls a folder of pictures instead")
+
+    def _first_batch(self):
+        return next(self._with_labels(self._hand_over(self._order(self.epoch).batches(0))))
+
+    def _order(self, epoch: int) -> ShardStream:
+        "The plan of a pass: the shards' order, and who reads which run of the row of pictures"
+        order = np.arange(len(self.shards.paths))
+        if not self.shuffle: return ShardStream(self.shards, self.side, self.share, order.tolist(), self._turns())
+        order = np.random.default_rng((self.seed, 3, epoch)).permutation(order)
+        seed = f'{self.seed} {epoch} {rank()}'
+        return ShardStream(self.shards, self.side, self.share, order.tolist(), self._runs(), seed)
+
+    def _runs(self) -> list[list[tuple[int, int]]]:
+        "In training a run for each worker: whole batches, the same number in all processes"
+        workers = max(1, self.workers)
+        each, more = divmod(len(self), workers)
+        batches = [each + (w < more) for w in range(workers)]
+        cuts = (rank() * len(self) + np.cumsum([0, *batches])) * self.share
+        return [[(int(start), int(stop))] for start, stop in zip(cuts, cuts[1:])]
+
+    def _turns(self) -> list[list[tuple[int, int]]]:
+        "In order, the batches that each worker reads: they take turns"
+        workers = max(1, self.workers)
+        batches = [(k * self.bs, min((k + 1) * self.bs, self.count)) for k in range(len(self))]
+        return [batches[w::workers] for w in range(workers)]
+
+    def _images(self, order):
+        # workers of its own for each pass: starting them takes a tenth of a second, a pass over shards much longer
+        return self._hand_over(DataLoader(order, batch_size=None, num_workers=self.workers,
+                                          pin_memory=self.device.type == 'cuda', generator=torch.Generator()))
+
+    def _hand_over(self, batches: Iterable[tuple]) -> Iterator[Batch]:
+        for images, indices, failures, error in batches:
+            if error: raise InputError(error)
+            yield self._arrived(images, indices, failures)
+
+# --- fastai's own
+
+class FastaiLoader(ImageLoader):
+    "The interface of `ImageLoader` around a fastai `DataLoader`, with its own batches, shuffle and transforms"
+    def __init__(self,
+        dl: Any,         # fastai's `TfmdDL`
+        *args, **kwargs, # of `ImageLoader`
+    ):
+        self.dl = dl
+        super().__init__(*args, **kwargs)
+        self.drop_last = dl.drop_last
+        self.hide = not self.data.classes or self.shuffle and not self.data.labeled.any() # the labels
+
+    def to(self, device):
+        super().to(device)
+        self.dl.to(self.device)
+        return self
+
+    def ordered(self, n=None):  # always all: a fastai loader decides itself what it reads
+        if not self.shuffle: return self
+        other = super().ordered()
+        other.dl, other.hide = self.dl.new(shuffle=False, drop_last=False), not self.data.classes
+        return other
+
+    def only(self, indices, bs):
+        raise InputError("fastai DataLoaders choose themselves what they read, so no batches of chosen pictures can be "
+                         "made of them: give image_dls the folder instead")
+
+    def __len__(self): return len(self.dl)
+    def __iter__(self):
+        self.epoch += 1
+        still = not self.shuffle and hasattr(self.dl.dataset, 'set_split_idx')  # as in validation
+        with self.dl.dataset.set_split_idx(1) if still else contextlib.nullcontext():
+            yield from map(self._plain, self.dl)
+
+    def _first_batch(self): return self._plain(self.dl.one_batch())
+
+    def _plain(self, batch: tuple) -> Batch:
+        "Tensors without fastai's subclasses, whose dispatch slows every operation down"
+        x = batch[0].as_subclass(torch.Tensor)
+        if self.hide: return x, torch.full((len(x),), -1, device=x.device)
+        return x, batch[-1].as_subclass(torch.Tensor)
+
+# --- both splits, and batches by class
+
+class ImageLoaders(DataLoaders):
+    "fastai `DataLoaders` of a training and a validation `ImageLoader`; the second may be empty (length 0)"
+    n_inp = 1
+    def __init__(self,
+        train: ImageLoader,
+        valid: ImageLoader,
+        size: int,   # side of the square the model will see
+        source: str, # where the pictures come from, for the reader
+    ):
+        super().__init__(train, valid, device=train.device)
+        self.size, self.source, self.classes = size, source, train.data.classes
+
+    def report(self) -> str:
+        "'' or a sentence about the pictures that could not be decoded (so far, where they are streamed)"
+        failed = [*self.train.data.failed.items(), *self.valid.data.failed.items()]
+        if not failed: return ''
+        n = len(self.train.data) + len(self.valid.data)
+        if self.train.streaming: fate = "the next picture stands in for each"
+        else: n, fate = n + len(failed), "they are left out"
+        return f"{len(failed):,} of {n:,} pictures could not be decoded, {fate}: {first_ten(failed)}."
+
+
+class StratifiedLoader:
+    """Batches `(images [S, 3, R, R], y int64 [S])` without end: pictures with labels, drawn by class, on the device
+
+    Classes are drawn without replacement, each as often as any other, and so are the pictures of a class; only a class
+    that has fewer than `per_class` repeats them within a batch. Several processes make the same draw, and each takes
+    its share. Where `per_class` is None there are 40 pictures with labels for every 44 of a training batch, as with
+    SuNCEt's authors, as far as there are labels. Raises `InputError` where the labels don't allow such batches."""
+    ahead = 100  # batches that are drawn at a time
+    def __init__(self,
+        dl: ImageLoader,                      # the training split of `image_dls`
+        classes_per_batch: int | None = None, # classes in a batch, 2 or more; None: all that have labels, at most 20
+        per_class: int | None = None,         # pictures of each, 2 or more; None: nearly as many in all as `dl` has
+        seed: int = 0,                        # of the draws, 0 or more
+    ):
+        whole(classes_per_batch=classes_per_batch, per_class=per_class, least=2, optional=True)
+        whole(seed=seed, least=0)
+        if not isinstance(dl, ImageLoader):
+            raise InputError(f"batches by class need the training part of image_dls(…), not a {type(dl).__name__}")
+        dl.only(torch.empty(0, dtype=torch.int64), 1)  # can it?
+        self.indices = self._by_class(dl.data)  # of the pictures with labels, int64
+        classes, self.counts = np.unique(dl.data.y[self.indices], return_counts=True)
+        self.starts = self.counts.cumsum() - self.counts
+        self._check_classes([dl.data.classes[c] for c in classes], classes_per_batch)
+        self.classes_per_batch = classes_per_batch or min(20, len(classes))
+        self.per_class = int(per_class or self._usual_per_class(dl.bs))
+        size = self.classes_per_batch * self.per_class
+        if size % world_size():
+            raise InputError(f"{self.classes_per_batch} classes with {self.per_class} pictures each cannot be divided "
+                             f"among {world_size()} processes: choose another classes_per_batch or per_class")
+        self.dl, self.seed, self.bs = dl, seed, size // world_size()
+        self.draws = 0  # number of the next draw
+        self._batches: Iterator[Batch] | None = None
+
+    def _by_class(self, data: ImageData) -> torch.Tensor:
+        "The pictures whose labels training may use, in the order of their classes: int64 [N]"
+        labeled = torch.from_numpy(np.flatnonzero(data.labeled & (data.y >= 0)))
+        if len(labeled): return labeled[data.y[labeled].argsort(stable=True)]
+        raise InputError("there is no label that training may use: give labels (--labels) a share like 0.1, 'all' "
+                         "or a file of names" if data.classes else "the pictures have no labels: use class folders")
+
+    def _check_classes(self, names: list[str], classes_per_batch: int | None):
+        "Are there classes enough, each of two pictures or more?"
+        for name, n in zip(names, self.counts, strict=True):
+            if n < 2:
+                raise InputError(f"class '{name}' has one picture whose label training may use, and needs two: "
+                                 "give labels (--labels) a larger share, or more names")
+        if len(names) < 2:
+            raise InputError(f"only class '{names[0]}' has labels that training may use: "
+                             "it takes two to tell them apart")
+        if classes_per_batch is not None and classes_per_batch > len(names):
+            raise InputError(f"classes_per_batch={classes_per_batch} is more than the {len(names)} classes "
+                             "that have labels")
+
+    def _usual_per_class(self, bs: int) -> int:
+        "40 for every 44 pictures, as far as there are labels, and the processes can share it"
+        most = max(2, min(round(bs * 40 / 44 / self.classes_per_batch), self.counts.min()))
+        return next((n for n in range(most, 1, -1) if self.classes_per_batch * n % world_size() == 0), most)
+
+    def __iter__(self) -> Iterator[Batch]: return self
+    def __next__(self) -> Batch:
+        if self._batches is None: self._batches = self._endless()
+        return next(self._batches)
+
+    def close(self) -> None:
+        "Let go of pictures and workers; the next batch is the first of the next draw"
+        self._batches = None
+
+    def _endless(self) -> Iterator[Batch]:
+        labeled = self.dl.only(self.indices, self.bs)
+        while True:
+            order = torch.from_numpy(self._draw())
+            share = order[:, rank() * self.bs:(rank() + 1) * self.bs].flatten()
+            yield from labeled._with_labels(labeled._images(share))
+
+    def _draw(self) -> np.ndarray:
+        "The pictures of the next batches, places among those with labels: int64 [ahead, S]"
+        rng = np.random.default_rng((self.seed, 5, self.draws))
+        self.draws += 1
+        classes = rng.random((self.ahead, len(self.counts))).argsort(1)[:, :self.classes_per_batch]
+        start, count = self.starts[classes], self.counts[classes]
+        chosen = np.empty((*classes.shape, self.per_class), dtype=np.int64)
+        # Floyd's way to draw k of n without replacement: in round j one of the first n - k + j + 1, and if that has
+        # been drawn, the last of these; a class of fewer than k repeats itself
+        enough = count >= self.per_class
+        for j in range(self.per_class):
+            last = np.where(enough, count - self.per_class + j, count - 1)
+            drawn = rng.integers(last + 1)
+            again = (chosen[..., :j] == drawn[..., None]).any(-1)
+            chosen[..., j] = np.where(again & enough, last, drawn)
+        return (start[..., None] + chosen).reshape(self.ahead, -1)

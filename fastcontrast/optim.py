@@ -1,0 +1,176 @@
+"""Optimizers, parameter groups and schedules: plain values in, what a fastai `Learner` takes out.
+
+Docs: https://fastcontrast.github.io/fastcontrast/optim.html.md"""
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from fastai.optimizer import OptimWrapper
+from timm.optim.lars import Lars
+from torch import Tensor, nn
+
+from .core import InputError, Registry
+
+__all__ = ['OPTIMIZERS', 'SCHEDULES', 'AdamW', 'Sgd', 'cosine', 'lars', 'optimizer', 'parameter_groups',
+           'schedule_words', 'schedules', 'steps', 'warmup_then']
+
+OPTIMIZERS = Registry('optimizer') # called as `make(groups, lr=…, **args)`
+SCHEDULES = Registry('schedule')   # the share of the run after the warm-up, in [0, 1], to the share of the peak
+
+
+def _laid_out(t: Tensor, p: Tensor) -> Tensor:
+    "`t`, in memory as `p` is"
+    alike = t.stride() == p.stride() or t.is_contiguous() and p.is_contiguous()
+    return t if alike else torch.empty_like(p).copy_(t)
+
+
+class _Fused:
+    "What PyTorch's optimizers in one kernel want of tensors, which it goes through as they lie in memory, not by index"
+    def _init_group(self, group, params, grads, *states):
+        if not group['fused']: return super()._init_group(group, params, grads, *states)
+        for p in group['params']:  # its memory format may have changed
+            state = self.state.get(p, {})
+            for name, t in state.items():
+                if t is not None and t.shape == p.shape: state[name] = _laid_out(t, p)
+        special = super()._init_group(group, params, grads, *states)
+        # PyTorch's CPU kernel copies gradients that are not contiguous, and then does without the copies
+        for i, (p, g) in enumerate(zip(params, grads)):
+            g = _laid_out(g, p)
+            grads[i] = g.as_strided((g.numel(),), (1,)) if g.is_cpu and not g.is_contiguous() else g
+        return special
+
+
+@OPTIMIZERS.register('lars')
+def lars(
+    params,
+    *,
+    momentum: float = 0.9,
+    **kwargs, # of timm's `Lars`
+) -> Lars:
+    "timm's, multi-tensor by itself in newer releases"
+    return Lars(params, momentum=momentum, **kwargs)
+
+
+@OPTIMIZERS.register('sgd')
+class Sgd(_Fused, torch.optim.SGD):
+    "PyTorch's in one kernel, also where parameters get their first gradients at different steps: its own fails there"
+    def __init__(self,
+        params,
+        *,
+        momentum: float = 0.9,
+        dampening: float = 0,
+        fused: bool | None = None,   # None: unless `foreach` or `dampening` is asked for
+        foreach: bool | None = None, # None: where it is not fused
+        **kwargs,                    # of `torch.optim.SGD`
+    ):
+        if fused is None: fused = not (foreach or dampening)
+        if foreach is None: foreach = not fused
+        super().__init__(params, momentum=momentum, dampening=dampening, fused=fused, foreach=foreach, **kwargs)
+
+    def _init_group(self, group, params, grads, momenta):
+        sparse = super()._init_group(group, params, grads, momenta)
+        if group['fused'] and not group['dampening']:  # zeros in place of no momentum give the same first step
+            momenta[:] = (torch.zeros_like(p) if m is None else m for p, m in zip(params, momenta))
+        return sparse
+
+
+@OPTIMIZERS.register('adamw')
+class AdamW(_Fused, torch.optim.AdamW):
+    "PyTorch's in one kernel"
+    def __init__(self,
+        params,
+        *,
+        fused: bool | None = None,   # None: unless `foreach` is asked for
+        foreach: bool | None = None,
+        **kwargs,                    # of `torch.optim.AdamW`
+    ):
+        super().__init__(params, fused=not foreach if fused is None else fused, foreach=foreach, **kwargs)
+
+
+def parameter_groups(
+    model: nn.Module,          # a `ContrastiveModel`
+    wd: float,                 # weight decay of matrices and filters
+    adapt: bool,               # whether to mark them for LARS' adaptation
+    constant_lr: bool = False, # the predictors' learning rate does not follow the schedule: groups marked `constant_lr`
+    wd_all: bool = False,      # weight decay for the rest as well
+) -> list[dict]:
+    "Parameters that train, with weight decay and without it (biases, norms, the encoder's own exceptions)"
+    exceptions = {f'encoder.{n}' for n in getattr(model.encoder, 'no_weight_decay', set)()}
+    predictors = [head.predictor for head in model.heads.values() if constant_lr and head.predictor is not None]
+    constant = {p for predictor in predictors for p in predictor.parameters()}
+    groups = []
+    for marks in (dict(constant_lr=True), {}) if constant_lr else ({},):
+        matrices, rest = [], []
+        for name, p in model.named_parameters():
+            if p.requires_grad and (p in constant) == bool(marks):
+                (matrices if p.ndim > 1 and name not in exceptions else rest).append(p)
+        adapts = dict(always_adapt=True) if adapt else {}
+        groups += [dict(params=matrices, weight_decay=wd, decays=True, **adapts, **marks),
+                   dict(params=rest, weight_decay=wd * wd_all, decays=wd_all, **marks)]
+    return groups
+
+
+def optimizer(
+    name: str,                    # in `OPTIMIZERS`
+    args: Mapping[str, Any] = {}, # what else it is given
+) -> Callable[..., OptimWrapper]: # what a fastai `Learner` takes as `opt_func`, for the groups of `parameter_groups`
+    "An optimizer by name, for fastai. Raises `InputError` for an unknown one, or arguments that it does not take"
+    make = partial(OPTIMIZERS.find(name), **args)
+    try: make([nn.Parameter(torch.zeros(1))], lr=0.1)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise InputError(f"opt_args={dict(args)} do not suit {name}: {e}") from None
+    def opt_func(groups, lr): return OptimWrapper(groups, make, convert_groups=False, lr=lr)
+    return opt_func
+
+
+@SCHEDULES.register('cosine')
+def cosine(t: float) -> float:
+    "cosine to 0"
+    return (1 + math.cos(math.pi * t)) / 2
+
+
+@SCHEDULES.register('step')
+def steps(t: float) -> float:
+    "steps to a hundredth"
+    return 1. if t < 0.6 else 0.1 if t < 0.8 else 0.01  # MoCo v1: at 120 and 160 of 200 epochs
+
+
+def schedule_words(
+    schedule: str, # a name in `SCHEDULES`
+) -> str:
+    "How a log line speaks of a schedule: the first line of its docstring, else its name"
+    return (inspect.getdoc(SCHEDULES.find(schedule)) or schedule).splitlines()[0]
+
+
+def warmup_then(
+    schedule: str,     # a name in `SCHEDULES`
+    peak: float,       # learning rate at the end of the warm-up
+    warmup: float,     # share of the run that warms up, in [0, 1)
+    start: float = 0., # share of the peak that it starts from
+) -> Callable[[float], float]: # share of the run that is done, in [0, 1], to the learning rate
+    "Linear up to `peak`, then the schedule"
+    share = SCHEDULES.find(schedule)
+    def lr(t: float) -> float:
+        if t < warmup: return peak * (start + (1 - start) * t / warmup)
+        return peak * share((t - warmup) / (1 - warmup))
+    return lr
+
+
+def schedules(
+    groups: list[dict],           # the optimizer's, from `parameter_groups`
+    peak: float,                  # learning rate at the end of the warm-up
+    warmup: float,                # share of the run that warms up, in [0, 1)
+    schedule: str = 'cosine',     # what follows, a name in `SCHEDULES`
+    warmup_from: float = 0.,      # share of the peak that the warm-up starts from
+    wd: float = 0.,               # weight decay at the beginning…
+    wd_end: float | None = None,  # …and at the end, along a cosine; None: it stays as the groups have it
+) -> dict[str, Callable[[float], list[float]]]: # what `ParamScheduler` takes
+    "Learning rate and, where it changes, weight decay of every group over the run"
+    lr = warmup_then(schedule, peak, warmup, warmup_from)
+    over_run = {'lr': lambda t: [peak if g.get('constant_lr') else lr(t) for g in groups]}
+    if wd_end is not None:
+        over_run['wd'] = lambda t: [(wd_end - (wd_end - wd) * cosine(t)) * g['decays'] for g in groups]
+    return over_run

@@ -1,0 +1,28 @@
+"compare: what each run took to reach an accuracy"
+import csv
+import json
+import re
+
+import matplotlib.image
+
+
+def test_compare(run, refused, digits, folder):
+    code, out, err = run('compare', digits[0], digits[0], '-o', 'new/c.png', '--knn', .01)
+    assert (code, err) == (0, '') and 'simclr, NTXent\n' in out and out.endswith('the drawing is in new/c.png\n')
+    assert matplotlib.image.imread('new/c.png').std() > .05
+    row = next(csv.DictReader((digits[0]/'history.csv').open()))
+    table = [re.split(r' *│ *', line)[2:-1] for line in out.splitlines() if re.search(r'│ +1 │', line)]
+    knn, tflop, seconds = (float(row[k]) for k in ('knn', 'tflop', 'seconds'))
+    assert table == [['1', f'{knn:.1%}', f'{knn:.1%}', '1', f'{tflop:.3g}', f'{seconds:.3g}']] * 2
+    (folder/'short').mkdir()
+    (folder/'short/history.csv').write_text('epoch,train_loss,knn\n0,1.5,0.001\n')
+    written = dict(method='byol', loss='NegCosine()', speedups=['A()'], state='interrupted')
+    (folder/'short/config.json').write_text(json.dumps(written))
+    code, out, err = run('compare', digits[0], 'short')
+    assert code == 0 and 'short (interrupted): byol, NegCosine + A()\n' in out
+    assert re.search(r'│ short +│ +1 │ +0.1% │ +0.1% │ +– │ +– │ +– │', out)
+    assert (folder/'compare.png').is_file()
+    assert 'one run' in refused('compare', 'short') and "no folder 'nowhere'" in refused('compare', 'short', 'nowhere')
+    assert '--knn=90.0 must be a finite number above 0' in refused('compare', 'short', 'short', '--knn', 90)
+    assert 'must end in' in refused('compare', 'short', 'short', '-o', 'c.txt')
+    assert 'RUN' in refused('compare')

@@ -1,0 +1,147 @@
+"What a run is made of: options, speedups as they are written, and named runs"
+import configparser
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.cli import config, pictures
+
+from fastcontrast.cli.settings import Run, check_names, named_run, parse_speedups, resolve
+from fastcontrast.core import InputError
+from fastcontrast.data import image_dls
+from fastcontrast.learner import contrastive_learner
+from fastcontrast.recipes import METHODS
+from fastcontrast.speedups import SPEEDUPS
+
+# ---------------------------------------------------------------- speedups
+
+
+def test_parse_speedups():
+    assert parse_speedups(None) == parse_speedups('') == []
+    patches, levels, labels = parse_speedups(
+        " comb_patches(m=1),\n intermediate(('layer2', 'layer3'), weights=[.5, 1]), suncet(weight=2)")
+    classes = [SPEEDUPS[name] for name in ('comb_patches', 'intermediate', 'suncet')]
+    assert [type(patches), type(levels), type(labels)] == classes
+    assert repr(levels) == repr(SPEEDUPS['intermediate'](('layer2', 'layer3'), weights=[.5, 1])) and labels.weight == 2
+    assert {type(parse_speedups(name)[0]) for name in SPEEDUPS} == set(SPEEDUPS.values())
+    partial, = parse_speedups("partial(probs={'layer2': .25, 'final': .75}, stop_forward=False)")
+    assert (partial.probs, partial.stop_forward) == ({'layer2': .25, 'final': .75}, False)
+
+
+@pytest.mark.parametrize('text, words', [
+    ('comb_patch', "unknown speedup 'comb_patch': did you mean comb_patches?"),
+    ('suncet(wieght=1)', "unknown argument of suncet 'wieght': suncet takes weight=1.0, classes"),
+    ('comb_patches, suncet(', "'comb_patches, suncet(' can't be read"),
+    ('suncet weight=1', "can't be read"),
+    ('suncet] + [suncet', "can't be read"),
+    ('suncet(weight=print(1))', "'suncet(weight=print(1))' is neither a name nor a call with constants"),
+    ('suncet(**{})', 'neither a name nor'),
+    ('suncet(*[1])', 'neither a name nor'),
+    ('"suncet"', 'neither a name nor'),
+    ('os.remove("x")', 'neither a name nor'),
+    ('-1', 'neither a name nor'),
+    ('suncet(weight=-1)', 'weight=-1'),
+    ('suncet(1, weight=1)', "multiple values for argument 'weight'"),
+    ('partial(1, 2, 3, 4, 5, 6, 7)', 'too many positional'),
+    ('intermediate(stages=3.5)', 'IntermediateLoss'),
+    ('(' * 9999, "can't be read"),
+    ('suncet(weight="a" "b")', "weight='ab'"),
+    ('comb_patches(n=0)', 'n=0'),
+])
+def test_speedups_that_cannot_be(refused, folder, text, words):
+    assert words in refused('pretrain', 'digits', '--with', text)
+    assert not any(folder.iterdir())
+    (folder/'settings.ini').write_text(f'[fast]\nspeedups = {text}\n')
+    assert words in refused('pretrain', '--run', 'fast')
+
+
+# ---------------------------------------------------------------- settings
+
+def test_where_settings_come_from(folder):
+    "From the weakest to the strongest: the defaults, what suits the digits, the shared ones, the run's, the options"
+    (folder/'settings.ini').write_text('[DEFAULT]\nepochs = 3\nlr = .1\nvalid = .3\n'
+                                       '[a]\nlr = .2\nvalid = others\nseed = none\n')
+    given = dict(lr=None, size=64)
+    assert resolve(given) == Run(arch='resnet10t', epochs=25, batch_size=64, size=64)
+    assert resolve(given, 'a') == Run(arch='resnet10t', epochs=3, batch_size=64, size=64, lr=.2, valid='others')
+    assert resolve(dict(data='p', lr=.4, valid='.5'), 'a') == Run(data='p', epochs=3, lr=.4, valid=.5)
+
+
+def test_run_from_the_settings_file(run, folder):
+    pictures(folder/'p', dict(a=8, bb=8))
+    (folder/'p.txt').write_text('a/001.png\nbb/002.png\n')
+    (folder/'settings.ini').write_text(
+        '[DEFAULT]\nseed = 3\narch = resnet10t\nlr = \n'
+        '[quick]\ndata = p\nbatch_size = 4\nepochs = 2\nlabels = p.txt\nloss = dcl\nsmall_input = no\ncontrols = no\n'
+        'method = moco_v3\naccumulate = 2\n'
+        '[other]\nepochs = 7\n')
+    code, out, err = run('pretrain', '--run', 'quick', '--epochs', 1, '--lr', .01)
+    assert (code, err) == (0, '') and out.endswith('are in runs/quick\n')
+    c = config('runs/quick')
+    expected = dict(data='p', batch_size=4, epochs=1, seed=3, lr=.01, small_input=False, labels='p.txt',
+                    method='moco_v3', arch='resnet10t', accumulate=2)
+    assert {k: c[k] for k in expected} == expected
+    assert c['loss'].startswith('DCL(') and list(c['results']) == ['trained encoder']
+
+
+def test_with_is_speedups(folder):
+    "The option is called --with: a run may use either name, and its own beats what all runs share"
+    text = '[DEFAULT]\n{} = suncet\n[mine]\n{} = partial\n[shared]\nepochs = 1\n'
+    for names in (('with', 'speedups'), ('speedups', 'with'), ('With', 'with')):
+        (folder/'settings.ini').write_text(text.format(*names))
+        assert named_run('mine') == dict(speedups='partial')
+        assert named_run('shared') == dict(speedups='suncet', epochs=1)
+
+
+@pytest.mark.parametrize('text, words', [
+    ('[fast]\nepoch = 3\n', "unknown key 'epoch': did you mean epochs?"),
+    ('[fast]\nbatch-size = 3\n', 'did you mean batch_size'),
+    ('[fast]\nwiht = suncet\n', "unknown key 'wiht': did you mean with"),
+    ('[fast]\nwith = suncet\nspeedups = suncet\n', 'already exists'),
+    ('[fast]\nepochs = three\n', 'epochs = three is not a whole number'),
+    ('[fast]\nlr = high\n', 'lr = high is not a number'),
+    ('[fast]\nsmall_input = maybe\n', 'neither true nor false'),
+    ('[fast]\nepochs = 0\n', '--epochs=0 must be a whole number of at least 1'),
+    ('[fest]\nepochs = 1\n', "unknown run 'fast': did you mean fest?"),
+    ('[other]\n[third]\n', 'there are other, third'),
+    ('', 'has no section'),
+    ('epochs = 3\n', "can't be read"),
+    ('[fast]\n[fast]\n', 'already exists'),
+    ('[fast]\nepochs\n', "can't be read"),
+    (b'[fast]\ndata = \xff\n', "can't be read"),
+])
+def test_mistakes_in_the_settings_file(refused, folder, text, words):
+    (folder/'settings.ini').write_bytes(text if isinstance(text, bytes) else text.encode())
+    err = refused('pretrain', '--run', 'fast')
+    assert words in err and ('settings.ini' in err or '--epochs' in err) and os.listdir() == ['settings.ini']
+
+
+def test_no_settings_file(refused, folder):
+    assert 'needs a settings.ini' in refused('pretrain', '--run', '[fast]')
+    (folder/'settings.ini').mkdir()
+    assert "can't be read" in refused('pretrain', '--run', 'fast')
+
+
+def test_the_repositorys_own_runs_are_valid(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    ini = configparser.ConfigParser()
+    ini.read('settings.ini')
+    assert ini.sections()
+    made = set()
+    for name in ini.sections():
+        run = resolve({}, name)
+        check_names(run)
+        choice = (run.arch, run.method, run.loss, run.speedups, run.size or 32)
+        if choice in made: continue
+        made.add(choice)
+        side = run.size or 32
+        data = [(torch.zeros(3, side, side, dtype=torch.uint8), i % 2) for i in range(4)]
+        dls = image_dls(data, bs=4, valid=0, size=run.size, labels='all' if run.labels else None)
+        contrastive_learner(dls, run.arch, METHODS[run.method](), loss=run.loss, cbs=parse_speedups(run.speedups))
+
+
+def test_a_speedup_that_takes_any_argument_says_itself_what_it_refuses():
+    "The command names the class that has the variants, too"
+    with pytest.raises(InputError, match=r"write PatchVariants\(patches='sample'\)"):
+        parse_speedups("comb_patches(patches='sample')")

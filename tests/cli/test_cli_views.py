@@ -1,0 +1,31 @@
+"views: what training would see, drawn"
+import matplotlib.image
+import numpy as np
+from helpers.cli import pictures
+
+
+def test_views(run, folder):
+    pictures(folder/'p', {'': 3})
+    said = run('views', '-o', 'd.png', '-n', 2)[1]
+    assert said == '2 pictures and their views (digits, 32 px) are in d.png\n'
+    said = run('views', 'p', '-o', '[a]/v.svg', '--kind', 'byol', '--size', 40)[1]
+    assert said == '3 pictures and their views (byol, 40 px) are in [a]/v.svg\n'
+    assert (folder/'[a]/v.svg').stat().st_size > 1000
+    said = run('views', 'p', '-o', 's.png', '--method', 'swav', '--size', 128)[1]
+    assert said == ('3 pictures and their views (simclr, MultiCrop((2, None, (0.14, 1.0)), (6, None, (0.05, 0.14))), '
+                    '128 px) are in s.png\n')
+    nine_columns, three = (matplotlib.image.imread(name).shape[1] for name in ('s.png', 'd.png'))
+    assert nine_columns > 2 * three
+    assert 'did you mean swav' in run('views', 'p', '--method', 'swaw')[2]
+    for seed, name in ((0, 'a.png'), (0, 'b.png'), (1, 'c.png')):
+        assert run('views', 'p', '--seed', seed, '-o', name)[0] == 0
+    a, b, c = (matplotlib.image.imread(f) for f in ('a.png', 'b.png', 'c.png'))
+    assert np.array_equal(a, b) and not np.array_equal(a, c) and a.std() > .05
+
+
+def test_mistakes(refused):
+    assert '--kind' in refused('views', '--kin', 'byol')
+    assert "unknown kind of views 'byl': did you mean byol" in refused('views', '--kind', 'byl')
+    assert '--n' in refused('views', '-n', 0)
+    assert 'seed=-1' in refused('views', '--seed', -1)
+    assert 'size=0' in refused('views', '--size', 0)

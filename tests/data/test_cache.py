@@ -1,0 +1,283 @@
+"The store of decoded pictures: the same tensors, built once, believed only when it is whole and of now"
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections import namedtuple
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.folders import everything, make, picture, same
+from PIL import Image
+from safetensors import safe_open
+
+from fastcontrast import cache as cache_module
+from fastcontrast.cache import open_store, store_path
+from fastcontrast.core import InputError
+from fastcontrast.data import StratifiedLoader, find_pictures, image_dls
+from fastcontrast.loaders import load_rows
+from fastcontrast.pictures import Files
+
+
+JPEGS = dict(size=(40, 30), suffix='jpg')
+
+
+def dls_of(source, **kwargs):
+    return image_dls(source, **dict(bs=4, size=24, workers=0, device='cpu', cache=True) | kwargs)
+
+
+def store(root, part='all'): return store_path(True, root, part, 28)
+def left(root): return sorted(p.name for p in store(root).parent.glob('*') if not p.name.endswith('.lock'))
+
+
+@pytest.fixture
+def root(tmp_path): return make(tmp_path/'pictures', dict(a=9, b=8), **JPEGS)
+
+
+# ---------------------------------------------------------------- the same tensors
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_cached_batches_are_the_uncached_ones(root, workers):
+    kwargs = dict(labels=0.5, workers=workers)
+    plain, built, found = (dls_of(root, cache=c, **kwargs) for c in (None, True, True))
+    for dls in (built, found):
+        plain.train.epoch = 0
+        for _ in range(2): same(plain.train, dls.train)
+        next(iter(dls.train)), next(iter(plain.train))  # a pass that is given up
+        same([plain.train.one_batch()], [dls.train.one_batch()])
+        same(plain.train.ordered(), dls.train.ordered())
+        same(plain.train.ordered(5), dls.train.ordered(5))
+        same(plain.valid, dls.valid)
+        by_class = [StratifiedLoader(d.train, seed=3) for d in (plain, dls)]
+        same(*[[next(b) for _ in range(3)] for b in by_class])
+        assert dls.train.data.names == plain.train.data.names
+        assert torch.equal(dls.train.data.labeled, plain.train.data.labeled)
+    assert not dls.train.streaming
+
+
+def test_building_and_reading_draw_no_random_numbers(root):
+    "A run is the same whether it builds the store, finds it, decodes, or has the pictures in memory"
+    before = torch.get_rng_state()
+    for kwargs in (dict(workers=2), {}, dict(cache=None, memory=1e-12, workers=2)): list(dls_of(root, **kwargs).train)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_one_store_serves_every_split_and_batch_size(root):
+    dls_of(root)
+    built = store(root).stat().st_mtime_ns
+    for kwargs in (dict(seed=1), dict(valid=0), dict(bs=2, labels='all'), dict(valid=.5)):
+        same(dls_of(root, **kwargs).train, dls_of(root, cache=None, **kwargs).train)
+    assert store(root).stat().st_mtime_ns == built and left(root) == [store(root).name]
+    dls_of(root, size=16)
+    assert len(left(root)) == 2
+
+
+def test_parts_in_folders_of_their_own(tmp_path):
+    make(tmp_path/'x/train', dict(a=5, b=4), **JPEGS)
+    make(tmp_path/'x/val', dict(b=3), **JPEGS)
+    cached, plain = (dls_of(tmp_path/'x', cache=c) for c in (tmp_path/'there', None))
+    same(cached.train, plain.train)
+    same(cached.valid, plain.valid)
+    stores = sorted((tmp_path/'there').glob('*.safetensors'))
+    assert [p.name for p in stores] == ['x-train-28px.safetensors', 'x-valid-28px.safetensors']
+    assert not (tmp_path/'x.cache').exists()
+
+
+def test_undecodable_pictures(root):
+    (root/'a/bad0.png').write_bytes(b'')
+    (root/'b/bad1.jpg').write_text('<html>not found</html>')
+    for _ in range(2):
+        cached, plain = (dls_of(root, cache=c, valid=0) for c in (True, None))
+        assert cached.report() == plain.report() and cached.report().startswith('2 of 19 pictures')
+        same(cached.train, plain.train)
+        assert cached.train.data.names == plain.train.data.names
+    held, plain = (dls_of(root, cache=c, valid=.3) for c in (True, None))
+    same(held.valid, plain.valid)
+    assert held.train.data.failed == plain.train.data.failed and held.valid.data.failed == plain.valid.data.failed
+    with pytest.raises(InputError, match='bad0.png could not be decoded .empty file'): dls_of(root, strict=True)
+    shutil.rmtree(store(root).parent)
+    with pytest.raises(InputError, match='bad0.png could not be decoded .empty file'): dls_of(root, strict=True)
+    assert left(root) == []
+
+
+def test_nothing_can_be_decoded(tmp_path):
+    (tmp_path/'x/a').mkdir(parents=True)
+    for i in range(4):
+        picture(i, (60, 60)).save(tmp_path/f'x/a/{i}.png')
+        os.truncate(tmp_path/f'x/a/{i}.png', 200)
+    with pytest.raises(InputError, match='no picture could be decoded.*truncated'): dls_of(tmp_path/'x', valid=0)
+    assert left(tmp_path/'x') == []
+
+
+def test_resident_pictures_come_from_the_store(root):
+    "As on a GPU whose memory they fit in"
+    pictures = Files(root, find_pictures(root), np.zeros(17, dtype=int))
+    pixels, _ = open_store(pictures, 28, store(root), 0)
+    loaded = load_rows(pixels, torch.tensor([3, 0, 16]), torch.device('cpu'))
+    assert torch.equal(loaded, torch.stack([torch.from_numpy(pictures.pixels(i, 28).copy()) for i in (3, 0, 16)]))
+
+
+def test_epochs_do_not_decode(root, monkeypatch):
+    dls_of(root)
+    for path in root.rglob('*.jpg'):  # the same names, sizes and times, but nothing to be decoded
+        stat = path.stat()
+        path.write_bytes(bytes(stat.st_size))
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    monkeypatch.setattr('fastcontrast.data.common_size', lambda lists: None)
+    assert len(everything(dls_of(root).train)[0]) == 12
+
+
+# ---------------------------------------------------------------- is it believed?
+
+@pytest.mark.parametrize('change', ['picture', 'added', 'removed', 'renamed', 'truncated', 'shorter by a byte', 'empty',
+                                    'foreign', 'other tensors', 'older'])
+def test_rebuilt_with_one_line(root, change, capsys):
+    dls_of(root)
+    assert capsys.readouterr().err.splitlines() == [f"decoding 17 pictures at 28 px into '{store(root)}' (0.0 MB)"]
+    dls_of(root)
+    assert capsys.readouterr().err == ''
+    path, first = store(root), root/'a/000.jpg'
+    if change == 'picture': Image.new('RGB', (40, 30), 'red').save(first)
+    if change == 'added': Image.new('RGB', (40, 30), 'red').save(root/'a/999.jpg')
+    if change == 'removed': first.unlink()
+    if change == 'renamed': first.rename(root/'a/zzz.jpg')
+    if change == 'truncated': os.truncate(path, path.stat().st_size // 2)
+    if change == 'shorter by a byte': os.truncate(path, path.stat().st_size - 1)
+    if change == 'empty': os.truncate(path, 0)
+    if change == 'foreign': path.write_text('this was something else')
+    if change == 'other tensors':
+        from safetensors.numpy import save_file
+        save_file(dict(pixels=np.zeros((17, 3, 28, 28), np.uint8)), path)
+    if change == 'older':
+        path.write_bytes(path.read_bytes().replace(b'fastcontrast pictures 1', b'fastcontrast pictures 0'))
+    same(dls_of(root).train, dls_of(root, cache=None).train)
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"the cache '{path}' ") and 'it is built again: decoding 1' in line
+    faults = dict(truncated='truncated', empty='truncated', foreign='no store', older='another program or version')
+    assert faults.get(change, '') in line
+    dls_of(root)
+    assert capsys.readouterr().err == '' and left(root) == [path.name]
+
+
+def test_any_program_can_read_it(root):
+    dls_of(root, valid=0)
+    with safe_open(store(root), 'pt') as file:
+        assert file.metadata()['format'] == cache_module.FORMAT and file.metadata()['side'] == '28'
+        x = file.get_tensor('pixels')
+        assert json.loads(bytes(file.get_tensor('failed').tolist())) == {}
+    assert torch.equal(x, everything(dls_of(root, valid=0).train.ordered())[0])
+
+
+def slow_build(said, root, pause, workers, limit):
+    "In a process of its own"
+    sys.stderr = open(said, 'w', buffering=1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    torch.set_num_threads(1)
+    decode = Files.pixels
+    def slowly(self, i, side):
+        time.sleep(pause)
+        return decode(self, i, side)
+    Files.pixels = slowly
+    if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try: dls_of(root, workers=workers)
+    except (InputError, KeyboardInterrupt) as e:
+        print(f'{type(e).__name__}: {e}', file=sys.stderr)
+        os._exit(1)
+
+
+def started(root, pause=0., workers=0, limit=0):
+    "A process that builds the store, and the file with what it says"
+    said = root.parent/f'said-{time.monotonic_ns()}'
+    process = get_context('fork').Process(target=slow_build, args=(said, root, pause, workers, limit))
+    process.start()
+    return process, said
+
+
+def wait_for(path, seconds=60):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f'{path} never came'
+        time.sleep(.02)
+
+
+@pytest.mark.parametrize('workers, sign', [(0, signal.SIGKILL), (2, signal.SIGKILL), (2, signal.SIGINT)])
+def test_a_killed_build_leaves_no_store(root, workers, sign):
+    make(root, dict(a=80), **JPEGS)
+    process, _ = started(root, pause=.1, workers=workers)
+    partial = store(root).with_name(f'.{store(root).name}.partial')
+    wait_for(partial)
+    time.sleep(.3)
+    os.kill(process.pid, sign)
+    process.join(60)
+    assert process.exitcode and not store(root).exists()
+    assert partial.exists() == (sign == signal.SIGKILL)
+    same(dls_of(root).train, dls_of(root, cache=None).train)
+    assert left(root) == [store(root).name]
+
+
+def test_of_processes_that_start_together_one_builds(root):
+    processes = [started(root, pause=.05) for _ in range(3)]
+    for process, _ in processes: process.join(60)
+    assert [process.exitcode for process, _ in processes] == [0, 0, 0]
+    said = ''.join(file.read_text() for _, file in processes)
+    assert said.count('decoding 17 pictures') == 1 and said.count('waiting for the process that builds') == 2
+    assert left(root) == [store(root).name]
+
+
+# ---------------------------------------------------------------- what cannot work
+
+def test_disk_too_small(root, monkeypatch):
+    usage = namedtuple('usage', 'total used free')
+    monkeypatch.setattr(cache_module.shutil, 'disk_usage', lambda path: usage(10**9, 10**9 - 40_000, 40_000))
+    with pytest.raises(InputError, match='17 pictures takes 0.0 MB and its disk has 0.0 MB left: give cache'):
+        dls_of(root)
+    assert left(root) == []
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_disk_full_half_way(root, workers):
+    make(root, dict(a=80), **JPEGS)
+    process, said = started(root, workers=workers, limit=100_000)
+    process.join(60)
+    line = said.read_text().splitlines()[-1]
+    assert process.exitcode == 1 and line.startswith('InputError: the cache')
+    assert 'File too large' in line and 'give cache' in line
+    assert left(root) == []
+
+
+def test_unwritable_folders(root, tmp_path):
+    (tmp_path/'file').write_text('')
+    for folder in (tmp_path/'file', tmp_path/'file/below', '/proc/nowhere'):
+        with pytest.raises(InputError, match='cannot be written .*: give cache'): dls_of(root, cache=folder)
+
+
+def test_a_store_that_is_there_needs_no_writing(root):
+    dls_of(root)
+    shutil.move(store(root), root.parent/'kept')
+    shutil.rmtree(store(root).parent)
+    store(root).parent.mkdir()
+    shutil.move(root.parent/'kept', store(root))
+    store(root).parent.chmod(0o555)
+    try: assert len(dls_of(root).train) == 3 and os.listdir(store(root).parent) == [store(root).name]  # not even a lock
+    finally: store(root).parent.chmod(0o755)
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(cache=''), 'cache=.. should be True'), (dict(cache=3), 'cache=3 should be True'),
+    (dict(source='digits'), 'leave cache .--cache. out'), (dict(source=[1, 2]), 'leave cache .--cache. out')])
+def test_bad_values(root, kwargs, message):
+    with pytest.raises(InputError, match=message): dls_of(**dict(source=root) | kwargs)
+
+
+def test_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert store_path(True, 'data/x/', 'all', 32) == tmp_path/'data/x.cache/x-all-32px.safetensors'
+    name = tmp_path.name
+    assert store_path(True, '.', 'all', 32) == tmp_path.parent/f'{name}.cache/{name}-all-32px.safetensors'
+    assert store_path('~/c', 'x', 'train', 32) == Path.home()/'c/x-train-32px.safetensors'

@@ -1,0 +1,144 @@
+"Curves of a run, and of runs side by side"
+import json
+import math
+
+import pytest
+
+from fastcontrast.core import InputError, MissingPath
+from fastcontrast.evaluate import METRICS
+from fastcontrast.evaluate.plots import compare_runs, plot_history, read_history
+
+HISTORY = "epoch,train_loss,knn,lr,time\n0,5.5,,0.1,00:12\n1,4.5,0.5,0.2,00:12\n2,4.0,,0.1,00:12\n"
+
+
+def test_plot_of_a_csv(tmp_path):
+    (tmp_path / 'history.csv').write_text(HISTORY)
+    figure = plot_history(tmp_path / 'history.csv', tmp_path / 'curves.png')
+    lines = {a.get_title(): a.lines[0].get_xydata().tolist() for a in figure.axes}
+    assert lines == {'training loss': [[0, 5.5], [1, 4.5], [2, 4]], 'kNN accuracy': [[1, .5]],
+                     'learning rate': [[0, .1], [1, .2], [2, .1]]}
+    assert all(a.get_xlabel() == 'epoch' and a.lines[0].get_marker() == 'o' for a in figure.axes)
+    assert (tmp_path / 'curves.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_plot_of_rows_and_of_a_diverged_run():
+    rows = [dict(epoch=e, train_loss=1 / (e + 1) if e < 30 else math.nan, spread=.1) for e in range(40)]
+    figure = plot_history(rows)
+    assert [len(a.lines[0].get_xdata()) for a in figure.axes] == [30, 40]
+    assert figure.axes[0].lines[0].get_marker() in (None, 'None')
+
+
+@pytest.mark.parametrize('rows', [1, 19, 20])
+def test_lines_of_few_epochs_have_points(rows):
+    line, = plot_history([dict(epoch=e, train_loss=1.) for e in range(rows)]).axes[0].lines
+    assert (line.get_marker() == 'o') == (rows < 20)
+
+
+def test_accuracy_is_drawn_against_what_a_run_has_taken():
+    def row(e): return dict(epoch=e, train_loss=2., knn=.6, spread=.1, lr=.1, seconds=2. + e, tflop=.5 + e, note='x')
+    rows = [row(e) for e in range(3)]
+    drawn = [(a.get_title(), a.get_xlabel(), a.lines[0].get_xdata().tolist()) for a in plot_history(rows).axes]
+    epochs = [0, 1, 2]
+    assert drawn == [('training loss', 'epoch', epochs), ('kNN accuracy', 'epoch', epochs),
+                     ('kNN accuracy', 'seconds of training', [2, 3, 4]), ('kNN accuracy', 'TFLOP', [.5, 1.5, 2.5]),
+                     ('spread of features', 'epoch', epochs), ('learning rate', 'epoch', epochs)]
+
+
+def test_every_metric_is_drawn(monkeypatch):
+    monkeypatch.setitem(METRICS, 'sharpness', lambda h: 0.)
+    rows = [dict(epoch=e, train_loss=2., sharpness=3., spread=.1, rankme='', dullness=1.) for e in range(3)]
+    axes = plot_history(rows).axes
+    assert [a.get_title() for a in axes] == ['training loss', 'spread of features', 'sharpness']
+    assert axes[1].get_ylim()[0] <= 0 and axes[1].get_ylim()[1] > .1, "how near to a collapse"
+    assert list(read_history(rows)) == ['epoch', 'train_loss', 'spread']
+
+
+def test_plot_refuses(tmp_path):
+    def refused(match, history, path=None):
+        with pytest.raises(InputError, match=match):
+            plot_history(history, path)
+    csv = tmp_path / 'history.csv'
+    with pytest.raises(MissingPath, match='no file'):
+        plot_history(csv)
+    csv.write_text('epoch,train_loss\n')
+    refused('no rows', csv)
+    csv.write_text('a,b\n1,2\n')
+    refused("no column 'epoch'", csv)
+    csv.write_text('epoch,train_loss\n0,oops\n')
+    refused('not a number', csv)
+    csv.write_bytes(b'\xff\xfe\x00\x01')
+    refused('cannot be read', csv)
+    rows = [dict(epoch=0, train_loss=1.)]
+    refused('cannot be saved', rows, tmp_path / 'none' / 'a.png')
+    refused('cannot be saved', rows, tmp_path / 'a.nonsense')
+
+
+# runs side by side
+
+def history(folder, knn, seconds=2., tflop=3., config=None):
+    "The folder of a run; None in `knn` where an epoch was not judged"
+    folder.mkdir()
+    cost = [f'{seconds * (e + 1)},{tflop * (e + 1)}' for e in range(len(knn))] if seconds else [','] * len(knn)
+    lines = [f"{e},{5 - e / 10},{'' if v is None else v},{c}" for e, (v, c) in enumerate(zip(knn, cost))]
+    (folder/'history.csv').write_text('\n'.join(['epoch,train_loss,knn,seconds,tflop', *lines]))
+    if config is not None: (folder/'config.json').write_text(config if isinstance(config, str) else json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    base = dict(method='moco_v3', loss='DCL(temp=0.1)', state='finished')
+    other = dict(method='simclr', loss='InfoNCE(0.1)', speedups=['A(2)', 'B()'], state='stopped: too hot')
+    return [history(tmp_path/'base', [.3, .5, .7, .6], config=base),
+            history(tmp_path/'_a$b$c', [.4, None, .65, .8, .9], 4, 1, other),
+            history(tmp_path/'old', [.1, .2], None, config='[')]
+
+
+def test_rows_of_runs(runs):
+    figure, rows = compare_runs(runs)
+    assert rows[0] == dict(run='base', setup='moco_v3, DCL', state='finished', epochs=4, knn=.6, best=.7,
+                           target=.6, epochs_to=3, tflop_to=9, seconds_to=6)
+    assert rows[1] == dict(run='_a$b$c', setup='simclr, InfoNCE + A(2) + B()', state='stopped', epochs=5, knn=.9,
+                           best=.9, target=.6, epochs_to=3, tflop_to=3, seconds_to=12)
+    assert rows[2] == dict(run='old', setup='', state='', epochs=2, knn=.2, best=.2,
+                           target=.6, epochs_to=None, tflop_to=None, seconds_to=None)
+    rows = compare_runs(runs, target=.2)[1]
+    assert [row['epochs_to'] for row in rows] == [1, 1, 2] and rows[2]['tflop_to'] is None
+
+
+@pytest.mark.filterwarnings('error')
+def test_picture_of_runs(runs, tmp_path):
+    figure, _ = compare_runs(runs, tmp_path/'c.png')
+    assert (tmp_path/'c.png').read_bytes()[:4] == b'\x89PNG'
+    epochs, seconds, tflop = figure.axes
+    assert [a.get_xlabel() for a in figure.axes] == ['epochs', 'seconds of training', 'TFLOP']
+    assert epochs.lines[0].get_xydata().tolist() == [[1, .3], [2, .5], [3, .7], [4, .6]]
+    assert seconds.lines[1].get_xydata().tolist() == [[4, .4], [12, .65], [16, .8], [20, .9]]
+    assert len(tflop.lines) == 3, "two runs and the line to reach"
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ['base', '_a$b$c', 'old']
+    colours = [[line.get_color() for line in a.lines[:2]] for a in figure.axes]
+    assert colours[0] == colours[1] == colours[2]
+
+
+def test_runs_of_one_name(tmp_path):
+    for d in 'ab': (tmp_path/d).mkdir()
+    rows = compare_runs([history(tmp_path/d/'run', [.5]) for d in 'ab'])[1]
+    assert [r['run'] for r in rows] == [str(tmp_path/d/'run') for d in 'ab']
+
+
+def test_runs_that_cannot_be_compared(runs, tmp_path):
+    def refused(error, match, folders, **kwargs):
+        with pytest.raises(error, match=match): compare_runs(folders, **kwargs)
+    refused(InputError, 'one run was given', runs[:1])
+    refused(InputError, 'no run was given', [])
+    refused(MissingPath, "no folder '.*nowhere'", [*runs, tmp_path/'nowhere'])
+    refused(MissingPath, "no folder '.*history.csv'", [runs[0], runs[1]/'history.csv'])
+    (tmp_path/'empty').mkdir()
+    refused(MissingPath, "no history.csv in '.*empty'", [*runs, tmp_path/'empty'])
+    refused(InputError, 'has no kNN accuracy', [*runs, history(tmp_path/'unjudged', [None, None])])
+    refused(InputError, 'no rows', [*runs, history(tmp_path/'short', [])])
+    (tmp_path/'empty/history.csv').write_bytes(b'\xff\xfe')
+    refused(InputError, 'cannot be read', [*runs, tmp_path/'empty'])
+    for target in (0, -1, 1.5, math.nan):
+        refused(InputError, 'target=.* must be a finite number above 0 and at most 1', runs, target=target)
+    refused(InputError, 'cannot be saved', runs, path=tmp_path/'none'/'c.png')

@@ -1,0 +1,1 @@
+"""What tests share: learners, loops, what is recorded, what is refused"""

@@ -1,0 +1,41 @@
+"The program as a user starts it, small pictures for it, and what its runs leave"
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+PROGRAM = [sys.executable, '-m', 'fastcontrast']
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'COLUMNS': '80'}
+COST = ('seconds', 'tflop', 'images_s', 'memory_mb')  # columns of history.csv
+TINY = ('--arch', 'resnet10t', '--epochs', 1, '--batch-size', 4)
+
+
+def picture(seed, side=32):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+def pictures(folder, counts, side=32):
+    "A folder of pictures, so many of each class"
+    for name, n in counts.items():
+        (folder/name).mkdir(parents=True, exist_ok=True)
+        for i in range(n): picture(i + 100 * len(name), side).save(folder/name/f'{i:03}.png')
+    return folder
+
+
+def config(run_folder): return json.loads((Path(run_folder)/'config.json').read_text())
+
+
+def started(*args, cwd, **kwargs):
+    "The program as a process of its own"
+    return subprocess.Popen([*PROGRAM, *map(str, args)], cwd=cwd, env=ENV, text=True, **kwargs)
+
+
+def finish(process, code):
+    "What a process printed on stdout and stderr, after it ended with that exit code"
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, (process.returncode, out, err)
+    return out, err

@@ -1,0 +1,49 @@
+"""Folders and data sets of pictures, loaders over them, and what they give"""
+import numpy as np
+import torch
+from PIL import Image
+
+from fastcontrast import data, loaders
+from fastcontrast.data import image_dls
+
+STREAM = dict(memory=1e-12, workers=0)
+
+
+def picture(i, size=(32, 32)):
+    "A picture of its own for every number"
+    return Image.fromarray(np.random.default_rng(i).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def make(folder, counts, size=(32, 32), suffix='png'):
+    "A folder of class folders"
+    for c, n in counts.items():
+        (folder/c).mkdir(parents=True, exist_ok=True)
+        for i in range(n): picture(sum(map(ord, c)) * 1000 + i, size).save(folder/c/f'{i:03}.{suffix}')
+    return folder
+
+
+class Given(torch.utils.data.Dataset):
+    "A data set of whatever items it is given"
+    def __init__(self, items, **attrs):
+        self.items = items
+        for k, v in attrs.items(): setattr(self, k, v)
+
+    def __len__(self): return len(self.items)
+    def __getitem__(self, i): return self.items[i]
+
+
+def dls_of(source, **kwargs): return image_dls(source, **dict(bs=2, device='cpu') | kwargs)
+def everything(loader): return [torch.cat(t) for t in zip(*loader, strict=True)]
+
+
+def same(a, b):
+    "The same batches?"
+    for (x, y), (other_x, other_y) in zip(a, b, strict=True):
+        assert torch.equal(x, other_x) and torch.equal(y, other_y)
+
+
+def as_process(monkeypatch, number, processes):
+    "From here on the library takes this process for one of several"
+    monkeypatch.setattr(data, 'world_size', lambda: processes)
+    monkeypatch.setattr(loaders, 'world_size', lambda: processes)
+    monkeypatch.setattr(loaders, 'rank', lambda: number)

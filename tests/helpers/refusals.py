@@ -1,0 +1,17 @@
+"""What is refused, and how that is said."""
+import pytest
+
+from fastcontrast.core import InputError
+
+
+def refusal(f, *args, **kwargs) -> str:
+    "What the `InputError` says: one sentence"
+    with pytest.raises(InputError) as e: f(*args, **kwargs)
+    text = str(e.value)
+    assert type(e.value) is InputError and '\n' not in text and text.endswith(('.', '?')) and len(text) > 20, text
+    return text
+
+
+def said(words, f, *args, **kwargs):
+    text = refusal(f, *args, **kwargs)
+    assert all(str(w) in text for w in words), text

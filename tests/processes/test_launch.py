@@ -1,0 +1,160 @@
+"""How several processes are started, stopped and told apart, and what is said when one of them fails."""
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers.refusals import refusal
+
+from fastcontrast.distributed import join_processes
+from fastcontrast.export import load_encoder
+
+# lines of two processes stay whole
+ENV = {
+    **os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONWARNINGS': 'ignore',
+    'PYTHONUNBUFFERED': ''}
+
+
+TINY = ('--arch', 'test_resnet', '--size', 16, '--batch-size', 700, '--no-controls')
+SCRIPT = """
+import torch
+from fastcontrast.all import contrastive_learner, image_dls
+dls = image_dls('digits', size=16, bs=700)
+learn = contrastive_learner(dls, 'test_resnet', 'simclr')
+learn.fit_contrastive(1)
+print('knn', learn.recorder.values[-1][1])
+file = learn.export('encoder.safetensors')
+learn.show_views(path='views.png')
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ended(processes): return all(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in processes)
+
+
+def started(*args, until):
+    "The program, when its output matches; the processes that it started; what waits for its exit code and output"
+    with open('log', 'w') as log:
+        program = subprocess.Popen([sys.executable, '-m', 'fastcontrast', *map(str, args)], stdout=log, stderr=log,
+                                   env=ENV)
+    def wait():
+        code = program.wait(60)
+        return code, Path('log').read_text()
+    end = time.monotonic() + 120
+    while not re.search(until, Path('log').read_text(), re.M):
+        assert program.poll() is None and time.monotonic() < end, Path('log').read_text()
+        time.sleep(0.1)
+    return program, psutil.Process(program.pid).children(recursive=True), wait
+
+
+def test_accelerate_launches_a_plain_script(folder):
+    (folder/'train.py').write_text(SCRIPT)
+    done = subprocess.run([sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2',
+                           '--main_process_port', '0', 'train.py'],
+                          capture_output=True, text=True, env=ENV, timeout=120)
+    assert done.returncode == 0, done.stderr
+    out = done.stdout.splitlines()
+    assert len([line for line in out if line.startswith('simclr (digits)')]) == 1, done.stdout
+    assert len([line for line in out if line.split()[:1] == ['0']]) == 1, done.stdout
+    knn = re.findall(r'knn (0\.\d+)', done.stdout)  # of two processes that may write into the same line
+    assert len(knn) == 2 and len(set(knn)) == 1
+    assert load_encoder(folder/'encoder.safetensors').num_features
+    assert {f.name for f in folder.iterdir()} == {'train.py', 'encoder.safetensors', 'views.png'}
+
+
+def test_pretrain_in_two_processes(folder):
+    _, children, wait = started('pretrain', *TINY, '--epochs', 1, '--processes', 2, '--out', 'run',
+                                until='pictures to train on')
+    code, out = wait()
+    assert code == 0 and len(children) == 2 and ended(children), out
+    lines = out.splitlines()
+    assert lines[0].endswith('in 2 processes; results in run')
+    assert lines[1].startswith('simclr (digits): adamw, lr 0.02188 (0.008 x 700/256)')
+    assert lines[-1].endswith('are in run')
+    assert len([line for line in lines if line.split()[:1] == ['0']]) == 1
+    assert len([line for line in lines if 'trained encoder' in line]) == 1
+    assert {f.name for f in (folder/'run').iterdir()} == {'config.json', 'history.csv', 'encoder.safetensors',
+                                                          'curves.png', 'views.png'}
+    config = json.loads((folder/'run/config.json').read_text())
+    assert config['processes'] == 2 and config['batch_size'] == 700 and config['state'] == 'finished'
+    assert config['epochs_done'] == 1
+
+
+def test_ctrl_c_ends_all_and_keeps_the_encoder(folder):
+    program, children, wait = started('pretrain', *TINY, '--epochs', 500, '--processes', 2, '--out', 'run',
+                                      until='^ *0 ')
+    program.send_signal(signal.SIGINT)
+    code, out = wait()
+    assert code == 130 and ended(children), out
+    last = out.splitlines()[-1]
+    words = r'interrupted after \d+ of 500 epochs: the encoder as it was then is in run/encoder.safetensors.'
+    assert re.fullmatch(words, last) and out.count('interrupted') == 1 and 'Traceback' not in out
+    assert load_encoder(folder/'run/encoder.safetensors').num_features
+
+
+def test_a_process_that_dies_ends_all(folder):
+    program, children, wait = started('pretrain', *TINY, '--epochs', 500, '--processes', 2, '--out', 'run',
+                                      until='^ *0 ')
+    second = next(p for p in children if p.environ()['RANK'] == '1')
+    second.kill()
+    code, out = wait()
+    assert code == 1 and ended(children), out
+    assert out.splitlines()[-1] == 'error: process 1 of 2 was ended by SIGKILL, and the others with it.'
+    assert 'Traceback' not in out and out.count('error') == 1
+
+
+def test_what_process_0_refuses_is_told_once():
+    Path('notes').touch()
+    _, children, wait = started('pretrain', *TINY, '--processes', 2, '--out', '.', until='error')
+    code, out = wait()
+    assert code == 2 and ended(children)
+    assert out == "error: --out . already holds files: give a new folder, or remove it.\n"
+
+
+# --- refused at once
+@pytest.mark.parametrize('args, words', [
+    (('--processes', 0), '--processes=0 must be a whole number of at least 1.'),
+    (('--processes', 3, '--batch-size', 4), "--batch-size 4 can't be divided among 3 processes"),
+    (('--processes', 1024, '--batch-size', 1024),
+     r'--processes 1024 is more than the \d+ (cores|GPUs) of this machine: give \d+ or fewer')])
+def test_processes_that_cannot_be(args, words, monkeypatch, capsys):
+    import fastcontrast.cli as cli
+    monkeypatch.setattr(sys, 'argv', ['fastcontrast', 'pretrain', *map(str, args)])
+    with pytest.raises(SystemExit) as e: cli.main()
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and re.match(f'error: {words}', err) and err.count('\n') == 1
+
+
+def test_port_in_use(monkeypatch):
+    from accelerate import PartialState
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        for k, v in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2, MASTER_ADDR='127.0.0.1',
+                         MASTER_PORT=taken.getsockname()[1], OMP_NUM_THREADS=1).items():
+            monkeypatch.setenv(k, str(v))
+        try:
+            words = r"the processes can't meet at 127.0.0.1:\d+ \(the port is in use\): give the launcher another port "
+            assert re.fullmatch(f'{words}.*', refusal(join_processes))
+        finally: PartialState._reset_state()
+
+
+def test_accelerate_set_up_for_one_process(monkeypatch):
+    from accelerate import PartialState
+    try:
+        PartialState()
+        monkeypatch.setenv('WORLD_SIZE', '2')
+        assert 'accelerate was set up for one process before' in refusal(join_processes)
+    finally: PartialState._reset_state()

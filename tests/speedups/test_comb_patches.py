@@ -1,0 +1,177 @@
+"""CombinePatches against a slow version with loops over patches and combinations."""
+import itertools
+import math
+import signal
+from collections import Counter
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from helpers.learners import build, one_step, quick, small
+from helpers.pictures import ARCH, LEVELS, LR, B, pictures
+from helpers.recording import step_inputs, step_wholes, traces
+from helpers.refusals import refusal, said
+from helpers.slow import BY_HAND, Slow, agree, cut, mean_of, patched
+
+from fastcontrast.core import InputError
+from fastcontrast.learner import contrastive_learner
+from fastcontrast.recipes import METHODS
+from fastcontrast.speedups.comb_patches import CombinePatches
+from fastcontrast.speedups.intermediate import IntermediateLoss
+from fastcontrast.speedups.patch_variants import PatchVariants
+from fastcontrast.multi_crop import MultiCrop
+
+
+@pytest.fixture(autouse=True)
+def _seed(): torch.manual_seed(3)
+
+
+@pytest.mark.parametrize('name', BY_HAND)
+def test_every_pair_of_patches_finds_the_whole_other_view(name):
+    patched(name, CombinePatches(), n=2, subsets=[(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)])
+
+
+@pytest.mark.parametrize('name', ['moco_v3', 'simclr', 'swav', 'byol'])
+@pytest.mark.parametrize('n,m', [(2, 1), (2, 3), (2, 4), (3, 4), (3, 1)])
+def test_other_numbers_of_patches(name, n, m):
+    if (n, m) == (3, 4) and name in ('simclr', 'swav'): return other_numbers_in_part(name)
+    patched(name, CombinePatches(n, m), n=n, subsets=list(itertools.combinations(range(n * n), m)))
+
+
+def other_numbers_in_part(name):
+    "126 combinations, too many for a slow version with loops over pictures: nine of them"
+    cb = CombinePatches(3, 4, combinations=9)
+    assert Counter(i for c in cb.subsets for i in c) == dict.fromkeys(range(9), 4) and len(set(cb.subsets)) == 9
+    patched(name, cb, n=3, subsets=cb.subsets)
+
+
+@pytest.mark.parametrize('name', ['moco_v3', 'nnclr', 'swav'])
+@pytest.mark.parametrize('count', [2, 4])
+def test_fewer_combinations(name, count):
+    cb = CombinePatches(combinations=count)
+    assert len(set(map(frozenset, cb.subsets))) == count
+    assert set(Counter(i for c in cb.subsets for i in c).values()) == {count // 2}
+    patched(name, cb, n=2, subsets=cb.subsets)
+
+
+@pytest.mark.parametrize('n,m', [(2, 1), (2, 2), (2, 3), (2, 4), (3, 2), (3, 3), (3, 4), (3, 6), (4, 2), (4, 4)])
+def test_every_allowed_number_of_combinations_uses_the_patches_alike(n, m):
+    P = n * n
+    with pytest.raises(InputError) as e: CombinePatches(n, m, combinations=10**9)
+    allowed = [int(w) for w in str(e.value).split('one of ')[1].rstrip('.').split(', ')]
+    assert allowed[-1] == math.comb(P, m) or len(allowed) == 20
+    for count in allowed:
+        subsets = CombinePatches(n, m, combinations=count).subsets
+        assert len(subsets) == len(set(map(frozenset, subsets))) == count
+        assert Counter(i for c in subsets for i in c) == dict.fromkeys(range(P), count * m // P)
+    for count in {*range(1, allowed[-1])} - {*allowed}:
+        # none is left out that could be: m * count has to be a multiple of P (and single orbits are whole)
+        assert f'combinations={count}' in refusal(CombinePatches, n, m, combinations=count)
+
+
+@pytest.mark.parametrize('name', ['moco_v3', 'simclr', 'swav', 'moco_v2'])
+def test_combinations_at_every_level(name):
+    learn = patched(name, CombinePatches(), [IntermediateLoss()], levels=LEVELS, n=2,
+                    subsets=list(itertools.combinations(range(4), 2)))
+    assert learn.model.levels() == LEVELS
+
+
+def test_small_crops_beside_the_patches_stay_whole():
+    "Multi-crop: patches and small crops ask, whole large crops answer"
+    learn = build(small('moco_v3', 'cifar', opt='sgd'), n=B,
+                  cbs=[CombinePatches(), MultiCrop((2, None, (.4, 1)), (2, 16, (.1, .4)))])
+    slow = Slow(learn)
+    learn.fit(1, LR)
+    views = learn.views.made[0]
+    keys = slow.keys(views['views'])
+    large = [[mean_of([hs[i]['final'], hs[j]['final']]) for i, j in itertools.combinations(range(4), 2)]
+             for hs in slow.encode([cut(x, 2) for x in views['views']])]
+    crops = [[h['final'] for h in view] for view in slow.encode([[x] for x in views['local']])]
+    (_, p), (_, p_local) = slow.heads(large, 'final'), slow.heads(crops, 'final')
+    pairs = [mean_of([slow.pair('final', q, keys[j]['final']) for q in p[i]]) for i, j in ((0, 1), (1, 0))]
+    pairs += [slow.pair('final', p_local[i][0], keys[j]['final']) for i in range(2) for j in range(2)]
+    agree(learn, slow, mean_of(pairs))
+
+
+@pytest.mark.parametrize('side,n', [(32, 3), (33, 2), (32, 2)])
+def test_patches_are_the_middle_of_a_view_that_n_does_not_divide(side, n):
+    learn = contrastive_learner(pictures(8, side, 8), ARCH, method=small('moco_v3', 'cifar'), small_input=False,
+                                cbs=[CombinePatches(n, 1)])
+    seen = []
+    class Look(Callback):
+        order = 22
+        def before_batch(self): seen.append((step_inputs(self.learn)['views'], step_wholes(self.learn)))
+    learn.fit(1, 1e-3, cbs=Look())
+    (patches, whole), = seen
+    for v in range(2):
+        for p, x in enumerate(cut(whole[v], n)): assert torch.equal(patches[v, p], x)
+
+
+def test_one_pass_for_all_patches_and_one_for_the_keys():
+    sizes, learn = [], quick('simclr', cbs=[CombinePatches()], n=8)
+    learn.model.encoder.register_forward_pre_hook(lambda m, x: sizes.append([*x[0].shape]))
+    learn.fit(1, 1e-3)
+    assert sorted(sizes) == [[16, 3, 16, 16], [64, 3, 8, 8]]
+
+
+def test_fast_moco_is_moco_v3_with_patches_and_the_papers_optimizer():
+    learn = one_step('fast_moco')
+    assert isinstance(learn.combine_patches, CombinePatches)
+    slow = Slow(learn)
+    learn.fit(1, LR)
+    loss = slow.combined(learn.views.made[0]['views'], 2, list(itertools.combinations(range(4), 2)))
+    assert loss.item() == pytest.approx(learn.diary.losses[0], rel=1e-8)
+    r = METHODS['fast_moco']().resolve('imagenet')
+    assert (r.opt, r.lr * 2, r.wd, r.clip, r.warmup, r.warmup_from * r.lr * 2,
+            r.predictor_constant_lr) == ('sgd', 0.1, 1e-4, 1.0, 1, 0.025, True)
+    assert (r.projector, r.predictor, r.loss().temp) == ((2048, 2048, 2048), (512, 2048), 1.0)
+    target = r.target()
+    assert (target.momentum, target.schedule) == (0.99, 'constant')
+
+
+@pytest.mark.parametrize('args,words', [
+    (dict(n=0), ['n=0']), (dict(n=-1), ['n=-1']), (dict(n=1.5), ['n=1.5']), (dict(n='2'), ["n='2'"]),
+    (dict(n=True), ['n=True']), (dict(n=None), ['n=None']), (dict(m=0), ['m=0', '4']), (dict(m=5), ['m=5', '4']),
+    (dict(n=3, m=10), ['m=10', '9']), (dict(m=2.), ['m=2.0']), (dict(m=None), ['m=None']), (dict(n=1, m=2), ['m=2']),
+    (dict(combinations=0), ['combinations=0', '2, 4, 6']), (dict(combinations=3), ['combinations=3', '2, 4, 6']),
+    (dict(combinations=7), ['combinations=7']), (dict(combinations=-2), ['combinations=-2']),
+    (dict(combinations='all'), ["combinations='all'"]), (dict(combinations=True), ['True']),
+    (dict(combinations=2.5), ['2.5']), (dict(combinations=[2]), ['combinations']), (dict(n=5, m=12), ['combinations']),
+    (dict(n=4, m=8), ['combinations'])], ids=str)
+def test_patches_that_cannot_be(args, words):
+    said(words if 'combinations' in args or args.get('n', 0) in (4, 5) else [*words, 'CombinePatches'], CombinePatches,
+         **args)
+
+
+@pytest.mark.parametrize('args', [
+    dict(patches='sample'), dict(combine='layer2'), dict(merge='max'), dict(weights=(1, 2)), dict(alpha=1.),
+    dict(keys='same'), dict(seed=1), dict(patches='sample', combine=None)], ids=str)
+def test_the_papers_variants_are_a_class_of_their_own(args):
+    given = ', '.join(f'{name}={value!r}' for name, value in args.items())
+    said([*args, 'CombinePatches', f'write PatchVariants({given})'], CombinePatches, **args)
+    assert isinstance(PatchVariants(**args), CombinePatches)
+
+
+@pytest.mark.parametrize('args,words', [
+    (dict(n=17, m=1), ['n=17', 'more patches than they have pixels'])], ids=str)
+def test_patches_that_the_encoder_cannot_take(args, words): said(words, quick, 'moco_v3', cbs=[CombinePatches(**args)])
+
+
+def test_two_who_cut_patches():
+    said(['CombinePatches(n=2, m=2)', 'already'], quick, 'moco_v3', cbs=[CombinePatches(), CombinePatches(3, 1)])
+    learn = quick('moco_v3', cbs=[CombinePatches()])
+    before = traces(learn)[0]
+    said(['already'], learn.add_cb, PatchVariants(patches='sample'))
+    assert traces(learn)[0] == before
+
+
+@pytest.mark.parametrize('n,m,count', [(4, 4, 16), (5, 4, 25), (5, 5, 25)])
+def test_choosing_combinations_takes_no_time(n, m, count):
+    "The numbers that the refusal suggests"
+    def late(*_): raise AssertionError(f'{count} combinations of {m} of {n * n} patches take more than 4 seconds')
+    old = signal.signal(signal.SIGVTALRM, late)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 4)  # of this process's own time
+    try: assert len(CombinePatches(n, m, combinations=count).subsets) == count
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, old)

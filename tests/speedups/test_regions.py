@@ -1,0 +1,278 @@
+"""HardRegions: the window, or the tokens, with the highest loss go on."""
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from helpers.learners import one_step, quick, vit_learner
+from helpers.loops import cos
+from helpers.pictures import LEVELS, LR, SIDE, STAGES, B, D
+from helpers.recording import Script, traces
+from helpers.refusals import said
+from helpers.slow import Slow, agree, agree_without, each_query, mean_of, regions, tokens, whole_views
+from helpers.speedups import only
+
+from fastcontrast.losses import DCL, DCLW, InfoNCE, NTXent
+from fastcontrast.speedups.comb_patches import CombinePatches
+from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
+from fastcontrast.speedups.regions import HardRegions
+
+close = torch.testing.assert_close
+
+@pytest.fixture(autouse=True)
+def _seed(): torch.manual_seed(3)
+
+
+@pytest.mark.parametrize('stage,keep', [('layer1', 0.5), ('layer2', 0.5), ('layer2', 0.25)])
+@pytest.mark.parametrize('name', ['moco_v2', 'moco_v3', 'byol', 'simclr', 'simsiam', 'nnclr', 'swav', 'barlow_twins'])
+def test_the_window_with_the_highest_mean_loss_goes_on(name, stage, keep):
+    learn = one_step(name, [cb := HardRegions(stage, keep, cells=None)])
+    slow, sizes = Slow(learn, (stage, 'final')), []
+    after = learn.model.encoder.get_submodule(STAGES[STAGES.index(stage) + 1])
+    hook = after.register_forward_pre_hook(lambda m, x: sizes.append([*x[0].shape[-2:]]))
+    kept = []
+    class Look(Callback):
+        order = 25
+        def after_pred(self): kept.append((cb.kept, cb.heat))
+    learn.fit(1, LR, cbs=Look())
+    hook.remove()
+    (top, left, h, w), heat = kept[0]
+    H = SIDE // {'layer1': 4, 'layer2': 8}[stage]
+    assert abs(h * w / H**2 - keep) <= 0.13 and {tuple(s) for s in sizes} == {(h, w)}  # what comes later is smaller
+    loss, windows = regions(slow, learn.views.made[0]['views'], stage, (h, w), (stage, 'final'))
+    agree(learn, slow, loss)
+
+
+@pytest.mark.parametrize('name', ['moco_v3', 'simclr', 'simsiam', 'byol', 'moco_v2'])
+def test_the_losses_and_windows_are_kept_for_drawing(name):
+    "Of all views, in their order"
+    learn = one_step(name, [cb := HardRegions('layer1', cells=None)])
+    slow, kept, heats = Slow(learn, ('layer1', 'final')), [], []
+    class Look(Callback):
+        order = 25
+        def after_pred(self): kept.append((cb.kept, cb.heat))
+    learn.fit(1, LR, cbs=Look())
+    (top, left, h, w), heat = kept[0]
+    _, windows = regions(slow, learn.views.made[0]['views'], 'layer1', (h, w), ('layer1', 'final'), heats=heats)
+    n = 1 if name == 'moco_v2' else 2
+    assert [*heat.shape] == [n * B, 8, 8] and len(top) == len(left) == n * B
+    close(heat, torch.cat([one_heat for _, one_heat in heats]), rtol=1e-8, atol=1e-9)
+    assert [*zip(top.tolist(), left.tolist())] == sum(windows, [])
+    assert cb.kept is None and cb.heat is None  # after the fit
+
+
+@pytest.mark.parametrize('name', ['moco_v2', 'swav', 'simclr'])
+def test_a_coarse_look_at_the_losses(name):
+    learn = one_step(name, [cb := HardRegions('layer1', cells=4)])
+    slow, kept = Slow(learn, ('layer1', 'final')), []
+    class Look(Callback):
+        order = 25
+        def after_pred(self): kept.append(cb.kept)
+    learn.fit(1, LR, cbs=Look())
+    loss, _ = regions(slow, learn.views.made[0]['views'], 'layer1', kept[0][2:], ('layer1', 'final'), cells=4)
+    agree(learn, slow, loss)
+
+
+@pytest.mark.parametrize('name', ['moco_v2', 'moco_v3', 'simclr', 'simsiam'])
+def test_regions_of_patches(name):
+    learn = one_step(name, [CombinePatches(), HardRegions('layer1', cells=None)])
+    slow, sizes = Slow(learn, ('layer1', 'final')), []
+    learn.model.encoder.layer2.register_forward_pre_hook(lambda m, x: sizes.append([*x[0].shape]))
+    learn.fit(1, LR)
+    sides = min(s[-2:] for s in sizes)
+    assert [8, 8] in [s[-2:] for s in sizes] or name not in ('simclr',)  # whole views for the keys
+    loss, _ = regions(slow, learn.views.made[0]['views'], 'layer1', sides, ('layer1', 'final'),
+                      list(itertools.combinations(range(4), 2)), n=2)
+    agree(learn, slow, loss)
+
+
+@pytest.mark.parametrize('name', ['moco_v2', 'simclr', 'swav'])
+def test_regions_beside_losses_at_all_levels(name):
+    learn = one_step(name, [IntermediateLoss(weights=(1., 0.5, 2.)), HardRegions('layer2', cells=None)])
+    slow, kept = Slow(learn, LEVELS, dict(zip(LEVELS, (1., 0.5, 2., 1.)))), []
+    class Look(Callback):
+        order = 25
+        def after_pred(self): kept.append(self.hard_regions.kept)
+    learn.fit(1, LR, cbs=Look())
+    loss, _ = regions(slow, learn.views.made[0]['views'], 'layer2', kept[0][2:], LEVELS)
+    agree(learn, slow, loss)
+
+
+@pytest.mark.parametrize('level', LEVELS)
+@pytest.mark.parametrize('name', ['moco_v2', 'simclr'])
+def test_regions_at_the_drawn_level(name, level):
+    learn = one_step(name, [IntermediateLoss(), PartialBackprop(only(level)), HardRegions('layer2', cells=None)])
+    slow, kept = Slow(learn, (level,)), []
+    class Look(Callback):
+        order = 25
+        def after_pred(self): kept.append(self.hard_regions.kept)
+    ran = []
+    if 'ema' in learn.model.memory:
+        learn.ema_target.target.encoder.layer3.register_forward_hook(lambda *a: ran.append(1))
+    learn.fit(1, LR, cbs=Look())
+    if level in ('layer1', 'layer2'):
+        assert not ran  # nothing comes after it
+        agree(learn, slow, whole_views(slow, learn.views.made[0]['views']))
+    else:
+        slow.levels = ('layer2', level)  # keys to choose by
+        slow.weights = {'layer2': 0, level: 1}
+        loss, _ = regions(slow, learn.views.made[0]['views'], 'layer2', kept[0][2:], ('layer2', level))
+        slow.net.heads.layer2.requires_grad_(False)
+        agree_without(learn, slow, loss, 'heads.layer2')
+
+
+def test_the_choice_is_made_without_gradient_and_tracks_nothing():
+    "Statistics of the stage's head: those of the mean features alone"
+    learn = one_step('moco_v2', [HardRegions('layer1', cells=None)], projector_bn=True)
+    bare = one_step('moco_v2', [IntermediateLoss(('layer1',))], projector_bn=True)
+    bare.model.load_state_dict(learn.model.state_dict())
+    learn.fit(1, LR)
+    bare.views = Script(learn.views.made)
+    bare.fit(1, LR)
+    ours, theirs = learn.model.state_dict(), bare.model.state_dict()
+    stats = [n for n in theirs if n.startswith('heads.layer1') and 'running' in n]
+    assert len(stats) == 2
+    for n in stats: close(ours[n], theirs[n])
+    for n in theirs:
+        if n.startswith('heads.layer1') and 'tracked' in n: assert torch.equal(ours[n], theirs[n]), n
+
+
+def test_gradients_come_only_through_what_was_kept():
+    "The loss at the end has no gradient at cells that were dropped, and one at those that were kept"
+    grads, cb = [], HardRegions('layer2', cells=None)
+    learn = one_step('moco_v2', [IntermediateLoss(), PartialBackprop(only('final')), cb])
+    def keep(m, args, out): out.register_hook(lambda g: grads.append((g.clone(), cb.kept)))
+    hook = learn.model.encoder.layer2.register_forward_hook(keep)
+    learn.fit(1, LR)
+    hook.remove()
+    (g, (top, left, h, w)), = grads
+    assert [*g.shape[-2:]] == [4, 4] and h * w < 16
+    for b in range(len(g)):
+        inside = torch.zeros(4, 4, dtype=bool)
+        inside[top[b]:top[b] + h, left[b]:left[b] + w] = True
+        assert not g[b][:, ~inside].any() and (g[b][:, inside] != 0).any(0).all()
+
+
+def test_the_target_sees_the_whole_picture():
+    learn = quick('moco_v3', cbs=[HardRegions('layer1')], n=8)
+    ours, theirs = [], []
+    learn.model.encoder.layer2.register_forward_pre_hook(lambda m, x: ours.append([*x[0].shape[-2:]]))
+    learn.ema_target.target.encoder.layer2.register_forward_pre_hook(lambda m, x: theirs.append([*x[0].shape[-2:]]))
+    learn.fit(1, 1e-3)
+    assert theirs == [[4, 4]] * 2 and len(ours) == 2 and all(h * w in (6, 8, 9) for h, w in ours)
+
+
+@pytest.mark.parametrize('keep', [0.1, 0.25, 0.3, 0.5, 0.7, 0.9, 1.])
+@pytest.mark.parametrize('shape', [
+    (4, 4), (7, 7), (8, 8), (14, 14), (16, 16), (28, 28), (32, 32), (4, 8), (7, 14), (16, 8), (1, 1), (2, 2), (3, 3)],
+    ids=str)
+def test_sides_of_windows_are_sensible(shape, keep):
+    from fastcontrast.speedups.regions import window_sides
+    h, w = window_sides(*shape, keep)
+    H, W = shape
+    assert 1 <= h <= H and 1 <= w <= W
+    # later stages halve them
+    def steps(n): return range(2, n + 1, 2) if n >= 8 and n % 2 == 0 and keep <= 0.8 else range(1, n + 1)
+    assert h in steps(H) and w in steps(W)
+    # all of it is no part
+    some = [(a, b) for a in steps(H) for b in steps(W) if keep == 1 or (a, b) != shape] or [shape]
+    assert (h, w) in some
+    best = min(abs(a * b / (H * W) - keep) for a, b in some)
+    assert abs(h * w / (H * W) - keep) <= best + 0.06
+    assert max(h / H, w / W) / min(h / H, w / W) <= 2
+    if keep == 1: assert (h, w) == shape
+
+
+@pytest.mark.parametrize('loss', [InfoNCE(0.3, scale=2.), DCL(0.3), DCLW(0.3), NTXent(0.3)], ids=repr)
+def test_the_loss_of_a_query_by_itself(loss):
+    q, k = torch.randn(2, 5, B, D, dtype=torch.float64), torch.randn(B, D, dtype=torch.float64)
+    got = loss.each(q, k)
+    assert [*got.shape] == [2, 5, B]
+    for v, m, i in itertools.product(range(2), range(5), range(B)):
+        others = [j for j in range(B) if j != i or isinstance(loss, (InfoNCE, NTXent))]
+        s = [cos(q[v, m, i], k[j]) / 0.3 for j in range(B)]
+        expected = getattr(loss, 'scale', 1) * (torch.log(sum(s[j].exp() for j in others)) - s[i])
+        assert got[v, m, i].item() == pytest.approx(expected.item(), rel=1e-10)
+    if isinstance(loss, InfoNCE): close(got[0].mean(), loss(q[0], k))
+
+
+@pytest.mark.parametrize('keep', [0.5, 0.25])
+@pytest.mark.parametrize('name', ['moco_v2', 'moco_v3', 'simclr'])
+def test_the_tokens_with_the_highest_loss_go_on(name, keep):
+    learn = vit_learner(name, [HardRegions('blocks.2', keep, cells=None)])
+    slow = Slow(learn, ('blocks_2', 'final'))
+    sizes = []
+    hook = learn.model.encoder.blocks[3].register_forward_pre_hook(lambda m, x: sizes.append(x[0].shape[1]))
+    learn.fit(1, LR)
+    hook.remove()
+    assert set(sizes) == {1 + round(16 * keep)}
+    net, views = slow.net, [*learn.views.made[0]['views']]
+    asked, whole, pairs = slow.split(views)
+    levels = ('blocks_2', 'final')
+    def keys_of(model):
+        "Both levels of whole views"
+        out = [{} for _ in whole]
+        for some in slow.in_passes(whole):
+            middle, end = tokens(model.encoder, torch.cat([whole[v] for v in some]))
+            for level, h in (('blocks_2', middle[:, 1:].mean(1)), ('final', end)):
+                for v, z in zip(some, model.heads[level].projector(h).split(B)): out[v][level] = z
+        return out
+    own = slow.teacher is None
+    if not own:
+        with torch.no_grad(): keys = keys_of(slow.teacher)
+    h = {level: [None for _ in asked] for level in levels}
+    for some in ([[0, 1]] if own else slow.in_passes(asked)):
+        def choose(x, some=some):
+            with torch.no_grad():
+                head = copy.deepcopy(net.heads.blocks_2)
+                z = head.projector(x[:, 1:].flatten(0, 1))
+                p = (head.predictor(z) if head.predictor is not None else z).unflatten(0, (len(some), B, 16))
+                found = [{'blocks_2': k} for k in head.projector(x[:, 1:].mean(1)).split(B)] if own else keys
+                rows = []
+                for i, v in enumerate(some):
+                    others = [found[j]['blocks_2'] for a, j in pairs if a == v]
+                    losses = [mean_of([each_query(slow, p[i, :, t], k) for k in others]) for t in range(16)]
+                    for row in torch.stack(losses, 1).tolist():
+                        rows.append(sorted(sorted(range(16), key=row.__getitem__, reverse=True)[:round(16 * keep)]))
+                return rows
+        middle, end = tokens(net.encoder, torch.cat([asked[v] for v in some]), choose)
+        for i, v in enumerate(some):
+            h['blocks_2'][v], h['final'][v] = middle[:, 1:].mean(1).split(B)[i], end.split(B)[i]
+    queries = {}
+    for level in levels:
+        zs, queries[level] = slow.heads([[x] for x in h[level]], level)
+        if own:
+            if level == 'blocks_2': keys = [{} for _ in asked]
+            for v, z in enumerate(zs): keys[v][level] = z[0]
+    agree(learn, slow, slow.total(queries, keys, pairs))
+
+
+def test_two_who_choose_regions_at_one_stage():
+    "The part of a part would go on"
+    said(['HardRegions'], quick, 'moco_v3', cbs=[HardRegions('layer1'), HardRegions('layer1', keep=0.25)])
+
+
+@pytest.mark.parametrize('keep', [0, -0.5, 1.5, math.nan, math.inf, None, '0.5', True, (0.5,)], ids=str)
+def test_shares_that_cannot_be(keep): said([f'keep={keep!r}', 'HardRegions'], HardRegions, keep=keep)
+
+
+@pytest.mark.parametrize('cells', [0, -1, 2.5, '4', True])
+def test_cells_that_cannot_be(cells): said([f'cells={cells!r}', 'HardRegions'], HardRegions, cells=cells)
+
+
+@pytest.mark.parametrize('stage,words', [
+    ('layer4', ['layer4', 'layer1, layer2, layer3']), (4, ['layer4']), ('layer9', ['layer9', 'layer1']), (-1, ['-1']),
+    (9, ['9']), (1.5, ['1.5']), ([1], ['1']), ('', ["''"])], ids=str)
+@pytest.mark.parametrize('keep', [0.5, 1])
+def test_stages_to_choose_at(stage, words, keep):
+    learn = quick('moco_v3')
+    before = traces(learn)[0]
+    said(words, learn.add_cb, HardRegions(stage, keep))
+    assert traces(learn)[0] == before
+
+
+def test_a_map_too_small_to_keep_a_part_of():
+    "One cell is all or nothing: a level and a head would be paid for, and nothing saved"
+    said(['HardRegions'], quick, 'moco_v3', cbs=[HardRegions('layer3')])  # 1 x 1 at 16 pixels

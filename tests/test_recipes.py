@@ -1,0 +1,312 @@
+"""Methods as data: the decorator that registers one, what its call takes, what settings share, what is refused."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.core import Callback
+from helpers.learners import quick
+from helpers.pictures import ARCH, pictures
+from helpers.refusals import refusal
+from torch import nn
+
+import fastcontrast
+from fastcontrast import recipes
+from fastcontrast.all import (
+    DCL, VIEW_KINDS, EMATarget, InfoNCE, MultiCrop, Queue, SharedTarget, contrastive_learner, image_dls)
+from fastcontrast.recipes import (
+    LOSSES, METHODS, RECIPES, SETTINGS, Recipe, check_parts, make_part, method, recipe_table, refused_pairs, simclr)
+
+FIELDS = dict(projector=(32, 16), loss=DCL, target=SharedTarget, views='simclr', lr=0.3)
+
+
+@pytest.fixture(autouse=True)
+def _seed(): torch.manual_seed(7)
+
+
+@pytest.fixture
+def added():
+    "Registers a method for the length of a test"
+    before = dict(METHODS)
+    yield method
+    METHODS.clear()
+    METHODS.update(before)
+
+
+def sentence(f, *args, **kwargs) -> str:
+    "What the refusal says, in a sentence that is not too long"
+    text = refusal(f, *args, **kwargs)
+    assert len(text) < 400, text
+    return text
+
+
+# --- the decorator
+
+def test_a_method_is_registered_under_its_functions_name(added):
+    @added
+    def mine():
+        """What is said
+        of it.
+
+        And more."""
+        return Recipe(paper='Nobody 2030', **FIELDS)
+    assert METHODS['mine'] is mine and list(METHODS)[-1] == 'mine' and list(RECIPES) == list(METHODS)
+    assert (mine.__name__, mine.__module__, mine.__doc__) == ('mine', __name__, 'What is said of it. (Nobody 2030)')
+    recipe = mine('cifar', lr=0.1)
+    assert (recipe.name, recipe.about, recipe.setting) == ('mine', 'What is said of it.', 'cifar')
+    assert recipe.lr == 0.3 and recipe.resolve('digits').lr == 0.1 and RECIPES['mine'] == replace(mine(), changes={})
+    assert recipe_table().loc['mine', 'loss'] == 'DCL(temp=0.1)'
+    assert 'mine' in set(refused_pairs().recipe)  # it has no prototypes
+
+
+def test_names_are_taken_once(added):
+    first = METHODS['simclr']
+    def simclr(): return Recipe(**FIELDS)
+    text = sentence(added, simclr)
+    assert "there is a method 'simclr' already" in text and 'fastcontrast.recipes.methods.simclr' in text
+    assert METHODS['simclr'] is first and RECIPES['simclr'].projector == (2048, 128)
+
+
+def test_what_gives_no_recipe_is_refused(added):
+    def mine(): pass
+    assert 'mine() gives None' in sentence(added, mine)
+    assert 'mine' not in METHODS
+
+
+def test_a_method_that_is_made_again_replaces_itself(added):
+    for lr in (0.1, 0.2):
+        @added
+        def mine(lr=lr): return Recipe(**FIELDS | dict(lr=lr))
+    assert RECIPES['mine'].lr == 0.2 and METHODS['mine'] is mine
+
+
+def test_calls_are_checked():
+    assert "unknown field of simclr() 'projecter': did you mean projector" in sentence(simclr, projecter=(8,))
+    assert "unknown setting of simclr() 'cifar10': did you mean cifar" in sentence(simclr, 'cifar10')
+    assert "unknown schedule 'cosin'" in sentence(simclr, schedule='cosin')
+    assert 'moco_v3() or fast_moco() or byol()' in sentence(simclr, predictor=(8,))
+    assert 'take swav() or dino()' in sentence(simclr, prototypes_frozen=2)
+    with pytest.raises(FrozenInstanceError): simclr().lr = 1
+
+
+def test_every_method_is_an_attribute_of_the_package():
+    assert all(getattr(recipes, name) is make and name in recipes.__all__ for name, make in METHODS.items())
+
+
+# --- settings
+
+@pytest.mark.parametrize('opt', ['lars', 'sgd', 'adamw'])
+def test_a_recipe_without_settings_has_what_all_share(opt):
+    recipe = Recipe(**FIELDS, opt=opt, wd=0.3, multi_crop=MultiCrop, warmup_from=0.25, opt_args=dict(eps=1.))
+    imagenet, cifar, digits = resolved = [recipe.resolve(setting) for setting in SETTINGS]
+    assert replace(imagenet, setting=None) == recipe
+    small = dict(trust_coeff=0.02, trust_clip=True)
+    assert (cifar.views, cifar.multi_crop, cifar.lr) == ('simclr_cifar', None, 0.3)
+    assert (cifar.wd, cifar.opt_args) == ((1e-4, small) if opt == 'lars' else (0.3, dict(eps=1.)))
+    assert (digits.views, digits.multi_crop, digits.opt, digits.opt_args) == ('digits', None, 'adamw', {})
+    assert (digits.lr, digits.wd, digits.warmup_from) == (8e-3, 1e-4, 0)
+    assert all(r == r.resolve('imagenet') for r in resolved)  # once resolved, always the same
+    assert all(r.projector == (32, 16) for r in resolved)
+
+
+def test_a_recipes_own_values_lie_on_top_and_the_calls_on_top_of_them():
+    settings = dict(digits=dict(lr=0.5, views='byol'), cifar=dict(multi_crop=MultiCrop), mine=dict(lr=0.7))
+    recipe = Recipe(**FIELDS, settings=settings)
+    assert (recipe.resolve('digits').lr, recipe.resolve('digits').views) == (0.5, 'byol')
+    assert recipe.resolve('cifar').multi_crop is MultiCrop and recipe.resolve('mine').lr == 0.7
+    changed = replace(recipe, setting='digits', changes=dict(lr=0.9, opt='sgd')).resolve('cifar')
+    assert (changed.lr, changed.opt, changed.opt_args, changed.views, changed.wd) == (0.9, 'sgd', {}, 'byol', 1e-4)
+
+
+OWN_VIEWS = [VIEW_KINDS['byol'], nn.Sequential(nn.Identity(), nn.Identity())]
+
+
+@pytest.mark.parametrize('views', OWN_VIEWS, ids=['kind', 'module'])
+def test_views_of_ones_own_stay(views):
+    recipe = Recipe(**FIELDS | dict(views=views))
+    assert all(recipe.resolve(setting).views is views for setting in SETTINGS)
+
+
+def test_views_that_are_no_name_are_shown_in_the_table(added):
+    @added
+    def mine(): return Recipe(**FIELDS | dict(views=VIEW_KINDS['byol'], multi_crop=MultiCrop, loss=DCL(0.3)))
+    row = recipe_table().loc['mine']
+    assert row.views.startswith('ViewKind(') and '…, MultiCrop(' in row.views and row.loss == 'DCL(temp=0.3)'
+
+
+# --- its values, and which go together
+
+@pytest.mark.parametrize('field,value', [
+    ('projector', ()), ('projector', (8, 0)), ('projector', 8), ('predictor', (8, True)), ('prototypes', -1),
+    ('prototypes', 2.5), ('lr', 0), ('lr', float('inf')), ('wd', -1), ('wd_end', 'x'), ('clip', 0), ('clip_each', -1),
+    ('warmup', -1), ('warmup_from', 2), ('per_view', 1), ('wd_all', None), ('speedups', 3), ('speedups', ('suncet',))])
+def test_values_that_cannot_be(field, value):
+    text = sentence(Recipe('mine', **FIELDS | {field: value}).check)
+    assert f'{field}={value!r} of mine() must be' in text
+
+
+def test_all_methods_can_be():
+    for setting in SETTINGS:
+        for recipe in RECIPES.values():
+            recipe.resolve(setting).check()
+            assert recipe.resolve(setting).head(12).dim == recipe.resolve(setting).projector[-1]
+
+
+def test_predictions_end_where_projections_do():
+    text = sentence(Recipe('mine', **FIELDS, predictor=(8, 12)).check)
+    assert 'mine()' in text and '12' in text and '16' in text
+
+
+def test_parts_that_do_not_go_together():
+    recipe = Recipe('mine', **FIELDS)
+    assert 'SwAVLoss scores embeddings against prototypes, and mine() has none' in \
+        sentence(check_parts, recipe, LOSSES['swav'](), None)
+    text = sentence(check_parts, recipe, LOSSES['neg_cosine'](), Queue(64))
+    assert 'NegCosine has no use for Queue(64): take a loss that has (InfoNCE, DCL, DCLW, SwAVLoss)' in text
+    check_parts(recipe, InfoNCE(), Queue(64))
+    check_parts(replace(recipe, prototypes=4), LOSSES['swav'](), None)
+
+
+def test_parts_are_made_or_copied():
+    given, loss = EMATarget(0.9), DCL(0.3)
+    assert make_part(None) is None and make_part(SharedTarget) is not make_part(SharedTarget)
+    assert make_part(given) is not given and make_part(given).momentum == 0.9
+    assert make_part(loss) is not loss and make_part(loss).temp == 0.3 and make_part(DCL).temp == 0.1
+
+
+def test_what_is_refused_is_what_cannot_be():
+    "A loss on scores needs prototypes, and a queue needs a loss with a use for one"
+    for setting in ('imagenet', 'cifar', 'digits'):
+        table = refused_pairs(setting)
+        scored, unqueued = {'SwAVLoss', 'DINOLoss'}, {'NTXent', 'NegCosine', 'BarlowTwins', 'VICReg', 'DINOLoss'}
+        expected = {(name, loss) for name in METHODS for loss in (make.__name__ for make in LOSSES.values())
+                    if loss in scored and name not in ('swav', 'dino') or loss in unqueued
+                    and name in ('moco_v1', 'moco_v2', 'swav')}
+        assert set(zip(table.recipe, table.loss)) == expected and len(table) == len(expected)
+
+
+@pytest.mark.parametrize('option', [
+    dict(predictor=(16, 8)), dict(predictor_out_bn='plain'), dict(predictor_constant_lr=True)], ids=str)
+@pytest.mark.parametrize('name', METHODS)
+def test_options_of_a_predictor_need_one(name, option):
+    (key, value), = option.items()
+    if RECIPES[name].predictor:
+        assert getattr(METHODS[name](**option).resolve('cifar'), key) == value
+        return
+    text = sentence(METHODS[name], **option)
+    assert f'{name}() has no predictor' in text and f'{key}={value!r}' in text
+
+
+@pytest.mark.parametrize('option', [dict(prototypes_frozen=2), dict(prototypes_weight_norm=True)], ids=str)
+def test_options_of_prototypes_need_some(option):
+    assert 'simclr() has no prototypes' in sentence(simclr, **option)
+    simclr(prototypes=24, **option)
+
+
+def test_predictions_as_wide_as_keys():
+    "Else no loss can compare them, and the first step is late to say so"
+    text = sentence(quick, 'byol', projector=(16, 8), predictor=(16, 12))
+    assert '12' in text and '8' in text
+
+
+@pytest.mark.parametrize('n', [-3, 2.5, '24'])
+def test_numbers_of_prototypes(n): assert f'prototypes={n!r}' in sentence(quick, 'swav', prototypes=n)
+
+
+@pytest.mark.parametrize('field,value', [
+    ('projector', 128), ('projector', ()), ('predictor', (8, 'a')), ('one_way', 'x'), ('lr', -1), ('wd', -1.),
+    ('warmup', 'x'),
+    ('clip_each', 0), ('wd_end', -1), ('prototypes_frozen', -1), ('target', 'ema'),
+    ('target', None), ('target', Queue),
+    ('memory', 512), ('multi_crop', 3), ('loss', 3)])
+def test_values_of_recipes_that_cannot_be(field, value):
+    name = 'swav' if field.startswith('prototypes') else 'byol'
+    text = sentence(contrastive_learner, pictures(16, 16, 8), ARCH, method=METHODS[name]('cifar', **{field: value}))
+    assert name in text and (field in text or repr(value) in text or 'Queue' in text)
+
+
+def test_prototypes_that_no_loss_scores_are_refused():
+    text = sentence(quick, 'simclr', prototypes=300)
+    assert 'NTXent' in text and '300 prototypes' in text
+    assert quick('swav', loss='dcl').model.heads.final.prototypes is None  # the loss takes their place
+
+
+def test_weight_decay_of_biases_and_norms():
+    def decays(name):
+        learn = quick(name)
+        learn.create_opt()
+        return [g['weight_decay'] for g in learn.opt.opt.param_groups]
+    assert decays('moco_v2') == [1e-4] * 2 and decays('simsiam') == [1e-4] * 4 and decays('simclr') == [1e-4, 0]
+
+
+def test_a_decay_that_grows_from_nothing_grows():
+    learn, seen = quick('dino', wd=0., wd_end=0.1), []
+    class Decays(Callback):
+        def after_step(self): seen.append([g['weight_decay'] for g in self.opt.opt.param_groups])
+    learn.fit_contrastive(4, cbs=Decays())
+    assert seen[0] == [0, 0] and seen[-1] == pytest.approx([0.1, 0], abs=0.005) and seen[-1][1] == 0
+
+
+def test_the_documents_tables_are_those_of_the_recipes():
+    cells = json.loads((Path(__file__).parents[1]/'nbs/260_methods.ipynb').read_text())['cells']
+    shown = {''.join(c['source']).splitlines()[-1]: ''.join(o['data']['text/html']) for c in cells
+             for o in c.get('outputs', []) if 'text/html' in o.get('data', {})}
+    with pd.option_context('display.max_colwidth', None):
+        made = {'recipe_table()': recipe_table(), "recipe_table('cifar')": recipe_table('cifar'),
+                'refused': refused_pairs()}
+        for name, table in made.items():
+            same = table._repr_html_().split() == shown[name].split()
+            assert same, f"{name}: run `python tests/outputs.py 260_methods`"
+
+
+# --- a method from outside
+
+def test_ten_lines_from_outside_train_on_the_digits(added):
+    @added
+    def mine():
+        "A method of ten lines"
+        return Recipe(projector=(32, 16), loss=DCL, target=SharedTarget, views='simclr', lr=0.3)
+    dls = image_dls('digits', size=16, bs=256, device='cpu')
+    learn = contrastive_learner(dls, 'resnet10t', method='mine', knn_pictures=0)
+    assert (learn.recipe.views, learn.recipe.opt) == ('digits', 'adamw')
+    with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(1)
+
+
+FILE = '''
+from torch import nn
+from fastcontrast.recipes.recipe import LOSSES, Recipe, method
+from fastcontrast.losses import DCL
+from fastcontrast.targets import SharedTarget
+
+@LOSSES.register('cold')
+class ColdDCL(DCL):
+    def __init__(self, temp=0.05): super().__init__(temp)
+
+@method
+def cold():
+    "SimCLR, colder"
+    return Recipe(projector=(32, 16), loss=ColdDCL, target=SharedTarget, views='simclr', lr=0.3)
+'''
+CHECK = '''
+from fastcontrast import recipes
+from fastcontrast.recipes import METHODS, LOSSES, cold, recipe_table, simclr
+assert callable(cold) and METHODS['cold'] is cold and LOSSES['cold'].__name__ == 'ColdDCL' and 'cold' in recipes.__all__
+assert list(METHODS)[-1] == 'cold' and cold().resolve('digits').opt == 'adamw'
+print(recipe_table().loc['cold', 'loss'])
+'''
+
+
+def test_a_new_method_is_one_new_file(tmp_path):
+    "In a copy of the package, beside the library's own; its module has the method's name"
+    compiled = shutil.ignore_patterns('__pycache__')
+    shutil.copytree(Path(fastcontrast.__file__).parent, tmp_path / 'fastcontrast', ignore=compiled)
+    (tmp_path / 'fastcontrast/recipes/cold.py').write_text(FILE)
+    got = subprocess.run([sys.executable, '-c', CHECK], capture_output=True, text=True, cwd=tmp_path,
+                         env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+    assert got.returncode == 0 and got.stdout == 'ColdDCL(temp=0.05)\n', got.stderr
