@@ -1,34 +1,25 @@
-"""What the runners of other libraries share: the settings they are given, and the clock. They import nothing of this library."""
-import argparse
+"""What the runners of other libraries share: the settings they are given, and the clock. None of this is ours."""
 import json
 import math
 import platform
+import sys
 import time
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import torch
 
 
-def settings(doc: str) -> argparse.Namespace:
-    """What `throughput.py` passes on to a runner"""
-    arg = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arg.add_argument("--data", required=True, help="folder of class folders")
-    arg.add_argument("--arch", default="resnet18")
-    arg.add_argument("--size", type=int, default=32)
-    arg.add_argument("--bs", type=int, default=256)
-    arg.add_argument("--hidden", type=int, default=2048, help="width of the projector")
-    arg.add_argument("--out", type=int, default=256, help="what the projector gives")
-    arg.add_argument("--warm", type=int, default=6, help="steps before the clock starts")
-    arg.add_argument("--steps", type=int, default=20, help="steps on the clock")
-    arg.add_argument("--workers", type=int, default=2)
-    arg.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    a = arg.parse_args()
+def settings() -> SimpleNamespace:
+    """What `speed throughput` gives to a runner, as JSON: data, arch, size, bs, hidden and out (widths of the
+    projector), warm and steps (before and on the clock), workers, precision ('fp32' or 'bf16') and device ('cpu' or
+    'cuda')"""
     torch.manual_seed(0)
-    return a
+    return SimpleNamespace(**json.loads(sys.argv[1]))
 
 
 class Clock:
-    """Time, loss and views of a Lightning trainer's steps; to be mixed with the `Callback` of its package
+    """Time, loss and views of a trainer's steps; to be mixed with the `Callback` of Lightning
 
     a: the settings; views_of: gives the list of views of a batch.
     """
@@ -39,18 +30,24 @@ class Clock:
     def on_train_batch_start(self, trainer, module, batch, *args):
         if self.losses: return
         views, shape = self.views_of(batch), (self.a.bs, 3, self.a.size, self.a.size)
-        assert len(views) == 2 and all(v.shape == shape for v in views), f"expected two views {shape}, got {[tuple(v.shape) for v in views]}"
+        shapes = [tuple(v.shape) for v in views]
+        assert shapes == [shape, shape], f"expected two views {shape}, got {shapes}"
         assert (views[0] != views[1]).flatten(1).any(1).all(), "the two views of a picture are the same"
 
     def on_train_batch_end(self, trainer, module, outputs, *args):
         self.losses.append(outputs["loss"].detach())
-        if len(self.losses) in (self.a.warm, self.a.warm + self.a.steps):
-            if torch.cuda.is_available(): torch.cuda.synchronize()
-            self.stamps.append(time.perf_counter())
+        if len(self.losses) not in (self.a.warm, self.a.warm + self.a.steps): return
+        if self.a.device == "cuda": torch.cuda.synchronize()
+        self.stamps.append(time.perf_counter())
+
+    @property
+    def over(self) -> bool: return len(self.losses) == self.a.warm + self.a.steps
 
     def report(self, *packages):
         """Print the figures as the last line"""
         losses = [float(loss) for loss in self.losses]
-        assert len(losses) == self.a.warm + self.a.steps and all(map(math.isfinite, losses)), f"losses: {losses}"
-        print(json.dumps(dict(images_per_s=self.a.steps * self.a.bs / (self.stamps[1] - self.stamps[0]), losses=[losses[0], losses[-1]],
-                              versions=dict(python=platform.python_version(), **{p: version(p) for p in ("torch", "torchvision", *packages)}))), flush=True)
+        assert self.over and all(map(math.isfinite, losses)), f"losses: {losses}"
+        images = self.a.steps * self.a.bs / (self.stamps[1] - self.stamps[0])
+        versions = {package: version(package) for package in ("torch", "torchvision", *packages)}
+        versions["python"] = platform.python_version()
+        print(json.dumps(dict(images_per_s=images, losses=[losses[0], losses[-1]], versions=versions)), flush=True)

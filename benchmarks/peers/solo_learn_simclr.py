@@ -1,33 +1,40 @@
-"""Pictures per second of solo-learn's own SimCLR training; run by `throughput.py` in solo-learn's interpreter.
+"""Pictures per second of solo-learn's own SimCLR training; run by `speed throughput` in solo-learn's interpreter.
 
-Its method class (with its online linear classifier, which is part of every method there), its augmentations with the strengths
-of its own scripts, its data set and loader, and Lightning's trainer. Off are the logger, the progress bar and checkpoints.
+Its method class (with its online linear classifier, which is part of every method there), its augmentations with
+the strengths of its own scripts, its data set and loader, and Lightning's trainer. Off are the logger, the progress
+bar and checkpoints.
 """
 from pathlib import Path
 
 import pytorch_lightning as pl
 from clock import Clock, settings
 from solo.methods import METHODS
-from solo.utils.pretrain_dataloader import prepare_dataloader, prepare_datasets, prepare_n_crop_transform, prepare_transform
+from solo.utils.pretrain_dataloader import (prepare_dataloader, prepare_datasets, prepare_n_crop_transform,
+                                            prepare_transform)
 
 
 class LightningClock(Clock, pl.Callback): pass
 
 
 def main():
-    a = settings(__doc__)
+    a = settings()
     data = Path(a.data).resolve()
-    views = prepare_transform("custom", brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, gaussian_prob=0.0 if a.size <= 64 else 0.5, crop_size=a.size)
-    pictures = prepare_datasets("custom", prepare_n_crop_transform([views], num_crops_per_aug=[2]), data_dir=data.parent, train_dir=data.name)
+    views = prepare_transform("custom", brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2,
+                              gaussian_prob=0.0 if a.size <= 64 else 0.5, crop_size=a.size)
+    crops = prepare_n_crop_transform([views], num_crops_per_aug=[2])
+    pictures = prepare_datasets("custom", crops, data_dir=data.parent, train_dir=data.name)
     loader = prepare_dataloader(pictures, batch_size=a.bs, num_workers=a.workers)
     model = METHODS["simclr"](
-        encoder=a.arch, backbone_args=dict(cifar=False, zero_init_residual=False), num_classes=len(pictures.classes), proj_hidden_dim=a.hidden,
-        proj_output_dim=a.out, temperature=0.2, max_epochs=1, batch_size=a.bs, optimizer="sgd", extra_optimizer_args=dict(momentum=0.9), lars=False,
-        exclude_bias_n_norm=False, lr=0.06, weight_decay=1e-4, classifier_lr=0.01, accumulate_grad_batches=1, scheduler="none", min_lr=0.0,
+        encoder=a.arch, backbone_args=dict(cifar=False, zero_init_residual=False), num_classes=len(pictures.classes),
+        proj_hidden_dim=a.hidden, proj_output_dim=a.out, temperature=0.2, max_epochs=1, batch_size=a.bs,
+        optimizer="sgd", extra_optimizer_args=dict(momentum=0.9), lars=False, exclude_bias_n_norm=False, lr=0.06,
+        weight_decay=1e-4, classifier_lr=0.01, accumulate_grad_batches=1, scheduler="none", min_lr=0.0,
         warmup_start_lr=0.0, warmup_epochs=0, num_large_crops=2, num_small_crops=0)
     clock = LightningClock(a, lambda batch: batch[1])
-    trainer = pl.Trainer(max_steps=a.warm + a.steps, precision={"fp32": 32, "bf16": "bf16"}[a.precision], accelerator="auto", devices=1, callbacks=[clock],
-                         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = pl.Trainer(
+        max_steps=a.warm + a.steps, precision={"fp32": 32, "bf16": "bf16"}[a.precision],
+        accelerator={"cpu": "cpu", "cuda": "gpu"}[a.device], devices=1, callbacks=[clock], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     trainer.fit(model, loader)
     clock.report("solo-learn", "pytorch-lightning")
 

@@ -1,0 +1,438 @@
+"""The measurements run, in a small form, and write what they promise; their figures are for benchmarks/results."""
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import common
+import pytest
+import torch
+import typer
+from fastai.callback.core import Callback
+from run import GROUPS, make_app
+from typer.testing import CliRunner
+
+from fastcontrast.data import image_dls
+from fastcontrast.learner import contrastive_learner
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+MEASUREMENTS = {(group, name): measurement for group in GROUPS
+                for name, measurement in importlib.import_module(group).group.measurements.items()}
+# what has to be a number in (0, 100), from the results of a trial
+FIGURES = dict(
+    throughput=lambda r: [r["images_per_s"]["encoder"][0] / 1e4, r["ratio"]["ours over encoder"]],
+    step_time=lambda r: [r[method]["ratio"] for method in ("simclr", "swav")],
+    step_share=lambda r: [1 + x for method in ("simclr", "moco_v2") for x in r[method]["share"].values()]
+    + [r["moco_v2"][k] for k in ("step_s", "stamps_cost", "busy", "outside_encoder")],
+    utilisation=lambda r: [r[part][k] for part in ("step", "encoder", "convolutions") for k in ("utilisation", "tflop")]
+    + [r["ceiling_tflops"]],
+    multi_crop=lambda r: [r["step"]["time_over_flops"], r["passes"]["time_over_flops"]],
+    queue_share=lambda r: [r["sizes"]["32"]["share"]],
+    import_time=lambda r: [r["ratio"], r["ours_s"], r["fastai_s"]],
+    knn=lambda r: [r["ratio"], r["accuracy"], r["a_s"], r["b_s"]],
+    comb_patches=lambda r: [r["ratio"], r["without_views"]["ratio"]],
+    partial=lambda r: [r["ratio"], r["drawn"]["ratio"], r["over_all_levels"]["ratio"]],
+    together=lambda r: [r["ratio"], r["drawn"]["ratio"]],
+    regions=lambda r: [r["ratio"], r["step"]["ratio"], r["with_cutting"]["ratio"]],
+    suncet=lambda r: [r[method]["without_views"]["ratio"] for method in ("simclr", "moco_v3")],
+    methods=lambda r: [x for row in r["rows"] for x in (
+        row["knn"], row["few_labels"], row["seconds"], row["images_per_s"] / 1e4, row["spread"])],
+    precision=lambda r: [x for row in r["rows"] for x in (row["knn"], row["few_labels"])],
+    curves=lambda r: [r["untrained_knn"], r["trained_knn"], r["raw_pixels_knn"]],
+    time_to_knn=lambda r: [r["reached_s"], r["reached_epoch"], r["best_knn"], r["decode_s"], r["judging_s"]],
+    speedups=lambda r: [e[k] for row in r["rows"] for e in row["epochs"] for k in ("knn", "seconds", "tflop")],
+    step=lambda r: r["ratios"],
+    accumulate=lambda r: [r["simclr"]["time_ratio"], *r["simclr"]["memory_ratios"]],
+    reuse=lambda r: [r["simclr test_resnet 32 8"][k] for k in ("time_ratio", "memory_ratio")],
+    cache=lambda r: [r["ratio"], r["reading_ratio"], r["n"], r["side"],
+                     *(x / 1e5 for x in r["reading_images_per_s"].values())],
+    processes=lambda r: r["ratios"] + r["one_s"] + r["two_s"],
+    trains=lambda r: [x for losses in r["losses"].values() for x in losses])
+ELSEWHERE = {"digits", "waits", "gpu"}  # which have tests of their own below
+
+
+def invoke(*arguments: str, code: int = 0) -> str:
+    """What `python benchmarks/run.py` prints"""
+    result = CliRunner().invoke(make_app(), list(map(str, arguments)))
+    if result.exception and not isinstance(result.exception, SystemExit): raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_every_measurement_has_a_test(): assert {name for _, name in MEASUREMENTS} == set(FIGURES) | ELSEWHERE
+
+
+@pytest.mark.parametrize("group, name", [key for key in MEASUREMENTS if key[1] in FIGURES])
+def test_measurement(group, name, tmp_path):
+    options = ["--quick", "--device=cpu", f"--out={tmp_path}"]
+    invoke(group, name.replace("_", "-"), *options)
+    (file,) = tmp_path.glob("*.json")
+    result = json.loads(file.read_text())
+    assert file.name.startswith(f"{group}_{name}_") and file.name.endswith("_cpu.json")
+    assert result["command"] == f"python benchmarks/run.py {group} {name.replace('_', '-')} --device=cpu --quick"
+    assert result["device"] and result["versions"]["torch"]
+    assert result["settings"].items() >= MEASUREMENTS[group, name].quick.items()
+    figures = FIGURES[name](result)
+    assert figures and all(0 < x < 100 for x in figures)
+    if check := globals().get(f"check_{name}"): check(result, file)
+
+
+def check_throughput(result, file):
+    assert file.name == "speed_throughput_noise_cpu.json" and "lightly" not in result["images_per_s"]
+    assert set(result["ratio"]) <= {"ours over encoder", "ours fp32 over encoder fp32"}
+
+
+def check_methods(result, file):
+    assert [(r["method"], r["seed"]) for r in result["rows"]] == [("moco_v2", 3), ("byol", 3)]
+    assert [r["features"] for r in result["controls"]] == ["raw pixels", "untrained encoder"]
+
+
+def check_precision(result, file):
+    first, second = result["rows"]  # a trial has the same precision twice, which every CPU has
+    assert (first["precision"], first["knn"]) == (second["precision"], second["knn"]) and first["precision"] == "fp32"
+
+
+def check_multi_crop(result, file):
+    assert 1.75 <= result["flop_ratio"] < 1.85  # six crops of a quarter of the area beside two; all have the same head
+
+
+def check_queue_share(result, file):
+    # the queries times the queue, and its gradient; the step has three passes for keys and queries
+    row = result["sizes"]["32"]
+    assert row["queue_gflop"] == pytest.approx(2 * 2 * 4 * 128 * 64 / 1e9)
+    assert row["step_gflop"] > 100 * row["queue_gflop"]
+
+
+def check_partial(result, file):
+    assert list(result["levels"]) == ["layer1", "layer2", "layer3", "final"]
+    assert sum(result["drawn"]["levels"].values()) == 2
+    shares = [level["flop_ratio"] for level in result["levels"].values()]
+    # a step that goes to the end is one without PartialBackprop
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(1)
+    assert result["flop_ratio"] == pytest.approx(sum(shares) / 4)
+
+
+def check_regions(result, file):
+    assert result["map"] == [4, 4] and result["window"] == [2, 4]
+    assert result["flop_ratio"] < 1 and 0 < result["choosing_share"] < 1
+
+
+def check_suncet(result, file):
+    assert result["support"] == 4 and all(result[method]["flop_ratio"] > 1 for method in ("simclr", "moco_v3"))
+
+
+def check_step_share(result, file):
+    shares = {method: result[method]["share"] for method in ("simclr", "moco_v2")}
+    assert all(sum(share.values()) == pytest.approx(1) for share in shares.values())
+    # MoCo's keys have a pass and a memory of their own; all other parts are in every step
+    assert [part for part, share in shares["simclr"].items() if not share] == ["encoder_keys"]
+    assert all(shares["moco_v2"].values())
+    assert shares["simclr"]["encoder"] > shares["simclr"]["data"] and result["simclr"]["operators"] > 100
+
+
+def check_utilisation(result, file):
+    convolutions = result["each_convolution"]
+    assert sum(c["times"] * c["gflop"] for c in convolutions) == pytest.approx(1e3 * result["convolutions"]["tflop"])
+    assert result["encoder"]["tflop"] == pytest.approx(result["convolutions"]["tflop"])
+    assert result["step"]["tflop"] > result["encoder"]["tflop"]  # it has heads
+    assert sum(result["share_of_step"].values()) == pytest.approx(1)
+
+
+def check_time_to_knn(result, file):
+    assert result["ended_by"] == "target" and len(result["curve"]) == result["reached_epoch"] == 1
+    assert result["settings"]["speedups"] == "intermediate"
+    assert file.with_suffix(".png").stat().st_size > 10_000
+
+
+def check_trains(result, file):
+    assert list(result["losses"]) == ["simclr, plain", "simclr, accumulate"] and not result["failed"]
+
+
+def check_speedups(result, file):
+    assert [(r["config"], r["seed"], len(r["epochs"])) for r in result["rows"]] == [
+        ("moco_v3+all", 3, 1), ("simclr+suncet", 3, 1)]
+    assert [r["config"] for r in result["table"]] == ["moco_v3+all", "simclr+suncet"]
+    # what is there is not run again, and can be drawn
+    again = "accuracy", "speedups", "--quick", "--device=cpu", f"--out={file.parent}"
+    invoke(*again, "--plot")
+    assert file.with_suffix(".png").stat().st_size > 10_000
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(mark=1)))
+    invoke(*again)
+    assert "mark" in json.loads(file.read_text())
+    assert "other settings: bs (512, now 64)" in CliRunner().invoke(make_app(), [*again, "--bs=64"]).stderr
+
+
+# ---- how it is used ----
+
+
+def test_help_says_what_each_measurement_answers():
+    text = invoke("--help")
+    assert all(group in text for group in GROUPS)
+    for group in GROUPS:
+        text = " ".join(invoke(group, "--help").split())
+        for name, measurement in importlib.import_module(group).group.measurements.items():
+            question, *_ = measurement.measure.__doc__.split("\n\n")
+            assert "?" in question, f"the docstring of {name} doesn't begin with the question it answers"
+            assert name.replace("_", "-") in text and " ".join(question.split()) in text
+            assert all(option in text for option in ("--device", "--quick", "--out"))
+    assert "by default 256" in invoke("speed", "step-time", "--help")
+
+
+def test_a_trial_keeps_nothing_unless_it_is_told_where():
+    before = sorted(common.RESULTS.rglob("*"))
+    said = invoke("speed", "--quick", "--device=cpu", "knn")
+    assert "results in" in said and sorted(common.RESULTS.rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ("speed throughput", "--data=FOLDER"), ("speed throughput --data nowhere", "no folder 'nowhere'"),
+    ("speed throughput --only=encodr", "encodr is no library here: there are ours, encoder, lightly"),
+    ("speed throughput --only=lightly --small-input --data=.", "small_input is for ours and the encoder only"),
+    ("speed throughput --peers lightly2=python", "'lightly2' is none of lightly"),
+    ("speed throughput --peers solo-learn=nowhere/python", "no interpreter 'nowhere/python'"),
+    ("speed step-time --methods nothing", "nothing is no method with a loop"),
+    ("accuracy curves", "--data=FOLDER"), ("accuracy time-to-knn --data=digits", "give --target --bs --epochs"),
+    ("memory step --device=tpu", "cpu or cuda"), ("devices waits", "nothing was checked"),
+    ("devices gpu", "it needs a GPU")])
+def test_what_lacks_is_said_in_a_sentence(arguments, words):
+    group, name, *options = shlex.split(arguments)
+    if "--device=tpu" not in options: options.append("--device=cpu")
+    result = CliRunner().invoke(make_app(), [group, name, *options])
+    assert result.exit_code == 2 and words in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_group_goes_on_after_a_measurement_that_fails(capsys):
+    group = common.Group("some", "of which some fail")
+
+    @group.measurement(quick={})
+    def lacks(run): raise common.Lacking("it needs something")
+
+    @group.measurement(quick={})
+    def fails(run): raise SystemExit("no luck")
+
+    @group.measurement(quick=dict(n=1), gpu=dict(n=3))
+    def works(run, n: int = 2): print(n, run.settings, run.command)
+
+    @group.measurement(quick={}, alone=True)
+    def by_name(run): raise AssertionError
+    assert not group.run_all("cpu", True, None)
+    said = capsys.readouterr().out
+    assert "left out: it needs something" in said and "failed: fails" in said
+    assert "1 {'n': 1} python benchmarks/run.py some works --device=cpu --quick" in said
+    group.measurements["works"].run("cpu", n=5)
+    assert "5 {'n': 5} python benchmarks/run.py some works --n=5 --device=cpu" in capsys.readouterr().out
+
+
+def test_every_result_stands_in_the_page_and_every_command_is_one():
+    page = (BENCHMARKS / "README.md").read_text()
+    cited = set(re.findall(r"[\w.-]+\.(?:json|png)", page))
+    assert cited == {path.name for path in common.RESULTS.iterdir() if path.is_file()}
+    for file in sorted(name for name in cited if name.endswith(".json")):
+        commit = json.loads((common.RESULTS / file).read_text())["commit"][:7]
+        assert re.search(rf"{re.escape(file)}\S*[^\n]*{commit}", page), f"{file} was measured at {commit}"
+    commands = re.findall(r"python benchmarks/run.py ([^`\n]+)", page)
+    assert len(commands) > 20
+    app = typer.main.get_command(make_app())
+    for command in commands:
+        group, name, *options = [word for word in shlex.split(command, comments=True) if word != "--help"] + [""] * 2
+        if not name or name.startswith("--"): continue
+        options = [word for word in options if word]
+        app.commands[group].commands[name].make_context(name, options)
+
+
+# ---- digits, waits, gpu ----
+
+
+def test_digits_runs_what_a_newcomer_runs(tmp_path, monkeypatch):
+    import accuracy
+    results = {"trained encoder": dict(knn=0.5)}
+    commands = []
+
+    def pretrain(command, **options):
+        if "pretrain" not in command: return run(command, **options)
+        commands.append(command)
+        folder = Path(command[command.index("--out") + 1])
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(dict(epochs=25, batch_size=64, results=results)))
+    run = subprocess.run
+    monkeypatch.setattr(accuracy.subprocess, "run", pretrain)
+    invoke("accuracy", "digits", "--device=cpu", "--seeds=0,3", f"--out={tmp_path}")
+    runs = json.loads((tmp_path / "accuracy_digits_simclr_cpu.json").read_text())["runs"]
+    assert [(r["seed"], r["trained encoder"]) for r in runs] == [(0, dict(knn=0.5)), (3, dict(knn=0.5))]
+    assert commands[1][1:8] == ["-m", "fastcontrast", "pretrain", "--seed", "3", "--method", "simclr"]
+
+
+def test_waits_are_found_where_they_are():
+    from devices import waits_in_step
+
+    class Wait(Callback):
+        def after_pred(self):
+            if modes[-1:] == ["warn"]: warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
+    modes: list[str] = []
+    dls = image_dls(common.Labelled(72, 16), size=16, bs=8, valid=0, device="cpu")
+    learn = contrastive_learner(dls, "test_resnet", "simclr", cbs=Wait(), knn_pictures=0)
+    (place, n), = waits_in_step(learn, switch=modes.append).items()
+    assert n == 1 and "test_benchmarks.py" in place and modes[0] == "warn" and modes[-1] == "default"
+    with learn.removed_cbs(learn.wait): assert not waits_in_step(learn, switch=modes.append)
+
+
+def test_the_gpu_program_goes_on_after_a_part_that_fails(tmp_path, monkeypatch):
+    import devices
+    broken = devices.Part(1, 1, "pytest --no-such-option")
+    monkeypatch.setitem(devices.PARTS, "tests", broken)
+    command = ["devices", "gpu", "--quick", "--device=cpu", "--parts=tests,throughput_128,trains",
+               "--imagenette=nowhere", f"--out={tmp_path}"]
+    assert "failed (4)" in invoke(*command, code=1)
+    parts = json.loads((tmp_path / "devices_gpu_quick_cpu.json").read_text())["parts"]
+    assert {name: part["outcome"] for name, part in parts.items()} == dict(
+        tests="failed (4)", throughput_128="no data at nowhere", trains="done")
+    assert "simclr, accumulate: trains" in parts["trains"]["said"][-1]
+    trains = json.loads((tmp_path / "devices_trains_cpu.json").read_text())
+    assert trains["settings"]["bs"] == 8
+    assert len(invoke(*command, "--show").splitlines()) == 3
+
+
+def test_every_gpu_part_is_a_command():
+    import devices
+    app = typer.main.get_command(make_app())
+    for part in devices.PARTS.values():
+        if part.command.startswith("pytest"): continue
+        folders = dict(imagenette="i", cifar10="c")
+        script, group, name, *options = part.arguments(folders, "", False, Path("out"))
+        context = app.commands[group].commands[name].make_context(name, options)
+        assert Path(script).name == "run.py" and context.params["out"] == "out"
+        assert {k: context.params[k] for k in part.settings} == {
+            k: v.format(**folders) if isinstance(v, str) else v for k, v in part.settings.items()}
+        assert part.lacks(folders) == ("i" if "imagenette" in str(part.settings) else "c" if "cifar10" in str(
+            part.settings) else None)
+    tests = devices.PARTS["tests"].arguments({}, "", False, Path())
+    assert [Path(word).name for word in tests if word.endswith(".py")] == ["test_losses.py", "test_views.py"]
+    assert all(Path(word).exists() for word in tests if word.endswith(".py"))
+
+
+def test_groups_fit_into_nine_minutes():
+    import devices
+    minutes: dict[int, float] = {}
+    for part in devices.PARTS.values(): minutes[part.group] = minutes.get(part.group, 0) + part.minutes
+    assert max(minutes.values()) <= 9
+
+
+def test_what_a_part_started_ends_with_it(tmp_path):
+    from devices import run_part
+    child = "import time; time.sleep(60)"
+    parent = (f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {child!r}]); "
+              "print(p.pid, flush=True); time.sleep(60)")
+    assert run_part(["-c", parent], tmp_path / "log", 2) == "over time"
+    for _ in range(50):  # whoever takes over the child has to notice its end
+        state = Path(f"/proc/{(tmp_path / 'log').read_text().strip()}/stat")
+        if not state.exists() or state.read_text().split()[2] == "Z": break
+        time.sleep(0.1)
+    else: pytest.fail("the child is still running")
+
+
+# ---- parts of measurements ----
+
+
+def test_the_trial_says_how_many_epochs_fit():
+    from accuracy import Budget, fitting
+    dls = image_dls("digits", size=16, bs=256, device="cpu")
+    learn = contrastive_learner(dls, "test_resnet", "simclr", knn_pictures=0)
+    epochs = [fitting(Budget(0.5, 1, minutes, 1.0), 50, learn) for minutes in (0.001, 1e4)]
+    assert epochs == [1, 50]
+
+
+def test_what_intervals_cover():
+    from speed import covered
+    assert covered([(5, 7), (0, 2), (1, 3), (6, 6.5)]) == 5 and covered([]) == 0
+
+
+def test_turns_change_their_order():
+    assert list(common.turns("ab", 3)) == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
+    calls = []
+    a, b, before = (lambda name=name: calls.append(name) for name in "ab-")
+    got = common.alternate(a, b, 2, warm=1, before=before)
+    assert "".join(calls) == "-a-b-b-a-a-b"
+    assert len(got["ratios"]) == 2 and got["ratio"] == pytest.approx(sum(got["ratios"]) / 2)
+
+
+def test_libraries_are_compared_in_the_same_precision():
+    from speed import compare
+    speeds = {"ours": (6, 9), "ours fp32": (3, 3), "lightly": (2, 3), "lightly bf16": (4, 3), "solo-learn": (1, 1)}
+    alone = {"encoder": [dict(images_per_s=8, step_over_encoder=0.75), dict(images_per_s=9, step_over_encoder=1)]}
+    got = alone | {name: [dict(images_per_s=x) for x in xs] for name, xs in speeds.items()}
+    assert compare(got) == {
+        "ours over encoder": [0.75, 1], "ours over lightly": [3, 3], "ours fp32 over lightly": [1.5, 1],
+        "ours over lightly bf16": [1.5, 3], "ours over solo-learn": [6, 9], "ours fp32 over solo-learn": [3, 3]}
+
+
+def test_ours_and_lightly_train_on_files(tmp_path, monkeypatch, capsys):
+    from speed import measure_peer, ours
+    folder = str(common.noise_folder(tmp_path / "noise", 16, 16))
+    shape = dict(data=folder, arch="test_resnet", size=16, bs=4, warm=1, steps=1)
+    figures = ours(**shape, device="cpu", precision="fp32", small_input=False)
+    assert figures["images_per_s"] > 0 and figures["decode_s"] > 0
+    pytest.importorskip("lightly")
+    theirs = measure_peer("lightly", "cpu", dict(lightly=sys.executable), dict(shape, workers=0))
+    assert theirs["images_per_s"] > 0 and len(theirs["losses"]) == 2 and theirs["versions"]["lightly"]
+
+
+def test_the_peers_clock(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS / "peers")
+    from clock import Clock, settings
+    given = dict(data="x", size=8, bs=4, warm=1, steps=2, device="cpu")
+    monkeypatch.setattr(sys, "argv", ["runner", json.dumps(given)])
+    a = settings()
+    assert vars(a) == given
+
+    def clock(steps, views, loss=1.):
+        got = Clock(a, lambda batch: batch)
+        for step in range(steps):
+            got.on_train_batch_start(None, None, views, step)
+            time.sleep(0.05)
+            got.on_train_batch_end(None, None, dict(loss=torch.tensor(loss + step)), views, step)
+        return got
+
+    two = [torch.rand(4, 3, 8, 8) for _ in range(2)]
+    clock(3, two).report("fastai")
+    figures = json.loads(capsys.readouterr().out)
+    assert 0 < figures["images_per_s"] <= 2 * 4 / 0.1 and figures["losses"] == [1, 3] and figures["versions"]["fastai"]
+    for views in (two[:1], [x[:3] for x in two], [two[0], two[0]], [two[0], torch.cat([two[0][:1], two[1][1:]])]):
+        with pytest.raises(AssertionError, match="views"): clock(1, views)
+    with pytest.raises(AssertionError, match="losses"): clock(3, two, float("nan")).report()
+    with pytest.raises(AssertionError, match="losses"): clock(2, two).report()
+
+
+class Seen(Callback):
+    def before_fit(self): self.each = []
+    def after_loss(self): self.each.append(self.learn.loss.detach())
+
+
+@pytest.mark.parametrize("method", importlib.import_module("loops").METHODS)
+def test_the_hand_written_loop_does_the_same_arithmetic(method):
+    from loops import Loop
+
+    def learner():
+        dls = common.random_dls(18, 16, 6, "cpu")
+        # the memory is no multiple of a batch and gets round once; gradients are so small that nothing would be clipped
+        changes = dict(clip_each=0.02) if method == "dino" else {}
+        return common.settled_learner(dls, "resnet10t", method, rows=14, changes=changes)
+
+    by_hand, ours, seen = learner().to_fp32(), learner().to_fp32(), Seen()
+    train = by_hand.dls.train
+    torch.manual_seed(1)
+    expected = torch.stack(Loop(by_hand, copied=False, lr=0.1).epoch(train._order(0)))
+    torch.manual_seed(1)
+    common.train(ours, lr=0.1, cbs=seen)
+    # where the learning rate starts at 0, the third loss is the first to see an update
+    assert torch.isfinite(expected).all() and len(expected.unique()) == 3
+    torch.testing.assert_close(torch.stack(seen.each), expected, rtol=1e-4, atol=1e-5)
+    # encoder, heads, moving average, memory, centre
+    states = [learn.model.state_dict() for learn in (ours, by_hand)]
+    a, b = ({k: v for k, v in state.items() if not k.endswith("written")} for state in states)
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
