@@ -147,3 +147,14 @@ def import_all(
     "Import every module of a package, so that a new file needs no line elsewhere"
     for module in pkgutil.iter_modules(sys.modules[package].__path__):
         importlib.import_module(f'{package}.{module.name}')
+
+
+def moved(
+    module: str,  # where the names were, without the package
+    **places: str, # where they are now, by name
+) -> Callable[[str], Any]: # a module's `__getattr__`
+    "Names that have moved to another module are still found where they were"
+    def get(name: str) -> Any:
+        if name in places: return getattr(importlib.import_module(f'fastcontrast.{places[name]}'), name)
+        raise AttributeError(f"module 'fastcontrast.{module}' has no attribute '{name}'")
+    return get

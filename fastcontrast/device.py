@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.utils._triton import has_triton
 
-from .core import InputError
+from .core import InputError, moved
 from .models import ContrastiveModel
 from .precision import autocast
 from .step import Phase, StepCallback
@@ -214,3 +214,6 @@ class Compile(StepCallback):
         self.learn.plan.views.operations.clear()
         if self.config: self.config.__exit__(None, None, None)
         self.config = None
+
+# %% ../nbs/180_device.ipynb #3cdde855
+__getattr__ = moved('device', PRECISIONS='precision', has_bf16='precision', pick_precision='precision')

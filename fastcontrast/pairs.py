@@ -98,8 +98,9 @@ def _score_apart(loss: Loss, queries: dict[str, Tensor], k: Tensor, step: Step, 
     "The loss of each pair that counts"
     once = loss.symmetric and not queue  # a queue is on the keys' side
     for role, q in queries.items():
+        shared = step.keys_are_queries and role == 'views'
         for i, j in _pairs(step.queries[role], len(q), len(k)):
-            if not (once and q is k and j < i): yield _score_pair(loss, q[i], k[j], *queue), 1
+            if not (once and shared and j < i): yield _score_pair(loss, q[i], k[j], *queue), 1
 
 def _score_pair(loss: Loss, q: Tensor, k: Tensor, *queue: Tensor) -> Tensor:
     "Queries `[B, D]`, or M for every key, `[M, B, D]`, with keys `[B, D]`"

@@ -22,7 +22,7 @@ from fastai.callback.core import Callback, CancelFitException, CancelValidExcept
 from fastai.learner import ValueMetric
 from torch import Tensor, nn
 
-from .core import Declared, InputError, whole
+from .core import Declared, InputError, moved, whole
 from .models import Embedding, Route
 from .views import Normalize, RoleViews, ViewMaker, as_views
 
@@ -370,3 +370,7 @@ class Score(StepCallback):
             self.learn.loss_grad = sum((weight * value for weight, value in terms), start=self.loss_grad)
             self.learn.loss = self.loss_grad.detach()
         self.loss_func.update(self.step)
+
+# %% ../nbs/140_step.ipynb #dc6d1768
+__getattr__ = moved('step', MultiCrop='multi_crop', PairLoss='pairs', PrototypeScores='pairs', add_level='pairs',
+                    drop_level='pairs', FiniteLoss='guards', ClipEach='guards', Together='together')

@@ -1,0 +1,71 @@
+"""The checks of arguments, registries, and names that have moved."""
+import importlib
+import math
+
+import numpy as np
+import pytest
+from helpers.refusals import refusal
+
+from fastcontrast.core import InputError, Registry, moved, number, one_of, whole
+
+
+class Owner:
+    "Something that has arguments"
+
+
+@pytest.mark.parametrize('value', [0, -1, 1.0, '1', None, True, math.nan, 4])
+def test_what_is_no_whole_number_from_1_to_3(value):
+    text = refusal(whole, Owner(), least=1, most=3, n=value)
+    assert text == f"n={value!r} of Owner must be a whole number from 1 to 3."
+
+
+@pytest.mark.parametrize('value', [1, 3, np.int64(2)])
+def test_whole_numbers(value): whole(least=1, most=3, n=value)
+
+
+@pytest.mark.parametrize('value', [0, -0.5, 1, 1.5, math.nan, math.inf, '0.5', None, True])
+def test_what_is_no_number_between_0_and_1(value):
+    text = refusal(number, 'it', above=0, below=1, x=value)
+    assert text.startswith(f"x={value!r} of it must be a finite number above 0") and 'below 1' in text
+
+
+def test_bounds_are_in_or_out():
+    number(least=0, most=1, x=0, y=1, z=np.float32(0.5))
+    number(optional=True, above=0, x=None)
+    refusal(number, above=0, x=0)
+    refusal(number, below=1, x=1)
+    assert refusal(whole, optional=True, n=0).endswith("or None.")
+
+
+def test_one_of_suggests():
+    one_of(('mean', 'max'), merge='max')
+    text = refusal(one_of, ('mean', 'max'), Owner(), merge='maxx')
+    assert text.startswith("unknown merge of Owner 'maxx': did you mean max")
+    refusal(one_of, ('mean', 'max'), merge=1)
+
+
+def test_a_registry_takes_a_name_once():
+    registry = Registry('thing')
+    @registry.register('first')
+    def make(): return 1
+    assert registry.find('first') is make and registry.register('first')(make) is make
+    def other(): return 2
+    other.__module__ = 'elsewhere'
+    assert "there is a thing 'first' already" in refusal(registry.register('first'), other)
+    assert refusal(registry.find, 'frist') == "unknown thing 'frist': did you mean first?"
+    assert list(registry) == ['first']
+
+
+@pytest.mark.parametrize('old, name, new', [
+    ('step', 'MultiCrop', 'multi_crop'), ('step', 'PairLoss', 'pairs'), ('step', 'FiniteLoss', 'guards'),
+    ('step', 'Together', 'together'), ('device', 'pick_precision', 'precision')])
+def test_names_that_moved_are_found_where_they_were(old, name, new):
+    before, now = (importlib.import_module(f'fastcontrast.{module}') for module in (old, new))
+    assert getattr(before, name) is getattr(now, name) and name not in vars(before)
+
+
+def test_other_names_are_missing_as_ever():
+    get = moved('step', PairLoss='pairs')
+    with pytest.raises(AttributeError, match="module 'fastcontrast.step' has no attribute 'Nothing'"): get('Nothing')
+    with pytest.raises(ImportError): exec('from fastcontrast.step import Nothing')
+    assert issubclass(InputError, ValueError)
