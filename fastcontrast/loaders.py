@@ -42,6 +42,7 @@ class ImageLoader:
     smaller batch is left out, as the number of negatives in a loss is the batch's size. Where several processes train,
     each reads its share of every batch; in order, every process gets everything."""
     streaming = False # are pictures decoded for every batch? Then those that can't be show only as training goes on
+    selects = True    # can `only` choose pictures?
     def __init__(self,
         data: ImageData,
         bs: int,               # pictures a batch, of all processes together
@@ -350,6 +351,8 @@ class StreamingLoader(DecodingLoader):
 
 class ShardLoader(DecodingLoader):
     "Pictures stream from shards, each process and each of its workers reading a run of its own"
+    selects = False
+
     def __init__(self,
         shards: Shards,
         side: int,       # of the pictures, pixels
@@ -408,6 +411,8 @@ class ShardLoader(DecodingLoader):
 
 class FastaiLoader(ImageLoader):
     "The interface of `ImageLoader` around a fastai `DataLoader`, with its own batches, shuffle and transforms"
+    selects = False
+
     def __init__(self,
         dl: Any,         # fastai's `TfmdDL`
         *args, **kwargs, # of `ImageLoader`

@@ -42,12 +42,14 @@ class EpochTable(StepCallback):
         return [ValueMetric(value_of(metric_name(metric)), metric_name(metric)) for metric in self.metrics]
 
     def before_fit(self):
-        # each process embeds its share; where there is one, the whole part
-        def share(dl): return dl.only(dl._order(0).tensor_split(world_size())[rank()], dl.bs)
-        self.shares = [dl if world_size() == 1 else share(dl) for dl in self.parts]
+        # each process embeds its share, where pictures can be chosen; else all of them
+        self.divided = world_size() > 1 and all(dl.selects for dl in self.parts)
+        def share(dl): return dl.only(dl.indices.tensor_split(world_size())[rank()], dl.bs)
+        self.shares = [share(dl) if self.divided else dl for dl in self.parts]
 
     def embedded(self, share) -> tuple[Tensor, Tensor]:
         "Features and labels of a part of which this process has a share"
+        if not self.divided: return self.learn.embed(share)
         everyone = gather_objects(self.learn.embed(share) if len(share) else None)
         return tuple(torch.cat(t) for t in zip(*[x for x in everyone if x is not None]))
 

@@ -1,4 +1,5 @@
 """How several processes are started, stopped and told apart, and what is said when one of them fails."""
+import io
 import json
 import os
 import re
@@ -6,12 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from helpers.refusals import refusal
+from PIL import Image
 
 from fastcontrast.distributed import join_processes
 from fastcontrast.export import load_encoder
@@ -90,6 +94,28 @@ def test_pretrain_in_two_processes(folder):
     config = json.loads((folder/'run/config.json').read_text())
     assert config['processes'] == 2 and config['batch_size'] == 700 and config['state'] == 'finished'
     assert config['epochs_done'] == 1
+
+
+def test_shards_are_judged_by_every_process_itself(folder):
+    "Pictures of shards can't be divided for the epoch table: each process embeds them all"
+    draws = np.random.default_rng(0)
+    for shard in range(3):
+        with tarfile.open(folder/f's{shard}.tar', 'w') as tar:
+            for i in range(24):
+                picture = io.BytesIO()
+                Image.fromarray(draws.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(picture, 'PNG')
+                for suffix, content in (('png', picture.getvalue()), ('cls', str(i % 3).encode())):
+                    member = tarfile.TarInfo(f'{shard}{i:02}.{suffix}')
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    _, _, wait = started('pretrain', 's{0..2}.tar', '--arch', 'test_resnet', '--size', 16, '--epochs', 1,
+                         '--batch-size', 16, '--workers', 1, '--processes', 2, '--no-controls', '--out', 'run',
+                         until='pictures to train on')
+    code, out = wait()
+    assert code == 0, out
+    columns, values = ((folder/'run/history.csv').read_text().splitlines()[i].split(',') for i in (0, 1))
+    row = dict(zip(columns, values))
+    assert 0 <= float(row['knn']) <= 1 and 0 < float(row['spread']) < 1 and float(row['rankme']) >= 1
 
 
 def test_ctrl_c_ends_all_and_keeps_the_encoder(folder):
