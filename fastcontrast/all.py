@@ -1,6 +1,7 @@
 """What a training script needs: `from fastcontrast.all import *`."""
 from . import evaluate, speedups
 from .accumulate import Accumulate
+from .checkpoint import Checkpoint
 from .core import InputError
 from .data import image_dls
 from .evaluate import METRICS, metric
@@ -21,13 +22,13 @@ from .views import VIEW_KINDS, ViewKind, two_views
 
 # and the members of the registries, below: somebody's own in these folders too
 __all__ = [
-    'LOSSES', 'METHODS', 'METRICS', 'SPEEDUPS', 'VIEW_KINDS', 'Accumulate', 'Contrast', 'ContrastiveLearner',
-    'ContrastiveModel', 'Cost', 'EMATarget', 'Embedding', 'Head', 'InputError', 'Loss', 'MultiCrop',
-    'NearestNeighbours', 'PairLoss', 'Phase', 'Prototypes', 'Queue', 'Recipe', 'SharedTarget', 'StepCallback',
-    'StopGradTarget', 'Target', 'ViewKind', 'contrastive_learner', 'dcl', 'dclw', 'encoder_info', 'encoder_stages',
-    'export_encoder', 'few_label_accuracy', 'image_dls', 'info_nce', 'knn_accuracy', 'linear_probe', 'load_encoder',
-    'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'recipe_table', 'refused_pairs', 'sinkhorn', 'suncet_loss',
-    'supcon_loss', 'two_views',
+    'LOSSES', 'METHODS', 'METRICS', 'SPEEDUPS', 'VIEW_KINDS', 'Accumulate', 'Checkpoint', 'Contrast',
+    'ContrastiveLearner', 'ContrastiveModel', 'Cost', 'EMATarget', 'Embedding', 'Head', 'InputError', 'Loss',
+    'MultiCrop', 'NearestNeighbours', 'PairLoss', 'Phase', 'Prototypes', 'Queue', 'Recipe', 'SharedTarget',
+    'StepCallback', 'StopGradTarget', 'Target', 'ViewKind', 'contrastive_learner', 'dcl', 'dclw', 'encoder_info',
+    'encoder_stages', 'export_encoder', 'few_label_accuracy', 'image_dls', 'info_nce', 'knn_accuracy', 'linear_probe',
+    'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'recipe_table', 'refused_pairs', 'sinkhorn',
+    'suncet_loss', 'supcon_loss', 'two_views',
 ]
 
 for registry in (METHODS, LOSSES, speedups.load(), evaluate.load()):

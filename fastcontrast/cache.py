@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader, Dataset
 
 from .core import InputError
+from .files import megabytes
 from .pictures import Files, attempt, first_ten, undecodable
 
 FORMAT = 'fastcontrast pictures 1' # another one whenever the same files would be decoded to other bytes
@@ -81,9 +82,6 @@ def _alone(path: Path) -> Iterator[None]:
 def _unwritable(path: Path, reason: str | None) -> InputError:
     return InputError(f"the cache '{path}' cannot be written ({reason}): "
                       "give cache (--cache-folder) a folder that can")
-
-
-def _bytes(n: int) -> str: return f"{n / 1e9:,.1f} GB" if n >= 1e9 else f"{n / 1e6:,.1f} MB"
 
 
 class _Chunks(Dataset):
@@ -167,14 +165,14 @@ class _Store:
     def _check_space(self):
         free = shutil.disk_usage(self.path.parent).free
         if self.end <= free: return
-        raise InputError(f"the cache '{self.path}' of {len(self.pictures):,} pictures takes {_bytes(self.end)} "
-                         f"and its disk has {_bytes(free)} left: give cache (--cache-folder) a folder on another disk, "
-                         "or a smaller size")
+        raise InputError(f"the cache '{self.path}' of {len(self.pictures):,} pictures takes {megabytes(self.end)} "
+                         f"and its disk has {megabytes(free)} left: give cache (--cache-folder) a folder on another "
+                         "disk, or a smaller size")
 
     def _announce(self, fault: str):
         again = f"the cache '{self.path}' {fault}, it is built again: " if fault else ''
         where = '' if fault else f" into '{self.path}'"
-        print(f"{again}decoding {len(self.pictures):,} pictures at {self.side} px{where} ({_bytes(self.end)})",
+        print(f"{again}decoding {len(self.pictures):,} pictures at {self.side} px{where} ({megabytes(self.end)})",
               file=sys.stderr)
 
     def _decode(self, file: Path, workers: int, strict: bool) -> dict[int, str]:

@@ -462,7 +462,8 @@ def _fastai_loaders(dls: DataLoaders, settings: _Settings) -> ImageLoaders:
     labeled = _all_labels(settings.labels, classes,
         "does not work with fastai DataLoaders, which offer None or 'all': give the folder instead",
         "but the DataLoaders have no classes")
-    loaders = [FastaiLoader(dl, _fastai_data(dl, classes, labeled), dl.bs, settings.device, training=i == 0)
+    loaders = [FastaiLoader(dl, _fastai_data(dl, classes, labeled), dl.bs, settings.device, training=i == 0,
+                            seed=settings.seed)
                for i, dl in enumerate(dls.loaders[:2])]
     if not len(loaders[0]):
         raise InputError("the training part of the DataLoaders has no whole batch: choose a smaller bs")

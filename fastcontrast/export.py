@@ -11,7 +11,6 @@ __all__ = ['FORMAT', 'VERSION', 'LIBRARIES', 'digest', 'export_encoder', 'load_w
 # %% ../nbs/350_export.ipynb #43ccf861
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .core import InputError, MissingPath, one_of
+from .files import write_whole
 from .models import make_encoder
 
 # %% ../nbs/350_export.ipynb #bbc0c059
@@ -66,17 +66,11 @@ def export_encoder(
     with torch.random.fork_rng(devices=[]):  # initialising a model draws numbers that training may be about to draw
         blank = make_encoder(arch, small_input=small_input, in_chans=len(mean), size=size)
     load_weights(blank, tensors, "the encoder", arch)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # not `save_file`, which makes files that nobody but their owner may read
-        partial.write_bytes(save(tensors, metadata={**header, 'sha256': digest(tensors, header)}))
-        os.replace(partial, path)
+    # not `save_file`, which makes files that nobody but their owner may read
+    try: write_whole(path, save(tensors, metadata={**header, 'sha256': digest(tensors, header)}))
     except (OSError, SafetensorError) as e:
         raise InputError(f"the encoder cannot be written to '{path}' ({e}): "
                          "give a file in a folder you may write to") from e
-    finally:
-        if partial.parent.is_dir(): partial.unlink(missing_ok=True)
     return path
 
 def load_weights(

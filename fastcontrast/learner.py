@@ -10,23 +10,27 @@ __all__ = ['ContrastiveLearner', 'contrastive_learner']
 # %% ../nbs/360_learner.ipynb #458069f5
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.data.core import DataLoaders
 from fastai.imports import noop
 from fastai.learner import Learner
+from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor, nn
 
 from .accumulate import Accumulate
+from .bar import DeviceLoss, teller
 from .build import Parts, choose_parts, gradient_clips, make_model
+from .checkpoint import Checkpoint
 from .core import InputError, number, whole
 from .device import Autocast, Compile, reuse_memory
 from .distributed import join_processes, rank, world_size
@@ -34,9 +38,9 @@ from .evaluate.knn import extract_features, knn_accuracy
 from .evaluate.linear import linear_probe
 from .evaluate.table import EpochTable
 from .export import export_encoder
-from .guards import DeviceLoss, EpochLines, FiniteLoss, shows_bar
+from .guards import Collapse, FiniteLoss, chance_level
 from .loaders import ImageLoader, ImageLoaders
-from .optim import optimizer, parameter_groups, schedule_words, schedules
+from .optim import SCHEDULES, optimizer, parameter_groups, schedule_words, schedules, stable_until
 from .pairs import PairLoss, PrototypeScores
 from .precision import pick_precision
 from .recipes import Recipe
@@ -54,6 +58,11 @@ _MOVED = dict( # what earlier versions had on the learner, and what it is called
 # what a callback's name would hide from the step
 _TAKEN = ('plan', 'step', 'views', 'normalize', 'precision', 'model', 'dls', 'opt')
 
+def _true_error(e: BaseException) -> BaseException:
+    "fastai's callbacks add their name to an error, and trip over one without arguments, like `MemoryError()`"
+    tripped = isinstance(e, IndexError) and e.__context__ is not None and not e.__context__.args
+    return e.__context__ if tripped else e
+
 class ContrastiveLearner(Learner):
     "A fastai `Learner` whose loss compares views; made by `contrastive_learner`"
     recipe: Recipe              # what is trained, resolved
@@ -64,6 +73,9 @@ class ContrastiveLearner(Learner):
     step: Step | None = None    # the step that is running
     stopped: BaseException | None = None # why the last fit ended early
     train_iter: int = 0         # steps of the last fit that are done
+    fit_seed: int = 0           # what the draws of its steps come from
+    begin_epoch: int = 0        # where the next fit begins: not at 0 if it is taken up from a checkpoint…
+    begin: int = 0              # …and the first batch of that epoch
 
     # an `AttributeError`, so that whoever asks whether the learner has it gets his answer; callbacks look here too
     def __getattr__(self, name):
@@ -76,12 +88,20 @@ class ContrastiveLearner(Learner):
 
     def _do_fit(self):
         # Ctrl-C or an error ends a fit like any other cancellation: callbacks clean up, and what was learned stays
-        try: super()._do_fit()
+        try:
+            for epoch in range(self.begin_epoch, self.n_epoch):
+                self.epoch = epoch
+                self._with_events(self._do_epoch, 'epoch', CancelEpochException)
         except CancelFitException: raise
         except BaseException as e:
-            self.stopped = e
+            self.stopped = _true_error(e)
             raise CancelFitException from e
         finally: self.opt.zero_grad()  # half a step's gradients would go into the next fit's first
+
+    def all_batches(self):
+        "fastai's, from the first batch of this fit on"
+        self.n_iter, begin, self.begin = len(self.dl), self.begin, 0
+        for i, batch in enumerate(self.dl, begin): self.one_batch(i, batch)
 
     def add_cb(self, cb):
         "fastai's, which calls the callback a name of the learner; raises `InputError` for one that is taken"
@@ -112,32 +132,78 @@ class ContrastiveLearner(Learner):
         "fastai's `fit`; raises what a callback, an error or Ctrl-C stopped it for, after all callbacks have cleaned up"
         whole(n_epoch=n_epoch)
         self.stopped = None
-        with reuse_memory(next(self.model.parameters()).device): super().fit(n_epoch, *args, **kwargs)
+        with reuse_memory(next(self.model.parameters()).device):
+            try: super().fit(n_epoch, *args, **kwargs)
+            except IndexError as e: raise _true_error(e) from None
         if self.stopped is not None: raise self.stopped
 
     def fit_contrastive(self,
         n_epoch: int,            # epochs
         lr: float | None = None, # peak learning rate; None: the recipe's, in proportion to the batch
         cbs=None,                # callbacks for this fit only
+        resume: str | Path | None = None, # a folder: keep checkpoints there, and go on from the newest that is there
+        schedule: str | None = None,      # of the learning rate, in `SCHEDULES`; None: the recipe's
     ) -> None:
-        "Train with the recipe's optimizer, warm-up and schedule"
+        """Train with the recipe's optimizer, warm-up and schedule
+
+        With `resume` a run survives whatever ends it: the same call goes on at the step where it was, with what it
+        would have drawn, and ends with the same weights. How often its state is written, a `Checkpoint` among `cbs` or
+        the learner's says. More epochs than before make it longer: with the schedule 'wsd' as if it had been planned
+        so. Raises `InputError` where the folder's run is another, and `Interrupted` at a signal."""
         whole(n_epoch=n_epoch)
         number(above=0, optional=True, lr=lr)
+        if resume is not None and (not isinstance(resume, str | Path) or Path(resume).is_file()):
+            raise InputError(f"resume={resume!r} is no folder: give the name of one, there already or not.")
+        if schedule is not None:
+            SCHEDULES.find(schedule)
+            self.recipe = replace(self.recipe, schedule=schedule)
         r, bs = self.recipe, self.dls.train.bs
         peak = r.lr * bs / 256 if lr is None else lr
-        warmup = min(r.warmup, n_epoch / 10) / n_epoch
         origin = f"{r.lr:g} x {bs}/256" if lr is None else "given"
-        if self.logger is not noop: self._announce(n_epoch, peak, warmup, origin)
+        if self.logger is not noop: self._announce(n_epoch, peak, origin)
         if self.opt is None: self.create_opt()
-        plan = schedules(self.opt.opt.param_groups, peak, warmup, r.schedule, r.warmup_from, r.wd, r.wd_end)
-        self.fit(n_epoch, lr=peak, cbs=[ParamScheduler(plan), *L(cbs)])
+        plan = schedules(self.opt.opt.param_groups, peak, self._warmup(n_epoch), r.schedule, r.warmup_from, r.wd,
+                         r.wd_end)
+        keeper = [] if resume is None else self._keeper(resume, L(cbs))
+        with self.added_cbs([ParamScheduler(plan), *keeper, *L(cbs)]):
+            try:
+                self._take_up(n_epoch, peak, resume)
+                self.fit(n_epoch, lr=peak)
+            finally: self.begin_epoch = self.begin = 0
 
-    def _announce(self, n_epoch: int, peak: float, warmup: float, origin: str):
+    def _warmup(self, n_epoch: int) -> float:
+        "The share of a fit that warms up"
+        return min(self.recipe.warmup, n_epoch / 10) / n_epoch
+
+    def _stable(self, n_epoch: int) -> int:
+        "Steps of a fit after which its learning rate begins to depend on its length; 0 if it always does"
+        warmup, stable = self._warmup(n_epoch), stable_until(self.recipe.schedule)
+        share = warmup + stable * (1 - warmup) if stable else 0.
+        return int(share * n_epoch * len(self.dls.train) + 1e-6)
+
+    def _keeper(self, folder: str | Path, cbs: L) -> list[Checkpoint]:
+        "The callback that keeps checkpoints in a folder, unless there is one"
+        there = [cb for cb in (*self.cbs, *cbs) if isinstance(cb, Checkpoint)]
+        made = [] if there else [Checkpoint()]
+        for cb in (*there, *made): cb.folder = Path(folder)
+        return made
+
+    def _take_up(self, n_epoch: int, peak: float, folder: str | Path | None) -> None:
+        "Begin where the newest checkpoint in the folder says, and say so"
+        keeper = next((cb for cb in self.cbs if isinstance(cb, Checkpoint)), None)
+        if keeper is None: return
+        keeper.taken, keeper.pin_at = None, self._stable(n_epoch)
+        if folder is None: return
+        self.opt.set_hyper('lr', peak)  # by which runs are told apart
+        notes = keeper.take_up(n_epoch, self._stable)
+        if notes and self.logger is not noop: print(*notes, sep='\n', flush=True)
+
+    def _announce(self, n_epoch: int, peak: float, origin: str):
         "Say what the fit is going to do"
         r = self.recipe
         print(f"{r.name} ({r.setting}): {r.opt}, lr {peak:.4g} ({origin}), wd {r.wd:g}, warm-up "
-              f"{warmup * n_epoch:.3g} of {n_epoch} epochs, {schedule_words(r.schedule)}", *self.notes, sep='\n',
-              flush=True)
+              f"{self._warmup(n_epoch) * n_epoch:.3g} of {n_epoch} epochs, {schedule_words(r.schedule)}", *self.notes,
+              sep='\n', flush=True)
 
     def to_distributed(self, *args, **kwargs):
         "fastai's; a learner made in a launched process needs nothing more to train together with the others"
@@ -258,6 +324,7 @@ def contrastive_learner(
     compile: bool = False,               # compile the encoder with `torch.compile`, which is meant for GPUs
     accumulate: int = 1,                 # parts that a batch goes through the encoder in: see `Accumulate`
     knn_pictures: int = 5000,            # pictures of each part that the metrics look at; 0: no such columns
+    stop_on_collapse: bool = False,      # end a fit in which nothing is learned, rather than warn: see `Collapse`
     path: str | Path | None = None,      # where fastai keeps its files
 ) -> ContrastiveLearner:
     "A learner that trains `arch` by `method`. Raises `InputError` for parts that do not go together"
@@ -274,7 +341,8 @@ def contrastive_learner(
 
     encoder, table = model.encoder, EpochTable(dls, metrics, knn_pictures)
     normalize = Normalize(encoder.pretrained_cfg['mean'], encoder.pretrained_cfg['std'])
-    frame = [Contrast(views, normalize, recipe.one_way), FiniteLoss(), table]
+    watch = Collapse(stop_on_collapse, chance_level(dls.valid.ordered(knn_pictures).labels()))
+    frame = [Contrast(views, normalize, recipe.one_way), FiniteLoss(), table, watch]
     if world_size() > 1: frame.append(Together())
     frame += _number_format(precision, dls.device, parts)
     if compile: frame.append(Compile())
@@ -308,7 +376,17 @@ def _reporting(learn: ContrastiveLearner) -> ContrastiveLearner:
     recorder = learn.recorder
     recorder.train_metrics, recorder.valid_metrics, recorder.smooth_loss = True, False, DeviceLoss()
     recorder.values = []  # there are none before the first fit
-    if rank() or not shows_bar(): learn.remove_cbs(ProgressCallback)
+    own = None if rank() else teller()
+    if rank() or own: learn.remove_cbs(ProgressCallback)
     if rank(): learn.logger = noop  # process 0 tells
-    elif not shows_bar(): learn.add_cb(EpochLines())
+    elif own: learn.add_cb(own)
     return learn
+
+@patch
+@contextmanager
+def no_bar(self: ContrastiveLearner) -> Iterator[ContrastiveLearner]:
+    "fastai's, which would bring another bar back than it took away"
+    bars = [cb for cb in self.cbs if isinstance(cb, ProgressCallback)]
+    self.remove_cbs(bars)
+    try: yield self
+    finally: self.add_cbs(bars)

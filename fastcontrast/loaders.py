@@ -4,6 +4,8 @@ Docs: https://fastcontrast.github.io/fastcontrast/data.html.md"""
 import contextlib
 import copy
 import os
+import random
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .core import InputError, whole
 from .distributed import rank, world_size
+from .generators import OwnDraws
 from .pictures import TRIES, Pictures, attempt, first_ten, progress, undecodable
 from .shards import Shards, ShardStream
 
@@ -40,7 +43,10 @@ class ImageLoader:
 
     In training it shuffles by a generator of its own: the same seed and `epoch` give the same batches. The last,
     smaller batch is left out, as the number of negatives in a loss is the batch's size. Where several processes train,
-    each reads its share of every batch; in order, every process gets everything."""
+    each reads its share of every batch; in order, every process gets everything.
+
+    With `epoch` and `begin` set, the next pass is the rest of pass `epoch` from batch `begin` on, counted from 0, and
+    what comes before is not read. A pass uses both up; a copy of a loader begins at the start."""
     streaming = False # are pictures decoded for every batch? Then those that can't be show only as training goes on
     selects = True    # can `only` choose pictures?
     def __init__(self,
@@ -53,6 +59,7 @@ class ImageLoader:
         self.data, self.bs, self.seed = data, bs, seed
         self.shuffle = self.drop_last = training
         self.epoch = 0  # number of the next pass
+        self.begin = 0  # batches of the next pass that are passed over
         self.picked: torch.Tensor | None = None  # which pictures, int64 on the CPU; None: all
         self.y = data.y.where(data.labeled, -1) if training and data.classes else data.y
         self.to(device)
@@ -80,10 +87,18 @@ class ImageLoader:
         self.y = self.y.to(self.device)
         return self
 
+    def __getstate__(self) -> dict[str, Any]: return self.__dict__ | dict(begin=0)  # of a copy
+
     def __iter__(self) -> Iterator[Batch]:
         if not len(self): return
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        yield from self._with_labels(self._images(self._order(epoch)))
+        epoch, begin = self._next_pass()
+        if begin < len(self): yield from self._with_labels(self._images(self._order(epoch, begin)))
+
+    def _next_pass(self) -> tuple[int, int]:
+        "Number of a pass that begins, and the batches that it passes over"
+        begun = self.epoch, self.begin
+        self.epoch, self.begin = self.epoch + 1, 0
+        return begun
 
     def one_batch(self) -> Batch:
         "The first batch of the next pass, which is not used up by it. Raises `InputError` if there is no picture"
@@ -124,11 +139,11 @@ class ImageLoader:
         "The true labels of its pictures, int64 [N] on the CPU; -1: unknown"
         return self.data.y if self.picked is None else self.data.y[self.picked]
 
-    def _order(self, epoch: int) -> torch.Tensor:
-        "The pictures of a pass, int64 [N]; in training this process's share of each whole batch"
-        if not self.shuffle: return self.indices
+    def _order(self, epoch: int, begin: int = 0) -> torch.Tensor:
+        "The pictures of a pass from batch `begin` on, int64 [N]; in training this process's share of each whole batch"
+        if not self.shuffle: return self.indices[begin * self.bs:]
         order = torch.from_numpy(np.random.default_rng((self.seed, 3, epoch)).permutation(len(self.data)))
-        return order[:len(self) * self.bs].view(-1, world_size(), self.share)[:, rank()].flatten()
+        return order[:len(self) * self.bs].view(-1, world_size(), self.share)[begin:, rank()].flatten()
 
     def _with_labels(self, images: Iterable[Batch]) -> Iterator[Batch]:
         "What `_images` gives, with labels in place of indices"
@@ -269,6 +284,39 @@ class DecodingLoader(ImageLoader):
         return images.to(self.device, non_blocking=True), indices.to(self.device, non_blocking=True)
 
 
+class Workers:
+    "Batches of a torch `DataLoader`, pass after pass; its worker processes end as soon as nothing needs this any more"
+    def __init__(self,
+        data: Dataset,
+        workers: int, # processes; 0: this one
+        **kwargs,     # of torch's `DataLoader`
+    ):
+        # a generator: views draw from everybody's, and get the same numbers however pictures come
+        self.loader = DataLoader(data, num_workers=workers, persistent_workers=workers > 0,
+                                 generator=torch.Generator(), **kwargs)
+        # in a cycle of references that is collected, torch's iterator loses its queues before it can say by them that
+        # workers are to end, and waits 5 s for each; whatever a finalizer holds is in no cycle
+        self.close = weakref.finalize(self, self._end, self.loader, os.getpid())
+        self.close.atexit = False
+
+    def __iter__(self) -> Iterator[Any]: yield from self.loader  # it keeps the workers until the pass is over
+
+    @property
+    def alive(self) -> bool:
+        "Whether no worker has died"
+        batches = self.loader._iterator
+        started = () if batches is None else batches._workers
+        return all(worker.is_alive() for worker in started)
+
+    @staticmethod
+    def _end(loader: DataLoader, owner: int):
+        "Have the worker processes end; where a fork of their owner lets go of them, they go on"
+        batches = loader._iterator
+        if batches is None: return
+        if os.getpid() == owner: batches._shutdown_workers()
+        else: batches._shutdown = True  # or torch would end the owner's
+
+
 class PictureStream(Dataset):
     """What the worker processes run: item `i` is picture `i`, its index, and the failures on the way to it
 
@@ -297,50 +345,43 @@ class PictureStream(Dataset):
 
 
 class StreamingLoader(DecodingLoader):
-    "Pictures are read one by one, in any order, by workers that stay from pass to pass"
+    """Pictures are read one by one, in any order, by workers that stay from pass to pass
+
+    A worker that dies is torch's `RuntimeError`, during the pass; the next pass starts workers anew."""
     def __init__(self,
         stream: PictureStream,
         *args, **kwargs, # of `DecodingLoader`
     ):
         self.stream = stream
-        self._forget_workers()
+        self._workers: Workers | None = None  # None: the next pass starts them
+        self._batches: list[list[int]] = []   # what they read in this pass
         super().__init__(*args, **kwargs)
 
-    def _forget_workers(self):
-        "The next pass starts workers"
-        self._loader, self._batches = None, []
+    def __getstate__(self): return super().__getstate__() | dict(_workers=None, _batches=[])  # a copy starts its own
 
     def to(self, device):
-        self._loader = None  # whether its memory is pinned depends on the device
+        self._workers = None  # whether their memory is pinned depends on the device
         return super().to(device)
-
-    def ordered(self, n=None):
-        other = super().ordered(n)
-        if other is not self: other._forget_workers()  # those are another's
-        return other
 
     def only(self, indices, bs):
         other = super().only(indices, bs)
         other.stream = PictureStream(self.stream.pictures.subset(indices.numpy()), self.stream.side)
         other.workers = min(self.workers, -(-self.workers * bs // self.bs))  # in proportion to the pictures
-        other._forget_workers()
         return other
 
-    def _start_workers(self) -> DataLoader:
+    def _start_workers(self) -> Workers:
         # torch asks the list anew in every pass, so the workers live on while the order changes
-        return DataLoader(self.stream, batch_sampler=self._batches, num_workers=self.workers,
-            collate_fn=PictureStream.collate, persistent_workers=self.workers > 0,
-            pin_memory=self.device.type == 'cuda',
-            generator=torch.Generator())  # views draw from the common one: the same numbers however pictures come
+        return Workers(self.stream, self.workers, batch_sampler=self._batches, collate_fn=PictureStream.collate,
+                       pin_memory=self.device.type == 'cuda')
 
     def _read(self, plan: list[list[int]]) -> Iterable[tuple]:
         "Batches of these pictures, from the workers if there is more than one"
         if len(plan) < 2: return (PictureStream.collate([self.stream[i] for i in batch]) for batch in plan)
+        if self._workers is None or not self._workers.alive: self._workers = self._start_workers()
         self._batches[:] = plan
-        return self._loader
+        return self._workers
 
     def _images(self, order):
-        if self._loader is None: self._loader = self._start_workers()
         for images, indices, failures in self._read([batch.tolist() for batch in order.split(self.share)]):
             batch = self._arrived(images, indices, failures)
             if indices.min() < 0:
@@ -375,13 +416,13 @@ class ShardLoader(DecodingLoader):
     def _first_batch(self):
         return next(self._with_labels(self._hand_over(self._order(self.epoch).batches(0))))
 
-    def _order(self, epoch: int) -> ShardStream:
-        "The plan of a pass: the shards' order, and who reads which run of the row of pictures"
-        order = np.arange(len(self.shards.paths))
-        if not self.shuffle: return ShardStream(self.shards, self.side, self.share, order.tolist(), self._turns())
-        order = np.random.default_rng((self.seed, 3, epoch)).permutation(order)
-        seed = f'{self.seed} {epoch} {rank()}'
-        return ShardStream(self.shards, self.side, self.share, order.tolist(), self._runs(), seed)
+    def _order(self, epoch: int, begin: int = 0) -> ShardStream:
+        "The plan of a pass: the shards' order, and who reads which run of the row of pictures, from where on"
+        order, runs, seed = np.arange(len(self.shards.paths)), self._turns(), None
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, 3, epoch)).permutation(order)
+            runs, seed = self._runs(), f'{self.seed} {epoch} {rank()}'
+        return ShardStream(self.shards, self.side, self.share, order.tolist(), runs, seed, begin)
 
     def _runs(self) -> list[list[tuple[int, int]]]:
         "In training a run for each worker: whole batches, the same number in all processes"
@@ -399,8 +440,8 @@ class ShardLoader(DecodingLoader):
 
     def _images(self, order):
         # workers of its own for each pass: starting them takes a tenth of a second, a pass over shards much longer
-        return self._hand_over(DataLoader(order, batch_size=None, num_workers=self.workers,
-                                          pin_memory=self.device.type == 'cuda', generator=torch.Generator()))
+        workers = Workers(order, self.workers, batch_size=None, pin_memory=self.device.type == 'cuda')
+        with contextlib.closing(workers): yield from self._hand_over(workers)
 
     def _hand_over(self, batches: Iterable[tuple]) -> Iterator[Batch]:
         for images, indices, failures, error in batches:
@@ -410,7 +451,10 @@ class ShardLoader(DecodingLoader):
 # --- fastai's own
 
 class FastaiLoader(ImageLoader):
-    "The interface of `ImageLoader` around a fastai `DataLoader`, with its own batches, shuffle and transforms"
+    """The interface of `ImageLoader` around a fastai `DataLoader`, with its own batches, shuffle and transforms
+
+    What these draw is a function of seed and `epoch` (and of the number of workers), and everybody's generators stay
+    as they are. A pass that begins in the middle makes the batches before it, too."""
     selects = False
 
     def __init__(self,
@@ -430,7 +474,8 @@ class FastaiLoader(ImageLoader):
     def ordered(self, n=None):  # always all: a fastai loader decides itself what it reads
         if not self.shuffle: return self
         other = super().ordered()
-        other.dl, other.hide = self.dl.new(shuffle=False, drop_last=False), not self.data.classes
+        with self._draws(0): other.dl = self.dl.new(shuffle=False, drop_last=False)  # which draws a seed
+        other.hide = not self.data.classes
         return other
 
     def only(self, indices, bs):
@@ -439,12 +484,28 @@ class FastaiLoader(ImageLoader):
 
     def __len__(self): return len(self.dl)
     def __iter__(self):
-        self.epoch += 1
+        epoch, begin = self._next_pass()
+        if begin and begin >= len(self): return
         still = not self.shuffle and hasattr(self.dl.dataset, 'set_split_idx')  # as in validation
         with self.dl.dataset.set_split_idx(1) if still else contextlib.nullcontext():
-            yield from map(self._plain, self.dl)
+            yield from map(self._plain, islice(self._drawn(epoch), begin, None))
 
-    def _first_batch(self): return self._plain(self.dl.one_batch())
+    def _draws(self, epoch: int) -> OwnDraws:
+        "The generators of a pass, of which the loader's own is made"
+        draws = OwnDraws(self.device, self.seed, 3, epoch if self.shuffle else 0)
+        with draws: self.dl.rng = random.Random(random.getrandbits(64))
+        return draws
+
+    def _drawn(self, epoch: int) -> Iterator[tuple]:
+        "fastai's batches of a pass"
+        draws, batches = self._draws(epoch), iter(self.dl)
+        while True:
+            with draws: batch = next(batches, None)
+            if batch is None: return
+            yield batch
+
+    def _first_batch(self):
+        with self._draws(self.epoch): return self._plain(self.dl.one_batch())
 
     def _plain(self, batch: tuple) -> Batch:
         "Tensors without fastai's subclasses, whose dispatch slows every operation down"
@@ -482,7 +543,10 @@ class StratifiedLoader:
     Classes are drawn without replacement, each as often as any other, and so are the pictures of a class; only a class
     that has fewer than `per_class` repeats them within a batch. Several processes make the same draw, and each takes
     its share. Where `per_class` is None there are 40 pictures with labels for every 44 of a training batch, as with
-    SuNCEt's authors, as far as there are labels. Raises `InputError` where the labels don't allow such batches."""
+    SuNCEt's authors, as far as there are labels. Raises `InputError` where the labels don't allow such batches.
+
+    The batches are a function of the seed, and `place` says how many of them were taken: `go_to` that place, and the
+    next one is the next."""
     ahead = 100  # batches that are drawn at a time
     def __init__(self,
         dl: ImageLoader,                      # the training split of `image_dls`
@@ -506,7 +570,8 @@ class StratifiedLoader:
             raise InputError(f"{self.classes_per_batch} classes with {self.per_class} pictures each cannot be divided "
                              f"among {world_size()} processes: choose another classes_per_batch or per_class")
         self.dl, self.seed, self.bs = dl, seed, size // world_size()
-        self.draws = 0  # number of the next draw
+        self.draws = 0  # that were made, of `ahead` batches each
+        self.used = 0   # batches of the last one that were handed out
         self._batches: Iterator[Batch] | None = None
 
     def _by_class(self, data: ImageData) -> torch.Tensor:
@@ -539,21 +604,35 @@ class StratifiedLoader:
         if self._batches is None: self._batches = self._endless()
         return next(self._batches)
 
+    @property
+    def place(self) -> tuple[int, int]:
+        "Draws that were made, and batches of the last one that were handed out; 0 of them: it is done with"
+        return self.draws, self.used
+
+    def go_to(self,
+        draws: int, # the numbers of a `place`, of this loader or one like it
+        used: int,
+    ) -> None:
+        "The next batch is the one that followed there; nothing before it is read"
+        self._batches, self.draws, self.used = None, draws, used
+
     def close(self) -> None:
         "Let go of pictures and workers; the next batch is the first of the next draw"
-        self._batches = None
+        self.go_to(self.draws, 0)
 
     def _endless(self) -> Iterator[Batch]:
         labeled = self.dl.only(self.indices, self.bs)
         while True:
-            order = torch.from_numpy(self._draw())
+            if not 0 < self.used < self.ahead: self.draws, self.used = self.draws + 1, 0
+            order = torch.from_numpy(self._draw(self.draws - 1)[self.used:])
             share = order[:, rank() * self.bs:(rank() + 1) * self.bs].flatten()
-            yield from labeled._with_labels(labeled._images(share))
+            for batch in labeled._with_labels(labeled._images(share)):  # it may read ahead
+                self.used += 1
+                yield batch
 
-    def _draw(self) -> np.ndarray:
-        "The pictures of the next batches, places among those with labels: int64 [ahead, S]"
-        rng = np.random.default_rng((self.seed, 5, self.draws))
-        self.draws += 1
+    def _draw(self, number: int) -> np.ndarray:
+        "The pictures of the batches of a draw, places among those with labels: int64 [ahead, S]"
+        rng = np.random.default_rng((self.seed, 5, number))
         classes = rng.random((self.ahead, len(self.counts))).argsort(1)[:, :self.classes_per_batch]
         start, count = self.starts[classes], self.counts[classes]
         chosen = np.empty((*classes.shape, self.per_class), dtype=np.int64)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .core import InputError, Registry
 
 __all__ = ['OPTIMIZERS', 'SCHEDULES', 'AdamW', 'Sgd', 'cosine', 'lars', 'optimizer', 'parameter_groups',
-           'schedule_words', 'schedules', 'steps', 'warmup_then']
+           'schedule_words', 'schedules', 'stable_until', 'steps', 'warmup_then', 'wsd']
 
 OPTIMIZERS = Registry('optimizer') # called as `make(groups, lr=…, **args)`
 SCHEDULES = Registry('schedule')   # the share of the run after the warm-up, in [0, 1], to the share of the peak
@@ -136,6 +136,25 @@ def cosine(t: float) -> float:
 def steps(t: float) -> float:
     "steps to a hundredth"
     return 1. if t < 0.6 else 0.1 if t < 0.8 else 0.01  # MoCo v1: at 120 and 160 of 200 epochs
+
+
+@SCHEDULES.register('wsd')
+def wsd(t: float) -> float:
+    """stable, then down to 0 in the last fifth
+
+    Hu et al. 2024 (MiniCPM); the decay is one minus a square root, as in Hägele et al. 2024."""
+    stable = wsd.stable_until
+    return 1. if t <= stable else 1 - math.sqrt((t - stable) / (1 - stable))
+wsd.stable_until = 0.8
+
+
+def stable_until(
+    schedule: str, # a name in `SCHEDULES`
+) -> float:        # in [0, 1]
+    """The share of a run, after its warm-up, up to which the learning rate is the same however long the run is
+
+    A schedule's function says it by an attribute of this name; 0 where it says nothing."""
+    return getattr(SCHEDULES.find(schedule), 'stable_until', 0.)
 
 
 def schedule_words(

@@ -7,9 +7,11 @@ import json
 import os
 import re
 import tarfile
+from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from .core import InputError, MissingPath
+from .files import write_whole
 from .pictures import TRIES, attempt, decoded, first_ten, open_picture, picture_suffixes, progress
 
 MARK = 64 # pictures between two places at which reading a shard may begin
@@ -153,12 +156,8 @@ def _read_index(folder: Path) -> dict[Path, Shard]:
 
 def _write_index(folder: Path, known: dict[Path, Shard]):
     "Keep what is known of a folder's shards; where it cannot be written, they are looked into again the next time"
-    partial = folder/f'.{INDEX}.{os.getpid()}'
-    try:
-        shards = {path.name: asdict(shard) for path, shard in known.items() if path.parent == folder}
-        partial.write_text(json.dumps(dict(shards=shards)))
-        os.replace(partial, folder/INDEX)
-    except OSError: partial.unlink(missing_ok=True)
+    shards = {path.name: asdict(shard) for path, shard in known.items() if path.parent == folder}
+    with suppress(OSError): write_whole(folder/INDEX, json.dumps(dict(shards=shards)))
 
 
 def _unchanged(path: Path, shard: Shard | None) -> bool:
@@ -259,7 +258,10 @@ class ShardStream(IterableDataset):
     """A pass over shards, in batches `(images, numbers, failures, error)`
 
     `images`: uint8 [B, 3, side, side]; `numbers`: of the pictures, int64 [B]; `failures`: names of the pictures that
-    could not be decoded on the way, and why; `error`: a sentence, after which nothing follows, or ''."""
+    could not be decoded on the way, and why; `error`: a sentence, after which nothing follows, or ''.
+
+    Where batches are passed over, nothing of them is decoded, and reading begins with the first picture that none of
+    them has: some thousands before the next batch's, as long as one may stay in the buffer."""
     buffer = 1000 # encoded pictures among which a worker draws the next
     def __init__(self,
         shards: Shards,
@@ -268,19 +270,23 @@ class ShardStream(IterableDataset):
         order: Sequence[int],    # of the shards, which so make one row of pictures
         runs: list[list[tuple[int, int]]], # for each worker, stretches of that row
         seed: str | None = None, # of the draws from the buffer; None: none, in order
+        begin: int = 0,          # batches that are passed over, of all workers together
     ):
         self.shards, self.side, self.bs, self.order, self.runs, self.seed = shards, side, bs, order, runs, seed
+        self.begin = begin
 
     def __iter__(self):
         info = get_worker_info()
-        return self.batches(info.id if info else 0)
+        # batches come from workers in turn, and the first process is the first to be asked
+        return self.batches((self.begin + (info.id if info else 0)) % len(self.runs))
 
     def batches(self,
         worker: int, # its number
     ) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None, list[tuple[str, str]], str]]:
         "The batches of a worker; an error ends them"
         failed: list[tuple[str, str]] = []
-        pictures = self._pictures(worker, failed)
+        begin = len(range(worker, self.begin, len(self.runs))) * self.bs
+        pictures = self._pictures(worker, begin, failed)
         try:
             while batch := list(islice(pictures, self.bs)):
                 images, numbers = zip(*batch, strict=True)
@@ -289,12 +295,16 @@ class ShardStream(IterableDataset):
         # raised here, it would arrive with a traceback in its sentence
         except InputError as e: yield None, None, failed, e.message
 
-    def _pictures(self, worker: int, failed: list[tuple[str, str]]) -> Iterator[tuple[np.ndarray, int]]:
+    def _pictures(self,
+        worker: int,
+        begin: int, # pictures that are passed over
+        failed: list[tuple[str, str]],
+    ) -> Iterator[tuple[np.ndarray, int]]:
         """Pixels and number of each picture of a worker's runs; what cannot be decoded is noted in `failed`
 
         The next picture that can be decoded stands in for it; at the end of the runs, the last."""
         owed, last = 0, None
-        for number, name, file in self._files(worker):
+        for number, name, file in self._files(worker, begin):
             pixels, reason = attempt(decoded, io.BytesIO(file), self.side)
             if pixels is None:
                 failed.append((name, reason))
@@ -304,19 +314,40 @@ class ShardStream(IterableDataset):
             last = pixels, number
             for _ in range(1 + owed): yield last
             owed = 0
+        if owed and last is None: last = self._last_before(worker, begin)
         if owed and last is None: raise InputError(f"no picture could be decoded: {first_ten(failed)}")
         for _ in range(owed): yield last
 
-    def _files(self, worker: int) -> Iterator[tuple[int, str, bytes]]:
-        "Number, name and file of each picture of a worker's runs, drawn from a buffer where there is a seed"
-        files = self._in_order(worker)
-        if self.seed is None: return files
-        return _webdataset().filters.shuffle(self.buffer, initial=self.buffer, seed=f'{self.seed} {worker}')(files)
+    def _last_before(self, worker: int, begin: int) -> tuple[np.ndarray, int] | None:
+        "Pixels and number of the last picture that can be decoded of those that were passed over"
+        passed = deque(islice(self._files(worker, 0), begin), maxlen=TRIES)
+        for number, _, file in reversed(passed):
+            pixels, _ = attempt(decoded, io.BytesIO(file), self.side)
+            if pixels is not None: return pixels, number
+        return None
 
-    def _in_order(self, worker: int) -> Iterator[tuple[int, str, bytes]]:
-        "The same in the order of the row"
+    def _files(self, worker: int, begin: int) -> Iterator[tuple[int, str, bytes]]:
+        "Number, name and file of pictures of a worker's runs, drawn from a buffer where there is a seed"
+        if self.seed is None: return self._in_order(worker, begin)
+        n = sum(stop - start for start, stop in self.runs[worker])
+        drawn = np.zeros(n, dtype=bool)
+        # what is drawn is a matter of places, so places alone show which pictures have been
+        drawn[np.fromiter(islice(self._mixed(worker, iter(range(n))), begin), np.int64)] = True
+        first = n if drawn.all() else int(drawn.argmin())
+        files = chain(repeat(None, first), self._in_order(worker, first))
+        return islice(self._mixed(worker, files), begin, None)
+
+    def _mixed(self, worker: int, stream: Iterator[Any]) -> Iterator[Any]:
+        "A worker's draws from a buffer that a stream fills"
+        return _webdataset().filters.shuffle(self.buffer, initial=self.buffer, seed=f'{self.seed} {worker}')(stream)
+
+    def _in_order(self, worker: int, begin: int) -> Iterator[tuple[int, str, bytes]]:
+        "Number, name and file of pictures of a worker's runs, in the order of the row"
         starts = np.cumsum([0, *(self.shards.index[k].count for k in self.order)])
         for start, stop in self.runs[worker]:
+            passed = min(begin, stop - start)
+            begin, start = begin - passed, start + passed
+            if start == stop: continue
             first = int(np.searchsorted(starts, start, side='right')) - 1
             for j in range(first, int(np.searchsorted(starts, stop))):
                 before, after = int(starts[j]), int(starts[j + 1])

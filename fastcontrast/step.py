@@ -23,6 +23,8 @@ from fastai.learner import ValueMetric
 from torch import Tensor, nn
 
 from .core import Declared, InputError, moved, whole
+from .distributed import gather_objects, rank
+from .generators import generator_states, seed_generators, set_generators
 from .models import Embedding, Route
 from .views import Normalize, RoleViews, ViewMaker, as_views
 
@@ -47,6 +49,7 @@ class Phase(IntEnum):
     GUARDS = 30    # what watches over the loss
     TABLE = 45     # the epoch table's columns
     LAST = 60      # after everything that changes the model
+    KEEP = 90      # the run's state is kept
 
 # %% ../nbs/140_step.ipynb #2317339e
 OTHER, EVERY, SAME = 'other', 'every', 'same'  # which of the key views a query view looks for
@@ -296,6 +299,7 @@ class Contrast(StepCallback):
         one_way: bool = False,              # the first view asks and the others answer (MoCo v1, v2); else all do both
     ):
         self.brought = views, Normalize() if normalize is None else normalize, one_way
+        self.generators: dict[str, Any] | None = None  # where they were before the fit
 
     def attached(self):
         views, normalize, one_way = self.brought
@@ -318,6 +322,8 @@ class Contrast(StepCallback):
         device = next(self.model.parameters()).device
         self.learn.plan.views.to(device)
         self.learn.plan.normalize.to(device)
+        self.learn.fit_seed = gather_objects(torch.randint(2**62, ()).item())[0]
+        self.generators = generator_states(device)
 
     def before_train(self): self.loss_func.prepare(self.epoch)
 
@@ -325,6 +331,7 @@ class Contrast(StepCallback):
         if not self.training:
             raise InputError("a contrastive model has no predictions to give: use learn.embed(dl) for the features of "
                              "pictures.")
+        seed_generators(self.learn.fit_seed, self.learn.train_iter, rank())
         # plain tensors: dispatch on fastai's subclasses is slow in every operation, and `torch.compile` can't trace it
         images, *labels = (t.as_subclass(Tensor) for t in (*self.xb, *self.yb))
         plan = self.learn.plan
@@ -347,7 +354,10 @@ class Contrast(StepCallback):
     def before_validate(self):
         if self.learn.dl is self.dls.valid: raise CancelValidException
 
-    def after_fit(self): self.learn.step = self.learn.loss_grad = None  # they hold a batch, and a graph
+    def after_fit(self):
+        self.learn.step = self.learn.loss_grad = None  # they hold a batch, and a graph
+        if self.generators is not None: set_generators(self.generators, next(self.model.parameters()).device)
+        self.generators = None
 
 class MakeViews(StepCallback):
     "The step's pictures become views"

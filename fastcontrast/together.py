@@ -5,12 +5,38 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-from fastai.torch_core import set_seed
 from timm.layers import convert_sync_batchnorm
 
 from .core import InputError
-from .distributed import MeanGradients, broadcast_, gather_objects, rank
+from .distributed import MeanGradients, broadcast_, gather_objects
 from .step import Phase, StepCallback
+
+
+def settings(
+    learn, # a `ContrastiveLearner` that is about to train
+) -> dict[str, Any]:
+    "What makes a run the one it is, by name: the same in all processes, and when it is taken up again"
+    train, state = learn.dls.train, learn.model.state_dict()
+    names = '\n'.join(map(str, (*train.data.names, train.data.labeled.nonzero().tolist())))
+    pictures = hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:16]
+    recipe = {f'{name} of the recipe': value for name, value in vars(learn.recipe).items()
+              if isinstance(value, str | int | float | None)}
+    reporting = int(Phase.TABLE) + 1  # what comes later only reports
+    return recipe | {
+        'architecture': learn.arch,
+        'loss': repr(learn.loss_func.loss),
+        'views': repr(learn.views),
+        'callbacks': [repr(cb) for cb in learn.cbs if cb.order < reporting],
+        'metrics': [metric.name for metric in learn.metrics],
+        'epochs': learn.n_epoch,
+        'batch size': train.bs,  # before what follows from it, so that a message names the cause
+        'learning rate': learn.opt.hypers[-1]['lr'],
+        'seed of the data': train.seed,
+        'size': learn.dls.size,
+        'pictures to train on': f'{len(train.data)} ({pictures})',
+        'model': {name: (*t.shape, t.dtype, t.stride()) for name, t in state.items()},
+        'draws': {name: t.tolist() for name, t in state.items() if name.endswith('_extra_state')},
+    }
 
 
 class Together(StepCallback):
@@ -18,37 +44,15 @@ class Together(StepCallback):
     phase = Phase.PROCESSES  # the model is on its device; what unscales, clips or freezes gradients comes later
     gradients: MeanGradients | None = None
 
-    def settings(self) -> dict[str, Any]:
-        "What has to be the same in all processes, by name"
-        train, state = self.dls.train, self.model.state_dict()
-        names = '\n'.join(map(str, (*train.data.names, train.data.labeled.nonzero().tolist())))
-        pictures = hashlib.sha256(names.encode()).hexdigest()[:16]
-        recipe = {f'{name} of the recipe': value for name, value in vars(self.recipe).items()
-                  if isinstance(value, str | int | float | None)}
-        reporting = int(Phase.TABLE) + 1  # what comes later only reports
-        return recipe | {
-            'loss': repr(self.loss_func.loss),
-            'callbacks': [repr(cb) for cb in self.learn.cbs if cb.order < reporting],
-            'metrics': [metric.name for metric in self.learn.metrics],
-            'epochs': self.n_epoch,
-            'learning rate': self.opt.hypers[-1]['lr'],
-            'batch size': train.bs,
-            'seed of the data': train.seed,
-            'size': self.dls.size,
-            'pictures to train on': f'{len(train.data)} ({pictures})',
-            'model': {name: (*t.shape, t.dtype, t.stride()) for name, t in state.items()},
-            'draws': {name: int(t) for name, t in state.items() if name.endswith('_extra_state')},
-        }
-
     def before_fit(self):
         self.after_fit()  # of a fit that ended before it began
-        (first, seed), *others = gather_objects((self.settings(), torch.randint(2**31, ()).item()))
-        for process, (settings, _) in enumerate(others, 1):
+        first, *others = gather_objects(settings(self.learn))
+        for process, own in enumerate(others, 1):
             for name, value in first.items():
-                if value == settings.get(name): continue
-                raise InputError(f"the processes do not have the same {name}: {_difference(value, settings.get(name))} "
-                                 f"in process {process}: start all with the same settings.")
-        set_seed(seed + rank())
+                if value == own.get(name): continue
+                values = difference(value, own.get(name), 'in process 0', f'in process {process}')
+                raise InputError(f"the processes do not have the same {name}: {values}: start all with the same "
+                                 "settings.")
         if torch.device(self.dls.device).type == 'cuda': convert_sync_batchnorm(self.model)
         broadcast_([*self.model.parameters(), *self.model.buffers()])
         self.gradients = MeanGradients(self.model.parameters())
@@ -75,11 +79,16 @@ class Together(StepCallback):
         self.gradients = None
 
 
-def _difference(first: Any, other: Any) -> str:
-    "Where the values of a setting in two processes differ, in words"
+def difference(
+    first: Any, # the value of a setting…
+    other: Any, # …and another one
+    here: str,  # what to say of the first
+    there: str, # and of the other
+) -> str:
+    "Where two values of a setting differ, in words"
     both = (first, other), (other, first)
     if isinstance(first, dict) and isinstance(other, dict):
         first, other = ({n: v for n, v in x.items() if y.get(n) != v} for x, y in both)
     if isinstance(first, list) and isinstance(other, list):
         first, other = ([v for v in x if v not in y] for x, y in both)
-    return f"{shorten(str(first), 100)} in process 0 and {shorten(str(other), 100)}"
+    return f"{shorten(str(first), 100)} {here} and {shorten(str(other), 100)} {there}"

@@ -253,7 +253,7 @@ def test_batchnorm_dropout_and_random_views_are_those_of_the_parts(name):
         # two that draw in the network: dropout in the head, stochastic depth in the encoder
         learn.model.heads['final'].projector.append(nn.Dropout(0.3))
         learn.model.encoder.layer2[0].drop_path = DropPath(0.5)
-        torch.manual_seed(6)
+        torch.manual_seed(1)
         learn.fit(1, LR)
         ends.append(torch.rand(3))
         return learn

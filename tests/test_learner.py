@@ -350,7 +350,7 @@ def test_warm_up_is_the_recipes_in_long_runs(capsys):
     for warmup, epochs, shown in ((2, 40, '2 of 40'), (10, 40, '4 of 40'), (0, 5, '0 of 5')):
         learn = make(dots(), method=simclr(warmup=warmup))
         seen = []
-        learn.fit = lambda n, lr, cbs, seen=seen: seen.append((n, lr, cbs[0].scheds['lr']))
+        learn.fit = lambda n, lr, learn=learn, seen=seen: seen.append((n, lr, learn.param_scheduler.scheds['lr']))
         learn.fit_contrastive(epochs)
         (n, lr, schedule), = seen
         share = min(warmup, epochs / 10) / epochs
@@ -397,11 +397,12 @@ def printed(learn, capsys, n: int) -> list[list[str]]:
 def test_one_line_an_epoch(dls, capsys, method):
     for n in (2, 1):  # and in a second fit
         header, *rows = printed(make(dls, method=method), capsys, n)
-        assert header == ['epoch', 'train_loss', 'knn', 'spread', 'rankme', 'time'] and len(rows) == n
-        for i, (epoch, loss, knn, width, rank, time) in enumerate(rows):
+        assert header == ['epoch', 'train_loss', 'knn', 'spread', 'rankme', 'time', 'to', 'go'] and len(rows) == n
+        for i, (epoch, loss, knn, width, rank, time, left) in enumerate(rows):
             assert epoch == str(i) and math.isfinite(float(loss)) and 0 <= float(knn) <= 1 and 0 < float(width) < 1
             assert 1 <= float(rank) <= 18  # pictures of the training part
             assert re.fullmatch(r'\d\d:\d\d', time)
+            assert re.fullmatch(r'\d+:\d\d', left) and (left == '0:00' or i < n - 1)
 
 
 def test_the_tables_figures_are_the_learners(capsys):
@@ -423,8 +424,8 @@ def test_the_tables_figures_are_the_learners(capsys):
     (dict(), dict(metrics=['rankme']), ['rankme']), (dict(valid=0), dict(metrics=['knn']), [])])
 def test_no_column_where_there_is_nothing_to_tell(capsys, data, kwargs, columns):
     header, *rows = printed(make(dots(**data), **kwargs), capsys, 1)
-    assert header == ['epoch', 'train_loss', *columns, 'time'] and len(rows) == 1
-    assert len(rows[0]) == len(header)
+    assert header == ['epoch', 'train_loss', *columns, 'time', 'to', 'go'] and len(rows) == 1
+    assert len(rows[0]) == len(header) - 1  # 'to go' is one column
 
 
 def test_the_table_does_not_stop_a_run_whose_pictures_are_all_of_one_class(capsys):

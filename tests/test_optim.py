@@ -10,7 +10,8 @@ from torch import nn
 from fastcontrast.core import InputError
 from fastcontrast.models import ContrastiveModel, Head, mlp
 from fastcontrast.optim import (OPTIMIZERS, SCHEDULES, AdamW, Sgd, optimizer, parameter_groups, schedule_words,
-                                schedules, warmup_then)
+                                schedules, stable_until, warmup_then)
+from fastcontrast.recipes import simclr
 
 
 def model(predictor: bool = True) -> ContrastiveModel:
@@ -77,6 +78,34 @@ def test_schedules_over_a_run():
 def test_steps():
     lr = warmup_then('step', 1., 0.)
     assert [lr(t) for t in (0., 0.59, 0.6, 0.79, 0.8, 1.)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
+
+
+def test_warm_up_stable_decay():
+    lr = warmup_then('wsd', 2., 0.2)
+    assert [lr(t) for t in (0., 0.1, 0.2, 0.5, 0.84)] == [0, 1, 2, 2, 2] and lr(1.) == 0
+    share = SCHEDULES['wsd']
+    for t in (0.8, 0.85, 0.9, 0.99, 1.): assert share(t) == pytest.approx(1 - math.sqrt((t - 0.8) / 0.2), abs=1e-7)
+    shares = [share(i / 1000) for i in range(1001)]
+    assert shares == sorted(shares, reverse=True) and min(shares) == 0
+    assert schedule_words('wsd') == 'stable, then down to 0 in the last fifth'
+
+
+@pytest.mark.parametrize('warmup', [0, 3])
+def test_a_longer_run_begins_as_the_shorter_one_while_its_schedule_is_stable(warmup):
+    "In epochs: the rate of a run of 20 and of one of 50, up to where the shorter one says that it is stable"
+    for name in SCHEDULES:
+        short, long = (warmup_then(name, 0.3, warmup / n) for n in (20, 50))
+        end = warmup + stable_until(name) * (20 - warmup)
+        epochs = [i / 10 for i in range(200)]
+        same = [short(e / 20) == pytest.approx(long(e / 50), rel=1e-12) for e in epochs]
+        assert all(same[:int(end * 10)]) and not all(same)
+
+
+def test_how_long_schedules_are_stable():
+    assert stable_until('wsd') == 0.8 and stable_until('cosine') == stable_until('step') == 0
+    with pytest.raises(InputError, match="unknown schedule 'wsb': did you mean wsd"): stable_until('wsb')
+    assert simclr(schedule='wsd').resolve('cifar').schedule == 'wsd'
+    with pytest.raises(InputError, match="did you mean wsd"): simclr(schedule='wsb')
 
 
 def test_schedules_have_words_and_take_others():

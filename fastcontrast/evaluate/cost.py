@@ -135,6 +135,25 @@ class Cost(StepCallback):
         self.rate = (self.seen - self.seen_before) / seconds
     after_cancel_epoch = after_fit = after_train
 
+    def state_dict(self) -> dict[str, Any]:
+        "What was counted and measured so far; an epoch that is under way has taken its time until now"
+        running = 0. if self.epoch_began is None else self.now() - self.epoch_began
+        counted = ('flops', 'kinds', 'plans', 'done', 'seconds', 'rate', 'seen', 'seen_before', 'peak')
+        return dict({name: getattr(self, name) for name in counted}, running=running,
+                    rows=torch.tensor(self.rows, dtype=torch.float64).view(-1, len(StepCost._fields)))
+
+    def load_state_dict(self, state: dict[str, Any]):
+        "Go on from there"
+        columns = state['rows'].T.tolist()
+        whole_numbers = ('kind', 'images', 'memory')
+        columns = [[int(x) for x in column] if name in whole_numbers else column
+                   for name, column in zip(StepCost._fields, columns)]
+        self.rows = [StepCost(*row) for row in zip(*columns)]
+        self.done, self.plans = Counter(state['done']), {plan: set(kinds) for plan, kinds in state['plans'].items()}
+        self.flops, self.kinds = state['flops'], state['kinds']
+        for name in ('seconds', 'rate', 'seen', 'seen_before', 'peak'): setattr(self, name, state[name])
+        if self.epoch_began is not None: self.epoch_began -= state['running']
+
     def flops_of(self, kind: int) -> int:
         "The operations of a kind of step; of one that looked the same at first where this kind was never counted"
         if kind in self.flops: return self.flops[kind]

@@ -221,7 +221,7 @@ def test_draws_are_uniform():
     "Each of the ten pairs among five pictures, each of the six pairs of four classes"
     loader = StratifiedLoader(image_dls(Dots20(), bs=2, valid=0, labels='all', workers=0, device='cpu').train,
                               classes_per_batch=2, seed=5)
-    draws = np.concatenate([loader._draw() for _ in range(30)]).reshape(-1, 2, 2)  # [batch, class, picture]
+    draws = np.concatenate([loader._draw(n) for n in range(30)]).reshape(-1, 2, 2)  # [batch, class, picture]
     assert (draws // 5 == draws[:, :, :1] // 5).all()
     classes = np.unique(np.sort(draws[:, :, 0] // 5, 1), axis=0, return_counts=True)
     pairs = np.unique(np.sort(draws.reshape(-1, 2) % 5, 1), axis=0, return_counts=True)
@@ -252,7 +252,7 @@ def test_workers_are_let_go(class_folder):
     dls = dls_of(class_folder, labels='all', valid=0, bs=8, **{**STREAM, 'workers': 4})
     loader = StratifiedLoader(dls.train, classes_per_batch=2)
     first, labeled = next(loader), loader._batches.gi_frame.f_locals['labeled']
-    workers = labeled._loader._iterator._workers
+    workers = labeled._workers.loader._iterator._workers
     assert len(workers) == 2 and all(w.is_alive() for w in workers)  # half a batch takes half the workers
     del labeled
     loader.close()
@@ -260,7 +260,7 @@ def test_workers_are_let_go(class_folder):
     assert not any(w.is_alive() for w in workers)
     assert not alike([first], [next(loader)])
     loader.close()
-    assert dls.train._loader is None
+    assert dls.train._workers is None
 
 
 @pytest.mark.parametrize('how', [{}, STREAM], ids=['resident', 'streaming'])

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -39,3 +40,11 @@ def finish(process, code):
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, (process.returncode, out, err)
     return out, err
+
+
+def until(history, epochs=1):
+    "Wait until a run has done so many epochs"
+    end = time.monotonic() + 60
+    while not history.exists() or history.read_text().count('\n') <= epochs:
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -169,8 +169,10 @@ class NoNumber(Callback):
 class Draw(StepCallback):
     "Random numbers of a process, and the levels of the steps"
     phase = Phase.COUNT
-    def before_fit(self): self.drawn, self.levels = torch.rand(4), []
-    def before_batch(self): self.levels.append(self.step.route.levels)
+    def before_fit(self): self.levels = []
+    def before_batch(self):
+        self.drawn = torch.rand(4)
+        self.levels.append(self.step.route.levels)
 
 
 def others():

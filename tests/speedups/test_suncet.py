@@ -6,11 +6,12 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from helpers.equations import loop_label_loss
-from helpers.folders import STREAM, dls_of
+from helpers.folders import STREAM, dls_of, same
 from helpers.learners import small
 from helpers.loops import codes, paper_ctr, paper_nt_xent, same_grads, soft_cross_entropy, unit
 from helpers.pictures import ARCH, B, Dots, KnownViews, Plain
 from helpers.recording import After, Diary, Recording, RecordingMaker, interrupt, step_inputs, step_route
+from torch import nn
 
 from fastcontrast.core import InputError
 from fastcontrast.data import image_dls
@@ -263,8 +264,9 @@ def test_added_removed_and_added_again(make_term):
         assert len(learn.metrics) == len(metrics) + 1
         with pytest.raises(InputError, match='the only one for the labelled pictures'): learn.add_cb(SuNCEt())
         assert torch.equal(torch.random.get_rng_state(), rng)
-        assert set(learn.model.state_dict()) - keys == ({'memory.classifier.weight', 'memory.classifier.bias'}
-                                                        if make_term is SupervisedTerm else set())
+        own = {'memory.support_draws._extra_state'}
+        if make_term is SupervisedTerm: own |= {'memory.classifier.weight', 'memory.classifier.bias'}
+        assert set(learn.model.state_dict()) - keys == own
         with learn.no_logging(): learn.fit(1, 0.01)
         assert term.support_y is None and term.source._batches is None
         assert sum(len(group['params'])
@@ -277,7 +279,7 @@ def test_added_removed_and_added_again(make_term):
         with learn.no_logging(): learn.fit(1, 0.01)
         rng = torch.random.get_rng_state()
     assert set(learn.model.state_dict()) == keys
-    assert not any(k.startswith('memory.classifier') or 'memory.ema.memory' in k for k in keys)
+    assert not any(k.startswith(('memory.classifier', 'memory.support')) or 'memory.ema.memory' in k for k in keys)
 
 
 def test_the_classifier_is_not_followed_by_the_average():
@@ -339,3 +341,75 @@ def test_the_temperature_is_that_of_the_loss():
         learn = quick(name, SuNCEt())
         assert learn.suncet.temp == (learn.loss_func.loss.temp if temp is None else temp)
     assert quick('simclr', SuNCEt(temp=0.3)).suncet.temp == 0.3
+
+
+# --- the place among the support batches
+
+class Given(Callback):
+    "The classes and pictures of every support batch; what is done before a step, at its number"
+    order = Phase.LABELS + 1
+    def __init__(self, **actions): self.seen, self.actions = [], {int(n[1:]): act for n, act in actions.items()}
+    def before_batch(self):
+        self.seen.append((self.learn.suncet.support_y.tolist(), self.learn.suncet.source.place))
+        if act := self.actions.get(len(self.seen)): act(self.learn)
+
+
+def given(epochs=3, load=None, **actions):
+    "Support batches of a fit of two steps an epoch, after a state was loaded"
+    learn = quick('simclr', SuNCEt(classes_per_batch=2, per_class=2), seen := Given(**actions))
+    learn.suncet.source.ahead = 3
+    batches, real = [], learn.suncet.support
+    learn.suncet.support = lambda: batches.append(real()) or batches[-1]
+    if load: load(learn)
+    with learn.no_logging(): learn.fit(epochs, 0.01)
+    return batches, seen.seen, learn
+
+
+@pytest.mark.parametrize('steps', [1, 3, 4])
+def test_a_model_that_is_loaded_goes_on_with_the_next_batches(tmp_path, steps):
+    "Within a draw, at its end, and in the next one"
+    whole, places, learn = given(3, **{f'n{steps}': lambda learn: learn.save(tmp_path/'model')})
+    assert [place for _, place in places] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
+    assert learn.model.memory['support_draws'].place == (2, 0)  # a fit that ended begins the next draw
+    rest, _, _ = given(1, load=lambda learn: learn.load(tmp_path/'model'))
+    same(rest, whole[steps:steps + 2])
+
+
+def test_a_state_that_is_loaded_in_a_fit(tmp_path):
+    state = {}
+    whole, _, _ = given(3, n2=lambda learn: state.update(learn.model.state_dict()))
+    key = 'memory.support_draws._extra_state'
+    assert state[key].tolist() == [1, 2]
+    again, _, _ = given(3, n5=lambda learn: learn.model.load_state_dict(state))
+    same(again, [*whole[:5], whole[2]])
+    ended, _, _ = given(1, load=lambda learn: learn.model.memory['support_draws'].set_extra_state(torch.tensor([2, 0])))
+    fresh, _, learn = given(1, load=lambda learn: learn.suncet.supports.set_extra_state(torch.tensor([3, 3])))
+    with pytest.raises(AssertionError): same(ended, fresh)
+    assert learn.suncet.source.draws == 4
+
+
+def test_a_model_is_copied_without_the_pictures():
+    learn = given(1)[2]
+    place = copy.deepcopy(learn.model).memory['support_draws']
+    assert place.place == (1, 0) and place is not learn.suncet.supports
+    assert set(vars(place)) - set(vars(nn.Module())) == {'place'}
+
+
+class Resumes(Callback):
+    "Gives a callback its state back, once it has begun an epoch"
+    order = Phase.LABELS + 1
+    def __init__(self, cb, state): self.cb, self.state = cb, state
+    def before_train(self): self.cb.load_state_dict(self.state)
+
+
+def test_the_column_of_an_epoch_that_is_taken_up():
+    kept, terms, term = {}, [], SuNCEt()
+    assert term.state_dict()['steps'] == 0  # before any training, too
+    learn = quick('simclr', SuNCEt(), After('after_batch', 1, lambda: kept.update(learn.suncet.state_dict())))
+    with learn.no_logging(): learn.fit(1, 0.)
+    assert kept['steps'] == 1 and math.isnan(kept['value']) and kept.keys() == {'total', 'steps', 'value'}
+    resumed = quick('simclr', term, Resumes(term, kept))
+    real = term.term
+    term.term = lambda embeddings: terms.append(real(embeddings)) or terms[-1]
+    with resumed.no_logging(): resumed.fit(1, 0.)
+    assert term.value == pytest.approx((float(kept['total']) + sum(t.item() for t in terms)) / 3) and len(terms) == 2

@@ -1,0 +1,85 @@
+"""Two processes that died go on as if they had not; and one goes on where two were, with a word about it."""
+import traceback
+from datetime import timedelta
+from functools import partial
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from helpers.deaths import history, run, same_state
+from helpers.learners import small
+from helpers.pictures import ARCH, Dots
+
+from fastcontrast.checkpoint import newest
+from fastcontrast.data import image_dls
+from fastcontrast.distributed import rank
+from fastcontrast.learner import contrastive_learner
+from fastcontrast.speedups.comb_patches import CombinePatches
+from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
+from fastcontrast.speedups.suncet import SuNCEt
+
+RUNS = {
+    'all': lambda: dict(method=small('moco_v2', 'cifar'),
+                        cbs=[CombinePatches(), IntermediateLoss(), PartialBackprop(), SuNCEt(per_class=3)]),
+    'dino in bfloat16': lambda: dict(method=small('dino', 'cifar'), precision='bf16'),
+    'parts': lambda: dict(method=small('byol', 'cifar'), accumulate=2),
+}
+DEATHS = {'all': (2, 7), 'dino in bfloat16': (5,), 'parts': (8,)}
+
+
+def learner(name):
+    torch.manual_seed(rank())  # Together has them begin alike
+    dls = image_dls(Dots(40), bs=8, valid=0.2, labels='all', workers=0, device='cpu')
+    learn = contrastive_learner(dls, ARCH, small_input=False, knn_pictures=16, **RUNS[name]())
+    learn.logger = print if not rank() else learn.logger
+    return learn
+
+
+def process(r, folder, told):
+    "One of the two"
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=r, world_size=2,
+                            timeout=timedelta(seconds=60))
+    try:
+        for name in RUNS:
+            whole = run(partial(learner, name), folder/name/'whole', 3)
+            broken = run(partial(learner, name), folder/name/'broken', 3, *DEATHS[name])
+            same_state(whole, broken)  # in each process, its own statistics of BatchNorm too
+        told.put('')
+    except BaseException: told.put(traceback.format_exc())
+    finally: dist.destroy_process_group()
+
+
+def test_two_processes(tmp_path, capsys):
+    "All that two processes do here they do in one launch"
+    context = mp.get_context('spawn')
+    told = context.SimpleQueue()
+    spawned = mp.spawn(process, args=(tmp_path, told), nprocs=2, join=False)
+    results = [told.get(), told.get()]
+    spawned.join()
+    assert results == ['', ''], '\n'.join(results)
+    for name in RUNS: check_folders(tmp_path/name)
+    check_parts(tmp_path/'all'/'whole'/'checkpoints')
+    check_that_one_goes_on(tmp_path/'all'/'whole', capsys)
+
+
+def check_folders(folder):
+    # the first process's table: both have written it
+    assert history(folder/'whole') == history(folder/'broken')
+    parts = [path.name for path in (folder/'broken'/'checkpoints').glob('*.pt')]
+    assert len(parts) == 4 and {part.split('.')[1] for part in parts} == {'0', '1'}
+
+
+def check_parts(folder):
+    "The second holds what is not the same in both"
+    first, second = (torch.load(folder/f'step-000000012.{r}.pt', weights_only=True) for r in (0, 1))
+    assert second['optimizer'] is None and len(second['model']) < len(first['model'])
+    differ = [name for name, t in second['model'].items() if not torch.equal(t, first['model'][name])]
+    assert differ and all('running' in name for name in differ)
+
+
+def check_that_one_goes_on(folder, capsys):
+    learn = learner('all')
+    learn.fit_contrastive(4, resume=folder)
+    assert 'processes: 1 in place of 2, so what follows is no longer identical' in capsys.readouterr().out
+    assert learn.train_iter == newest(folder)['step'] == 16
