@@ -4,8 +4,9 @@ A file a verb: a new one beside these, with the decorator `verbs.verb`, is a new
 What needs torch, timm or fastai imports it inside its functions, so that `fastcontrast --help` answers at once.
 
 Docs: https://fastcontrast.github.io/fastcontrast/cli.html.md"""
+import atexit
+import gc
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -13,7 +14,8 @@ import warnings
 import typer
 
 from ..core import InputError, import_all
-from .output import console, errors, fail, launched
+from ..signals import Interrupted
+from .output import Ended, console, errors, fail, launched
 from .settings import parse_speedups
 from .verbs import app
 
@@ -27,23 +29,29 @@ _UsageError = typer.BadParameter.__base__  # click's; newer releases of typer ha
 def main() -> None:
     "The `fastcontrast` program: a user's mistake is one sentence and exit code 2, Ctrl-C is one and 130"
     if int(os.environ.get('RANK', 0)):
-        # of several processes, the first tells what happens, and ends at Ctrl-C; the others then end too
-        console.quiet = errors.quiet = True
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        console.quiet = errors.quiet = True  # of several processes, the first tells what happens
     if not sys.warnoptions: warnings.simplefilter('ignore')  # libraries' words to each other, not to our user
+    atexit.register(gc.freeze)  # else Python looks through all that torch has made once more before it ends: a second
     command = typer.main.get_command(app)
     try:
         with command.make_context('fastcontrast', sys.argv[1:] or ['--help']) as context: command.invoke(context)
     except typer.Exit as e: sys.exit(e.exit_code)
+    except Ended as e: fail(_apart(str(e), e.code), e.code)
     except InputError as e: fail(f"error: {e}", 2)
     except _UsageError as e:
         path = e.ctx.command_path if e.ctx else 'fastcontrast'
         fail(f"error: {e.format_message().rstrip('.')}. See {path} --help.", 2)
     except KeyboardInterrupt as e:
-        fail(('\n' if errors.is_terminal else '') + (str(e) or "interrupted"), 130)  # not behind the terminal's ^C
+        code = e.code if isinstance(e, Interrupted) else 130
+        fail(_apart("interrupted", code), code)
     except BrokenPipeError:  # nobody reads on, as with `| head`; nor may Python's last flush fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception:
         if not launched(): raise
         fail(traceback.format_exc(), 1)
+
+
+def _apart(sentence: str, code: int) -> str:
+    "A sentence that does not stand behind the terminal's ^C"
+    return '\n' + sentence if code == 130 and errors.is_terminal and not launched() else sentence

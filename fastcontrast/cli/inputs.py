@@ -1,10 +1,11 @@
 """What the verbs are given: pictures, and encoders of earlier runs."""
-import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..core import InputError, MissingPath
+from .folder import read_record
 from .output import errors
 from .settings import Run
 
@@ -48,7 +49,6 @@ def split_of(
     encoder: Path, # a file of a run
 ) -> dict[str, Any]:
     "Share and seed of the pictures that the run of an encoder held out, or the defaults"
-    try: run = json.loads((encoder.parent/'config.json').read_text())
-    except (OSError, ValueError): run = {}
-    if not isinstance(run, dict): run = {}
+    run: dict[str, Any] = {}
+    with suppress(InputError): run = read_record(encoder.parent)
     return dict(valid=run.get('valid', Run.valid), seed=run.get('seed', Run.seed))

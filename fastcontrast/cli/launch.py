@@ -1,13 +1,23 @@
-"""A command in several processes. `--processes 4` has accelerate start the command itself four times, watches them, and
-ends when they do: process 0 does what one process would do, and the others train along."""
-import logging
-import math
+"""A command in several processes. `--processes 4` starts the command itself four times, watches the four, and ends when
+they do: process 0 does what one process would do, and the others train along."""
+import json
 import os
 import signal
+import socket
+import subprocess
 import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
 
 from ..core import InputError
-from .output import fail
+from ..signals import ENDING, Interrupted, Signals
+from .output import LAUNCHER, fail
+
+PATIENCE = 120  # seconds that processes which were told to end may take to save what they have
+NOTICE = 2      # seconds in which the end of a process is known here, at most
+_ENDED = 'ended'  # the file that says which process has ended before its time
 
 
 def rank() -> int | None:
@@ -15,37 +25,155 @@ def rank() -> int | None:
     return int(os.environ['RANK']) if 'RANK' in os.environ else None
 
 
+def hear_signals() -> None:
+    "A process was started deaf to signals, so that none came before it could answer; it hears them from now on"
+    if LAUNCHER in os.environ: signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
+def meet() -> None:
+    """Wait until all processes of the launcher are up: here, because where they join nobody answers signals
+
+    Raises `InputError` if the launcher has ended."""
+    if LAUNCHER not in os.environ: return
+    folder, launcher = Path(os.environ[LAUNCHER]), os.getppid()
+    (folder/f'{rank()}.here').touch()
+    while not all((folder/f'{other}.here').exists() for other in range(int(os.environ['WORLD_SIZE']))):
+        if os.getppid() != launcher:
+            raise InputError("the program that launched this process has ended, and with it the training.")
+        time.sleep(0.02)
+
+
+def ended_peer(
+    wait: bool = False, # until the launcher has noticed it, which takes a moment
+) -> str:               # '' if there was none
+    "Which of the other processes has ended, and how, as the launcher has it"
+    if LAUNCHER not in os.environ: return ''
+    file, end = Path(os.environ[LAUNCHER])/_ENDED, time.monotonic() + NOTICE
+    while wait and not file.exists() and time.monotonic() < end: time.sleep(0.05)
+    try: return file.read_text(encoding='utf-8')
+    except OSError: return ''
+
+
 def launch(
     processes: int, # how many
+    signals: Signals, # of this program: they are the processes' too
 ) -> None:
     "This command in processes that train together. Ends the program with the one sentence that says why, if they fail"
-    import torch
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    gpus, cores = torch.cuda.device_count(), os.cpu_count()
+    gpus, cores = _places()
     if processes > (gpus or cores):
         places = f'{gpus} GPUs' if gpus else f'{cores} cores'
         raise InputError(f"--processes {processes} is more than the {places} of this machine: "
                          f"give {gpus or cores} or fewer.")
-    # everything is said, so that nothing comes from accelerate's own settings
-    options = dict(num_processes=processes, num_machines=1, gpu_ids='all', main_process_port=0, mixed_precision='no',
-                   dynamo_backend='no')
-    if 'OMP_NUM_THREADS' not in os.environ: options['num_cpu_threads_per_process'] = max(1, cores // processes)
-    switches = [f'--{name}={value}' for name, value in options.items()]
-    args = launch_command_parser().parse_args(['--multi_gpu', *switches, '--module', 'fastcontrast', *sys.argv[1:]])
-    logging.disable()  # the launcher's own reports
-    try: launch_command(args)
-    except SignalException as e: sys.exit(128 + e.sigval)  # process 0 has said what it saved
-    except ChildFailedError as e:
-        process, failure = min(e.failures.items(), key=lambda item: _precedence(item[1]))
-        if failure.exitcode < 0:
-            fail(f"error: process {process} of {processes} was ended by {failure.signal_name()}, "
-                 "and the others with it.", 1)
-        fail(failure.message.rstrip(), failure.exitcode)
+    with tempfile.TemporaryDirectory(prefix=f'fastcontrast-{os.getpid()}-') as folder:
+        team = _Team(Path(folder))
+        try:
+            with suppress(Interrupted), signals.held():  # a signal is passed on, and what it ends is waited for
+                team.start(processes, max(1, cores // processes))
+                team.watch(signals)
+                team.end()
+        finally: team.kill()
+        if team.code: fail(*team.told())
 
 
-def _precedence(failure) -> tuple:
-    "What a process has to say goes before one that died, and both before those that ended because of it"
-    code = failure.exitcode
-    return code != 2, code in (1, -signal.SIGTERM), failure.error_file_data.get('timestamp', math.inf)
+def _places() -> tuple[int, int]:
+    "GPUs and cores of this machine; those of the former that may not talk to each other directly are told so"
+    import torch
+    from accelerate.utils import check_cuda_p2p_ib_support
+    gpus = torch.cuda.device_count()
+    if gpus and not check_cuda_p2p_ib_support():  # as accelerate's own launcher has it
+        for name in ('NCCL_P2P_DISABLE', 'NCCL_IB_DISABLE'): os.environ.setdefault(name, '1')
+    return gpus, os.cpu_count() or 1
+
+
+class _Team:
+    "The processes that train together, and how they end"
+    def __init__(self,
+        folder: Path, # empty; where they leave messages
+    ):
+        self.folder = folder
+        self.processes: list[subprocess.Popen] = []  # by their ranks
+        self.signal: int | None = None  # that this program got
+        self.ended: int | None = None   # the process that has ended before its time
+
+    def start(self,
+        size: int,    # how many
+        threads: int, # of each, unless the environment says how many
+    ) -> None:
+        "Start the processes, which find each other at a free port"
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = free.getsockname()[1]
+        common = dict(os.environ, MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE=str(size),
+                      LOCAL_WORLD_SIZE=str(size)) | {LAUNCHER: str(self.folder)}
+        common.setdefault('OMP_NUM_THREADS', str(threads))
+        command = [sys.executable, '-u', '-m', 'fastcontrast', *sys.argv[1:]]
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # see `hear_signals`
+        try:
+            for rank in range(size):
+                own = dict(RANK=str(rank), LOCAL_RANK=str(rank), TORCHELASTIC_ERROR_FILE=str(self._message_file(rank)))
+                self.processes.append(subprocess.Popen(command, env=common | own))
+        finally: signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+    def _message_file(self, rank: int) -> Path: return self.folder/f'{rank}.json'
+
+    def message(self, rank: int) -> str:
+        "What a process says of how it ended; '' if it died without a word"
+        try: return json.loads(self._message_file(rank).read_text())['message'].rstrip()
+        except (OSError, ValueError, KeyError): return ''
+
+    def watch(self, signals: Signals) -> None:
+        "Wait for the end of all, of the first that fails, or for a signal"
+        while signals.caught is None:
+            codes = [process.poll() for process in self.processes]
+            if any(codes) or None not in codes: return
+            time.sleep(0.05)
+        self.signal = signals.caught
+
+    def end(self) -> None:
+        "Have all end that have not, and wait for them"
+        if self.signal is None: self._tell_who_ended()
+        self._send(self.signal or signal.SIGTERM)
+        try: self._wait(time.monotonic() + PATIENCE)
+        except Interrupted as e: self._send(e.number)  # somebody waits no longer
+        self._wait(time.monotonic() + 5)
+
+    def kill(self) -> None:
+        "End those that are still there"
+        self._send(signal.SIGKILL)
+        for process in self.processes: process.wait()
+
+    def _tell_who_ended(self) -> None:
+        self.ended = next((i for i, process in enumerate(self.processes) if process.poll()), None)
+        if self.ended is None: return
+        (self.folder/_ENDED).write_text(self._how_ended(self.ended), encoding='utf-8')
+
+    def _how_ended(self, rank: int) -> str:
+        code, message = self.processes[rank].poll(), self.message(rank).removeprefix('error: ').rstrip('.')
+        name = f"process {rank} of {len(self.processes)} was ended"
+        if code < 0: return f"{name} by {signal.Signals(-code).name}"
+        return f"{name}: {message}" if message else f"{name} with code {code}"
+
+    def _send(self, number: int) -> None:
+        for process in self.processes:
+            if process.poll() is None: process.send_signal(number)
+
+    def _wait(self, end: float) -> None:
+        while any(process.poll() is None for process in self.processes) and time.monotonic() < end: time.sleep(0.02)
+
+    @property
+    def code(self) -> int:
+        "Of the exit"
+        codes = [process.returncode for process in self.processes]
+        if 2 in codes: return 2  # a mistake of the user's is one in all, and some were ended before they could say so
+        if self.signal is not None: return 128 + self.signal if any(codes) else 0
+        return codes[0] if codes[0] > 0 else int(any(codes))
+
+    def told(self) -> tuple[str, int]:
+        "The sentence of the process that knows most, and the code of the exit"
+        codes = [process.returncode for process in self.processes]
+        first = codes.index(2) if self.code == 2 else 0
+        failed = self.ended
+        if failed is None: failed = next((i for i, code in enumerate(codes) if code), 0)
+        words = self.message(first) or self.message(failed)
+        if not words and self.signal is not None: words = "interrupted"
+        return words or f"error: {self._how_ended(failed)}, and the others with it.", self.code

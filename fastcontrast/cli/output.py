@@ -1,65 +1,55 @@
 """Where the command line writes: the terminal, a run's folder, a file, and how a failed program ends."""
 import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
 
 from ..core import InputError
+from ..files import write_whole
 
 # folders may have any name: no markup, no :emoji:, and no line broken
 _PLAIN = dict(soft_wrap=True, markup=False, emoji=False, highlight=False)
+LAUNCHER = 'FASTCONTRAST_LAUNCHER'  # in the environment of processes that `launch` has started: its folder
 console, errors = Console(**_PLAIN), Console(stderr=True, **_PLAIN)
 
 
 def launched() -> str | None:
     "The file in which one of several processes says why it failed, for their launcher to tell it once"
-    return os.environ.get('TORCHELASTIC_ERROR_FILE')
+    return None if _orphaned() else os.environ.get('TORCHELASTIC_ERROR_FILE')
+
+
+def _orphaned() -> bool:
+    "Whether the launcher has been killed, whose folder has its number in the name"
+    return LAUNCHER in os.environ and f'-{os.getppid()}-' not in Path(os.environ[LAUNCHER]).name
+
+
+class Ended(Exception):
+    "A run has ended early, and what it has was kept; the message is what its user is told"
+    def __init__(self,
+        message: str,
+        code: int, # of the exit
+    ):
+        super().__init__(message)
+        self.code = code
 
 
 def fail(
     sentence: str, # why
-    code: int,     # of the exit: 2 for a user's mistake, 130 for Ctrl-C, 1 for what else went wrong
+    code: int,     # of the exit: 2 for a user's mistake, above 128 for a signal, 1 for what else went wrong
 ) -> NoReturn:
     "End the program"
     file = launched()
-    if file and code != 130: Path(file).write_text(json.dumps(dict(message=sentence, timestamp=time.time())))
-    else: errors.print(sentence, style='red')
+    if _orphaned(): shutil.rmtree(os.environ[LAUNCHER], ignore_errors=True)
+    with suppress(OSError):  # of a terminal that is gone
+        if file: Path(file).write_text(json.dumps(dict(message=sentence, timestamp=time.time())))
+        if not file or (code > 128 and LAUNCHER not in os.environ): errors.print(sentence, style='red')
     sys.exit(code)
-
-
-def _unused(name: str) -> Path:
-    "A folder under `runs/` that is not there: with a number if the name is taken"
-    folder, n = Path('runs')/name, 2
-    while folder.exists(): folder, n = Path('runs')/f'{name}-{n}', n + 1
-    return folder
-
-
-@contextmanager
-def run_folder(
-    out: str | None, # what the user asked for
-    name: str,       # what to call it under `runs/` otherwise
-) -> Iterator[Path]:
-    "A new folder for a run, removed if it is left empty. Raises `InputError` if it can't be written or holds files"
-    folder = Path(out or Path('runs')/name)
-    try:
-        if not out: folder = _unused(name)
-        if folder.is_dir() and any(folder.iterdir()):
-            raise InputError(f"--out {folder} already holds files: give a new folder, or remove it.")
-        new = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder/'.writable').touch()
-        (folder/'.writable').unlink()
-    except OSError as e: raise InputError(f"the run folder {folder} can't be written: {e.strerror or e}.") from None
-    try: yield folder
-    finally:
-        with suppress(OSError):  # of the first that isn't empty
-            for path in new: path.rmdir()
 
 
 def out_file(
@@ -83,6 +73,4 @@ def save_json(
     content: dict[str, Any], # what JSON has no form for is written as text
 ) -> None:
     "Write a file whole, or leave the one that is there"
-    temporary = path.with_name(f'.{path.name}.partial')
-    temporary.write_text(json.dumps(content, indent=2, default=str) + '\n')
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(content, indent=2, default=str) + '\n')

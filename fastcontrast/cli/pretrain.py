@@ -4,8 +4,10 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from .launch import launch, rank
-from .output import run_folder
+from ..signals import watched
+from .folder import claimed
+from .launch import hear_signals, launch, rank
+from .resume import begun_with, check_changes, run_to_resume
 from .settings import DIGITS, Run, read_calls, resolve
 from .training import accompany, train
 from .verbs import verb
@@ -81,20 +83,38 @@ def pretrain(
              "and pictures that do not fit in memory are read at its speed", show_default='no-cache')] = None,
     cache_folder: Annotated[str | None, Option(
         help="Keep them in this folder instead; this alone does for --cache", show_default="NAME.cache")] = None,
+    schedule: Annotated[str | None, Option(
+        help="Of the learning rate, after the warm-up: {schedules}", show_default="the recipe's")] = None,
+    stop_on_collapse: Annotated[bool | None, Option(
+        '--stop-on-collapse', help="End the run when all pictures get nearly the same embedding",
+        show_default="a warning")] = None,
+    checkpoint: Annotated[str | None, Option(
+        help="When the run's whole state is kept, to go on from: 'epoch', 500 steps, 10 minutes, or several of these "
+             "with commas; 'none': never", show_default=_default('checkpoint'))] = None,
+    resume: Annotated[str | None, Option(
+        metavar='RUN', help="Go on with the run in this folder, from its newest checkpoint, by the settings it was "
+                            "begun with; --epochs may grow", show_default="a new run")] = None,
     out: Annotated[str | None, Option(
-        help="Folder for the results", show_default="a new one in runs/")] = None,
+        help="Folder for the results; goes on with the run there, if one has begun",
+        show_default="a new one in runs/")] = None,
 ):
     """Train an encoder on pictures, and say how good it became.
 
     Training uses no labels, unless a speedup asks for them. If the pictures lie in one folder a class, a part of them
     is kept aside to judge the encoder by. The results are encoder.safetensors (timm's weights), config.json (every
     setting), history.csv, curves.png and views.png; also labeled.txt if training knows the labels of some pictures
-    only: their names."""
-    given = {key: value for key, value in locals().items() if key not in ('run', 'out')}
-    config = resolve(given, run)
-    if rank() is None and config.processes > 1: return launch(config.processes)
-    if rank(): return accompany(config)
-    with run_folder(out, run or _name(config)) as folder: train(config, folder)
+    only: their names. A run that ended early goes on with --resume, from its newest checkpoint."""
+    given = {key: value for key, value in locals().items() if key not in ('run', 'resume', 'out')}
+    with watched() as signals:
+        hear_signals()
+        path = run_to_resume(resume, out)
+        begun = begun_with(path) if path else {}
+        config = resolve(given, run, begun)
+        if path: check_changes(path, begun, config)
+        if rank() is None and config.processes > 1:
+            return launch(config.processes, signals)
+        if rank(): return accompany(config)
+        with claimed(path or out, run or _name(config), path is not None) as folder: train(config, folder, signals)
 
 
 def _name(config: Run) -> str:

@@ -47,6 +47,12 @@ def precisions() -> Iterable[str]:
     return PRECISIONS
 
 
+def schedules() -> Iterable[str]:
+    "The schedules of the learning rate"
+    from ..optim import SCHEDULES
+    return SCHEDULES
+
+
 def libraries() -> Iterable[str]:
     "The libraries that an encoder is exported for"
     from ..export import LIBRARIES
@@ -61,7 +67,8 @@ def architectures() -> Iterable[str]:
 
 LISTS: dict[str, Callable[[], Iterable[str]]] = dict(
     methods=methods, losses=losses, speedups=speedups, labelled_speedups=labelled_speedups, settings=settings,
-    view_kinds=view_kinds, precisions=precisions, libraries=libraries)
+    view_kinds=view_kinds, precisions=precisions, schedules=schedules,
+    libraries=libraries)
 
 
 def with_names(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..core import InputError, MissingPath, number, one_of, suggest, whole
-from .registries import architectures, losses, methods, precisions, speedups
+from .registries import architectures, losses, methods, precisions, schedules, speedups
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Run:
     processes: int = 1              # that train together, one a GPU, or sharing the CPU's cores
     cache: bool = False             # keep the pictures decoded on the disk, in a folder beside theirs
     cache_folder: str | None = None # …or in this one
+    schedule: str | None = None     # of the learning rate, after the warm-up; the recipe's if not given
+    checkpoint: str = 'epoch, 10 minutes' # when the run's whole state is kept, as `Checkpoint` takes it; 'none': never
+    stop_on_collapse: bool = False  # end the run when all pictures get the same embedding
 
 
 DIGITS = dict(arch='resnet10t', epochs=25, batch_size=64)  # enough for 1,797 pictures of 8x8
@@ -55,7 +58,7 @@ def _option(key: str) -> str: return f"--{key.replace('_', '-')}"
 def _value(key: str, text: str, place: str) -> Any:
     "The value of a setting that was written as text; None (the default) for an empty one"
     text, types = text.strip(), _TYPES[key]
-    if text.lower() in ('', 'none'): return None
+    if not text or text.lower() == 'none' and types != (str,): return None
     if bool in types:
         known = configparser.ConfigParser.BOOLEAN_STATES
         if text.lower() not in known: raise InputError(f"{place}: {key} = {text} is neither true nor false.")
@@ -157,12 +160,13 @@ def number_or_name(text: str | float | None) -> float | str | None:
 def resolve(
     given: dict[str, Any],   # the command's options; None where not given
     run: str | None = None,  # a section of `settings.ini`
+    begun: dict[str, Any] | None = None, # the settings of the run that goes on
 ) -> Run:
     "The settings of a run from all of their sources. Raises `InputError` for a number that is out of range"
     chosen = named_run(run) if run else {}
     chosen |= {key: value for key, value in given.items() if value is not None}
     suited = DIGITS if chosen.get('data', Run.data) == 'digits' else {}
-    config = Run(**{**suited, **chosen})
+    config = Run(**{**suited, **(begun or {}), **chosen})
     config = replace(config, valid=number_or_name(config.valid))
     read_calls(config.speedups)
     _check_numbers(config)
@@ -181,6 +185,14 @@ def _check_numbers(config: Run) -> None:
     if not isinstance(config.valid, str): number(least=0, below=1, **{'--valid': config.valid})
 
 
+def _check_moments(text: str) -> None:
+    from ..checkpoint import moments
+    if text == 'none': return
+    try: moments(text)
+    except InputError as e:
+        raise InputError(str(e).replace('every=', '--checkpoint ').replace(' of Checkpoint', '')) from None
+
+
 def check_names(
     config: Run, # the settings
 ) -> None:
@@ -189,5 +201,7 @@ def check_names(
     if config.loss is not None: losses().find(config.loss)
     one_of(architectures(), architecture=config.arch.split('.')[0])
     one_of(precisions(), precision=config.precision)
+    if config.schedule is not None: one_of(schedules(), schedule=config.schedule)
+    _check_moments(config.checkpoint)
     make(config.setting)
     parse_speedups(config.speedups)

@@ -1,19 +1,26 @@
 "Runs that end early keep what they have, and say so"
 import csv
+import errno
 import fcntl
 import os
 import pty
+import re
 import signal
 import subprocess
 import termios
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from helpers.cli import TINY, config, finish, pictures, started
+from fastai.callback.core import Callback
+from helpers.cli import TINY, config, finish, picture, pictures, started, until
+from webdataset import TarWriter
 
 from fastcontrast.cli import training
+from fastcontrast.cli.problems import sentence
 from fastcontrast.export import load_encoder
 
 
@@ -22,7 +29,7 @@ def test_diverging_run(run, folder):
     code, out, err = run('pretrain', 'p', *TINY[:2], '--epochs', 3, '--batch-size', 4, '--lr', 1e30,
                          '--setting', 'digits', '--out', 'r', '--no-controls')
     assert code == 2 and err.startswith('error: ') and err.count('\n') == 1 and 'lr' in err
-    assert config('r')['state'].startswith('stopped: ')
+    assert config('r')['state'] == 'stopped' and 'lr' in config('r')['reason'] and not Path('r/error.txt').exists()
     assert 'are not finite numbers, so no encoder was saved' in err and not Path('r/encoder.safetensors').exists()
 
 
@@ -44,10 +51,11 @@ def test_ctrl_c_in_training_on_a_terminal(folder):
     text, c = text.decode(), config(folder/'r [i]')
     last = text.replace('\r', '\n').strip().splitlines()[-1]
     moves = text.count('\r') - text.count('\r\n')
-    assert '█' in text and moves > 10 and text.count('\n') < 40 and 'Warning' not in text, "a bar that moves"
+    assert '━' in text and ' to go' in text
+    assert moves > 10 and text.count('\n') < 40 and 'Warning' not in text, "a bar that moves"
     assert c['state'] == 'interrupted' and 2 <= c['epochs_done'] < 5000
     assert (f"interrupted after {c['epochs_done']} of 5000 epochs: the encoder as it was then is in "
-            "r [i]/encoder.safetensors.") in last
+            "r [i]/encoder.safetensors; go on with: fastcontrast pretrain --resume 'r [i]'") in last
     encoder = load_encoder(folder/'r [i]/encoder.safetensors')
     assert all(tensor.isfinite().all() for tensor in encoder.state_dict().values())
     assert len(list(csv.DictReader(history.open()))) == c['epochs_done'] and (folder/'r [i]/curves.png').exists()
@@ -83,17 +91,100 @@ def test_interrupted_after_training(run, folder, monkeypatch):
     load_encoder('r/encoder.safetensors')
 
 
-def test_out_of_memory_and_our_own_mistakes(run, folder, monkeypatch):
+@pytest.mark.parametrize('error, words', [
+    (torch.OutOfMemoryError(), 'out of memory on .*: give a larger --accumulate, or a smaller --batch-size'),
+    (MemoryError(), 'this machine is out of memory: give a larger --accumulate'),
+    (ZeroDivisionError('x\ny'), 'ZeroDivisionError: x'),
+    (OSError(errno.ENOSPC, 'No space left on device', 'f'), "no space is left on the disk for 'f'"),
+    (FileNotFoundError(errno.ENOENT, 'No such file', 'p/a.png'), "the file 'p/a.png' can't be used: No such file"),
+])
+def test_other_errors(run, folder, monkeypatch, error, words):
+    "One sentence, and where to read more"
     pictures(folder/'p', dict(a=4, bb=4))
-    def no_memory(learn): raise torch.OutOfMemoryError
-    monkeypatch.setattr(training, 'control_results', no_memory)
-    code, _, err = run('pretrain', 'p', *TINY, '--out', 'r')
-    assert code == 2 and 'give a larger --accumulate, or a smaller --batch-size or --size' in err
-    assert config('r')['state'].startswith('stopped: out of memory')
-    def broken(learn): raise ZeroDivisionError('x')
+    def broken(learn): raise error
     monkeypatch.setattr(training, 'control_results', broken)
-    with pytest.raises(ZeroDivisionError): run('pretrain', 'p', *TINY, '--out', 's')
-    assert config('s')['state'] == 'failed: ZeroDivisionError: x'
+    code, _, err = run('pretrain', 'p', *TINY, '--out', 'r')
+    end = '; training had not begun, so there is no encoder; the traceback is in r/error.txt.\n'
+    assert code == 1 and re.fullmatch(f'error: {words}.*{re.escape(end)}', err), err
+    c = config('r')
+    assert c['state'] == 'failed' and re.match(words, c['reason']) and 'pid' not in c and c['epochs_done'] == 0
+    assert 'def broken' in Path('r/error.txt').read_text() or type(error).__name__ in Path('r/error.txt').read_text()
+
+
+@pytest.mark.parametrize('error', [MemoryError(), RuntimeError('broken')], ids=repr)
+def test_errors_of_a_callback(run, folder, monkeypatch, error):
+    "fastai wraps what a callback raises, and fails over an exception without arguments; what was trained is kept"
+    pictures(folder/'p', dict(a=4, bb=4))
+    class Breaks(Callback):
+        def after_epoch(self): raise error
+    fit = training.fit
+    def with_callback(*args): fit(*args[:-1], [*args[-1], Breaks()])
+    monkeypatch.setattr(training, 'fit', with_callback)
+    code, _, err = run('pretrain', 'p', *TINY, '--out', 'r', '--no-controls')
+    words = dict(MemoryError='this machine is out of memory: .*', RuntimeError='RuntimeError: broken')
+    start = f"error: {words[type(error).__name__]}; the encoder as it was then is in r/encoder.safetensors; "
+    assert code == 1 and re.match(start, err) and 'the traceback is in r/error.txt' in err, err
+    load_encoder('r/encoder.safetensors')
+
+
+@pytest.mark.parametrize('error, words', [
+    (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. '),
+     "a process that decodes pictures (7) was ended by the signal 'Killed'; if for want of memory, give fewer "
+     "--workers"),
+    (RuntimeError('DataLoader worker (pid(s) 7, 8) exited unexpectedly'),
+     "a process that decodes pictures (7, 8) was ended; if for want of memory, give fewer --workers"),
+    (OSError('Caught OSError in DataLoader worker process 0.\nOriginal Traceback …\nOSError: cannot read a.png\n'),
+     'OSError: cannot read a.png'),
+    (RuntimeError('Exception occured in `Table` when calling event `after_epoch`:\n\tno rows\nmore'),
+     'RuntimeError: no rows'),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+     'this machine is out of memory: give a larger --accumulate, a smaller --batch-size or --size, or fewer --workers'),
+    (OSError(errno.EIO, 'Input/output error'), 'OSError: [Errno 5] Input/output error'),
+    (KeyError(), 'KeyError'),
+])
+def test_sentences(error, words): assert sentence(error, 'cpu') == words
+
+
+def test_a_decoding_worker_is_killed(folder):
+    pictures(folder/'p', dict(a=4, bb=4))
+    with TarWriter('s.tar') as tar:
+        for i in range(16): tar.write(dict(__key__=str(i), png=picture(i), cls=i % 2))
+    process = started('pretrain', 's.tar', *TINY[:2], '--batch-size', 4, '--epochs', 5000, '--workers', 1, '--out', 'r',
+                      '--no-controls', cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    until(folder/'r/history.csv')
+    while process.poll() is None:  # each epoch has one of its own
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children(): child.kill()
+    _, err = finish(process, 1)
+    assert re.match(r"error: a process that decodes pictures \(\d+\) was ended( by the signal 'Killed')?; if", err), err
+    assert 'give fewer --workers; the encoder as it was then is in r/encoder.safetensors' in err
+    assert config('r')['state'] == 'failed' and err.count('\n') == 1
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=['SIGTERM', 'SIGHUP'])
+def test_signals(folder, number, code):
+    pictures(folder/'p', dict(a=4, bb=4))
+    process = started('pretrain', 'p', *TINY[:2], '--batch-size', 4, '--epochs', 5000, '--out', 'r', '--no-controls',
+                      cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    until(folder/'r/history.csv')
+    process.send_signal(number)
+    _, err = finish(process, code)
+    assert re.match(r'interrupted after \d+ of 5000 epochs: the encoder as it was then is in r/enc', err), err
+    assert config('r')['state'] == 'interrupted' and config('r')['reason'] == f'interrupted by {number.name}'
+    assert err.endswith('; go on with: fastcontrast pretrain --resume r\n')
+    assert err.count('\n') == 1 and not {file.name for file in (folder/'r').iterdir()} & {'.lock', 'error.txt'}
+
+
+def test_ctrl_c_while_the_curves_are_drawn(run, folder, monkeypatch):
+    "Nobody loses what is done: it is written whole, and the run is finished"
+    pictures(folder/'p', dict(a=4, bb=4))
+    draw = training._draw_curves
+    def slow(training):
+        os.kill(os.getpid(), signal.SIGINT)
+        draw(training)
+    monkeypatch.setattr(training, '_draw_curves', slow)
+    assert run('pretrain', 'p', *TINY, '--out', 'r', '--no-controls')[0] == 0
+    assert config('r')['state'] == 'finished' and Path('r/curves.png').stat().st_size > 1000
 
 
 def test_a_reader_that_goes_away(folder):
@@ -103,4 +194,4 @@ def test_a_reader_that_goes_away(folder):
                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == '' and process.wait(60) == 1
-    assert config('r')['state'].startswith('failed: ')
+    assert config('r')['state'] == 'failed' and config('r')['reason'] == 'nobody reads what it prints'

@@ -20,7 +20,7 @@ from fastcontrast.recipes import simclr
 
 def test_run_folder(digits):
     out, _ = digits
-    names = {'encoder.safetensors', 'config.json', 'history.csv', 'curves.png', 'views.png'}
+    names = {'encoder.safetensors', 'config.json', 'history.csv', 'curves.png', 'views.png', 'checkpoints'}
     assert {p.name for p in out.iterdir()} == names
     for name in ('curves.png', 'views.png'): assert matplotlib.image.imread(out/name).std() > .05
     rows = list(csv.DictReader((out/'history.csv').open()))

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 
@@ -28,12 +29,12 @@ ENV = {
 
 TINY = ('--arch', 'test_resnet', '--size', 16, '--batch-size', 700, '--no-controls')
 SCRIPT = """
-import torch
+import sys
 from fastcontrast.all import contrastive_learner, image_dls
 dls = image_dls('digits', size=16, bs=700)
 learn = contrastive_learner(dls, 'test_resnet', 'simclr')
 learn.fit_contrastive(1)
-print('knn', learn.recorder.values[-1][1])
+sys.stdout.write(f'knn {learn.recorder.values[-1][1]}' + chr(10))  # in one piece
 file = learn.export('encoder.safetensors')
 learn.show_views(path='views.png')
 """
@@ -52,7 +53,7 @@ def started(*args, until):
     "The program, when its output matches; the processes that it started; what waits for its exit code and output"
     with open('log', 'w') as log:
         program = subprocess.Popen([sys.executable, '-m', 'fastcontrast', *map(str, args)], stdout=log, stderr=log,
-                                   env=ENV)
+                                   env=ENV, start_new_session=True)
     def wait():
         code = program.wait(60)
         return code, Path('log').read_text()
@@ -72,7 +73,7 @@ def test_accelerate_launches_a_plain_script(folder):
     out = done.stdout.splitlines()
     assert len([line for line in out if line.startswith('simclr (digits)')]) == 1, done.stdout
     assert len([line for line in out if line.split()[:1] == ['0']]) == 1, done.stdout
-    knn = re.findall(r'knn (0\.\d+)', done.stdout)  # of two processes that may write into the same line
+    knn = re.findall(r'knn (0\.\d+)', done.stdout)
     assert len(knn) == 2 and len(set(knn)) == 1
     assert load_encoder(folder/'encoder.safetensors').num_features
     assert {f.name for f in folder.iterdir()} == {'train.py', 'encoder.safetensors', 'views.png'}
@@ -90,7 +91,7 @@ def test_pretrain_in_two_processes(folder):
     assert len([line for line in lines if line.split()[:1] == ['0']]) == 1
     assert len([line for line in lines if 'trained encoder' in line]) == 1
     assert {f.name for f in (folder/'run').iterdir()} == {'config.json', 'history.csv', 'encoder.safetensors',
-                                                          'curves.png', 'views.png'}
+                                                          'curves.png', 'views.png', 'checkpoints'}
     config = json.loads((folder/'run/config.json').read_text())
     assert config['processes'] == 2 and config['batch_size'] == 700 and config['state'] == 'finished'
     assert config['epochs_done'] == 1
@@ -118,27 +119,84 @@ def test_shards_are_judged_by_every_process_itself(folder):
     assert 0 <= float(row['knn']) <= 1 and 0 < float(row['spread']) < 1 and float(row['rankme']) >= 1
 
 
-def test_ctrl_c_ends_all_and_keeps_the_encoder(folder):
+def left_over(): return {path.name for path in Path(tempfile.gettempdir()).glob('*')
+                         if path.name.startswith(('torchelastic_', 'fastcontrast-'))}
+
+
+@pytest.mark.parametrize('number, code, group', [
+    (signal.SIGINT, 130, True), (signal.SIGTERM, 143, False), (signal.SIGHUP, 129, False),
+], ids=['Ctrl-C on a terminal', 'SIGTERM', 'SIGHUP'])
+def test_a_signal_ends_all_and_keeps_everything(folder, number, code, group):
+    "Within seconds: the launcher passes it on, or a terminal sends it to all"
+    before = left_over()
     program, children, wait = started('pretrain', *TINY, '--epochs', 500, '--processes', 2, '--out', 'run',
                                       until='^ *0 ')
-    program.send_signal(signal.SIGINT)
-    code, out = wait()
-    assert code == 130 and ended(children), out
+    start = time.monotonic()
+    if group: os.killpg(program.pid, number)
+    else: program.send_signal(number)
+    got, out = wait()
+    assert got == code and ended(children) and time.monotonic() - start < 10, out
     last = out.splitlines()[-1]
-    words = r'interrupted after \d+ of 500 epochs: the encoder as it was then is in run/encoder.safetensors.'
+    words = (r'interrupted after \d+ of 500 epochs: the encoder as it was then is in run/encoder.safetensors; '
+             'go on with: fastcontrast pretrain --resume run')
     assert re.fullmatch(words, last) and out.count('interrupted') == 1 and 'Traceback' not in out
     assert load_encoder(folder/'run/encoder.safetensors').num_features
+    config = json.loads((folder/'run/config.json').read_text())
+    assert config['state'] == 'interrupted' and config['reason'] == f'interrupted by {number.name}'
+    assert not (folder/'run/.lock').exists() and not left_over() - before
+    done = config['epochs_done']
+    if group: return
+    _, _, wait = started('pretrain', '--resume', 'run', '--epochs', done + 1, until='going on with run')
+    code, out = wait()
+    assert code == 0 and f'of {done + 1} epochs done' in out, out
+
+
+def test_a_signal_before_training(folder):
+    program, children, wait = started('pretrain', *TINY, '--epochs', 500, '--processes', 2, '--out', 'run', until='')
+    while len(children) < 2: children = psutil.Process(program.pid).children()
+    program.send_signal(signal.SIGTERM)
+    code, out = wait()
+    assert code == 143 and ended(children) and out.count('interrupted') == out.count('\n') == 1, out
+    assert not (folder/'run').exists()
 
 
 def test_a_process_that_dies_ends_all(folder):
+    "The first one keeps what was trained"
+    before = left_over()
     program, children, wait = started('pretrain', *TINY, '--epochs', 500, '--processes', 2, '--out', 'run',
                                       until='^ *0 ')
     second = next(p for p in children if p.environ()['RANK'] == '1')
     second.kill()
     code, out = wait()
     assert code == 1 and ended(children), out
-    assert out.splitlines()[-1] == 'error: process 1 of 2 was ended by SIGKILL, and the others with it.'
-    assert 'Traceback' not in out and out.count('error') == 1
+    assert out.splitlines()[-1] == (
+        'error: process 1 of 2 was ended by SIGKILL; the encoder as it was then is in run/encoder.safetensors; '
+        'the traceback is in run/error.txt; go on with: fastcontrast pretrain --resume run')
+    assert 'Traceback' not in out and out.count('error:') == 1 and not left_over() - before
+    config = json.loads((folder/'run/config.json').read_text())
+    assert config['state'] == 'failed' and config['reason'] == 'process 1 of 2 was ended by SIGKILL'
+
+
+def test_the_first_process_dies(folder):
+    _, children, wait = started('pretrain', *TINY, '--epochs', 500, '--processes', 2, '--out', 'run', until='^ *0 ')
+    next(p for p in children if p.environ()['RANK'] == '0').kill()
+    code, out = wait()
+    assert code == 1 and ended(children), out
+    assert out.splitlines()[-1] == 'error: process 0 of 2 was ended by SIGKILL, and the others with it.'
+    assert 'Traceback' not in out and out.count('error:') == 1
+
+
+def test_the_launcher_dies(folder):
+    before = left_over()
+    program, children, _ = started('pretrain', *TINY, '--epochs', 500, '--processes', 2, '--out', 'run', until='^ *0 ')
+    program.kill()
+    program.wait()
+    psutil.wait_procs(children, timeout=20)
+    out = Path('log').read_text()
+    assert ended(children) and not left_over() - before
+    assert 'error: the program that launched this process has ended' in out and 'Traceback' not in out, out
+    assert json.loads((folder/'run/config.json').read_text())['state'] == 'stopped'
+    assert load_encoder(folder/'run/encoder.safetensors').num_features
 
 
 def test_what_process_0_refuses_is_told_once():

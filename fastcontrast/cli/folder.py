@@ -1,0 +1,232 @@
+"""A run's folder: claimed by one process, whole at every moment, and found again by whoever goes on with the run."""
+import csv
+import errno
+import json
+import os
+import shlex
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..core import InputError, MissingPath
+from ..files import sweep
+from .output import save_json
+
+try: import fcntl
+except ImportError: fcntl = None  # Windows
+
+LOCK, RECORD, HISTORY, ERROR = '.lock', 'config.json', 'history.csv', 'error.txt'
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # file systems without them
+
+
+class _Lock:
+    """A file that its process holds while it lives: the system lets go of it, however the process ends
+
+    Not `flock`'s kind, which the processes that it has forked would hold too."""
+    def __init__(self,
+        path: Path, # of the file
+    ):
+        self.path, self.handle = path, None
+
+    def take(self) -> bool:
+        "Whether the file is this process's now. Raises `OSError` where it can't be written"
+        while True:
+            handle = self.path.open('a')
+            if not _locked(handle):
+                handle.close()
+                return False
+            if self._is(handle): break
+            handle.close()  # whoever had it has removed it meanwhile
+        self.handle = handle
+        return True
+
+    def _is(self, handle: TextIO) -> bool:
+        try: return os.path.samestat(os.fstat(handle.fileno()), self.path.stat())
+        except FileNotFoundError: return False
+
+    @property
+    def held(self) -> bool: return self.handle is not None and self._is(self.handle)
+
+    def release(self) -> None:
+        if self.held: self.path.unlink(missing_ok=True)
+        if self.handle is not None: self.handle.close()
+        self.handle = None
+
+
+def _locked(handle: TextIO) -> bool:
+    "Lock a file, if nobody else has; where that can't be, everybody may"
+    if fcntl is None: return True
+    try: fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        if e.errno in (errno.EACCES, errno.EAGAIN): return False
+        if e.errno not in _NO_LOCKS: raise
+    return True
+
+
+def owner_lives(
+    path: Path, # a run's folder
+) -> bool:      # also where that can't be told
+    "Whether a process is at work in a run's folder; not to be asked by that process"
+    if fcntl is None: return True
+    try:
+        with (path/LOCK).open('r+') as handle:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+    except FileNotFoundError: return False
+    except OSError: return True
+
+
+def read_record(
+    path: Path, # a run's folder
+) -> dict[str, Any]:
+    "What the config.json of a run says. Raises `MissingPath` if there is none, `InputError` if it can't be read"
+    file = path/RECORD
+    try: record = json.loads(file.read_text(encoding='utf-8'))
+    except (FileNotFoundError, NotADirectoryError):
+        reason = f"there is no {RECORD} in it" if path.is_dir() else "there is no such folder"
+        raise MissingPath(f"{path} is no run to go on with: {reason}.") from None
+    except (OSError, ValueError) as e: raise InputError(f"{file} can't be read: {e}.") from None
+    if not isinstance(record, dict): raise InputError(f"{file} can't be read: it is no record of a run.")
+    return record
+
+
+def history_rows(
+    path: Path, # a run's folder
+) -> list[dict[str, str]]: # none where there is no history
+    "A row for each epoch that a run has done"
+    try:
+        with (path/HISTORY).open(newline='', encoding='utf-8') as file: return list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error): return []
+
+
+def resume_command(
+    path: Path, # a run's folder
+) -> str:
+    "What goes on with a run"
+    return f"fastcontrast pretrain --resume {shlex.quote(str(path))}"
+
+
+class RunFolder:
+    "The folder of a run that this process has claimed, and its config.json"
+    def __init__(self,
+        path: Path,
+        lock: _Lock,     # of the folder, taken
+        new: list[Path], # the folders that were made for it, from the innermost to the outermost
+    ):
+        self.path, self.lock, self.new = path, lock, new
+        self.before: dict[str, Any] = {}  # what config.json said of the run that goes on here
+        self.record: dict[str, Any] = {}  # what it says
+        self.worth_keeping = False # whether it holds more than the claim
+        self.vanished = False  # whether somebody has removed it meanwhile
+
+    def __str__(self) -> str: return str(self.path)
+    def __truediv__(self, name: str) -> Path: return self.path/name
+
+    @property
+    def resumed(self) -> bool:
+        "Whether a run goes on in it"
+        return bool(self.before)
+
+    def take_up(self,
+        record: dict[str, Any], # what its config.json says
+    ) -> None:
+        "A run goes on here"
+        self.before, self.record = record, dict(record)
+
+    def save(self,
+        *gone: str,    # fields that config.json no longer has
+        **fields: Any, # and those that it has now, beside the others
+    ) -> None:
+        "Write config.json. Raises `OSError`"
+        self.record = {key: value for key, value in self.record.items() if key not in gone} | fields
+        save_json(self/RECORD, self.record)
+        if self.lock.held: return
+        self.vanished = True  # and is here again
+        self.lock.release()
+        self.lock.take()
+
+    def running(self,
+        settings: dict[str, Any], # the run's
+    ) -> None:
+        "Say in config.json that the run is this process's"
+        started = self.record.get('started') or time.strftime('%Y-%m-%dT%H:%M:%S%z')
+        self.save('reason', state='running', pid=os.getpid(), host=socket.gethostname(), started=started,
+                  settings=settings)
+
+    def leave(self) -> None:
+        "Give the folder back; as it was found, if it holds nothing more"
+        with suppress(OSError):
+            if not self.worth_keeping: self._restore()
+        with suppress(OSError): self.lock.release()
+        with suppress(OSError):  # of the first that isn't empty
+            for path in self.new: path.rmdir()
+
+    def _restore(self) -> None:
+        if not self.resumed: return (self/RECORD).unlink(missing_ok=True)
+        killed = self.before.get('state') == 'running'
+        save_json(self/RECORD, self.before | (dict(state='interrupted') if killed else {}))
+
+
+def reserve(
+    name: str, # of a run
+) -> Path:     # the folder, made
+    "A new folder under `runs/`: with a number if the name is taken. Raises `OSError`"
+    folder, n = Path('runs')/name, 2
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try: folder.mkdir()
+        except FileExistsError: folder, n = Path('runs')/f'{name}-{n}', n + 1
+        else: return folder
+
+
+def _missing(path: Path) -> list[Path]: return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def _make(out: str | Path | None, name: str) -> tuple[Path, list[Path]]:
+    "A run's folder, and those that were not there"
+    if out is None:
+        outer = _missing(Path('runs'))
+        path = reserve(name)
+        return path, [path, *outer]
+    new = _missing(Path(out))
+    Path(out).mkdir(parents=True, exist_ok=True)
+    return Path(out), new
+
+
+def _foreign(path: Path) -> bool:
+    "Whether a folder holds what is no run's"
+    return any(file.name != LOCK and '.partial' not in file.suffixes for file in path.iterdir())
+
+
+def _refuse_second(path: Path) -> None:
+    record: dict[str, Any] = {}
+    with suppress(InputError): record = read_record(path)
+    owner = f"process {record['pid']} on {record.get('host')}" if 'pid' in record else "another process"
+    raise InputError(f"{owner} is at work in {path}: wait for its end, or give another --out.")
+
+
+@contextmanager
+def claimed(
+    out: str | Path | None, # what the user asked for; None: a new folder
+    name: str,              # what to call it under `runs/` then
+    resumed: bool = False,  # whether a run is to go on in it
+) -> Iterator[RunFolder]:
+    "The folder of a run. Raises `InputError` if it can't be written, holds files, or another process is at work there"
+    path = Path(out or Path('runs')/name)
+    try:
+        path, new = _make(out, name)
+        lock = _Lock(path/LOCK)
+        if not lock.take(): _refuse_second(path)
+        if not resumed and _foreign(path):
+            lock.release()
+            raise InputError(f"--out {path} already holds files: give a new folder, or remove it.")
+    except OSError as e: raise InputError(f"the run folder {path} can't be written: {e.strerror or e}.") from None
+    folder = RunFolder(path, lock, new)
+    try:
+        if resumed: folder.take_up(read_record(path))
+        sweep(path)
+        yield folder
+    finally: folder.leave()

@@ -1,0 +1,61 @@
+"""What ended a run that was no wish of its user's, in a sentence."""
+import errno
+import re
+
+from ..core import InputError
+
+NOBODY_READS = BrokenPipeError, SystemExit  # as with `| head`; the latter is rich's
+
+_CALLBACK = re.compile(r'Exception occured in `.*?` when calling event `.*?`:\s*', re.S)  # fastai's words before ours
+_IN_WORKER = re.compile(r'Caught (\w+) in DataLoader worker process.*\n', re.S)
+_WORKER = re.compile(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([\w ]+)|exited)')
+_CPU_MEMORY = re.compile(r"not enough memory|can't allocate memory|Cannot allocate memory")
+_PEER = re.compile(r'gloo|NCCL|Connection closed by peer|Connection reset by peer|Broken pipe')
+
+
+def is_peers(
+    problem: BaseException, # what ended one of several processes
+) -> bool:
+    "Whether it is what the end of another process looks like from here"
+    return isinstance(problem, RuntimeError) and bool(_PEER.search(str(problem)))
+
+
+def sentence(
+    problem: BaseException,
+    device: str,            # where the training is, in words
+) -> str:                   # without a full stop
+    "What has happened, and what to do about it where that is known"
+    if isinstance(problem, NOBODY_READS): return "nobody reads what it prints"
+    return _memory(problem, device) or _decoding(problem) or _file(problem) or _named(problem)
+
+
+def _memory(problem: BaseException, device: str) -> str | None:
+    import torch
+    if isinstance(problem, torch.OutOfMemoryError):
+        return f"out of memory on {device}: give a larger --accumulate, or a smaller --batch-size or --size"
+    if isinstance(problem, MemoryError) or isinstance(problem, RuntimeError) and _CPU_MEMORY.search(str(problem)):
+        return ("this machine is out of memory: give a larger --accumulate, a smaller --batch-size or --size, or "
+                "fewer --workers")
+    return None
+
+
+def _decoding(problem: BaseException) -> str | None:
+    killed = _WORKER.search(str(problem))
+    if not killed: return None
+    pids, by = killed[1].strip(', '), f" by the signal '{killed[2].strip()}'" if killed[2] else ''
+    return f"a process that decodes pictures ({pids}) was ended{by}; if for want of memory, give fewer --workers"
+
+
+def _file(problem: BaseException) -> str | None:
+    if not isinstance(problem, OSError) or problem.errno is None: return None
+    name = f" '{problem.filename}'" if problem.filename else ''
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT): return f"no space is left on the disk{name and f' for{name}'}"
+    return f"the file{name} can't be used: {problem.strerror}" if name else None
+
+
+def _named(problem: BaseException) -> str:
+    message = _CALLBACK.sub('', str(problem)).strip()
+    if _IN_WORKER.match(message): return message.splitlines()[-1]  # of a traceback in text
+    first = message.splitlines()[0] if message else ''
+    if isinstance(problem, InputError): return first.rstrip('.')
+    return f"{type(problem).__name__}: {first}".rstrip('.: ')

@@ -1,0 +1,94 @@
+"""Going on with a run: which one is meant, by which settings it was begun, and which of them may change."""
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ..core import InputError
+from .folder import RECORD, history_rows, read_record
+from .settings import ALIASES, Run
+
+# they change how a run is carried out or judged, or how long it is, but not what it has learned so far
+MAY_CHANGE = {'epochs', 'processes', 'precision', 'workers', 'compile', 'controls', 'cache', 'cache_folder',
+              'checkpoint', 'stop_on_collapse'}
+
+# what a run that goes on takes from config.json, and its types
+_KEPT = dict(epochs_done=int, seconds=int | float, results=dict)
+_TYPES = {field.name: int | field.type if field.type in (float | None, float | str) else field.type
+          for field in fields(Run)}
+
+_OPTIONS = {field: option for option, field in ALIASES.items()}
+
+
+def run_to_resume(
+    resume: str | None, # the folder that --resume names
+    out: str | None,    # the folder that --out names
+) -> Path | None:       # None: a new run is to begin
+    "The folder of the run to go on with: also that of --out, if a run has begun there. Raises `InputError`"
+    if resume is not None and out is not None and Path(resume).absolute() != Path(out).absolute():
+        raise InputError(f"--resume {resume} goes on in that folder, and --out {out} is another: give one of them.")
+    if resume is not None: return Path(resume)
+    try: return Path(out) if out and 'settings' in read_record(Path(out)) else None
+    except InputError: return None
+
+
+def begun_with(
+    path: Path, # a run's folder
+) -> dict[str, Any]:
+    "The settings that a run was begun with. Raises `InputError` if it has none that are known"
+    record = read_record(path)
+    settings = record.get('settings')
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} was begun by an older version of fastcontrast, which kept no settings to go on with: "
+                         "begin anew, with another --out.")
+    known = {field.name for field in fields(Run)}
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise InputError(f"{path} was begun by a version of fastcontrast with a setting that this one lacks, "
+                         f"'{unknown[0]}': go on with that version.")
+    kept = [(record, name, kinds) for name, kinds in _KEPT.items()]
+    for values, name, kinds in (*kept, *((settings, name, _TYPES[name]) for name in settings)):
+        if name in values and not isinstance(values[name], kinds):
+            raise InputError(f"{path/RECORD} can't be read: its {name} is {values[name]!r}.")
+    return settings
+
+
+def kept_settings(
+    config: Run, # the settings of a run
+) -> dict[str, Any]:
+    "What config.json keeps of settings: names of files as they are found from anywhere"
+    settings = asdict(config)
+    for key in ('data', 'valid', 'labels', 'cache_folder'):
+        if _is_path(key, settings[key]): settings[key] = os.path.abspath(Path(settings[key]).expanduser())
+    return settings
+
+
+def _is_path(key: str, value: Any) -> bool:
+    if not isinstance(value, str) or not value or value == 'digits': return False
+    return key == 'cache_folder' or value.endswith('.tar') or Path(value).expanduser().exists()
+
+
+def check_changes(
+    path: Path,  # a run's folder
+    begun: dict[str, Any], # from `begun_with`
+    config: Run, # the settings that it is to go on with
+) -> None:
+    "Raise `InputError`, which names the setting, for one that can't change any more, and for a run that is done"
+    begun = asdict(Run()) | begun
+    for key, value in kept_settings(config).items():
+        if key in MAY_CHANGE or value == begun[key]: continue
+        given = 'given without one' if value is None else f'now given {value}'
+        raise InputError(f"{path} was begun with {_said(key, begun[key])}, and is {given}: leave that out, or begin a "
+                         "new run with another --out and no --resume.")
+    record = read_record(path)
+    done = max(len(history_rows(path)), record.get('epochs_done') or 0)
+    if config.epochs < done:
+        raise InputError(f"{path} has done {done} epochs already, and --epochs is {config.epochs}: give no fewer.")
+    if record.get('state') == 'finished' and config.epochs <= done:
+        raise InputError(f"{path} is finished; give --epochs more than {done} to go on, or another --out "
+                         "and no --resume for a new run.")
+
+
+def _said(key: str, value: Any) -> str:
+    name = 'the data' if key == 'data' else '--' + _OPTIONS.get(key, key.replace('_', '-'))
+    return f'the default of {name}' if value is None else f'{name} {value}'

@@ -1,0 +1,113 @@
+"""`fastcontrast runs`: how runs stand, and what goes on with those that ended early."""
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.table import Column, Table
+from typer import Argument, Option
+
+from ..core import InputError, MissingPath
+from .folder import RECORD, history_rows, owner_lives, read_record, resume_command
+from .output import console
+from .verbs import verb
+
+_DEPTHS = ('', '*/', '*/*/')  # of runs in a folder: itself, those in it, and those in its folders
+_UNITS = (('d', 86400), ('h', 3600), ('min', 60), ('s', 1))
+
+
+@verb(70, "fastcontrast runs runs")
+def runs(
+    folder: Annotated[str, Argument(help="A folder of runs' folders, or a run's own")] = 'runs',
+    as_json: Annotated[bool, Option('--json', help="Write what is known as JSON, for programs")] = False,
+):
+    "List runs: how they stand, how good they are, and the commands that go on with those that ended early."
+    found = [run_row(path) for path in find_runs(Path(folder))]
+    if as_json: return console.print(json.dumps(found, indent=2))
+    console.print(runs_table(found))
+    for row in found:
+        if row['reason'] and row['state'] != 'interrupted': console.print(f"{row['run']}: {row['reason']}")
+    for row in found:
+        if row['resume']: console.print(row['resume'] + _beginning(Path(row['run'])))
+
+
+def _beginning(path: Path) -> str:
+    "A comment behind the command of a run that has nothing to go on from"
+    kept = any((path/'checkpoints').glob('step-*.json'))
+    return '' if kept else '  # from its beginning: it has no checkpoint'
+
+
+def find_runs(
+    folder: Path, # of runs, of folders of runs, or a run's own
+) -> list[Path]:
+    "The folders of runs, the one that changed last at the end. Raises `InputError` if there is none"
+    if not folder.is_dir(): raise MissingPath(f"no folder '{folder}': give a folder of runs.")
+    found = {file.parent for depth in _DEPTHS for file in folder.glob(depth + RECORD)}
+    if not found: raise InputError(f"no run in '{folder}': give a folder of runs, whose folders have a {RECORD}.")
+    return sorted(found, key=lambda path: (_changed(path), path))
+
+
+def _changed(path: Path) -> float:
+    "When something in a run's folder was last written, in seconds since 1970"
+    times = [path.stat().st_mtime]
+    for file in path.iterdir():
+        with suppress(OSError): times.append(file.stat().st_mtime)  # gone meanwhile
+    return max(times)
+
+
+def run_row(
+    path: Path, # a run's folder
+) -> dict[str, Any]: # what is known; None for what is not
+    "How a run stands"
+    row = dict(run=str(path), state='broken', reason=None, pid=None, host=None, epochs_done=None, epochs=None, knn=None,
+               age=round(time.time() - _changed(path)), resume=None)
+    try: record = read_record(path)
+    except InputError as e: return row | dict(reason=str(e))
+    history = history_rows(path)
+    state = str(record.get('state') or 'unknown').split(':')[0]
+    if state == 'running' and not owner_lives(path): state = 'killed'
+    row |= dict(state=state, epochs_done=len(history), epochs=record.get('epochs', _settings(record).get('epochs')),
+                knn=_judged(record) or _last(history, 'knn'), reason=record.get('reason'))
+    if state == 'running': row |= dict(pid=record.get('pid'), host=record.get('host'))
+    elif state != 'finished' and _settings(record): row |= dict(resume=resume_command(path))
+    return row
+
+
+def _settings(record: dict[str, Any]) -> dict[str, Any]:
+    settings = record.get('settings')
+    return settings if isinstance(settings, dict) else {}
+
+
+def _judged(record: dict[str, Any]) -> float | None:
+    "The kNN accuracy in the closing table of a run that is finished"
+    if record.get('state') != 'finished': return None
+    try: return float(record['results']['trained encoder']['knn'])
+    except (KeyError, TypeError, ValueError): return None
+
+
+def _last(history: list[dict[str, str]], column: str) -> float | None:
+    try: return float(history[-1][column])
+    except (IndexError, KeyError, TypeError, ValueError): return None
+
+
+def runs_table(
+    rows: list[dict[str, Any]], # from `run_row`
+) -> Table:
+    "A row for each run; – for what is not known"
+    table = Table(Column('run', overflow='fold'), Column('state', overflow='fold'), Column('epoch', justify='right'),
+                  Column('kNN', justify='right'), Column('age', justify='right', no_wrap=True))
+    for row in rows:
+        owner = f" ({row['pid']}@{row['host']})" if row['pid'] else ''
+        done = '–' if row['epochs'] is None else f"{row['epochs_done']}/{row['epochs']}"
+        knn = '–' if row['knn'] is None else f"{row['knn']:.1%}"
+        table.add_row(row['run'], row['state'] + owner, done, knn, in_words(row['age']))
+    return table
+
+
+def in_words(
+    seconds: float,
+) -> str:
+    "An age in its largest unit"
+    unit, size = next(((unit, size) for unit, size in _UNITS if seconds >= size), _UNITS[-1])
+    return f"{max(0, int(seconds // size))} {unit}"

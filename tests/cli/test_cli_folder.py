@@ -1,0 +1,201 @@
+"A run's folder: one owner at a time, whole whatever happens, and listed by `runs`"
+import errno
+import fcntl
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from helpers.cli import ENV, TINY, config, finish, pictures, started, until
+
+from fastcontrast.cli import training
+from fastcontrast.cli.folder import claimed
+from fastcontrast.cli.runs import find_runs, in_words, run_row
+from fastcontrast.core import InputError
+from fastcontrast.export import load_encoder
+
+LONG = (*TINY[:2], '--batch-size', 4, '--epochs', 5000, '--no-controls')
+PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def record(path, **fields):
+    Path(path).mkdir(parents=True, exist_ok=True)
+    (Path(path)/'config.json').write_text(json.dumps(fields))
+
+
+# ---------------------------------------------------------------- one owner
+
+def test_a_folder_has_one_owner(run, refused, folder):
+    "Until it ends, also while pictures are read; one that was killed leaves it to the next"
+    pictures(folder/'p', dict(a=4, bb=4))
+    owner = started('pretrain', 'p', *LONG, '--out', 'r', cwd=folder, **PIPES)
+    until(folder/'r/history.csv')
+    c = config('r')
+    assert (c['state'], c['pid'], c['host']) == ('running', owner.pid, socket.gethostname()) and c['started']
+    assert c['settings']['data'] == str(folder/'p') and c['settings']['epochs'] == 5000 and c['data'] == 'p'
+    words = f"process {owner.pid} on {c['host']} is at work in r: wait for its end, or give another --out."
+    assert words in refused('pretrain', 'p', *LONG, '--out', 'r') and words in refused('pretrain', '--resume', 'r')
+    assert run_row(Path('r'))['state'] == 'running' and run_row(Path('r'))['resume'] is None
+    owner.kill()
+    owner.communicate()
+    (folder/'r/.curves.1.partial.png').touch()
+    assert run_row(Path('r'))['state'] == 'killed' and config('r')['state'] == 'running'
+    assert run_row(Path('r'))['resume'] == 'fastcontrast pretrain --resume r'
+    done = (folder/'r/history.csv').read_text().count('\n') - 1
+    assert run('pretrain', '--resume', 'r', '--epochs', done + 1)[0] == 0
+    assert config('r')['state'] == 'finished' and not [file for file in (folder/'r').iterdir() if file.name[0] == '.']
+
+
+def test_a_lock_left_behind_is_taken_over(folder):
+    (folder/'r').mkdir()
+    (folder/'r/.lock').touch()
+    with claimed('r', 'x') as claim:
+        assert claim.lock.held
+        second = """
+import sys
+from fastcontrast.cli.folder import claimed
+try:
+    with claimed('r', 'x'): print('claimed')
+except Exception as e: print(e)
+"""
+        def claim_too(): return subprocess.run([sys.executable, '-c', second], capture_output=True, text=True, env=ENV)
+        assert 'another process is at work in r' in claim_too().stdout
+    assert not (folder/'r/.lock').exists() and (folder/'r').is_dir()
+    assert claim_too().stdout == 'claimed\n'
+
+
+def test_a_claim_that_comes_to_nothing_leaves_nothing(folder):
+    with claimed(None, 'x') as claim: claim.save(state='running')
+    assert not (folder/'runs').exists()
+    record('r', state='running', settings={})
+    with claimed('r', 'x', resumed=True) as claim: claim.save(state='running', pid=1)
+    assert config('r') == dict(state='interrupted', settings={})
+    record('old', state='finished')
+    with pytest.raises(InputError, match='already holds files'):
+        with claimed('old', 'x'): pass
+    assert config('old') == dict(state='finished') and not Path('old/.lock').exists()
+
+
+def test_two_runs_without_a_name_get_two_folders(folder):
+    with claimed(None, 'x') as first, claimed(None, 'x') as second:
+        assert [str(first), str(second)] == ['runs/x', 'runs/x-2']
+    assert not (folder/'runs').exists()
+
+
+def test_a_file_system_without_locks(folder, monkeypatch):
+    def lockf(*args): raise OSError(errno.ENOLCK, 'No locks available')
+    monkeypatch.setattr(fcntl, 'lockf', lockf)
+    with claimed('r', 'x') as claim: assert claim.lock.held
+
+
+def test_a_folder_that_vanishes_is_made_again(folder):
+    pictures(folder/'p', dict(a=4, bb=4))
+    process = started('pretrain', 'p', *LONG, '--out', 'r', cwd=folder, **PIPES)
+    until(folder/'r/history.csv')
+    shutil.rmtree('r', ignore_errors=True)
+    until(folder/'r/history.csv', epochs=2)
+    process.send_signal(signal.SIGTERM)
+    _, err = finish(process, 143)
+    assert 'warning: r was removed while the run was going on, and has been made again.\n' in err
+    assert {'encoder.safetensors', 'config.json', 'history.csv', 'curves.png'} <= {f.name for f in Path('r').iterdir()}
+    assert config('r')['state'] == 'interrupted'
+
+
+# ---------------------------------------------------------------- the disk
+
+def test_too_little_space(refused, folder, monkeypatch):
+    pictures(folder/'p', dict(a=4, bb=4))
+    usage = namedtuple('usage', 'total used free')(2e9, 2e9, 30_000_000)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+    err = refused('pretrain', 'p', *TINY, '--out', 'r')
+    assert 'the disk of r has 30.0 MB free, and this run needs ' in err and 'or --checkpoint none.' in err
+    assert '3 checkpoints of ' in err and not Path('r').exists()
+
+
+def test_an_encoder_that_cannot_be_written_is_kept_elsewhere(run, folder, monkeypatch):
+    pictures(folder/'p', dict(a=4, bb=4))
+    (folder/'tmp').mkdir()
+    monkeypatch.setattr(training.tempfile, 'gettempdir', lambda: str(folder/'tmp'))
+    announce = training._announce
+    def spoil(training):
+        announce(training)
+        (folder/'r/encoder.safetensors').mkdir()
+    monkeypatch.setattr(training, '_announce', spoil)
+    code, _, err = run('pretrain', 'p', *TINY, '--out', 'r', '--no-controls')
+    file = folder/f'tmp/r-{os.getpid()}-encoder.safetensors'
+    assert code == 1 and f'the encoder as it was then is in {file}' in err and err.count('\n') == 1, err
+    load_encoder(file)
+    assert config('r')['state'] == 'failed' and 'encoder' in config('r')['reason']
+
+
+def test_a_full_disk(folder):
+    "Files may not be larger than a limit: checkpoints and encoder don't fit, and the run goes on"
+    pictures(folder/'p', dict(a=4, bb=4))
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    process = started('pretrain', 'p', *TINY, '--out', 'r', '--no-controls', cwd=folder, preexec_fn=limit, **PIPES)
+    out, err = finish(process, 1)
+    assert 'the checkpoint of step 1 could not be written (File too large); the run goes on.' in out
+    assert re_line(err, 'error: the encoder cannot be written to', 'nor could it be written anywhere else')
+    c = config('r')
+    assert c['state'] == 'failed' and c['epochs_done'] == 1 and 'checkpoint' in c['notes'][0]
+    assert {file.name for file in Path('r').iterdir()} >= {'history.csv', 'curves.png', 'error.txt', 'views.png'}
+
+
+def re_line(text, *words): return text.count('\n') == 1 and all(word in text for word in words)
+
+
+# ---------------------------------------------------------------- runs
+
+def test_runs(run, refused, folder):
+    assert "no folder 'runs'" in refused('runs')
+    (folder/'runs').mkdir()
+    assert "no run in 'runs'" in refused('runs')
+    record('runs/a', state='finished', epochs=2, settings=dict(epochs=2))
+    (folder/'runs/a/history.csv').write_text('epoch,knn\n0,0.25\n1,0.5\n')
+    record('runs/more/b [i]', state='failed', reason='out of memory', epochs=3, settings=dict(epochs=3))
+    record('runs/old', state='stopped: the loss is nan', epochs=5)
+    (folder/'runs/broken').mkdir()
+    (folder/'runs/broken/config.json').write_text('{')
+    code, out, err = run('runs')
+    assert (code, err) == (0, '') and ' 2/2 ' in out and '50.0%' in out and ' 0/3 ' in out
+    assert out.count('--resume') == 1
+    command = "fastcontrast pretrain --resume 'runs/more/b [i]'"
+    assert f'{command}  # from its beginning: it has no checkpoint\n' in out
+    (folder/'runs/more/b [i]/checkpoints').mkdir()
+    (folder/'runs/more/b [i]/checkpoints/step-000000005.json').write_text('{}')
+    assert f'{command}\n' in run('runs')[1]
+    assert 'runs/more/b [i]: out of memory\n' in out and "runs/broken: runs/broken/config.json can't be read" in out
+    rows = {row['run']: row for row in json.loads(run('runs', 'runs', '--json')[1])}
+    assert {name: row['state'] for name, row in rows.items()} == {
+        'runs/a': 'finished', 'runs/more/b [i]': 'failed', 'runs/old': 'stopped', 'runs/broken': 'broken'}
+    record('runs/judged', state='finished', results={'trained encoder': dict(knn=.75)})
+    assert run_row(Path('runs/judged'))['knn'] == .75, "as in the table that the run ended with"
+    assert rows['runs/a']['knn'] == .5 and rows['runs/a']['age'] < 60
+    assert find_runs(Path('runs/a')) == [Path('runs/a')]
+
+
+def test_ages_in_words():
+    ages = {0: '0 s', 59.9: '59 s', 60: '1 min', 3599: '59 min', 7200: '2 h', 86400 * 40: '40 d'}
+    assert {seconds: in_words(seconds) for seconds in ages} == ages
+
+
+def test_runs_imports_nothing_heavy(folder):
+    record('r', state='finished')
+    code = """
+import sys
+sys.argv = ['x', 'runs', 'r']
+from fastcontrast.cli import main
+main()
+print([name for name in ('torch', 'fastai', 'pandas', 'matplotlib') if name in sys.modules])
+"""
+    got = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=ENV, timeout=60)
+    assert got.returncode == 0 and got.stdout.splitlines()[-1] == '[]', got
