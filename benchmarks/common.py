@@ -296,7 +296,9 @@ def alternate(a: Callable[[], Any], b: Callable[[], Any], rounds: int, warm: int
 
 
 def flops(function: Callable[[], Any]) -> int:
-    """Operations of matrix products and convolutions in a call; a multiplication and an addition are two"""
+    """Operations of matrix products and convolutions in a call, which draws the same as any other; a multiplication
+    and an addition are two"""
+    torch.manual_seed(0)  # how many pictures are blurred, for one
     with FlopCounterMode(display=False) as count: function()
     return count.get_total_flops()
 

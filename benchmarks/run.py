@@ -10,7 +10,7 @@ import warnings
 
 import typer
 
-GROUPS = ("speed", "speedups", "accuracy", "memory", "data", "devices")
+GROUPS = ("speed", "speedups", "accuracy", "memory", "data", "devices", "checkpoints")
 HELP = """Measurements of this library, in groups.
 
     \b
