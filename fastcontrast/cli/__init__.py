@@ -15,7 +15,7 @@ import typer
 
 from ..core import InputError, import_all
 from ..signals import Interrupted
-from .output import Ended, console, errors, fail, launched
+from .output import Ended, console, errors, fail, launched, make_lenient
 from .settings import parse_speedups
 from .verbs import app
 
@@ -28,6 +28,7 @@ _UsageError = typer.BadParameter.__base__  # click's; newer releases of typer ha
 
 def main() -> None:
     "The `fastcontrast` program: a user's mistake is one sentence and exit code 2, Ctrl-C is one and 130"
+    make_lenient()
     if int(os.environ.get('RANK', 0)):
         console.quiet = errors.quiet = True  # of several processes, the first tells what happens
     if not sys.warnoptions: warnings.simplefilter('ignore')  # libraries' words to each other, not to our user

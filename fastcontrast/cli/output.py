@@ -1,4 +1,6 @@
 """Where the command line writes: the terminal, a run's folder, a file, and how a failed program ends."""
+import errno
+import io
 import json
 import os
 import shutil
@@ -17,6 +19,33 @@ from ..files import write_whole
 _PLAIN = dict(soft_wrap=True, markup=False, emoji=False, highlight=False)
 LAUNCHER = 'FASTCONTRAST_LAUNCHER'  # in the environment of processes that `launch` has started: its folder
 console, errors = Console(**_PLAIN), Console(stderr=True, **_PLAIN)
+
+
+_DROPPED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # full disks; a terminal that is gone
+
+
+class _Lenient(io.FileIO):
+    "A log that drops what there is no room for, rather than ending the run that it tells of"
+    def write(self, content):
+        try: return super().write(content)
+        except OSError as e:
+            if e.errno not in _DROPPED: raise
+            return memoryview(content).nbytes
+
+
+def make_lenient() -> None:
+    "Have a full disk, or a terminal that is gone, cost what is printed and not the program; also where nobody listens"
+    for number, name in enumerate(('stdout', 'stderr'), 1):
+        old = getattr(sys, name)
+        if old is None:  # closed, as by `>&-`
+            setattr(sys, name, open(os.devnull, 'w'))
+            continue
+        raw = getattr(getattr(old, 'buffer', None), 'raw', getattr(old, 'buffer', None))
+        if type(raw) is not io.FileIO or raw.fileno() != number: continue  # who calls `main` has put another there
+        old.flush()
+        buffer = io.BufferedWriter(_Lenient(number, 'w', closefd=False))
+        setattr(sys, name, io.TextIOWrapper(buffer, old.encoding, old.errors, line_buffering=old.line_buffering,
+                                            write_through=old.write_through))
 
 
 def launched() -> str | None:

@@ -5,6 +5,7 @@ import fcntl
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import termios
@@ -16,7 +17,7 @@ import psutil
 import pytest
 import torch
 from fastai.callback.core import Callback
-from helpers.cli import TINY, config, finish, picture, pictures, started, until
+from helpers.cli import ENV, PROGRAM, TINY, config, finish, picture, pictures, started, until
 from webdataset import TarWriter
 
 from fastcontrast.cli import training
@@ -195,3 +196,13 @@ def test_a_reader_that_goes_away(folder):
     process.stdout.close()
     assert process.stderr.read() == '' and process.wait(60) == 1
     assert config('r')['state'] == 'failed' and config('r')['reason'] == 'nobody reads what it prints'
+
+
+@pytest.mark.parametrize('redirection', ['> /dev/full 2>&1', '>&- 2>&-'])
+def test_a_log_that_cannot_be_written_does_not_end_the_run(folder, redirection):
+    "It may lie on the disk that has run full"
+    if 'full' in redirection and not Path('/dev/full').exists(): pytest.skip("no such device here")
+    pictures(folder/'p', dict(a=4, bb=4))
+    command = shlex.join([*PROGRAM, 'pretrain', 'p', *map(str, TINY), '--no-controls', '--out', 'r'])
+    process = subprocess.run(f'{command} {redirection}', shell=True, env=ENV, timeout=60, cwd=folder)
+    assert process.returncode == 0 and config('r')['state'] == 'finished'
