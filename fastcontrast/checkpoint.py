@@ -335,7 +335,8 @@ class Checkpoint(StepCallback):
     is finished, a checkpoint written, and `fit` raises `Interrupted`. A disk that is full costs the checkpoint and not
     the run: see `problems`."""
     phase, exclusive = Phase.KEEP, 'checkpoints'
-    patience = 600.  # seconds that the first process waits for the others' parts
+    patience = 600.  # seconds that the first process waits for the others' parts…
+    grace = 10.      # …and once the run is to end: those of a process that was killed never come
 
     def __init__(self,
         every: str | int | float | Iterable = USUAL, # 'epoch', '10 minutes', '500 steps', a whole number of steps,
@@ -528,11 +529,18 @@ class Checkpoint(StepCallback):
         self._forget_older()
         return ''
 
+    @property
+    def _cut_short(self) -> bool:
+        "Whether the fit is to end before its time"
+        return self.signals.caught is not None or self.learn.stopped is not None
+
     def _parts(self, stem: str) -> list[Path]:
         "The files of all processes, once they are there"
         paths = [self.directory/f'{stem}.{process}.pt' for process in range(world_size())]
-        until = time.monotonic() + self.patience
+        until, ending = time.monotonic() + self.patience, False
         while missing := [path for path in paths if not path.exists()]:
+            if self._cut_short and not ending:
+                until, ending = min(until, time.monotonic() + self.grace), True
             if time.monotonic() > until: raise OSError(f"{missing[0].name} of another process did not arrive")
             time.sleep(0.01)
         for path in paths:

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -283,6 +284,17 @@ def test_what_cannot_be_whole_takes_no_space(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoint, '_commit', full)
     resume(tmp_path)
     assert not list((tmp_path/'checkpoints').iterdir())
+
+
+def test_the_part_of_a_process_that_was_killed_is_not_waited_for_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, 'world_size', lambda: 2)
+    keeper = Checkpoint(folder=tmp_path)
+    keeper.grace, keeper.signals.caught = 0.1, signal.SIGTERM  # by which a launcher tells of the death
+    keeper.directory.mkdir()
+    (keeper.directory/'step-000000001.0.pt').write_bytes(b'x')
+    begun = time.monotonic()
+    with pytest.raises(OSError, match='1.pt of another process did not arrive'): keeper._parts('step-000000001')
+    assert time.monotonic() - begun < keeper.patience / 10
 
 
 def test_a_folder_that_is_removed_is_made_again(tmp_path):
