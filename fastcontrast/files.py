@@ -26,8 +26,9 @@ def whole_file(
         yield partial
         _to_disk(partial)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as e:
         with suppress(OSError): partial.unlink()
+        if isinstance(e, OSError) and e.filename is None: e.filename = str(path)  # a full disk's error has none
         raise
     if os.name == 'posix': _to_disk(path.parent)
 

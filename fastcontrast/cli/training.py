@@ -43,7 +43,7 @@ class Training:
     results: dict[str, dict[str, float]] = field(default_factory=dict) # what `judge` said, by whose features
     encoder: Path | None = None # the exported file
     goes_on: bool = False      # whether from a checkpoint of an earlier process
-    unsaved: str = ''          # why the encoder is not in the run's folder, and where it is; '' if it is there
+    unsaved: str = ''          # why the encoder is not in the run's folder; '' if it is there
     notes: list[str] = field(default_factory=list) # what went wrong and did not end it
 
     @property
@@ -258,7 +258,7 @@ def _export(training: Training) -> None:
         try: training.encoder = training.learn.export(path)
         except InputError as e: reason = reason or str(e).rstrip('.')
         else: break
-    if reason: training.unsaved = f"{reason}; {'' if training.encoder else 'nor could it be written anywhere else'}"
+    if reason: training.unsaved = reason if training.encoder else f"{reason}; nor could it be written anywhere else"
 
 
 def _keep(training: Training, problem: BaseException | None) -> BaseException | None:
@@ -291,7 +291,8 @@ def _draw_curves(training: Training) -> None:
 
 def _write_error(training: Training, problem: BaseException | None) -> None:
     file = training.folder/ERROR
-    if not _is_failure(problem) or isinstance(problem, NOBODY_READS): return file.unlink(missing_ok=True)
+    file.unlink(missing_ok=True)  # an earlier one's, also where this one can't be written
+    if not _is_failure(problem) or isinstance(problem, NOBODY_READS): return
     write_whole(file, ''.join(traceback.format_exception(problem)))
 
 
@@ -339,7 +340,7 @@ def _told(training: Training, problem: BaseException) -> BaseException:
         reason = _reason(training, problem)
         if code == 2 and not folder.worth_keeping and not folder.resumed: return problem
         parts = [f"error: {reason}", _saved(training)]
-    if code == 1: parts.append(f"the traceback is in {folder/ERROR}")
+    if code == 1 and (folder/ERROR).exists(): parts.append(f"the traceback is in {folder/ERROR}")
     if training.begun and code != 2 and not _checkpoint_in(folder):
         parts.append("without a checkpoint it can only begin anew")
     if code == 2 or not _checkpoint_in(folder): return Ended('; '.join(parts) + '.', code)
