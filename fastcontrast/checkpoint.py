@@ -336,7 +336,7 @@ class Checkpoint(StepCallback):
     the run: see `problems`."""
     phase, exclusive = Phase.KEEP, 'checkpoints'
     patience = 600.  # seconds that the first process waits for the others' parts…
-    grace = 10.      # …and once the run is to end: those of a process that was killed never come
+    grace = 5.       # …and once the run is to end: those of a process that was killed never come
 
     def __init__(self,
         every: str | int | float | Iterable = USUAL, # 'epoch', '10 minutes', '500 steps', a whole number of steps,
@@ -539,6 +539,7 @@ class Checkpoint(StepCallback):
         paths = [self.directory/f'{stem}.{process}.pt' for process in range(world_size())]
         until, ending = time.monotonic() + self.patience, False
         while missing := [path for path in paths if not path.exists()]:
+            if paths[0] in missing: raise OSError(f"{paths[0].name} was removed")  # its own, which was there
             if self._cut_short and not ending:
                 until, ending = min(until, time.monotonic() + self.grace), True
             if time.monotonic() > until: raise OSError(f"{missing[0].name} of another process did not arrive")

@@ -297,6 +297,20 @@ def test_the_part_of_a_process_that_was_killed_is_not_waited_for_long(tmp_path, 
     assert time.monotonic() - begun < keeper.patience / 10
 
 
+def test_a_part_that_is_removed_at_once_is_not_waited_for(tmp_path, monkeypatch):
+    "As by somebody who removes the folder in that moment"
+    write = checkpoint.write_whole
+    def removed(path, content):
+        write(path, content)
+        if path.name == 'step-000000006.0.pt': path.unlink()
+    monkeypatch.setattr(checkpoint, 'write_whole', removed)
+    keeper, begun = Checkpoint('2 steps'), time.monotonic()
+    learner().fit_contrastive(3, cbs=keeper, resume=tmp_path)
+    assert time.monotonic() - begun < keeper.patience / 10 and newest(tmp_path)['step'] == 12
+    assert keeper.problems == ["the checkpoint of step 6 could not be written (step-000000006.0.pt was removed); "
+                               "the run goes on."]
+
+
 def test_a_folder_that_is_removed_is_made_again(tmp_path):
     class Remove(Callback):
         def before_batch(self):
