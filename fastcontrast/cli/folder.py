@@ -72,8 +72,8 @@ def owner_lives(
     "Whether a process is at work in a run's folder; not to be asked by that process"
     if fcntl is None: return True
     try:
-        with (path/LOCK).open('r+') as handle:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (path/LOCK).open() as handle:  # to read, which a folder of another user's allows too
+            fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
     except FileNotFoundError: return False
     except OSError: return True

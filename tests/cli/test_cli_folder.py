@@ -184,6 +184,17 @@ def test_runs(run, refused, folder):
     assert find_runs(Path('runs/a')) == [Path('runs/a')]
 
 
+def test_a_killed_run_is_told_where_nothing_can_be_written(folder, monkeypatch):
+    record('r', state='running', settings={})
+    (folder/'r/.lock').touch()
+    opened = Path.open
+    def read_only(path, mode='r', *args, **kwargs):
+        if mode != 'r': raise OSError(errno.EROFS, 'Read-only file system')
+        return opened(path, mode, *args, **kwargs)
+    monkeypatch.setattr(Path, 'open', read_only)
+    assert run_row(Path('r'))['state'] == 'killed'
+
+
 def test_ages_in_words():
     ages = {0: '0 s', 59.9: '59 s', 60: '1 min', 3599: '59 min', 7200: '2 h', 86400 * 40: '40 d'}
     assert {seconds: in_words(seconds) for seconds in ages} == ages
