@@ -149,7 +149,8 @@ class ContrastiveLearner(Learner):
         With `resume` a run survives whatever ends it: the same call goes on at the step where it was, with what it
         would have drawn, and ends with the same weights. How often its state is written, a `Checkpoint` among `cbs` or
         the learner's says. More epochs than before make it longer: with the schedule 'wsd' as if it had been planned
-        so. Raises `InputError` where the folder's run is another, and `Interrupted` at a signal."""
+        so, where the warm-up is equal. Raises `InputError` where the folder's run is another, and `Interrupted` at a
+        signal."""
         whole(n_epoch=n_epoch)
         number(above=0, optional=True, lr=lr)
         if resume is not None and (not isinstance(resume, str | Path) or Path(resume).is_file()):

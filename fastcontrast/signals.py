@@ -10,7 +10,7 @@ from typing import Any
 # Ctrl-C, `kill` and whoever shares a machine among its users, and a terminal that is closed
 ENDING = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
 
-_PATIENCE_PLEASE = b"\nfinishing what must not be lost; Ctrl-C once more ends it at once\n"
+_WORD = b"\nfinishing the step, and saving; Ctrl-C once more breaks the step off\n"
 PATIENCE = 2.  # seconds after which a second signal is another wish, and no echo of the first
 
 
@@ -55,7 +55,7 @@ class Signals:
         if self._wishes and time.monotonic() - self._when < PATIENCE: return
         self._wishes, self._when, self.caught = self._wishes + 1, time.monotonic(), self.caught or number
         if not self._depth or self._wishes > 1: raise Interrupted(self.caught)
-        if number == signal.SIGINT and os.isatty(2): os.write(2, _PATIENCE_PLEASE)
+        if number == signal.SIGINT and os.isatty(2): os.write(2, _WORD)
 
     def check(self) -> None:
         "Raise `Interrupted` if there was a signal"
