@@ -461,6 +461,9 @@ class Checkpoint(StepCallback):
             raise self._interrupted(wish - 1)
         if last: self._release()
 
+    def after_train(self): self._hold()  # its features are judged: until the epoch's row stands everywhere
+    def after_epoch(self): self._release()  # a signal that came meanwhile is seen after the next step
+
     def _interrupted(self, number: int) -> Interrupted:
         "What ends the fit at a signal, with a note below its traceback that says how to go on"
         ended = Interrupted(number)

@@ -17,7 +17,7 @@ from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastcore.foundation import L
-from helpers.deaths import Death, DieAt, same_state
+from helpers.deaths import Death, DieAt, history, same_state
 from helpers.learners import small
 from helpers.pictures import ARCH, Dots
 from helpers.refusals import refusal
@@ -26,10 +26,12 @@ from fastcontrast import checkpoint
 from fastcontrast.checkpoint import Checkpoint, moments, newest, plain, size_of
 from fastcontrast.core import InputError
 from fastcontrast.data import image_dls
+from fastcontrast.history import History
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.losses import DCL
 from fastcontrast.signals import Interrupted
 from fastcontrast.speedups.suncet import SuNCEt
+from fastcontrast.step import Phase
 
 
 def learner(method='simclr', arch=ARCH, n=24, cbs=(), loss=None, **changes):
@@ -262,6 +264,18 @@ def test_a_signal_while_features_are_judged(tmp_path):
             if self.epoch == 1: os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Interrupted): resume(tmp_path/'a', cbs=Signal())
     assert newest(tmp_path/'a')['step'] == 8
+    same_state(resume(tmp_path/'a'), resume(tmp_path/'whole'))
+
+
+def test_a_signal_while_the_row_is_written_does_not_part_recorder_and_history(tmp_path):
+    class Signal(Callback):
+        order = Phase.LAST  # after the recorder, before the history
+        def after_epoch(self):
+            if self.epoch == 1: os.kill(os.getpid(), signal.SIGTERM)
+    learn = learner()
+    with pytest.raises(Interrupted):
+        learn.fit_contrastive(3, resume=tmp_path/'a', cbs=[Signal(), History(tmp_path/'a/history.csv')])
+    assert len(learn.recorder.values) == len(history(tmp_path/'a')) == 2 and newest(tmp_path/'a')['step'] == 9
     same_state(resume(tmp_path/'a'), resume(tmp_path/'whole'))
 
 
