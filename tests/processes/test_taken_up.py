@@ -14,17 +14,20 @@ from fastcontrast.checkpoint import newest
 from fastcontrast.data import image_dls
 from fastcontrast.distributed import rank
 from fastcontrast.learner import contrastive_learner
+from fastcontrast.recipes import METHODS
 from fastcontrast.speedups.comb_patches import CombinePatches
 from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
 from fastcontrast.speedups.suncet import SuNCEt
 
 RUNS = {
+    **{name: lambda name=name: dict(method=small(name, 'cifar')) for name in METHODS},
     'all': lambda: dict(method=small('moco_v2', 'cifar'),
                         cbs=[CombinePatches(), IntermediateLoss(), PartialBackprop(), SuNCEt(per_class=3)]),
     'dino in bfloat16': lambda: dict(method=small('dino', 'cifar'), precision='bf16'),
     'parts': lambda: dict(method=small('byol', 'cifar'), accumulate=2),
 }
 DEATHS = {'all': (2, 7), 'dino in bfloat16': (5,), 'parts': (8,)}
+USUAL = (7,)  # of the recipes: in the second epoch
 
 
 def learner(name):
@@ -43,7 +46,7 @@ def process(r, folder, told):
     try:
         for name in RUNS:
             whole = run(partial(learner, name), folder/name/'whole', 3)
-            broken = run(partial(learner, name), folder/name/'broken', 3, *DEATHS[name])
+            broken = run(partial(learner, name), folder/name/'broken', 3, *DEATHS.get(name, USUAL))
             same_state(whole, broken)  # in each process, its own statistics of BatchNorm too
         told.put('')
     except BaseException: told.put(traceback.format_exc())
