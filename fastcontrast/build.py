@@ -15,9 +15,12 @@ from torch import nn
 from .core import InputError
 from .guards import ClipEach
 from .losses import LOSSES, Loss, as_step_loss
-from .models import ContrastiveModel, feature_dim, has_large_stem, make_encoder, small_stem
+from .models import (ContrastiveModel, architecture, drop_paths, feature_dim, fix_positions, has_large_stem,
+                     make_encoder, small_stem)
 from .multi_crop import MultiCrop
-from .recipes import METHODS, Recipe, check_parts, make_part, pick_setting
+from .recipes import METHODS, Recipe, check_parts, encoder_kind, make_part, pick_setting
+from .recipes.recipe import SMALL_PICTURES
+from .step import StepCallback
 from .targets import Memory, Queue, Target
 
 
@@ -143,8 +146,25 @@ def _fit_memory(
     return memory, notes
 
 
+def choose_encoder(
+    dls,                      # from `image_dls`
+    arch: str,                # any timm architecture
+    small_input: bool | None, # the ResNets' stem for small pictures; None: for a ResNet, up to 64 pixels
+    pretrained: bool,         # start from timm's weights
+) -> tuple[nn.Module, bool]:  # and whether it has the stem for small pictures
+    "The encoder, for pictures of this size. Raises `InputError` for one that can't be"
+    encoder = make_encoder(arch, small_input=bool(small_input), pretrained=pretrained, size=dls.size)
+    if small_input is None:
+        # digits have 8 pixels, however large they are shown
+        small_input = dls.size <= SMALL_PICTURES and dls.source != 'digits' and not pretrained
+        small_input = small_input and has_large_stem(encoder)
+        if small_input: small_stem(encoder)
+    return encoder, small_input
+
+
 def choose_parts(
     dls,                       # from `image_dls`
+    encoder: nn.Module,        # that is trained
     method: Recipe | str,      # a recipe, or its name
     loss: Any = None,          # see `choose_loss`
     cbs: Any = None,           # the user's callbacks: one, several, or classes of them
@@ -152,7 +172,8 @@ def choose_parts(
     "The parts of a learner. Raises `InputError` for parts that do not go together"
     recipe = as_recipe(method)
     had_none = not recipe.prototypes
-    recipe = recipe.resolve(pick_setting(dls.source, dls.size))
+    pictures = len(dls.train.dataset)
+    recipe = recipe.resolve(pick_setting(dls.source, dls.size, pictures), dls.size, encoder_kind(encoder))
     recipe.check()
     loss = choose_loss(loss, recipe)
     given, notes = [_callback(cb) for cb in L(cbs) if cb is not None], []
@@ -160,7 +181,7 @@ def choose_parts(
     memory = _axis(Memory, 'memories of earlier batches', recipe.memory, given, recipe)
     crops = _axis(MultiCrop, 'crops', recipe.multi_crop, given, recipe)
     if memory is not None and memory not in given and 'memory' not in recipe.changes:
-        memory, notes = _fit_memory(memory, len(dls.train.dataset), dls.train.bs)
+        memory, notes = _fit_memory(memory, pictures, dls.train.bs)
     check_parts(recipe, loss, memory)
     if recipe.one_way and crops is not None and crops.globals[0] < 2:
         raise InputError(f"{recipe.name}() asks with one large view and answers with the others, and {crops} makes "
@@ -176,13 +197,17 @@ def choose_parts(
                          "which is not the loss of the large batch: give contrastive_learner(…, accumulate=k), which "
                          "has it, instead.")
     others = [cb for cb in given if cb not in (target, memory, crops)]
-    return Parts(recipe, loss, target, memory, crops, [*_own_speedups(recipe, given), *others], notes)
+    own = _own_speedups(recipe, given, bool(dls.train.data.labeled.any()))
+    return Parts(recipe, loss, target, memory, crops, [*own, *others], notes)
 
 
-def _own_speedups(recipe: Recipe, given: Sequence[Callback]) -> list[Callback]:
-    "The callbacks that belong to the method, where the user has not given others of their kind"
+def _own_speedups(recipe: Recipe, given: Sequence[Callback], labeled: bool) -> list[Callback]:
+    "The callbacks that belong to the method, where the user has not given others that do the same"
+    makers = (*recipe.speedups, *(recipe.with_labels if labeled else ()))
     def kind_of(maker): return type(maker) if isinstance(maker, Callback) else getattr(maker, 'func', maker)
-    return [make_part(maker) for maker in recipe.speedups if not any(isinstance(cb, kind_of(maker)) for cb in given)]
+    tasks = {type(cb).exclusive for cb in given if isinstance(cb, StepCallback)} - {None}
+    def replaced(kind): return kind.exclusive in tasks or any(isinstance(cb, kind) for cb in given)
+    return [make_part(maker) for maker in makers if not replaced(kind_of(maker))]
 
 
 def gradient_clips(
@@ -197,18 +222,25 @@ def gradient_clips(
 
 
 def make_model(
-    arch: str,                # any timm architecture
-    size: int,                # side of the pictures in pixels
-    parts: Parts,
-    small_input: bool | None, # the ResNets' stem for small pictures; None: for a ResNet in the setting 'cifar'
-    pretrained: bool,         # start from timm's weights
-) -> tuple[ContrastiveModel, bool]: # and whether it has the stem for small pictures
-    "The encoder with the method's head"
-    encoder = make_encoder(arch, small_input=bool(small_input), pretrained=pretrained, size=size)
-    if small_input is None:
-        small_input = parts.recipe.setting == 'cifar' and not pretrained and has_large_stem(encoder)
-        if small_input: small_stem(encoder)
-    model = ContrastiveModel(encoder, parts.recipe.head(feature_dim(encoder, size)), per_view=parts.recipe.per_view)
+    encoder: nn.Module, # from `choose_encoder`
+    size: int,          # side of the pictures in pixels
+    recipe: Recipe,     # resolved, and without prototypes that its loss has no use for
+    pretrained: bool,   # the encoder has weights already
+) -> ContrastiveModel:
+    "The encoder with the method's head. Raises `InputError` where the call freezes what the encoder has not"
+    _freeze(encoder, recipe)
+    if recipe.fixed_positions and not pretrained: fix_positions(encoder)
+    if recipe.drop_path: drop_paths(encoder, recipe.drop_path)
+    model = ContrastiveModel(encoder, recipe.head(feature_dim(encoder, size)), recipe.per_view, recipe.joint_head)
     model.encoder.to(memory_format=torch.channels_last)
-    return model, bool(small_input)
+    return model
 
+
+def _freeze(encoder: nn.Module, recipe: Recipe) -> None:
+    "Modules that the recipe freezes do not train; the call's, or `InputError`, and the recipe's own where they are"
+    known = {name for name, _ in encoder.named_modules()}
+    for name in recipe.frozen:
+        if name in known: encoder.get_submodule(name).requires_grad_(False)
+        elif 'frozen' in recipe.changes:
+            raise InputError(f"{recipe.name}() freezes '{name}', which '{architecture(encoder)}' has not: give the "
+                             "names of other modules, or frozen=().")

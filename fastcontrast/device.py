@@ -27,6 +27,7 @@ from torch.utils._triton import has_triton
 from .core import InputError, moved
 from .models import ContrastiveModel
 from .precision import autocast
+from .small_maps import convolved, multiplies
 from .step import Phase, StepCallback
 from .views import OPERATIONS
 
@@ -40,21 +41,22 @@ def _overhangs(size: int, kernel: int, stride: int, padding: int | str, dilation
         return first < outputs and start + first * stride < size
     return not all(meets(tap * dilation - padding) for tap in range(kernel))
 
-def _float32_overhang(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    "A convolution whose autocast is off if its kernel overhangs"
+def _convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    "A convolution: matrix products on small maps, else without autocast if its kernel overhangs"
+    if conv.training and x.dtype != torch.float64 and multiplies(conv, x): return convolved(conv, x)
     paddings = [conv.padding] * 2 if isinstance(conv.padding, str) else conv.padding
     sides = zip(x.shape[-2:], conv.kernel_size, conv.stride, paddings, conv.dilation)
     if x.dtype == torch.float64 or not any([_overhangs(*side) for side in sides]): return type(conv).forward(conv, x)
     with autocast('fp32', x.device): return type(conv).forward(conv, x.float())
 
-class _Float32Overhangs:
-    "Has the convolutions of a model whose kernels overhang run without autocast, from `attach` to `remove`"
+class _Convolutions:
+    "Has the convolutions of a model run as `_convolution` says, from `attach` to `remove`"
     def __init__(self): self.convs = []
 
     def attach(self, model: nn.Module) -> None:
-        self.convs = [m for m in model.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
+        self.convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
         # no hook, at which a compiled encoder would fall apart
-        for m in self.convs: m.forward = partial(_float32_overhang, m)
+        for m in self.convs: m.forward = partial(_convolution, m)
 
     def remove(self) -> None:
         for m in self.convs: del m.forward
@@ -70,14 +72,14 @@ class Autocast(MixedPrecision):
         precision: str, # 'bf16' or 'fp16'
     ):
         super().__init__(AMPMode(precision))
-        self.overhangs, self.inside = _Float32Overhangs(), False
+        self.convolutions, self.inside = _Convolutions(), False
 
     def before_fit(self):
         device = next(self.model.parameters()).device.type
         self.context, self.inside = autocast(self.amp_mode.value, device), False
         # the names of fastai's `MixedPrecision`
         self.learn.scaler, self.scales = torch.GradScaler(device, enabled=self.amp_mode == AMPMode.FP16), []
-        if device == 'cpu': self.overhangs.attach(self.model)
+        if device == 'cpu': self.convolutions.attach(self.model)
 
     def before_batch(self):
         self.after_loss()  # of a batch that was broken off
@@ -97,7 +99,7 @@ class Autocast(MixedPrecision):
 
     def after_fit(self):
         self.after_loss()
-        self.overhangs.remove()
+        self.convolutions.remove()
         self.context = self.learn.scaler = self.scales = None
 
 # %% ../nbs/180_device.ipynb #8b756857

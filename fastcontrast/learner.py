@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from .accumulate import Accumulate
 from .bar import DeviceLoss, teller
-from .build import Parts, choose_parts, gradient_clips, make_model
+from .build import Parts, choose_encoder, choose_parts, gradient_clips, make_model
 from .checkpoint import Checkpoint
 from .core import InputError, number, whole
 from .device import Autocast, Compile, reuse_memory
@@ -164,7 +164,7 @@ class ContrastiveLearner(Learner):
         if self.logger is not noop: self._announce(n_epoch, peak, origin)
         if self.opt is None: self.create_opt()
         plan = schedules(self.opt.opt.param_groups, peak, self._warmup(n_epoch), r.schedule, r.warmup_from, r.wd,
-                         r.wd_end)
+                         r.wd_end, r.lr_end)
         keeper = [] if resume is None else self._keeper(resume, L(cbs))
         with self.added_cbs([ParamScheduler(plan), *keeper, *L(cbs)]):
             try:
@@ -174,7 +174,7 @@ class ContrastiveLearner(Learner):
 
     def _warmup(self, n_epoch: int) -> float:
         "The share of a fit that warms up"
-        return min(self.recipe.warmup, n_epoch / 10) / n_epoch
+        return min(self.recipe.warmup / n_epoch, self.recipe.warmup_share)
 
     def _stable(self, n_epoch: int) -> int:
         "Steps of a fit after which its learning rate begins to depend on its length; 0 if it always does"
@@ -202,8 +202,9 @@ class ContrastiveLearner(Learner):
     def _announce(self, n_epoch: int, peak: float, origin: str):
         "Say what the fit is going to do"
         r = self.recipe
+        descent = schedule_words(r.schedule) + (f", not below {r.lr_end * peak:.3g}" if r.lr_end else '')
         print(f"{r.name} ({r.setting}): {r.opt}, lr {peak:.4g} ({origin}), wd {r.wd:g}, warm-up "
-              f"{self._warmup(n_epoch) * n_epoch:.3g} of {n_epoch} epochs, {schedule_words(r.schedule)}", *self.notes,
+              f"{self._warmup(n_epoch) * n_epoch:.3g} of {n_epoch} epochs, {descent}", *self.notes,
               sep='\n', flush=True)
 
     def to_distributed(self, *args, **kwargs):
@@ -319,7 +320,7 @@ def contrastive_learner(
     cbs: Callback | Sequence[Callback] | None = None, # speedups, any fastai callback, a target, memory or multi-crop
     views: Any = None,                   # a kind, a `ViewKind`, or a module that augments a batch; None: the recipe's
     metrics: Sequence[str | Callable] | None = None, # the epoch table's columns; None: knn, spread and rankme
-    small_input: bool | None = None,     # the ResNets' stem for small pictures; None: in the setting 'cifar'
+    small_input: bool | None = None,     # the ResNets' stem for small pictures; None: up to 64 pixels
     pretrained: bool = False,            # start from timm's weights
     precision: str = 'auto',             # of the arithmetic: 'fp32', 'bf16', 'fp16', or 'auto': bf16 where it is native
     compile: bool = False,               # compile the encoder with `torch.compile`, which is meant for GPUs
@@ -332,15 +333,16 @@ def contrastive_learner(
     if not isinstance(dls, ImageLoaders):
         raise InputError("dls must come from image_dls(…), which takes fastai DataLoaders too.")
     join_processes()
-    parts = choose_parts(dls, method, loss, cbs)
+    encoder, small_input = choose_encoder(dls, arch, small_input, pretrained)
+    parts = choose_parts(dls, encoder, method, loss, cbs)
     recipe = parts.recipe
     views = as_views(recipe.views if views is None else views, dls.size)
-    model, small_input = make_model(arch, dls.size, parts, small_input, pretrained)
+    model = make_model(encoder, dls.size, recipe, pretrained)
     pair = PairLoss(parts.loss)
     model.memory['losses'] = pair.losses  # what they keep from step to step (DINO's centre) is saved with the model
     model.to(dls.device)
 
-    encoder, table = model.encoder, EpochTable(dls, metrics, knn_pictures)
+    table = EpochTable(dls, metrics, knn_pictures)
     normalize = Normalize(encoder.pretrained_cfg['mean'], encoder.pretrained_cfg['std'])
     watch = Collapse(stop_on_collapse, chance_level(dls.valid.ordered(knn_pictures).labels()))
     frame = [Contrast(views, normalize, recipe.one_way), FiniteLoss(), table, watch]
@@ -352,7 +354,8 @@ def contrastive_learner(
     if accumulate != 1 or isinstance(accumulate, bool): added.append(Accumulate(accumulate))
 
     groups = partial(parameter_groups, wd=recipe.wd, adapt=recipe.opt == 'lars',
-                     constant_lr=recipe.predictor_constant_lr, wd_all=recipe.wd_all)
+                     constant_lr=recipe.predictor_constant_lr, wd_all=recipe.wd_all,
+                     wd_tokens=recipe.wd_tokens)
     learn = ContrastiveLearner(dls, model, loss_func=pair, opt_func=optimizer(recipe.opt, recipe.opt_args),
                                splitter=groups, lr=recipe.lr * dls.train.bs / 256, cbs=[*frame, *added],
                                metrics=table.columns(), path=path)

@@ -62,9 +62,19 @@ class MultiCrop(StepCallback):
         main = views.main
         makers = self.makers(main, patch_side(encoder) or 8)
         for size in {maker.size for maker in makers} - {main.size}:
-            try: feature_dim(encoder, size)
-            except InputError as e:
-                raise InputError(f"MultiCrop's crops can't be {size} pixels wide: {e.message}") from None
+            self.try_out(size)
         for maker in makers: views.add(maker)
         self.undo(views.add, main)
         self.undo(views.remove, 'local')
+
+    def try_out(self,
+        size: int, # of crops, in pixels
+    ) -> None:
+        "Raise `InputError` unless the encoder takes them"
+        try: feature_dim(self.model.encoder, size)
+        except InputError as e:
+            raise InputError(f"MultiCrop's crops can't be {size} pixels wide: {e.message}") from None
+
+    def check_size(self, size):
+        views = self.learn.plan.views
+        self.try_out(views.side(views.makers['local'], size))

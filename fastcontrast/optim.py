@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from fastai.optimizer import OptimWrapper
 from timm.optim.lars import Lars
+from timm.optim.muon import Muon
 from torch import Tensor, nn
 
 from .core import InputError, Registry
 
-__all__ = ['OPTIMIZERS', 'SCHEDULES', 'AdamW', 'Sgd', 'cosine', 'lars', 'optimizer', 'parameter_groups',
-           'schedule_words', 'schedules', 'stable_until', 'steps', 'warmup_then', 'wsd']
+__all__ = ['OPTIMIZERS', 'SCHEDULES', 'AdamW', 'JointLars', 'Sgd', 'cosine', 'lars', 'muon', 'optimizer',
+           'parameter_groups', 'schedule_words', 'schedules', 'stable_until', 'steps', 'warmup_then', 'wsd']
 
 OPTIMIZERS = Registry('optimizer') # called as `make(groups, lr=…, **args)`
 SCHEDULES = Registry('schedule')   # the share of the run after the warm-up, in [0, 1], to the share of the peak
@@ -43,14 +44,31 @@ class _Fused:
         return special
 
 
+class JointLars(Lars):
+    "timm's, but the trust ratio divides by |g + wd p|, as SimCLR, BYOL and MoCo v3 have it, not by |g| + wd |p|"
+    @torch.no_grad()
+    def step(self):
+        decays = [group['weight_decay'] for group in self.param_groups]
+        for group in self.param_groups:
+            pairs = [(p.grad, p) for p in group['params'] if p.grad is not None]
+            if group['weight_decay'] and pairs:
+                torch._foreach_add_(*map(list, zip(*pairs)), alpha=group['weight_decay'])
+            group['weight_decay'] = 0.  # it is in the gradients
+        try: super().step()
+        finally:
+            for group, decay in zip(self.param_groups, decays, strict=True): group['weight_decay'] = decay
+
+
 @OPTIMIZERS.register('lars')
 def lars(
     params,
     *,
     momentum: float = 0.9,
-    **kwargs, # of timm's `Lars`
+    joint: bool = False, # see `JointLars`
+    **kwargs,            # of timm's `Lars`
 ) -> Lars:
     "timm's, multi-tensor by itself in newer releases"
+    if joint: return JointLars(params, momentum=momentum, **{'eps': 0., **kwargs})
     return Lars(params, momentum=momentum, **kwargs)
 
 
@@ -90,15 +108,31 @@ class AdamW(_Fused, torch.optim.AdamW):
         super().__init__(params, fused=not foreach if fused is None else fused, foreach=foreach, **kwargs)
 
 
+@OPTIMIZERS.register('muon')
+def muon(
+    params,
+    **kwargs, # of timm's `Muon`
+) -> Muon:
+    """timm's: a matrix moves along its orthogonalized momentum (Jordan et al. 2024)
+
+    The step is made as long as AdamW's, by 0.2 and the root of the longer side (Liu et al. 2025). Filters are
+    matrices too, flattened to `[out, in * height * width]`. Biases, norms and whatever else has no weight decay move by
+    AdamW at the same learning rate, and so do matrices of fewer than four rows or columns."""
+    groups = [dict(g, use_fallback=not g['decays']) if isinstance(g, dict) and 'decays' in g else g for g in params]
+    return Muon(groups, **kwargs)
+
+
 def parameter_groups(
     model: nn.Module,          # a `ContrastiveModel`
     wd: float,                 # weight decay of matrices and filters
     adapt: bool,               # whether to mark them for LARS' adaptation
     constant_lr: bool = False, # the predictors' learning rate does not follow the schedule: groups marked `constant_lr`
     wd_all: bool = False,      # weight decay for the rest as well
+    wd_tokens: bool = False,   # for the encoder's own exceptions, at least: a ViT's position and class tokens
 ) -> list[dict]:
     "Parameters that train, with weight decay and without it (biases, norms, the encoder's own exceptions)"
-    exceptions = {f'encoder.{n}' for n in getattr(model.encoder, 'no_weight_decay', set)()}
+    spared = getattr(model.encoder, 'no_weight_decay', set)() if not wd_tokens else ()
+    exceptions = {f'encoder.{n}' for n in spared}
     predictors = [head.predictor for head in model.heads.values() if constant_lr and head.predictor is not None]
     constant = {p for predictor in predictors for p in predictor.parameters()}
     groups = []
@@ -169,12 +203,13 @@ def warmup_then(
     peak: float,       # learning rate at the end of the warm-up
     warmup: float,     # share of the run that warms up, in [0, 1)
     start: float = 0., # share of the peak that it starts from
+    end: float = 0.,   # share of the peak that stands for the schedule's 0
 ) -> Callable[[float], float]: # share of the run that is done, in [0, 1], to the learning rate
     "Linear up to `peak`, then the schedule"
     share = SCHEDULES.find(schedule)
     def lr(t: float) -> float:
         if t < warmup: return peak * (start + (1 - start) * t / warmup)
-        return peak * share((t - warmup) / (1 - warmup))
+        return peak * (end + (1 - end) * share((t - warmup) / (1 - warmup)))
     return lr
 
 
@@ -186,9 +221,10 @@ def schedules(
     warmup_from: float = 0.,      # share of the peak that the warm-up starts from
     wd: float = 0.,               # weight decay at the beginning…
     wd_end: float | None = None,  # …and at the end, along a cosine; None: it stays as the groups have it
+    lr_end: float = 0.,           # share of the peak that stands for the schedule's 0
 ) -> dict[str, Callable[[float], list[float]]]: # what `ParamScheduler` takes
     "Learning rate and, where it changes, weight decay of every group over the run"
-    lr = warmup_then(schedule, peak, warmup, warmup_from)
+    lr = warmup_then(schedule, peak, warmup, warmup_from, lr_end)
     over_run = {'lr': lambda t: [peak if g.get('constant_lr') else lr(t) for g in groups]}
     if wd_end is not None:
         over_run['wd'] = lambda t: [(wd_end - (wd_end - wd) * cosine(t)) * g['decays'] for g in groups]

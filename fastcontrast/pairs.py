@@ -8,7 +8,7 @@ Docs: https://fastcontrast.github.io/fastcontrast/pairs.html.md"""
 __all__ = ['Embeddings', 'MEETS', 'PairLoss', 'PrototypeScores', 'add_level', 'drop_level']
 
 # %% ../nbs/150_pairs.ipynb #8bf61455
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from textwrap import shorten
 
 import torch
@@ -100,7 +100,11 @@ def _score_apart(loss: Loss, queries: dict[str, Tensor], k: Tensor, step: Step, 
     for role, q in queries.items():
         shared = step.keys_are_queries and role == 'views'
         for i, j in _pairs(step.queries[role], len(q), len(k)):
-            if not (once and shared and j < i): yield _score_pair(loss, q[i], k[j], *queue), 1
+            if not (once and shared and j < i): yield _score_pair(loss, q[i], k[j], *_rows_for(j, queue)), 1
+
+def _rows_for(view: int, queue: Sequence[Tensor]) -> list[Tensor]:
+    "The rows of a queue, if there is one, that a key view meets: all, `[N, D]`, or its own ones of `[V, N, D]`"
+    return [rows if rows.ndim == 2 else rows[view] for rows in queue]
 
 def _score_pair(loss: Loss, q: Tensor, k: Tensor, *queue: Tensor) -> Tensor:
     "Queries `[B, D]`, or M for every key, `[M, B, D]`, with keys `[B, D]`"

@@ -22,7 +22,7 @@ from fastai.callback.core import Callback, CancelFitException, CancelValidExcept
 from fastai.learner import ValueMetric
 from torch import Tensor, nn
 
-from .core import Declared, InputError, moved, whole
+from .core import Declared, InputError, moved, number, whole
 from .distributed import gather_objects, rank
 from .generators import generator_states, seed_generators, set_generators
 from .models import Embedding, Route
@@ -44,6 +44,7 @@ class Phase(IntEnum):
     COUNT = 18     # what the step is going to do is known, and counted
     KEYS = 20      # the target makes the keys
     MEMORY = 24    # keys are remembered, and those of earlier batches recalled
+    MEANS = 26     # keys become means of several
     SCORES = 28    # embeddings become scores
     TERMS = 29     # the terms of the loss are added up
     GUARDS = 30    # what watches over the loss
@@ -79,6 +80,7 @@ class Step(Declared):
                                       Phase.BATCH)
     size: int | None = _declared("side of the views in pixels", 'whole number', 'Contrast, a callback that changes it',
                                  Phase.SIZE)
+    strength: float = _declared("share of the views' strength", '0 to 1', 'a callback that changes it', Phase.SIZE, 1.)
     make: Callable[[Tensor], tuple[dict[str, Tensor], Tensor]] | None = _declared(
         "what makes views and key views of pictures", '[B, C, H, W] to (views, key_views)', 'Contrast, Accumulate',
         Phase.CHUNKS)
@@ -94,13 +96,13 @@ class Step(Declared):
     own_key_pass: bool = _declared("whether the target always embeds keys in a pass of their own", 'True or False',
                                    'Contrast', Phase.BATCH, False)
     keys: dict[str, Tensor] | None = _declared("keys by level, a block for each key view", '{level: [V, B, D]}',
-                                               'the target, a memory', Phase.KEYS)
+                                               'the target, a memory, MultiView', Phase.KEYS)
     keys_are_queries: bool = _declared("whether they are the queries' own embeddings, with gradient", 'True or False',
-                                       'the target, a memory', Phase.KEYS, False)
+                                       'the target, a memory, MultiView', Phase.KEYS, False)
     key_heads: nn.ModuleDict | None = _declared("the heads that made them, by level", '{level: Head}', 'the target',
                                                 Phase.KEYS)
-    queue: dict[str, Tensor] | None = _declared("keys of earlier batches, of length one", '{level: [N, D]}', 'Queue',
-                                                Phase.MEMORY)
+    queue: dict[str, Tensor] | None = _declared("keys of earlier batches, of length one",
+                                                '{level: [N, D] or [V, N, D]}', 'Queue', Phase.MEMORY)
     scored: dict[str, tuple[dict[str, Tensor], Tensor]] = _declared(
         "queries and keys of all processes, as scored", '{level: ({role: [V, …, B, D]}, [V, B, D])}', 'PairLoss',
         Phase.TERMS, dict)
@@ -164,6 +166,14 @@ class Plan(Declared):
                              "callback before.")
         self.views = as_views(views, self.views.size)
 
+    def seen_shape(self,
+        size: int, # side of the views in pixels
+    ) -> tuple[int, int]: # height and width
+        "What the online network sees where views have another side than usual"
+        full = self.views.size
+        height, width = self.query_shape or (full, full)
+        return height * size // full, width * size // full
+
 def plan_field_table() -> pd.DataFrame:
     "The fields of a plan"
     return _table(Plan)
@@ -172,7 +182,8 @@ def plan_field_table() -> pd.DataFrame:
 class StepCallback(Callback):
     "A callback of the step: it says its `phase`, and is told when it is added to a `Learner` and removed from it"
     phase: ClassVar[Phase | None] = None  # when in a step it acts
-    exclusive: str | None = None          # what only one callback of a learner does; None: any number may be there
+    # what only one callback of a learner does, or several such things; None: any number may be there
+    exclusive: str | tuple[str, ...] | None = None
     run_valid = False
     _learn, _undo, _ordered = None, (), False
 
@@ -231,10 +242,15 @@ class StepCallback(Callback):
             raise InputError(f"phase={phase!r} of {name} is no moment of a step: write phase = Phase.INPUT, say "
                              f"{there}.")
 
+    @property
+    def _tasks(self) -> tuple[str, ...]:
+        return (self.exclusive,) if isinstance(self.exclusive, str) else self.exclusive or ()
+
     def _check_exclusive(self):
-        task = self.exclusive
-        for cb in self.learn.cbs if task else ():
-            if cb is not self and isinstance(cb, StepCallback) and cb.exclusive == task:
+        tasks = self._tasks
+        for cb in self.learn.cbs if tasks else ():
+            if cb is self or not isinstance(cb, StepCallback): continue
+            for task in (task for task in tasks if task in cb._tasks):
                 raise InputError(f"this learner has {cb!r} already, which is the only one for {task}: remove that "
                                  "first.")
 
@@ -262,6 +278,9 @@ class StepCallback(Callback):
     def detached(self, learn) -> None: "Called when removed from `learn`, before what is to be undone"
     def check(self) -> None:
         "Called when a learner has all its callbacks, and before every fit; raises `InputError` for what does not fit"
+    def check_size(self,
+        size: int, # side of the views in pixels
+    ) -> None: "Called for every other side that views will have in a fit; raises `InputError` where that can't be"
     def levels_changed(self) -> None: "Called when the model was given a level, or lost one"
 
     def stop(self, error: Exception):
@@ -335,16 +354,17 @@ class Contrast(StepCallback):
         # plain tensors: dispatch on fastai's subclasses is slow in every operation, and `torch.compile` can't trace it
         images, *labels = (t.as_subclass(Tensor) for t in (*self.xb, *self.yb))
         plan = self.learn.plan
-        self.learn.step = Step(images, labels[0] if labels else None, plan.views.size, self.make_views,
-                               own_key_pass=plan.own_key_pass)
+        self.learn.step = Step(images, labels[0] if labels else None, plan.views.size,
+                               make=self.make_views, own_key_pass=plan.own_key_pass)
 
     def make_views(self,
         images: Tensor, # pictures `[B, C, H, W]`
     ) -> tuple[dict[str, Tensor], Tensor]: # normalised views by role, and those for keys: `[V, B, C, S, S]` each
         "The views of pictures"
-        plan, size = self.learn.plan, self.learn.step.size
+        plan, size, strength = self.learn.plan, self.learn.step.size, self.learn.step.strength
         whole('this step', least=2, optional=True, size=size)
-        views = {role: plan.normalize(v) for role, v in plan.views(images, size).items()}
+        number('this step', least=0, most=1, strength=strength)
+        views = {role: plan.normalize(v) for role, v in plan.views.softened(strength)(images, size).items()}
         if 'views' not in views:
             raise InputError(f"the views of this learner have the role {' and '.join(views)}, and none is called "
                              "'views', of which keys are made: give one of their makers role='views'.")

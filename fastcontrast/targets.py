@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -92,13 +93,16 @@ class EMATarget(Target):
         momentum: float = 0.99,   # m: the share of itself that the target keeps in a step, in [0, 1]
         schedule: str = 'cosine', # 'constant', or 'cosine': from m to `end` over the run
         end: float = 1.0,         # M, in [0, 1]
+        ahead: int = 0,           # steps by which the schedule is; 1 where the average moves before a step (MoCo v3)
     ):
         number(self, least=0, most=1, momentum=momentum, end=end)
         one_of(EMA_SCHEDULES, momentum_schedule=schedule)
-        self.momentum, self.schedule, self.end, self.target = momentum, schedule, end, None
+        whole(self, least=0, ahead=ahead)
+        self.momentum, self.schedule, self.end, self.ahead, self.target = momentum, schedule, end, ahead, None
 
     def __repr__(self):
-        return f"EMATarget({self.momentum}, {self.schedule!r}{f', {self.end}' if self.end != 1 else ''})"
+        end, ahead = f', {self.end}' if self.end != 1 else '', f', ahead={self.ahead}' if self.ahead else ''
+        return f"EMATarget({self.momentum}, {self.schedule!r}{end}{ahead})"
 
     def attached(self):
         super().attached()
@@ -106,6 +110,8 @@ class EMATarget(Target):
         try: self.target = copy.deepcopy(self.model).requires_grad_(False)
         finally: self.model.memory = memory
         for head in self.target.heads.values(): head.predictor = None
+        for module in self.target.modules():
+            if isinstance(module, DropPath): module.drop_prob = 0.  # keys are of the whole network (DINO)
         memory['ema'] = self.target
         self.undo(setattr, self, 'target', None)
         self.undo(memory.pop, 'ema')
@@ -125,36 +131,45 @@ class EMATarget(Target):
         with torch.no_grad(): return self.pass_of(self.target), self.target.heads
 
     def after_step(self):
-        m = EMA_SCHEDULES[self.schedule](self.momentum, self.end, self.pct_train)
+        share = min(1., self.pct_train + self.ahead / (self.n_iter * self.n_epoch))
+        m = EMA_SCHEDULES[self.schedule](self.momentum, self.end, share)
         with torch.no_grad(): get_ema_multi_avg_fn(m)(*self.pairs, None)  # one foreach kernel for all parameters
 
     def after_fit(self): self.pairs = None
 
 # %% ../nbs/170_targets.ipynb #9b1eba70
 class Ring(nn.Module):
-    "The last `size` rows that were written, each scaled to length one"
+    "The last `size` rows that were written, each scaled to length one; of every view, if there are several"
     def __init__(self,
         size: int, # rows
         dim: int,  # their width
+        views: int | None = None, # that have as many rows each; None: there is no such distinction
     ):
         super().__init__()
-        self.register_buffer('rows', F.normalize(torch.randn(size, dim)))
+        shape = (size, dim) if views is None else (views, size, dim)
+        self.register_buffer('rows', F.normalize(torch.randn(shape), dim=-1))
         # how many, ever; on the device: reading it would wait
         self.register_buffer('written', torch.zeros((), dtype=torch.long))
 
+    @property
+    def size(self) -> int:
+        "Rows that are kept, of each view"
+        return self.rows.shape[-2]
+
     @torch.no_grad()
     def push(self,
-        x: Tensor, # rows `[N, D]`, in order, of any length
+        x: Tensor, # rows `[N, D]`, or `[V, N, D]`, in order, of any length
     ) -> None:
         "Write rows over the oldest ones"
-        self.written += len(x)
-        x = x[-len(self.rows):]
-        places = (self.written - len(x) + torch.arange(len(x), device=x.device)) % len(self.rows)
-        self.rows.index_copy_(0, places, F.normalize(x.to(self.rows.dtype), dim=-1))
+        self.written += x.shape[-2]
+        x = x[..., -self.size:, :]
+        n = x.shape[-2]
+        places = (self.written - n + torch.arange(n, device=x.device)) % self.size
+        self.rows.index_copy_(-2, places, F.normalize(x.to(self.rows.dtype), dim=-1))
 
     def in_order(self) -> Tensor:
         "The rows from the oldest to the newest"
-        return self.rows.roll(-(int(self.written) % len(self.rows)), 0)
+        return self.rows.roll(-(int(self.written) % self.size), -2)
 
 # %% ../nbs/170_targets.ipynb #270fbbc2
 class Memory(StepCallback):
@@ -187,13 +202,15 @@ class Memory(StepCallback):
         for level, head in self.model.heads.items():
             if level in self.rings: continue
             with nullcontext() if level == 'final' else own_stream(f'{self.name_of_rings} {level}'):
-                self.rings[level] = Ring(self.size, head.dim).to(device)
+                self.rings[level] = self.ring(head.dim).to(device)
+
+    def ring(self, dim: int) -> Ring: return Ring(self.size, dim)
 
     def before_fit(self):
         self.written = {level: int(ring.written) for level, ring in self.rings.items()}
 
     def entering(self, keys: Tensor) -> Tensor:
-        "What of the keys `[V, B, D]` is remembered: rows `[N, D]`"
+        "What of the keys `[V, B, D]` is remembered: rows `[N, D]`, or `[V, N, D]` for a ring of several views"
         return keys.flatten(0, 1)
 
     def after_pred(self): self.keys = {level: gather(k.detach(), dim=-2) for level, k in self.step.keys.items()}
@@ -202,7 +219,7 @@ class Memory(StepCallback):
         for level, k in self.keys.items():
             rows = self.entering(k)
             self.rings[level].push(rows)
-            self.written[level] += len(rows)
+            self.written[level] += rows.shape[-2]
 
     def after_fit(self): self.keys = None
 
@@ -212,11 +229,21 @@ class Queue(Memory):
     def __init__(self,
         size: int = 65536, # keys that are kept
         start: int = 0,    # epoch of a fit from which the loss is given the queue; if not 0, only when it is full
+        per_view: bool = False, # each key view has as many rows of its own, and meets no others (SwAV)
     ):
         super().__init__(size)
         whole(self, least=0, start=start)
-        self.start = start
-    def __repr__(self): return f"Queue({self.size}{f', start={self.start}' if self.start else ''})"
+        self.start, self.per_view = start, per_view
+
+    def __repr__(self):
+        start, apart = f', start={self.start}' if self.start else '', ', per_view=True' if self.per_view else ''
+        return f"Queue({self.size}{start}{apart})"
+
+    def ring(self, dim):
+        plan = self.learn.plan
+        return Ring(self.size, dim, plan.views.main.n - plan.one_way if self.per_view else None)
+
+    def entering(self, keys): return keys if self.per_view else super().entering(keys)
 
     def attached(self):
         loss = self.loss_func.loss
@@ -227,8 +254,16 @@ class Queue(Memory):
 
     def after_pred(self):
         super().after_pred()
+        if self.per_view: self.check_views()
         if not self.start or self.epoch >= self.start and all(self.written[level] >= self.size for level in self.keys):
             self.step.queue = {level: ring.rows for level, ring in self.rings.items()}
+
+    def check_views(self):
+        for level, keys in self.step.keys.items():
+            views = len(self.rings[level].rows)
+            if len(keys) == views: continue
+            self.stop(InputError(f"{self!r} has rows for {views} key views, and this step has {len(keys)}: add what "
+                                 "changes the number of views before the queue, or give per_view=False."))
 
 class NearestNeighbours(Memory):
     "Keys are replaced by the most similar key of earlier batches, without gradient (NNCLR)"

@@ -56,11 +56,24 @@ class ViewKind:
 
     def shared_by(self,
         n: int, # views
+        repeat: bool = False, # chances that fit several times into `n` views are repeated
     ) -> 'ViewKind':
         "This kind for `n` views: where chances are given for another number of them, each view gets their mean"
+        def shared(p): return p * (n // len(p)) if repeat and n % len(p) == 0 else sum(p) / len(p)
         chances = {name: getattr(self, name) for name in _CHANCES}
         others = {name: p for name, p in chances.items() if isinstance(p, tuple) and len(p) != n}
-        return replace(self, **{name: sum(p) / len(p) for name, p in others.items()})
+        return replace(self, **{name: shared(p) for name, p in others.items()})
+
+    def weaker(self,
+        share: float, # of the strength, from 0 to 1
+    ) -> 'ViewKind':
+        """This kind with a share of its strength: the smallest crop is nearer to the largest, jitter and rotation are
+        less, grey, blur and solarisation rarer"""
+        low, high = self.scale
+        def less(p): return tuple(share * q for q in p) if isinstance(p, tuple) else share * p
+        names = ('rotate', 'jitter', 'grey', 'blur', 'solarise')
+        return replace(self, scale=(high - share * (high - low), high),
+                       **{name: less(getattr(self, name)) for name in names})
 
 # %% ../nbs/120_views.ipynb #456d274d
 VIEW_KINDS = {
@@ -69,6 +82,7 @@ VIEW_KINDS = {
     'moco_v2': ViewKind(scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1)),
     'simsiam': ViewKind(scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1)),
     'byol': ViewKind(jitter=(0.4, 0.4, 0.2, 0.1), blur=(1.0, 0.1), solarise=(0.0, 0.2)),
+    'moco_v3': ViewKind(scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), blur=(1.0, 0.1), solarise=(0.0, 0.2)),
 }
 VIEW_KINDS |= {f'{name}_cifar': replace(kind, blur=0.0) for name, kind in VIEW_KINDS.items()}
 VIEW_KINDS['digits'] = ViewKind(
@@ -229,6 +243,14 @@ class ViewMaker(nn.Module):
         raise InputError(f"{type(self).__name__} makes the views of one role alone, and a callback of this learner "
                          "needs more of their kind: give it a method like(role, n, …), or leave that callback out.")
 
+    def softened(self,
+        share: float, # of the strength, from 0 to 1
+    ) -> 'ViewMaker':
+        "A maker of such views with a share of their strength; itself for 1. Raises `InputError` if that is not known"
+        if share == 1: return self
+        raise InputError(f"nothing is known of the strength of the views that {self.kind} makes, so it can't grow: "
+                         "give a kind of views or a ViewKind, or leave strength out.")
+
 class Views(ViewMaker):
     """Random views of a batch of pictures, made on their device, without gradient.
 
@@ -265,6 +287,9 @@ class Views(ViewMaker):
         maker = Views(size or self.size, kind if scale is None else replace(kind, scale=scale), n, role)
         maker.operations = self.operations
         return maker
+
+    def softened(self, share):
+        return self if share == 1 else self.like(self.role, self.n, kind=self.strength.weaker(share))
 
     def _chosen(self, p: Probabilities, b: int, device: torch.device) -> Tensor:
         "[n*b] bool, True with the probability of its view"
@@ -343,6 +368,7 @@ class RoleViews(nn.Module):
     ):
         super().__init__()
         self.operations: dict[Callable, Callable] = {}  # of all makers
+        self.multiple = 1  # sides in proportion to another are multiples of this; a transformer's patch, say
         self.makers = nn.ModuleDict()
         for maker in makers: self.add(maker)
 
@@ -370,7 +396,18 @@ class RoleViews(nn.Module):
         size: int | None, # of the pictures in this step; None: as usual
     ) -> int:             # of this maker's views
         "A maker's size, in proportion to that of the pictures"
-        return maker.size if size in (None, self.size) else max(2, round(maker.size * size / self.size))
+        if size in (None, self.size): return maker.size
+        return max(2, self.multiple, round(maker.size * size / self.size / self.multiple) * self.multiple)
+
+    def softened(self,
+        share: float, # of the strength, from 0 to 1
+    ) -> 'RoleViews':
+        "Such views with a share of their strength; these for 1. Raises `InputError` where a maker's is not known"
+        if share == 1: return self
+        views = RoleViews()
+        views.operations, views.multiple = self.operations, self.multiple
+        for maker in self.makers.values(): views.add(maker.softened(share))
+        return views
 
     def forward(self,
         images: Tensor,          # [B, C, H, W], uint8 or float in [0, 1]

@@ -4,6 +4,7 @@ what is left behind; what is refused.
 
 Where a whole batch is the measure, BatchNorm is replaced by GroupNorm and views depend on their picture alone."""
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from fastcontrast.models import Embedding
 from fastcontrast.recipes import METHODS
 from fastcontrast.speedups.comb_patches import CombinePatches
 from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
+from fastcontrast.speedups.multi_view import MultiView
 from fastcontrast.speedups.patch_variants import PatchVariants
 from fastcontrast.speedups.regions import HardRegions
 from fastcontrast.speedups.suncet import SuNCEt, SupervisedTerm
@@ -133,6 +135,11 @@ def test_every_method_is_that_of_the_whole_batch(name):
     for k in (2, 3): same(trained(name, [Accumulate(k)], norm=False, side=16), whole)
 
 
+def test_a_queue_for_each_view():
+    kwargs = dict(norm=False, side=16, memory=partial(Queue, B, per_view=True))
+    same(trained('swav', [Accumulate(3)], **kwargs), trained('swav', **kwargs))
+
+
 @pytest.mark.parametrize('name,loss', [
     ('moco_v2', DCL), ('moco_v2', DCLW), ('simclr', DCL), ('simclr', NegCosine), ('moco_v3', DCLW),
     ('moco_v3', NTXent)])
@@ -142,6 +149,7 @@ def test_other_losses(name, loss):
 
 SPEEDUPS = {
     'patches': lambda: [CombinePatches()],
+    'patches at stages': lambda: [CombinePatches(), IntermediateLoss()],
     'patches after the head': lambda: [PatchVariants(combine='projector', weights=(0.7, 0.3))],
     'stitched pictures': lambda: [PatchVariants(combine='input')],
     'stitched maps': lambda: [PatchVariants(combine='layer1')],
@@ -149,6 +157,7 @@ SPEEDUPS = {
     'crops alone': lambda: [PatchVariants(patches='sample', combine=None)],
     'sampled strips': lambda: [PatchVariants(patches='sample', combine='input')],
     'keys of the same view': lambda: [PatchVariants(keys='same')],
+    'three views': lambda: [MultiView(3)],
     'stages': lambda: [IntermediateLoss(weights=0.5)],
     'to a level': lambda: [IntermediateLoss(), PartialBackprop(seed=1)],
     'gradient to a level': lambda: [IntermediateLoss(), PartialBackprop(stop_forward=False)],
@@ -159,12 +168,14 @@ SPEEDUPS = {
 }
 
 
-STAGED = ('stages', 'to a level', 'gradient to a level', 'most of them')  # three stages have several cells at 32 pixels
+# three stages have several cells at 32 pixels
+STAGED = ('stages', 'patches at stages', 'to a level', 'gradient to a level', 'most of them')
 
 
 @pytest.mark.parametrize('what', SPEEDUPS)
 @pytest.mark.parametrize('name', ['simclr', 'moco_v2', 'moco_v3', 'swav'])
-def test_speedups_are_those_of_the_whole_batch(name, what):
+def test_speedups_are_those_of_the_whole_batch(name, what, monkeypatch):
+    if what == 'patches at stages': monkeypatch.setattr('fastcontrast.models.LEAST_WIDTH', 1)
     k, bs = (6, 12) if what == 'fewer labels than parts' else (3, B)
     side = 32 if what in STAGED else 16
     ours, theirs = (trained(name, [*SPEEDUPS[what](), *more], norm=False, bs=bs, side=side)
@@ -177,15 +188,17 @@ def test_speedups_are_those_of_the_whole_batch(name, what):
 
 @pytest.mark.parametrize('more', [
     (), (CombinePatches(),), (IntermediateLoss(), PartialBackprop(seed=1))], ids=['', 'patches', 'to a level'])
-@pytest.mark.parametrize('name', ['moco_v3', 'moco_v2', 'byol', 'simsiam'])
-def test_regions_are_chosen_among_the_keys_of_the_whole_batch(name, more):
+@pytest.mark.parametrize('name,score', [
+    ('moco_v3', 'loss'), ('moco_v2', 'loss'), ('byol', 'loss'), ('simsiam', 'loss'), ('moco_v3', 'unlike'),
+    ('simclr', 'unlike'), ('moco_v2', 'texture')])
+def test_regions_are_chosen_among_the_keys_of_the_whole_batch(name, score, more):
     seen = {}
     class Look(Callback):
         order = 46
         def after_pred(self): self.store.append((self.hard_regions.heat, self.hard_regions.kept))
     def run(*cbs):
         look = Look()
-        learn = made(name, [*more, HardRegions('layer1'), *cbs], norm=False)
+        learn = made(name, [*more, HardRegions('layer1', score=score), *cbs], norm=False)
         look.store = seen.setdefault(bool(cbs), [])
         learn.add_cb(look)
         learn.fit(1, LR)
@@ -200,12 +213,15 @@ def test_regions_are_chosen_among_the_keys_of_the_whole_batch(name, more):
         assert kept[2:] == other_kept[2:] and torch.equal(kept[0], other_kept[0])
         assert torch.equal(kept[1], other_kept[1])
         places |= {*zip(*(t.tolist() for t in kept[:2]))}
-    assert len(places) > 1 or name in ('byol', 'simsiam')  # no negatives
+    # no negatives; or noise, which is alike everywhere but at the border
+    assert len(places) > 1 or name in ('byol', 'simsiam') or score != 'loss'
+    assert all(heat.std(0).max() > 1e-6 for heat, _ in seen[True] if heat is not None)
 
 
 @pytest.mark.parametrize('name', ['simclr', 'moco_v3', 'dino'])
 def test_a_transformer(name):
-    kwargs = dict(norm=False, arch='test_vit', side=64, **(dict(multi_crop=None) if name == 'dino' else {}))
+    steady = dict(multi_crop=None, drop_path=0.) if name == 'dino' else {}
+    kwargs = dict(norm=False, arch='test_vit', side=64, **steady)
     same(trained(name, [Accumulate(3)], **kwargs), trained(name, **kwargs))
 
 
@@ -455,10 +471,11 @@ def test_a_batch_that_nothing_divides():
 
 def test_regions_among_keys_that_are_not_there_yet():
     for method in ('simclr', 'nnclr'):
-        text = refusal(made_with, 2, method, [HardRegions()])
+        text = refusal(made_with, 2, method, [HardRegions(score='loss')])
         assert 'HardRegions' in text and 'accumulate=2' in text and 'the target' in text and 'EMATarget' in text
-    made_with(2, 'simsiam', [HardRegions()])  # its loss has no negatives
-    learn = made_with(1, 'simclr', [HardRegions()])
+        made_with(2, method, [HardRegions()])  # looks at no keys
+    made_with(2, 'simsiam', [HardRegions(score='loss')])  # its loss has no negatives
+    learn = made_with(1, 'simclr', [HardRegions(score='loss')])
     learn.add_cb(Accumulate(2))
     assert 'HardRegions' in refusal(learn.fit, 1)
 

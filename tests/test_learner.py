@@ -25,7 +25,7 @@ from fastcontrast.learner import ContrastiveLearner, contrastive_learner
 from fastcontrast.losses import DCL, DCLW, InfoNCE, NTXent
 from fastcontrast.models import make_encoder
 from fastcontrast.optim import AdamW, Sgd, parameter_groups, warmup_then
-from fastcontrast.recipes import METHODS, Recipe, moco_v3, pick_setting, simclr
+from fastcontrast.recipes import METHODS, Recipe, moco_v3, pick_setting, simclr, swav
 from fastcontrast.targets import EMATarget, SharedTarget, Target
 
 
@@ -169,8 +169,8 @@ def test_no_small_stem_for_what_only_sounds_like_a_resnet(dls):
 @pytest.mark.parametrize('method', ['moco_v3', moco_v3, moco_v3()])
 def test_forms_of_a_method(dls, method):
     learn = make(dls, method=method)
-    assert learn.recipe == moco_v3().resolve('cifar') and isinstance(learn, ContrastiveLearner)
-    assert learn.model.per_view and repr(learn.ema_target) == "EMATarget(0.99, 'cosine')"
+    assert learn.recipe == moco_v3().resolve('small', dls.size, 'cnn') and isinstance(learn, ContrastiveLearner)
+    assert learn.model.per_view and repr(learn.ema_target) == "EMATarget(0.99, 'cosine', ahead=1)"
     assert type(learn.loss_func.loss) is InfoNCE and list(learn.loss_func.losses) == ['final']
     assert learn.loss_func.loss.scale == pytest.approx(4 * 0.2)
 
@@ -199,26 +199,47 @@ def test_a_given_target_replaces_the_recipes(dls, cbs):
 # --- settings
 
 def test_settings():
-    assert [pick_setting(*a) for a in [('digits', 32), ('digits', 96), ('a', 32), ('a', 64), ('a', 65),
-                                       ('a', 224)]] == \
-        ['digits', 'digits', 'cifar', 'cifar', 'imagenet', 'imagenet']
+    many, more = 100_000, 100_001
+    picked = {('digits', 32, 1797): 'digits', ('digits', 96, more): 'digits', ('a', 32, 8): 'small',
+              ('a', 224, 8): 'small', ('a', 65, many): 'small', ('a', 32, many): 'small', ('a', 32, more): 'cifar',
+              ('a', 64, more): 'cifar', ('a', 65, more): 'imagenet', ('a', 224, more): 'imagenet'}
+    assert {given: pick_setting(*given) for given in picked} == picked
 
 
-@pytest.mark.parametrize('size,setting,projector,views,temp,lr', [
-    (32, 'cifar', (2048, 256), 'simclr_cifar', 0.2, 0.4), (80, 'imagenet', (2048, 128), 'simclr', 0.1, 0.3)])
-def test_pictures_pick_the_setting_and_the_call_has_the_last_word(size, setting, projector, views, temp, lr):
+def few(monkeypatch, n): monkeypatch.setattr('fastcontrast.recipes.recipe.SMALL_SET', n)
+
+
+@pytest.mark.parametrize('size,n,setting,projector,views,temp,lr', [
+    (32, 18, 'small', (2048, 256), 'simclr_cifar', 0.2, 0.4), (80, 18, 'small', (2048, 256), 'simclr', 0.2, 0.4),
+    (32, 17, 'cifar', (2048, 256), 'simclr_cifar', 0.2, 0.4), (80, 17, 'imagenet', (2048, 128), 'simclr', 0.1, 0.3)])
+def test_pictures_pick_the_setting_and_the_call_has_the_last_word(monkeypatch, size, n, setting, projector, views, temp,
+                                                                  lr):
+    few(monkeypatch, n)
     dls = dots(size=size)
+    assert len(dls.train.dataset) == 18
     learn = contrastive_learner(dls, 'resnet10t')
     r = learn.recipe
     assert (r.setting, r.projector, r.views, r.lr, learn.loss_func.loss.temp) == (setting, projector, views, lr, temp)
     assert learn.views.main.kind == views and learn.views.size == size
-    assert learn.small_input == (setting == 'cifar') and learn.lr == lr * 8 / 256
+    assert learn.small_input == (size == 32) and learn.lr == lr * 8 / 256
     out = [m for m in learn.model.heads.final.projector if isinstance(m, nn.Linear)][-1].out_features
     assert out == projector[-1]
-    other = make(dls, method=simclr('imagenet' if setting == 'cifar' else 'cifar', lr=0.7, projector=(24, 12)))
-    assert other.recipe.setting != setting and other.recipe.views == other.views.main.kind != views
+    asked = 'cifar' if setting == 'imagenet' else 'imagenet'
+    other = make(dls, method=simclr(asked, lr=0.7, projector=(24, 12)))
+    assert other.recipe.setting == asked and other.recipe.views == other.views.main.kind == views  # by their side
     assert other.recipe.lr == 0.7 and other.model.heads.final.projector[0].out_features == 24
-    assert other.recipe.wd == (1e-6 if setting == 'cifar' else 1e-4)
+    assert other.recipe.wd == (1e-4 if setting == 'imagenet' else 1e-6)
+    assert simclr(asked, views='byol').resolve(setting, size).views == 'byol'
+
+
+@pytest.mark.parametrize('setting', ['imagenet', 'cifar', 'small'])
+def test_blur_crops_and_stem_are_a_matter_of_the_pictures_side(setting):
+    for size in (64, 80):
+        learn = contrastive_learner(dots(size=size), 'resnet10t', method=swav(setting, prototypes=16, memory=None))
+        assert learn.small_input == (size == 64) and learn.recipe.setting == setting
+        kind, main = learn.recipe.views, learn.views.main.kind
+        assert kind == ('simclr_cifar' if size == 64 else 'simclr') and ('local' in learn.views.makers) == (size == 80)
+        assert main == kind if size == 64 else (main.blur, main.scale) == (0.5, (0.14, 1.0))
 
 
 def test_digits_have_a_setting_of_their_own(digits):
@@ -228,7 +249,7 @@ def test_digits_have_a_setting_of_their_own(digits):
 
 def test_small_stems_are_for_resnets_of_small_pictures(dls, digits):
     assert contrastive_learner(dls, 'resnet18').model.encoder.conv1.kernel_size == (3, 3)
-    assert contrastive_learner(digits, 'resnet18').model.encoder.conv1.kernel_size == (7, 7)
+    assert contrastive_learner(digits, 'resnet18').model.encoder.conv1.kernel_size == (7, 7)  # they have 8 pixels
     assert contrastive_learner(dls, 'resnet18', small_input=False).model.encoder.conv1.kernel_size == (7, 7)
     assert not contrastive_learner(dls, 'vit_tiny_patch16_224').small_input
 
@@ -236,7 +257,8 @@ def test_small_stems_are_for_resnets_of_small_pictures(dls, digits):
 # --- optimizer
 
 def test_parameter_groups(dls):
-    learn = make(dls, 'vit_tiny_patch16_224', method=moco_v3(opt='lars', wd=0.05))
+    learned = dict(frozen=(), fixed_positions=False)
+    learn = make(dls, 'vit_tiny_patch16_224', method=moco_v3(opt='lars', wd=0.05, wd_all=False, **learned))
     names = {p: n for n, p in learn.model.named_parameters()}
     learn.create_opt()
     decayed, others = learn.opt.opt.param_groups

@@ -8,8 +8,8 @@ from fastai.torch_core import apply, to_detach, to_float
 from torch import nn
 
 from fastcontrast.core import InputError
-from fastcontrast.models import (ContrastiveModel, Embedding, Head, Route, architecture, encoder_stages, feature_dim,
-                                 find_stage, make_encoder, mlp, patch_side)
+from fastcontrast.models import (ContrastiveModel, Embedding, Head, Route, architecture, drop_paths, encoder_stages,
+                                 feature_dim, find_stage, make_encoder, mlp, patch_side)
 
 ARCHS = {  # features, and the stages' modules, channels and strides, as the papers' tables give them
     'resnet18': (512, dict(act1=(64, 2), layer1=(64, 4), layer2=(128, 8), layer3=(256, 16), layer4=(512, 32))),
@@ -283,6 +283,66 @@ def test_a_rider_goes_along_where_views_are_one_pass_of_its_size(per_view, joint
             torch.testing.assert_close(out['views']['final'][i].flatten(0, 1), both[i][:14])
             torch.testing.assert_close(out['labeled']['final'][i][0], both[i][14:])
     assert list(model({'views': x}, Route(rides='labeled'))) == ['views']  # a step without the rider
+
+
+@pytest.mark.parametrize('predictor', [True, False])
+@pytest.mark.parametrize('rides', [None, 'labeled'])
+@pytest.mark.parametrize('edited', [None, 'projector', 'predictor'])
+def test_one_pass_of_the_head_for_crops_of_all_sizes(predictor, rides, edited):
+    "An encoder's pass for each size; what a role has of edits is done to its own part alone"
+    model = small_model(True, predictor)
+    model.joint_head = True
+    sizes, widths = [], []
+    model.encoder[0].register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
+    model.heads['final'].projector[0].register_forward_hook(lambda m, args, out: widths.append(len(out)))
+    roles = {'views': views(), 'local': torch.randn(3, 7, 3, 5, 5, dtype=torch.float64),
+             'labeled': torch.randn(1, 4, 3, 8, 8, dtype=torch.float64)}
+    route = Route(rides=rides)
+    if edited: route.edit('local', edited, lambda t: t[:2] * 3)
+    out = model(roles, route)
+    assert sizes == ([18, 21] if rides else [14, 21, 4]) and widths == [39] and list(out) == list(roles)
+    # the encoder's BatchNorm too sees those together that share a pass
+    passes = [['views', 'labeled'], ['local']] if rides else [['views'], ['local'], ['labeled']]
+    h = {}
+    for some in passes:
+        pictures = [roles[role].flatten(0, 1) for role in some]
+        h |= zip(some, model.encoder(torch.cat(pictures)).split([len(x) for x in pictures]))
+    head, lengths = model.heads['final'], [len(h[role]) for role in roles]
+    def split(t): return [x.unflatten(0, roles[role].shape[:2]) for role, x in zip(roles, t.split(lengths))]
+    def join(ts): return torch.cat([t.flatten(0, 1) for t in ts])
+    def edit(ts, place): return [ts[0], ts[1][:2] * 3, ts[2]] if edited == place else ts
+    z = edit(split(head.projector(torch.cat([h[role] for role in roles]))), 'projector')
+    lengths = [t.shape[0] * t.shape[1] for t in z]
+    p = z
+    if predictor:
+        p = [x.unflatten(0, t.shape[:2]) for t, x in zip(z, head.predictor(join(z)).split(lengths))]
+        p = edit(p, 'predictor')
+    for i, role in enumerate(roles):
+        e = out[role]['final']
+        torch.testing.assert_close(e.h.flatten(0, 1), h[role])
+        torch.testing.assert_close(e.z, z[i])
+        torch.testing.assert_close(e.p, p[i])
+
+
+def test_one_pass_for_every_view_and_one_for_all_exclude_each_other():
+    model = small_model(True)
+    with pytest.raises(InputError, match='per_view .* joint_head'):
+        ContrastiveModel(model.encoder, model.heads['final'], per_view=True, joint_head=True)
+
+
+def test_stochastic_depth_of_an_encoder():
+    encoder = make_encoder('test_vit', size=32)
+    drop_paths(encoder, 0.25)
+    theirs = timm.create_model('test_vit', num_classes=0, img_size=32, drop_path_rate=0.25)
+    for ours, block in zip(encoder.blocks, theirs.blocks):
+        for name in ('drop_path1', 'drop_path2'):
+            rate = getattr(getattr(block, name), 'drop_prob', 0.)  # timm has nothing there where it is 0
+            assert getattr(ours, name).drop_prob == pytest.approx(rate)
+    assert list(encoder.state_dict()) == list(theirs.state_dict())
+    x = torch.rand(4, 3, 32, 32)
+    assert not torch.equal(encoder(x), encoder(x)) and torch.equal(encoder.eval()(x), encoder(x))
+    resnet = make_encoder('resnet18')
+    with pytest.raises(InputError, match="drop_path=0.1 .*'resnet18' has none"): drop_paths(resnet, 0.1)
 
 
 @pytest.mark.parametrize('early_exit', [True, False])

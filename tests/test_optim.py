@@ -5,12 +5,13 @@ import pytest
 import torch
 from fastai.optimizer import OptimWrapper
 from timm.optim.lars import Lars
+from timm.optim.muon import Muon
 from torch import nn
 
 from fastcontrast.core import InputError
-from fastcontrast.models import ContrastiveModel, Head, mlp
-from fastcontrast.optim import (OPTIMIZERS, SCHEDULES, AdamW, Sgd, optimizer, parameter_groups, schedule_words,
-                                schedules, stable_until, warmup_then)
+from fastcontrast.models import ContrastiveModel, Head, make_encoder, mlp
+from fastcontrast.optim import (OPTIMIZERS, SCHEDULES, AdamW, JointLars, Sgd, optimizer, parameter_groups,
+                                schedule_words, schedules, stable_until, warmup_then)
 from fastcontrast.recipes import simclr
 
 
@@ -19,7 +20,8 @@ def model(predictor: bool = True) -> ContrastiveModel:
     return ContrastiveModel(encoder, Head(mlp((6, 8, 5)), mlp((5, 8, 5)) if predictor else None))
 
 
-OURS = dict(lars=(Lars, dict(trust_coeff=0.02)), sgd=(Sgd, dict(nesterov=True)), adamw=(AdamW, dict(betas=(0.9, 0.95))))
+OURS = dict(lars=(Lars, dict(trust_coeff=0.02)), sgd=(Sgd, dict(nesterov=True)), adamw=(AdamW, dict(betas=(0.9, 0.95))),
+            muon=(Muon, dict(ns_steps=3)))
 
 
 @pytest.mark.parametrize('name', OURS)
@@ -30,16 +32,34 @@ def test_optimizers_by_name(name):
     group, = opt.opt.param_groups
     assert (group['lr'], group['weight_decay']) == (0.3, 0.1)
     assert all(group[key] == value for key, value in args.items())
-    if name != 'adamw': assert group['momentum'] == 0.9
+    if name != 'adamw': assert group['momentum'] == (0.95 if name == 'muon' else 0.9)
+
+
+def test_lars_by_the_norm_of_gradient_and_decay_together():
+    "MoCo v3's optimizer.py: with decay, matrices alone are adapted; without a gradient nothing moves"
+    matrix, bias, idle = (nn.Parameter(torch.randn(*shape, dtype=torch.float64)) for shape in ((3, 4), (4,), (2, 2)))
+    groups = [dict(params=[matrix, idle], weight_decay=0.5, always_adapt=True), dict(params=[bias], weight_decay=0.5)]
+    opt = optimizer('lars', dict(joint=True))(groups, lr=0.3).opt
+    assert type(opt) is JointLars and type(optimizer('lars')(groups, lr=0.3).opt) is Lars
+    w, b, still, v, u = matrix.data.clone(), bias.data.clone(), idle.data.clone(), 0, 0
+    for _ in range(3):
+        matrix.grad, bias.grad = torch.randn_like(matrix), torch.randn_like(bias)
+        g, d = matrix.grad + 0.5 * w, bias.grad + 0.5 * b
+        v, u = 0.9 * v + g * 0.001 * w.norm() / g.norm(), 0.9 * u + d
+        w, b = w - 0.3 * v, b - 0.3 * u
+        opt.step()
+        torch.testing.assert_close((matrix.data, bias.data, idle.data), (w, b, still), rtol=1e-13, atol=1e-13)
+    assert [g['weight_decay'] for g in opt.param_groups] == [0.5, 0.5]
 
 
 def test_these_are_all_there_are(): assert OURS.keys() == OPTIMIZERS.keys()
 
 
 @pytest.mark.parametrize('name,args,words', [
-    ('lras', {}, "unknown optimizer 'lras': did you mean lars"), (None, {}, 'there are adamw, lars, sgd'),
+    ('lras', {}, "unknown optimizer 'lras': did you mean lars"), (7, {}, 'there are adamw, lars, muon, sgd'),
     ('sgd', dict(fused=True, foreach=True), 'do not suit sgd'),
-    ('adamw', dict(momentum=0.9), "opt_args={'momentum': 0.9} do not suit adamw")])
+    ('adamw', dict(momentum=0.9), "opt_args={'momentum': 0.9} do not suit adamw"),
+    ('muon', dict(momentum=2.), "opt_args={'momentum': 2.0} do not suit muon")])
 def test_what_cannot_be_is_refused(name, args, words):
     with pytest.raises(InputError, match=words): optimizer(name, args)
 
@@ -64,6 +84,16 @@ def test_every_parameter_is_in_one_group(predictor, constant, adapt, wd_all):
         if constant: assert set(g['params']) <= of_predictor if i < 2 else not set(g['params']) & of_predictor
 
 
+@pytest.mark.parametrize('wd_tokens', [True, False])
+def test_position_and_class_tokens(wd_tokens):
+    net = ContrastiveModel(make_encoder('test_vit', size=32), Head(mlp((64, 8, 5))))
+    decayed, rest = parameter_groups(net, 0.1, adapt=False, wd_tokens=wd_tokens)
+    for token in (net.encoder.pos_embed, net.encoder.cls_token):
+        assert any(p is token for p in (decayed if wd_tokens else rest)['params'])
+    assert all(p.ndim == 1 or p is net.encoder.pos_embed or p is net.encoder.cls_token for p in rest['params'])
+    assert (decayed['weight_decay'], rest['weight_decay']) == (0.1, 0)
+
+
 def test_schedules_over_a_run():
     groups = [dict(decays=True), dict(decays=False), dict(decays=True, constant_lr=True)]
     run = schedules(groups, 2., 0.2, 'cosine', 0.25, 0.1, 0.3)
@@ -73,6 +103,8 @@ def test_schedules_over_a_run():
         wd = 0.3 - 0.2 * (1 + math.cos(math.pi * t)) / 2
         assert run['wd'](t) == pytest.approx([wd, 0, wd])
     assert list(schedules(groups, 2., 0.2)) == ['lr']  # a constant decay is the groups'
+    floor = schedules(groups, 2., 0.2, lr_end=0.1)['lr']
+    assert [floor(t)[0] for t in (0.1, 0.2, 0.6, 1.)] == pytest.approx([1, 2, 1.1, 0.2])
 
 
 def test_steps():
@@ -116,3 +148,71 @@ def test_schedules_have_words_and_take_others():
         def linear(t): return 1 - t
         assert warmup_then('linear', 2., 0.5)(0.75) == 1 and schedule_words('linear') == 'linear'
     finally: SCHEDULES.pop('linear', None)
+
+
+# --- Muon
+
+COEFFICIENTS = ((4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037),
+                (2.8769, -3.1427, 1.2046), (2.8366, -3.0525, 1.2012))
+
+
+def orthogonalized(m: torch.Tensor) -> torch.Tensor:
+    "Newton-Schulz, as it is written down: every singular value of a matrix comes near one"
+    x = m / m.norm()
+    for a, b, c in COEFFICIENTS:
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_muon_by_hand(channels_last):
+    "Filters and matrices by Newton-Schulz in float64 (timm's is in bfloat16), all else by PyTorch's AdamW"
+    torch.manual_seed(0)
+    net = model(predictor=False)
+    if channels_last: net.to(memory_format=torch.channels_last)
+    wd, lr, beta = 0.1, 0.01, 0.95
+    opt = optimizer('muon')(parameter_groups(net, wd, False), lr=lr)
+    rest = [p for p in net.parameters() if p.ndim == 1]
+    copies = [p.detach().clone().requires_grad_() for p in rest]
+    adamw = torch.optim.AdamW(copies, lr=lr, betas=(0.9, 0.95), eps=1e-7, weight_decay=0)
+    matrices = {p: (p.detach().double().flatten(1), 0.) for p in net.parameters() if p.ndim > 1}
+    assert {tuple(w.shape) for w, _ in matrices.values()} == {(6, 27), (8, 6), (5, 8)}
+    for _ in range(4):
+        for p in net.parameters(): p.grad = torch.empty_like(p).copy_(torch.randn(p.shape))
+        for p, other in zip(rest, copies, strict=True): other.grad = p.grad.clone()
+        for p, (w, m) in matrices.items():
+            m = beta * m + (1 - beta) * p.grad.double().flatten(1)
+            matrices[p] = (1 - lr * wd) * w - lr * 0.2 * max(w.shape) ** 0.5 * orthogonalized(m), m
+        before = {p: p.detach().double().flatten(1) for p in matrices}
+        opt.step()
+        adamw.step()
+        for p, (w, _) in matrices.items():
+            assert (p.detach().flatten(1) - w).norm() < 0.03 * (before[p] - w).norm()
+            moved = (p.detach().flatten(1) - (1 - lr * wd) * before[p]) / (lr * 0.2 * max(w.shape) ** 0.5)
+            assert torch.linalg.svdvals(moved).sub(1).abs().max() < 0.1
+            matrices[p] = p.detach().double().flatten(1), matrices[p][1]
+        for p, other in zip(rest, copies, strict=True): torch.testing.assert_close(p, other)
+
+
+def test_whatever_has_no_weight_decay_is_not_orthogonalized():
+    net = model()
+    net.encoder.no_weight_decay = lambda: {'0.weight'}  # as a transformer says of its tables of positions
+    opt = optimizer('muon')(parameter_groups(net, 0.1, False), lr=0.1)
+    for p in net.parameters(): p.grad = torch.ones_like(p)
+    opt.step()
+    by_muon = {name for name, p in net.named_parameters() if opt.opt.state[p]['use_muon']}
+    assert by_muon == {f'heads.final.{head}.{i}.weight' for head in ('projector', 'predictor') for i in (0, 3)}
+
+
+def test_a_schedule_reaches_all_that_muon_moves():
+    net = model(predictor=False)
+    opt = optimizer('muon')(parameter_groups(net, 0., False), lr=0.1)
+    def moved(lr):
+        opt.set_hyper('lr', lr)
+        old = [p.detach().clone() for p in net.parameters()]
+        for p in net.parameters(): p.grad = torch.ones_like(p)  # the same direction every time
+        opt.step()
+        return [(p.detach() - before).norm() for p, before in zip(net.parameters(), old, strict=True)]
+    assert not any(moved(0.))
+    for one, two in zip(moved(0.01), moved(0.02), strict=True): assert two / one == pytest.approx(2, rel=0.02) and one

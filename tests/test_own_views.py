@@ -1,4 +1,5 @@
 """Views of the user's own: Kornia, torchvision or any module in place of a kind, with all that is made of views."""
+import re
 import math
 import warnings
 
@@ -304,7 +305,8 @@ def test_what_makes_no_views_is_refused_in_a_sentence(views, words):
     def set_contrasts_views(views): learn.contrast.views = views
     texts = {refusal(as_views, views(), SIDE), refusal(learner_with, views()), refusal(set_views, views()),
              refusal(set_contrasts_views, views()), refusal(learner_with, method=small('byol', 'cifar', views=views()))}
-    assert len(texts) == 1 and all(word in texts.copy().pop() for word in words), texts
+    same = {re.sub(r'-?\d+\.\d\d', '…', text) for text in texts}  # but for values that the trial happened to draw
+    assert len(same) == 1 and all(word in text for text in texts for word in words), texts
     assert learn.views is before
 
 

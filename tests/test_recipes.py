@@ -20,8 +20,11 @@ import fastcontrast
 from fastcontrast import recipes
 from fastcontrast.all import (
     DCL, VIEW_KINDS, EMATarget, InfoNCE, MultiCrop, Queue, SharedTarget, contrastive_learner, image_dls)
+from fastcontrast.optim import optimizer
 from fastcontrast.recipes import (
-    LOSSES, METHODS, RECIPES, SETTINGS, Recipe, check_parts, make_part, method, recipe_table, refused_pairs, simclr)
+    LOSSES, METHODS, RECIPES, SETTINGS, Recipe, check_parts, encoder_kind, make_part, method, recipe_table,
+    refused_pairs, simclr)
+from fastcontrast.recipes.recipe import ENCODERS
 
 FIELDS = dict(projector=(32, 16), loss=DCL, target=SharedTarget, views='simclr', lr=0.3)
 
@@ -104,11 +107,13 @@ def test_every_method_is_an_attribute_of_the_package():
 @pytest.mark.parametrize('opt', ['lars', 'sgd', 'adamw'])
 def test_a_recipe_without_settings_has_what_all_share(opt):
     recipe = Recipe(**FIELDS, opt=opt, wd=0.3, multi_crop=MultiCrop, warmup_from=0.25, opt_args=dict(eps=1.))
-    imagenet, cifar, digits = resolved = [recipe.resolve(setting) for setting in SETTINGS]
+    imagenet, cifar, small, digits = resolved = [recipe.resolve(setting) for setting in SETTINGS]
     assert replace(imagenet, setting=None) == recipe
-    small = dict(trust_coeff=0.02, trust_clip=True)
+    for setting in (cifar, small):
+        args = dict(trust_coeff=0.02, trust_clip=True)
+        assert (setting.wd, setting.opt_args) == ((1e-4, args) if opt == 'lars' else (0.3, dict(eps=1.)))
     assert (cifar.views, cifar.multi_crop, cifar.lr) == ('simclr_cifar', None, 0.3)
-    assert (cifar.wd, cifar.opt_args) == ((1e-4, small) if opt == 'lars' else (0.3, dict(eps=1.)))
+    assert (small.views, small.multi_crop, small.lr) == ('simclr', MultiCrop, 0.3)
     assert (digits.views, digits.multi_crop, digits.opt, digits.opt_args) == ('digits', None, 'adamw', {})
     assert (digits.lr, digits.wd, digits.warmup_from) == (8e-3, 1e-4, 0)
     assert all(r == r.resolve('imagenet') for r in resolved)  # once resolved, always the same
@@ -118,10 +123,56 @@ def test_a_recipe_without_settings_has_what_all_share(opt):
 def test_a_recipes_own_values_lie_on_top_and_the_calls_on_top_of_them():
     settings = dict(digits=dict(lr=0.5, views='byol'), cifar=dict(multi_crop=MultiCrop), mine=dict(lr=0.7))
     recipe = Recipe(**FIELDS, settings=settings)
-    assert (recipe.resolve('digits').lr, recipe.resolve('digits').views) == (0.5, 'byol')
-    assert recipe.resolve('cifar').multi_crop is MultiCrop and recipe.resolve('mine').lr == 0.7
-    changed = replace(recipe, setting='digits', changes=dict(lr=0.9, opt='sgd')).resolve('cifar')
+    assert (recipe.resolve('digits', 65).lr, recipe.resolve('digits', 65).views) == (0.5, 'byol')
+    assert recipe.resolve('digits').views == 'byol_cifar'  # at 32 pixels
+    assert recipe.resolve('cifar', 65).multi_crop is MultiCrop and recipe.resolve('mine').lr == 0.7
+    changed = replace(recipe, setting='digits', changes=dict(lr=0.9, opt='sgd')).resolve('cifar', 65)
     assert (changed.lr, changed.opt, changed.opt_args, changed.views, changed.wd) == (0.9, 'sgd', {}, 'byol', 1e-4)
+
+
+def test_small_begins_with_what_a_recipe_has_in_cifar():
+    settings = dict(cifar=dict(lr=0.4, wd=0.5, projector=(8,)), small=dict(projector=(4,)))
+    recipe = Recipe(**FIELDS, warmup=3, settings=settings)
+    cifar, small = recipe.resolve('cifar'), recipe.resolve('small')
+    assert (cifar.lr, cifar.wd, cifar.projector, cifar.warmup) == (0.4, 0.5, (8,), 3)
+    assert (small.lr, small.wd, small.projector, small.warmup) == (0.4, 1e-4, (4,), 10)
+    sgd = replace(recipe, opt='sgd').resolve('small')
+    assert (sgd.lr, sgd.wd, sgd.opt_args, sgd.warmup) == (0.4, 0.5, {}, 3)
+    assert recipe.resolve('imagenet').lr == 0.3
+
+
+@pytest.mark.parametrize('side,of_the_side', [(64, ('simclr_cifar', None)), (65, ('simclr', MultiCrop))])
+def test_what_follows_from_the_side_is_the_same_in_every_setting(side, of_the_side):
+    recipe = Recipe(**FIELDS, multi_crop=MultiCrop, settings=dict(mine={}))
+    for setting in ('imagenet', 'cifar', 'small', 'mine'):
+        resolved = recipe.resolve(setting, side)
+        assert (resolved.views, resolved.multi_crop) == of_the_side
+        asked = replace(recipe, changes=dict(views='byol', multi_crop=MultiCrop)).resolve(setting, side)
+        assert (asked.views, asked.multi_crop) == ('byol', MultiCrop)
+
+
+def test_kinds_of_encoders_change_what_their_recipe_says():
+    encoders = dict(vit=dict(opt='adamw', lr=0.01, multi_crop=MultiCrop), cnn=dict(wd=0.2),
+                    **{'vit small': dict(lr=0.02), 'vit digits': dict(clip=3.)})
+    recipe = Recipe(**FIELDS, settings=dict(cifar=dict(lr=0.4)), encoders=encoders)
+    assert recipe.resolve('cifar') == recipe.resolve('cifar', encoder=None)
+    for setting in ('imagenet', 'cifar', 'small'):
+        vit, cnn = (recipe.resolve(setting, 65, kind) for kind in ('vit', 'cnn'))
+        assert (vit.opt, vit.opt_args, vit.lr) == ('adamw', {}, 0.02 if setting == 'small' else 0.01)
+        assert vit.multi_crop is MultiCrop and recipe.resolve(setting, 64, 'vit').multi_crop is None
+        assert cnn == replace(recipe.resolve(setting, 65), wd=0.2) and cnn.opt == 'lars'
+        changed = replace(recipe, changes=dict(lr=0.9, opt='sgd')).resolve(setting, 65, 'vit')
+        assert (changed.lr, changed.opt) == (0.9, 'sgd')
+    # the digits' optimizer is chosen for all encoders
+    assert recipe.resolve('digits', encoder='vit') == replace(recipe.resolve('digits'), clip=3.)
+    assert recipe.resolve('digits', encoder='cnn') == recipe.resolve('digits')
+
+
+@pytest.mark.parametrize('arch,kind', [('test_resnet', 'cnn'), ('test_vit', 'vit')])
+def test_the_learners_encoder_picks_its_kind(arch, kind):
+    recipe = Recipe(**FIELDS, encoders=dict(vit=dict(lr=0.01), cnn=dict(lr=0.02)))
+    learn = contrastive_learner(pictures(16, 160 if kind == 'vit' else 16, 8), arch, method=recipe, knn_pictures=0)
+    assert encoder_kind(learn.model.encoder) == kind and learn.recipe.lr == dict(vit=0.01, cnn=0.02)[kind]
 
 
 OWN_VIEWS = [VIEW_KINDS['byol'], nn.Sequential(nn.Identity(), nn.Identity())]
@@ -145,7 +196,9 @@ def test_views_that_are_no_name_are_shown_in_the_table(added):
 @pytest.mark.parametrize('field,value', [
     ('projector', ()), ('projector', (8, 0)), ('projector', 8), ('predictor', (8, True)), ('prototypes', -1),
     ('prototypes', 2.5), ('lr', 0), ('lr', float('inf')), ('wd', -1), ('wd_end', 'x'), ('clip', 0), ('clip_each', -1),
-    ('warmup', -1), ('warmup_from', 2), ('per_view', 1), ('wd_all', None), ('speedups', 3), ('speedups', ('suncet',))])
+    ('warmup', -1), ('warmup_from', 2), ('warmup_share', 1.5), ('frozen', 'norm'), ('lr_end', 1.5),
+    ('drop_path', -0.1), ('joint_head', 1), ('per_view', 1), ('wd_all', None), ('speedups', 3),
+    ('speedups', ('suncet',))])
 def test_values_that_cannot_be(field, value):
     text = sentence(Recipe('mine', **FIELDS | {field: value}).check)
     assert f'{field}={value!r} of mine() must be' in text
@@ -153,9 +206,15 @@ def test_values_that_cannot_be(field, value):
 
 def test_all_methods_can_be():
     for setting in SETTINGS:
-        for recipe in RECIPES.values():
-            recipe.resolve(setting).check()
-            assert recipe.resolve(setting).head(12).dim == recipe.resolve(setting).projector[-1]
+        for recipe in (r.resolve(setting, encoder=kind) for r in RECIPES.values() for kind in (None, *ENCODERS)):
+            recipe.check()
+            assert recipe.head(12).dim == recipe.projector[-1]
+            optimizer(recipe.opt, recipe.opt_args)
+
+
+def test_a_pass_for_every_view_and_one_of_the_head_for_all():
+    text = sentence(Recipe('mine', **FIELDS, per_view=True, joint_head=True).check)
+    assert 'mine()' in text and 'per_view' in text and 'joint_head' in text
 
 
 def test_predictions_end_where_projections_do():
@@ -182,7 +241,7 @@ def test_parts_are_made_or_copied():
 
 def test_what_is_refused_is_what_cannot_be():
     "A loss on scores needs prototypes, and a queue needs a loss with a use for one"
-    for setting in ('imagenet', 'cifar', 'digits'):
+    for setting in SETTINGS:
         table = refused_pairs(setting)
         scored, unqueued = {'SwAVLoss', 'DINOLoss'}, {'NTXent', 'NegCosine', 'BarlowTwins', 'VICReg', 'DINOLoss'}
         expected = {(name, loss) for name in METHODS for loss in (make.__name__ for make in LOSSES.values())
@@ -192,7 +251,8 @@ def test_what_is_refused_is_what_cannot_be():
 
 
 @pytest.mark.parametrize('option', [
-    dict(predictor=(16, 8)), dict(predictor_out_bn='plain'), dict(predictor_constant_lr=True)], ids=str)
+    dict(predictor=(16, 8)), dict(predictor_out_bn='plain'), dict(predictor_out_bias=False),
+    dict(predictor_constant_lr=True)], ids=str)
 @pytest.mark.parametrize('name', METHODS)
 def test_options_of_a_predictor_need_one(name, option):
     (key, value), = option.items()
@@ -242,7 +302,7 @@ def test_weight_decay_of_biases_and_norms():
         learn = quick(name)
         learn.create_opt()
         return [g['weight_decay'] for g in learn.opt.opt.param_groups]
-    assert decays('moco_v2') == [1e-4] * 2 and decays('simsiam') == [1e-4] * 4 and decays('simclr') == [1e-4, 0]
+    assert decays('moco_v2') == [1e-4] * 2 and decays('simsiam') == [1e-5] * 4 and decays('simclr') == [1e-4, 0]
 
 
 def test_a_decay_that_grows_from_nothing_grows():
@@ -258,8 +318,8 @@ def test_the_documents_tables_are_those_of_the_recipes():
     shown = {''.join(c['source']).splitlines()[-1]: ''.join(o['data']['text/html']) for c in cells
              for o in c.get('outputs', []) if 'text/html' in o.get('data', {})}
     with pd.option_context('display.max_colwidth', None):
-        made = {'recipe_table()': recipe_table(), "recipe_table('cifar')": recipe_table('cifar'),
-                'refused': refused_pairs()}
+        made = {'recipe_table()': recipe_table(), 'refused': refused_pairs(),
+                **{f"recipe_table('{setting}')": recipe_table(setting) for setting in ('cifar', 'small')}}
         for name, table in made.items():
             same = table._repr_html_().split() == shown[name].split()
             assert same, f"{name}: run `python tests/outputs.py 260_methods`"

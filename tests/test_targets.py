@@ -28,12 +28,15 @@ close = torch.testing.assert_close
 def _seed(): torch.manual_seed(7)
 
 
-@pytest.mark.parametrize('schedule', ['constant', 'cosine'])
-def test_the_target_is_the_closed_form(schedule):
-    learn = plain_learner(tiny_model(), InfoNCE(0.2), EMATarget(0.7, schedule), Diary(), batches=plain_batches(3))
+@pytest.mark.parametrize('schedule,ahead', [('constant', 0), ('cosine', 0), ('cosine', 1), ('cosine', 4)])
+def test_the_target_is_the_closed_form(schedule, ahead):
+    ema = EMATarget(0.7, schedule, ahead=ahead)
+    assert repr(eval(repr(ema))) == repr(ema)
+    learn = plain_learner(tiny_model(), InfoNCE(0.2), ema, Diary(), batches=plain_batches(3))
     learn.fit(2, LR)
     n = 6
-    ms = [0.7 if schedule == 'constant' else 1 - 0.3 * (math.cos(math.pi * i / n) + 1) / 2 for i in range(n)]
+    shares = [min(1, (i + ahead) / n) for i in range(n)]
+    ms = [0.7 if schedule == 'constant' else 1 - 0.3 * (math.cos(math.pi * t) + 1) / 2 for t in shares]
     seen = learn.diary.weights
     params = dict(learn.ema_target.target.named_parameters())
     assert len(seen) == n + 1 and 'encoder.0.weight' in params and 'heads.final.projector.0.weight' in params
@@ -126,6 +129,7 @@ def test_momentum_outside_its_range(momentum):
 
 def test_unknown_momentum_schedule():
     with pytest.raises(InputError, match='did you mean cosine'): EMATarget(schedule='cosin')
+    with pytest.raises(InputError, match='ahead=-1'): EMATarget(ahead=-1)
 
 
 @pytest.mark.parametrize('m,schedule,end', [
@@ -162,6 +166,34 @@ def test_a_queue_holds_the_last_keys_in_order(size, data, one_way):
         written += k.shape[0] * k.shape[1]
     close(ring.in_order(), rows)
     assert int(ring.written) == written and ring.rows.shape == (size, 5)
+
+
+@pytest.mark.parametrize('size', [6, 7, 20])
+def test_a_queue_for_each_view_holds_the_last_keys_of_each(size):
+    before, after = Seen(21), Seen(25)
+    learn = sized_learner(InfoNCE(0.2), EMATarget(0.8), Queue(size, per_view=True), before, after, Diary())
+    rows, written = learn.model.memory['queue']['final'].rows.clone(), 0
+    assert rows.shape == (2, size, 5)
+    learn.fit(2, LR)
+    for (q, k), (_, _, given), value in zip(before.steps, after.steps, learn.diary.losses, strict=True):
+        close(given.roll(-(written % size), 1), rows)
+        pairs = [InfoNCE(0.2)(q['views'][i], k[j], rows[j]) for i, j in ((0, 1), (1, 0))]  # the key's view's rows
+        assert value == pytest.approx((sum(pairs) / 2).item(), rel=1e-8)
+        rows = torch.cat([rows, unit(k)], 1)[:, -size:]
+        written += k.shape[1]
+    ring = learn.model.memory['queue']['final']
+    close(ring.in_order(), rows)
+    assert int(ring.written) == written and repr(learn.queue) == f'Queue({size}, per_view=True)'
+
+
+def test_a_queue_for_each_view_one_way_and_of_other_views():
+    learn = sized_learner(InfoNCE(0.2), EMATarget(0.8), Queue(9, per_view=True), one_way=True)
+    assert learn.model.memory['queue']['final'].rows.shape == (1, 9, 5)
+    learn.fit(1, LR)
+    learn = quick('swav', memory=partial(Queue, 9, per_view=True))
+    learn.add_cb(MultiCrop((3, None, (.4, 1)), (2, 8, (.1, .4))))
+    text = refusal(learn.fit, 1, LR)
+    assert 'Queue(9, per_view=True)' in text and '2 key views' in text and 'has 3' in text
 
 
 def test_a_queue_that_starts_late_is_filled_before_and_given_when_full():

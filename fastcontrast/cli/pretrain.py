@@ -55,10 +55,11 @@ def pretrain(
         help="Share of the pictures (of the shards) to judge by, where the data has no folder for it; "
              "or a folder or shards of other pictures", show_default=_default('valid'))] = None,
     small_input: Annotated[bool | None, Option(
-        help="Give a ResNet the stem for small pictures", show_default="in the setting cifar")] = None,
+        help="Give a ResNet the stem for small pictures", show_default="up to 64 pixels, not for the digits")] = None,
     setting: Annotated[str | None, Option(
         help="Which of the recipe's constants: {settings}",
-        show_default="digits for the digits, cifar for pictures up to 64 pixels, else imagenet")] = None,
+        show_default="digits for the digits, small for up to 100,000 pictures; "
+                     "for more, cifar up to 64 pixels, else imagenet")] = None,
     precision: Annotated[str | None, Option(
         help="Of the model's arithmetic: {precisions}; auto is bf16 on a GPU or CPU that has instructions for it, "
              "else fp32", show_default=_default('precision'))] = None,

@@ -12,7 +12,7 @@ from .registries import speedups
 from .settings import Run
 
 # fields of a recipe that are no value, or stand elsewhere in the record
-_NOT_RECORDED = ('about', 'settings', 'changes', 'loss', 'target', 'memory', 'multi_crop', 'speedups')
+_NOT_RECORDED = ('about', 'settings', 'encoders', 'changes', 'loss', 'target', 'memory', 'multi_crop', 'speedups')
 
 
 def record_of(

@@ -32,7 +32,8 @@ def labelled_speedups() -> list[str]:
 
 def settings() -> list[str]:
     "The settings that recipes have constants for"
-    return [*dict.fromkeys(setting for recipe in methods().values() for setting in recipe().settings)]
+    from ..recipes import SETTINGS
+    return [*dict.fromkeys([*SETTINGS, *(setting for recipe in methods().values() for setting in recipe().settings)])]
 
 
 def view_kinds() -> Iterable[str]:

@@ -17,6 +17,8 @@ def views(
     out: Annotated[str, Option('--out', '-o', help="The .png, .svg or .pdf file for the drawing")] = 'views.png',
     method: Annotated[str, Option(
         help="Draw what this recipe trains on, small crops included: {methods}")] = Run.method,
+    arch: Annotated[str, Option(
+        help="Encoder that they are made for: some recipes have other crops for transformers")] = Run.arch,
     kind: Annotated[str | None, Option(
         help="Two views of a kind, in place of a recipe's: {view_kinds}; those with _cifar leave out blur",
         show_default="the recipe's")] = None,
@@ -34,7 +36,7 @@ def views(
     few = dls.train.ordered(n)
     few.bs = n
     torch.manual_seed(seed % 2**63)
-    views, name = _maker(make, kind, dls)
+    views, name = _maker(make, kind, arch, dls)
     x, _ = few.one_batch()
     draw_views(x, views(x), path=file, n=n)
     pictures = f"{len(x)} pictures and their" if len(x) > 1 else "1 picture and its"
@@ -42,11 +44,13 @@ def views(
     tell_undecodable(dls)
 
 
-def _maker(make: Callable, kind: str | None, dls):
+def _maker(make: Callable, kind: str | None, arch: str, dls):
     "What makes the views of a recipe, or two of a kind, and its name"
-    from ..recipes import make_part, pick_setting
+    from ..models import make_encoder
+    from ..recipes import encoder_kind, make_part, pick_setting
     from ..views import RoleViews, as_views
-    recipe = make().resolve(pick_setting(dls.source, dls.size))
+    setting = pick_setting(dls.source, dls.size, len(dls.train.dataset))
+    recipe = make().resolve(setting, dls.size, encoder_kind(make_encoder(arch, size=dls.size)))
     views, crops = as_views(kind or recipe.views, dls.size), make_part(recipe.multi_crop)
     name = views.main.kind
     if kind or not crops: return views, name

@@ -14,18 +14,20 @@ from functools import partial
 
 from ..losses import BarlowTwins, DINOLoss, InfoNCE, NegCosine, NTXent, SwAVLoss, VICReg
 from .recipe import Recipe, method
-from ..speedups.comb_patches import CombinePatches
+from ..speedups.comb_patches import CombinePatches, patch_scale
 from ..multi_crop import MultiCrop
 from ..targets import EMATarget, NearestNeighbours, Queue, SharedTarget, StopGradTarget
-from ..views import VIEW_KINDS
+from ..views import VIEW_KINDS, ViewKind
 
 # %% ../../nbs/260_methods.ipynb #816c702f
+_JOINT = dict(joint=True) # LARS as most authors have it, see `JointLars`
+
 @method
 def simclr():
     "Two views of a picture, each the other's positive among all other views of the batch"
     return Recipe(
         paper='Chen et al. 2020, arXiv:2002.05709', projector=(2048, 128), projector_out_bn='affine',
-        loss=partial(NTXent, 0.1), target=SharedTarget, views='simclr', lr=0.3,
+        loss=partial(NTXent, 0.1), target=SharedTarget, views='simclr', opt_args=_JOINT, lr=0.3,
         settings=dict(
             cifar=dict(projector=(2048, 256), loss=partial(NTXent, 0.2), lr=0.4),
             digits=dict(projector=(512, 128), loss=partial(NTXent, 0.5))))
@@ -59,14 +61,26 @@ def moco_v2():
 def moco_v3():
     "Predictions of one view find the other view's key, made by the network's moving average"
     # the paper's loss is 2τ times InfoNCE, summed over the two directions, of which a step takes the mean
+    # transformers: as the authors' program, except that timm draws the other weights, and that 40 epochs of warm-up are
+    # in proportion to a run of 300
     return Recipe(
         paper='Chen et al. 2021, arXiv:2104.02057', projector=(4096, 256), projector_out_bn='plain',
-        predictor=(4096, 256),
-        loss=partial(InfoNCE, 1.0, scale=4 * 1.0), target=partial(EMATarget, 0.99, 'cosine'), views='byol', lr=0.6,
-        per_view=True,
+        predictor=(4096, 256), predictor_out_bias=False,
+        loss=partial(InfoNCE, 1.0, scale=4 * 1.0), target=partial(EMATarget, 0.99, 'cosine', ahead=1), views='moco_v3',
+        opt_args=_JOINT, lr=0.6, per_view=True,
         settings=dict(
-            cifar=dict(projector=(2048, 256), predictor=(2048, 256), loss=partial(InfoNCE, 0.2, scale=4 * 0.2), lr=0.3),
-            digits=dict(projector=(512, 128), predictor=(512, 128), loss=partial(InfoNCE, 0.2, scale=4 * 0.2))))
+            cifar=dict(loss=partial(InfoNCE, 0.2, scale=4 * 0.2), lr=0.3, wd=1e-6),
+            small=dict(projector=(2048, 256), predictor=(2048, 256)),
+            digits=dict(projector=(512, 128), predictor=(512, 128), loss=partial(InfoNCE, 0.2, scale=4 * 0.2))),
+        encoders=dict(
+            vit=dict(projector=(4096, 4096, 256), predictor=(4096, 256), predictor_out_bn='plain',
+                     loss=partial(InfoNCE, 0.2, scale=4 * 0.2), views='byol',
+                     frozen=('patch_embed.proj',), fixed_positions=True, opt='adamw', lr=1.5e-4, wd=0.1, wd_all=True,
+                     warmup=40, warmup_share=40 / 300)))
+
+def _for_patches(kind: str) -> ViewKind:
+    "Views whose smallest combinations of patches show as much as the kind's smallest crops"
+    return replace(VIEW_KINDS[kind], scale=patch_scale(VIEW_KINDS[kind].scale))
 
 @method
 def fast_moco():
@@ -78,8 +92,10 @@ def fast_moco():
         loss=partial(InfoNCE, 1.0), target=partial(EMATarget, 0.99, 'constant'), views='simsiam', opt='sgd', lr=0.05,
         wd=1e-4, wd_all=True, clip=1.0, warmup=1, warmup_from=0.25, per_view=True, speedups=(CombinePatches,),
         settings=dict(
-            cifar=dict(projector=(2048, 2048), loss=partial(InfoNCE, 0.2), lr=0.3, warmup=10, warmup_from=0.),
-            digits=dict(projector=(512, 128), predictor=(512, 128), loss=partial(InfoNCE, 0.2))))
+            cifar=dict(projector=(2048, 2048), loss=partial(InfoNCE, 0.2), lr=0.3, warmup=10, warmup_from=0.,
+                       views=_for_patches('simsiam_cifar')),
+            digits=dict(projector=(512, 128), predictor=(512, 128), loss=partial(InfoNCE, 0.2),
+                        views=_for_patches('digits'))))
 
 # %% ../../nbs/260_methods.ipynb #ff9790da
 @method
@@ -88,10 +104,10 @@ def byol():
     without negatives"""
     return Recipe(
         paper='Grill et al. 2020, arXiv:2006.07733', projector=(4096, 256), predictor=(4096, 256),
-        loss=partial(NegCosine, scale=4., offset=4.), target=partial(EMATarget, 0.99, 'cosine'), views='byol', lr=0.45,
-        per_view=True,
+        loss=partial(NegCosine, scale=4., offset=4.), target=partial(EMATarget, 0.99, 'cosine'), views='byol',
+        opt_args=_JOINT, lr=0.45, per_view=True,
         settings=dict(
-            cifar=dict(lr=1.0),
+            cifar=dict(lr=1.0, wd=1e-5),
             digits=dict(projector=(512, 128), predictor=(512, 128))))
 
 @method
@@ -103,7 +119,7 @@ def simsiam():
         loss=NegCosine, target=StopGradTarget, views='simsiam', opt='sgd', lr=0.05, wd=1e-4, wd_all=True, warmup=0,
         per_view=True,
         settings=dict(
-            cifar=dict(projector=(2048, 2048), lr=0.5),
+            cifar=dict(lr=0.5, wd=1e-5),
             digits=dict(projector=(512, 128), predictor=(512, 128))))
 
 @method
@@ -115,8 +131,8 @@ def nnclr():
         loss=partial(InfoNCE, 0.1, anchors='keys'), target=SharedTarget, memory=partial(NearestNeighbours, 98304),
         views='byol', lr=0.3, per_view=True,
         settings=dict(
-            cifar=dict(projector=(2048, 256), loss=partial(InfoNCE, 0.2, anchors='keys'),
-                       memory=partial(NearestNeighbours, 65536), lr=0.4),
+            cifar=dict(loss=partial(InfoNCE, 0.2, anchors='keys'), memory=partial(NearestNeighbours, 65536), lr=0.4,
+                       wd=1e-5),
             digits=dict(projector=(512, 128), predictor=(512, 128), loss=partial(InfoNCE, 0.2, anchors='keys'),
                         memory=partial(NearestNeighbours, 512))))
 
@@ -127,17 +143,22 @@ def swav():
     batch"""
     return Recipe(
         paper='Caron et al. 2020, arXiv:2006.09882', projector=(2048, 128), prototypes=3000,
-        loss=SwAVLoss, target=SharedTarget, memory=partial(Queue, 3840, start=15), views='simclr', multi_crop=MultiCrop,
-        lr=0.6,
+        loss=SwAVLoss, target=SharedTarget, memory=partial(Queue, 3840, start=15, per_view=True), views='simclr',
+        multi_crop=MultiCrop, joint_head=True, opt_args=dict(always_adapt=True), wd_all=True, lr=0.6, lr_end=1e-3,
+        warmup=0,
         settings=dict(
-            digits=dict(projector=(512, 128), prototypes=128, memory=partial(Queue, 512, start=5))))
+            large_batch=dict(memory=None, lr=0.3, warmup=10, warmup_from=1 / 16),
+            cifar=dict(prototypes_frozen=2, memory=partial(Queue, 3840, start=50, per_view=True), wd=1e-6, wd_all=False,
+                       lr_end=0., warmup=10),
+            digits=dict(projector=(512, 128), prototypes=128, memory=partial(Queue, 256, start=5, per_view=True))))
 
 @method
 def barlow_twins():
     "The correlations between the two views' embeddings, over the batch, become the identity matrix"
     return Recipe(
         paper='Zbontar et al. 2021, arXiv:2103.03230', projector=(8192, 8192, 8192),
-        loss=partial(BarlowTwins, scale=0.024), target=SharedTarget, views='byol', lr=0.2, wd=1.5e-6, per_view=True,
+        loss=partial(BarlowTwins, scale=0.024), target=SharedTarget, views='byol', opt_args=_JOINT, lr=0.2, wd=1.5e-6,
+        per_view=True,
         settings=dict(
             cifar=dict(projector=(2048, 2048, 2048), loss=partial(BarlowTwins, scale=0.1), lr=0.3),
             digits=dict(projector=(512, 512))))
@@ -148,14 +169,15 @@ def vicreg():
     same"""
     return Recipe(
         paper='Bardes et al. 2022, arXiv:2105.04906', projector=(8192, 8192, 8192),
-        loss=VICReg, target=SharedTarget, views='byol', lr=0.2, per_view=True,
+        loss=VICReg, target=SharedTarget, views='byol', opt_args=_JOINT, lr=0.2, per_view=True,
         settings=dict(
             cifar=dict(projector=(2048, 2048, 2048), lr=0.3),
             digits=dict(projector=(512, 512))))
 
 # two large crops and eight small ones, whose views differ from the large ones' in blur and solarisation
-DINO_CROPS = partial(MultiCrop, (2, None, (0.4, 1.0)), (8, None, (0.05, 0.4)),
-                     replace(VIEW_KINDS['byol'], blur=0.5, solarise=0.0))
+DINO_CROPS = {kind: partial(MultiCrop, (2, None, (between, 1.0)), (8, None, (0.05, between)),
+                            replace(VIEW_KINDS['byol'], blur=0.5, solarise=0.0))
+              for kind, between in dict(vit=0.4, cnn=0.14).items()}
 
 @method
 def dino():
@@ -164,7 +186,15 @@ def dino():
         paper='Caron et al. 2021, arXiv:2104.14294', projector=(2048, 2048, 256), projector_bn=False,
         projector_act='gelu', prototypes=65536, prototypes_weight_norm=True,
         loss=DINOLoss, target=partial(EMATarget, 0.996, 'cosine'), views='byol',
-        multi_crop=DINO_CROPS, opt='adamw', lr=5e-4, wd=0.04, wd_end=0.4, clip_each=3.0,
+        multi_crop=DINO_CROPS['vit'], joint_head=True, opt='adamw', lr=5e-4, lr_end=1e-3, wd=0.04, wd_end=0.4,
+        clip_each=3.0,
         settings=dict(
             cifar=dict(prototypes=4096),
-            digits=dict(projector=(512, 128), prototypes=512)))
+            digits=dict(projector=(512, 128), prototypes=512)),
+        encoders={
+            'vit': dict(drop_path=0.1, wd_tokens=True),
+            'cnn imagenet': dict(multi_crop=DINO_CROPS['cnn'], loss=partial(DINOLoss, teacher_temp=0.04),
+                                 opt='sgd', lr=0.03, lr_end=0., wd=1e-4, wd_end=None),
+            'cnn cifar': dict(target=partial(EMATarget, 0.9995, 'cosine'), loss=partial(DINOLoss, warmup_epochs=50),
+                              opt='lars', opt_args=dict(trust_coeff=0.02, trust_clip=True), lr=0.3, lr_end=0., wd=1e-6,
+                              wd_end=None, clip_each=None)})

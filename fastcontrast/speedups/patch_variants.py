@@ -75,6 +75,12 @@ class PatchVariants(CombinePatches):
         return self.combine in LATE
 
     @property
+    def place(self) -> str:
+        "Where features are combined, as `Route` calls it"
+        if self.combine != 'final': return self.combine
+        return 'means' if self.merge == 'mean' and self.alpha is None else 'pooled'
+
+    @property
     def stitches(self) -> bool:
         "Whether patches or their maps are put back beside their neighbours"
         return not self.late and self.combine is not None
@@ -132,15 +138,28 @@ class PatchVariants(CombinePatches):
         self.find_places()
         size = self.learn.plan.views.size
         side = self.side_of(size)
-        if self.n > size: self.check_side(0)
-        if self.late and self.patches != 'montage': self.check_side(side)
-        self.strip = (size, size * self.m // self.n ** 2)
-        if not self.idle and (self.level or self.last or self.combine == 'input'): self.try_out(size, side)
+        self.suits(size, side)
         if self.patches != 'divide': self.sample(side)
         if not self.idle:
-            self.declare(self.strip if self.combine == 'input' else None if self.level or self.last else (side, side))
+            strip = self.strip_of(size)
+            self.declare(strip if self.combine == 'input' else None if self.level or self.last else (side, side))
         self.draws = self.model.memory['patch_draws'] = Draws(self.seed)
         self.undo(self.model.memory.pop, 'patch_draws')
+
+    def suits(self, size: int, side: int):
+        "Raise `InputError` unless it can do its part with views, and what is cut or sampled, of these sides"
+        if self.n > size: self.check_side(0)
+        if self.late and self.patches != 'montage': self.check_side(side)
+        if not self.idle and (self.level or self.last or self.combine == 'input'): self.try_out(size, side)
+
+    def check_size(self, size):
+        views = self.learn.plan.views
+        sampled = self.patches != 'divide'
+        self.suits(size, views.side(views.makers['patches'], size) if sampled else self.side_of(size))
+
+    def strip_of(self, size: int) -> tuple[int, int]:
+        "Height and width of the patches of a view that are put together before the encoder"
+        return size, size * self.m // self.n ** 2
 
     def find_places(self):
         "Find the stage at which maps are stitched, or montages are taken apart. Raises `InputError` if there is none"
@@ -186,7 +205,7 @@ class PatchVariants(CombinePatches):
     def try_out(self, size: int, side: int):
         "Raise `InputError` unless the encoder takes the maps or rectangles that this makes"
         p = next(self.model.encoder.parameters())
-        shape = self.strip if self.combine == 'input' else (size, size) if self.last else (side, side)
+        shape = self.strip_of(size) if self.combine == 'input' else (size, size) if self.last else (side, side)
         edits = {}
         if self.level: edits[self.level] = [lambda x: self.stitched(x, 'columns' if self.m == self.n else 'whole')]
         if self.last: edits[self.last] = [self.apart]
@@ -217,7 +236,7 @@ class PatchVariants(CombinePatches):
         role = 'views' if self.patches == 'divide' else 'patches'
         if role == 'views': self.cut(shape)
         else: self.take_sampled(shape)
-        if self.late: step.route.edit(role, 'pooled' if self.combine == 'final' else self.combine, self.combined)
+        if self.late: step.route.edit(role, self.place, self.combined)
         elif self.level:
             step.route.edit(role, self.level, lambda x: self.stitched(x, shape))
             step.route.edit(role, 'pooled', lambda h: self.grouped(h, shape))

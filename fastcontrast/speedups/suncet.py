@@ -46,7 +46,7 @@ class LabeledTerm(StepCallback):
         per_class: int | None = None,         # pictures of each, 2 or more; None: nearly as many as others in a batch
         views: int = 1,                       # augmented views of each, all of them members of the batch
         until: int | None = None,             # epochs of a fit, from its beginning, in which it is used; None: all
-        temp: float | None = None,            # temperature τ, above 0; None: that of the method's loss, or 0.1
+        temp: float | None = None,            # temperature τ, above 0; None: 0.1, with every method
         seed: int = 0,                        # of the draws
     ):
         number(self, least=0, weight=weight)
@@ -85,7 +85,6 @@ class LabeledTerm(StepCallback):
         classes_per_batch, per_class, seed = (self.settings[n] for n in ('classes_per_batch', 'per_class', 'seed'))
         self.source = StratifiedLoader(self.dls.train, classes_per_batch, per_class, seed)
         self.undo(setattr, self, 'source', None)
-        if self.settings['temp'] is None: self.temp = self.loss_func.loss.temp or 0.1
         if not self.weight: return
         self.model.memory['support_draws'] = self.supports = SupportPlace()
         self.undo(self.model.memory.pop, 'support_draws')
@@ -115,7 +114,8 @@ class LabeledTerm(StepCallback):
         if not self.active: return
         images, self.support_y = self.support()
         step = self.step
-        for role, views in self.maker(images, step.size).items(): step.views[role] = self.learn.plan.normalize(views)
+        maker = self.maker.softened(step.strength)
+        for role, views in maker(images, step.size).items(): step.views[role] = self.learn.plan.normalize(views)
         step.route.rides = 'labeled'
 
     def after_loss(self):

@@ -10,15 +10,17 @@ from fastai.vision.augment import RandomResizedCrop
 from fastai.vision.data import ImageDataLoaders
 from helpers.deaths import history, run, same_state
 from helpers.folders import make as make_folder
-from helpers.learners import small
-from helpers.pictures import ARCH, Dots
+from helpers.learners import SMALL_CROPS, small
+from helpers.pictures import ARCH, VIT, Dots
 
 from fastcontrast.data import image_dls
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.recipes import RECIPES
 from fastcontrast.speedups.comb_patches import CombinePatches
 from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
+from fastcontrast.speedups.multi_view import MultiView
 from fastcontrast.speedups.patch_variants import PatchVariants
+from fastcontrast.speedups.progressive_size import ProgressiveSize
 from fastcontrast.speedups.regions import HardRegions
 from fastcontrast.speedups.suncet import SuNCEt, SupervisedTerm
 from fastcontrast.targets import Queue
@@ -27,8 +29,12 @@ EPOCHS, BATCHES = 3, 4
 SPEEDUPS = dict(
     none=list, comb_patches=lambda: [CombinePatches()], patch_variants=lambda: [PatchVariants(patches='sample')],
     intermediate=lambda: [IntermediateLoss()], partial=lambda: [IntermediateLoss(), PartialBackprop()],
-    regions=lambda: [HardRegions('layer2')], suncet=lambda: [SuNCEt()], supervised=lambda: [SupervisedTerm('ce')],
-    all=lambda: [CombinePatches(), IntermediateLoss(), PartialBackprop(), HardRegions('layer2'), SuNCEt()])
+    multi_view=lambda: [MultiView(3)], progressive_size=lambda: [ProgressiveSize(strength=0.5)],
+    regions=lambda: [HardRegions('layer2')], regions_by_loss=lambda: [HardRegions('layer2', score='loss')],
+    two_regions=lambda: [HardRegions(stages=('layer1', 'layer2'))],
+    suncet=lambda: [SuNCEt()], supervised=lambda: [SupervisedTerm('ce')],
+    all=lambda: [CombinePatches(), IntermediateLoss(), PartialBackprop(), HardRegions('layer2'), SuNCEt(),
+                 MultiView(3), ProgressiveSize(steps=(24,))])
 
 
 def dots(side=32): return image_dls(Dots(30, side), bs=6, valid=0.2, labels='all', workers=0, device='cpu')
@@ -65,11 +71,27 @@ def test_every_speedup(tmp_path, name): check(tmp_path, partial(learner, 'moco_v
 def test_bfloat16(tmp_path): check(tmp_path, partial(learner, 'byol', SPEEDUPS['all'], precision='bf16'))
 
 
+def test_muon(tmp_path): check(tmp_path, partial(learner, 'moco_v3', SPEEDUPS['all'], opt='muon', lr=1e-3))
+
+
 def test_batches_in_parts(tmp_path): check(tmp_path, partial(learner, 'moco_v2', SPEEDUPS['all'], accumulate=2))
 
 
 def test_a_queue_that_begins_late(tmp_path):
     def make(): return learner('swav', memory=partial(Queue, 12, start=1), prototypes_frozen=1)
+    check(tmp_path, make)
+
+
+def test_crops_of_two_sizes_and_a_queue_for_each_view(tmp_path):
+    def make():
+        return learner('swav', memory=partial(Queue, 6, start=1, per_view=True), multi_crop=SMALL_CROPS)
+    check(tmp_path, make)
+
+
+def test_stochastic_depth(tmp_path):
+    def make():
+        torch.manual_seed(0)
+        return contrastive_learner(dots(), VIT, method=small('dino', 'cifar'), knn_pictures=24)
     check(tmp_path, make)
 
 

@@ -26,7 +26,8 @@ COLUMNS = ['seconds', 'tflop', 'images_s', 'memory_mb']
 
 def learner(name, *cbs, n=16, valid=0, **changes):
     dls = image_dls(Dots(n), bs=8, valid=valid, workers=0, device='cpu')
-    learn = contrastive_learner(dls, 'test_resnet', method=small(name, 'cifar', **changes), small_input=False, cbs=cbs)
+    learn = contrastive_learner(dls, 'test_resnet', method=small(name, 'cifar', **changes), small_input=False, cbs=cbs,
+                                precision='fp32')  # in which each layer does what a hand counts
     learn.create_mbar = False
     return learn
 

@@ -195,9 +195,10 @@ class Loop:
         return loss
 
     def swav(self, v, local):
-        large = self.z(v.flatten(0, 1)).split(v.shape[1])
-        crops = [*large, *(self.z(local.flatten(0, 1)).split(v.shape[1]) if local is not None else [])]
-        scores = [self.scores(z) for z in crops]
+        # large and small crops meet in the head
+        h = torch.cat([self.net.encoder(x.flatten(0, 1)) for x in (v, local) if x is not None])
+        crops = self.net.heads.final.projector(h).split(v.shape[1])
+        large, scores = crops[:len(v)], [self.scores(z) for z in crops]
         use = self.rows is not None and (not self.start or self.epoch >= self.start and self.entered >= len(self.rows))
         loss, n = 0, 0
         for i in range(len(large)):

@@ -268,17 +268,40 @@ def each_query(slow, q, k):
     return -scale * torch.log(e.diagonal() / e.sum(1))
 
 
-def hardest(slow, views, stage, sides, levels, heats=None, cells=None, n=1):
-    "The loss at every location of a stage, the best window by trying all, and later stages on that; of n x n patches"
+def texture(m, cells=None):
+    "How far every cell of maps [B, C, H, W], or the next not at the rim, lies from the mean of those around, [B, H, W]"
+    B, _, H, W = m.shape
+    rim = 2 if min(H, W) >= 9 else 1 if min(H, W) >= 5 else 0
+    out = torch.zeros(B, H, W, dtype=m.dtype)
+    for b, row, column in itertools.product(range(B), range(H), range(W)):
+        y, x = min(max(row, rim), H - 1 - rim), min(max(column, rim), W - 1 - rim)
+        near = [m[b, :, i, j] for i in range(max(0, y - 1), min(H, y + 2)) for j in range(max(0, x - 1), min(W, x + 2))]
+        out[b, row, column] = ((m[b, :, y, x] - mean_of(near))**2).sum().sqrt()
+    return F.adaptive_avg_pool2d(out[:, None], cells)[:, 0] if cells else out
+
+
+def unlike(slow, q, k, whole, grain):
+    return torch.stack([(1 - cos(q[b], whole[b])) * grain[b] for b in range(len(q))])
+
+
+def loss_score(slow, q, k, whole, grain): return each_query(slow, q, k)
+
+
+SLOW_SCORES = dict(loss=loss_score, unlike=unlike, texture=lambda slow, q, k, whole, grain: grain)
+
+
+def hardest(slow, views, stage, sides, levels, heats=None, cells=None, n=1, score='loss'):
+    "The score at every location of a stage, the best window by trying all, and later stages on that; of n x n patches"
     asked, whole, pairs = slow.split(views)
     parts = [cut(x, n) for x in asked]
     divided, own_keys = n > 1, slow.teacher is None
     # a network that makes its keys on the way has both views in one pass
     together = own_keys and not divided
+    joint = together and score == 'loss'  # the only one that needs them there
     keys = slow.keys(whole) if not together else None
     head, queries = slow.net.heads[stage], {level: [[] for _ in asked] for level in levels}
     kept = [[] for _ in asked]
-    for some in ([[*range(len(asked))]] if together else slow.in_passes(asked)):
+    for some in ([[*range(len(asked))]] if joint else slow.in_passes(asked)):
         xs = [(v, x) for v in some for x in parts[v]]
         early = walk(slow.net.encoder, torch.cat([x for _, x in xs]), upto=stage)
         maps = early[stage].split(B)
@@ -289,14 +312,14 @@ def hardest(slow, views, stage, sides, levels, heats=None, cells=None, n=1):
             net = copy.deepcopy(head)
             z = net.projector(torch.cat(at))
             p = (net.predictor(z) if net.predictor is not None else z).split(B)
-            if together:
-                small_keys = net.projector(torch.cat([m.mean((2, 3)) for m in maps])).split(B)
-                found = [{stage: k} for k in small_keys]
-            else: found = keys
+            wholes = net.projector(torch.cat([m.mean((2, 3)) for m in maps])).split(B)
+            found = [{stage: k} for k in wholes] if joint else keys or [{stage: None} for _ in views]
+            rule, grains = SLOW_SCORES[score], [texture(m, cells) for m in maps]
             heat = []
             for i, (v, _) in enumerate(xs):
                 others = [j for a, j in pairs if a == v]
-                rows = [mean_of([each_query(slow, p[(i * H + y) * W + x], found[j][stage]) for j in others])
+                rows = [mean_of([rule(slow, p[(i * H + y) * W + x], found[j][stage], wholes[i], grains[i][:, y, x])
+                                 for j in others])
                         for y in range(H) for x in range(W)]
                 heat.append(torch.stack(rows, 1).view(B, H, W))
             if cells: heat = [F.interpolate(h[:, None], maps[0].shape[-2:], mode='bilinear')[:, 0] for h in heat]
@@ -318,12 +341,12 @@ def hardest(slow, views, stage, sides, levels, heats=None, cells=None, n=1):
     return asked, pairs, keys, queries, kept
 
 
-def regions(slow, views, stage, sides, levels, subsets=None, heats=None, cells=None, n=1):
-    asked, pairs, keys, h, kept = hardest(slow, views, stage, sides, levels, heats, cells, n)
+def regions(slow, views, stage, sides, levels, subsets=None, heats=None, cells=None, n=1, score='loss'):
+    asked, pairs, keys, h, kept = hardest(slow, views, stage, sides, levels, heats, cells, n, score)
     if subsets:
         h = {level: [[mean_of([view[i] for i in s]) for s in subsets] for view in rows] for level, rows in h.items()}
     per_view, slow.recipe = slow.recipe, slow.recipe
-    if keys is None:  # one pass: keys are the projections of what was kept
+    if keys is None and score == 'loss':  # one pass: keys are the projections of what was kept
         import dataclasses
         slow.recipe = dataclasses.replace(slow.recipe, per_view=False)
     heads = {level: slow.heads(rows, level) for level, rows in h.items()}

@@ -104,7 +104,7 @@ def test_vicreg_has_twice_the_variance_term_of_lightly():
     for (q, _), value in zip(seen.steps, learn.diary.losses, strict=True):
         z = q['views']
         hinges = F.relu(1 - (z.var(1) + 1e-4).sqrt()).mean(1).sum().item()
-        assert hinges > 0.1
+        assert hinges > 0.05
         assert value == pytest.approx(VICRegLoss()(*z).item() + 25 / 2 * hinges, rel=1e-8)
 
 

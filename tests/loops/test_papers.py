@@ -18,7 +18,7 @@ from lightly.loss import NTXentLoss
 from fastcontrast.guards import FiniteLoss
 from fastcontrast.losses import DCL, DCLW, DINOLoss
 from fastcontrast.recipes import RECIPES
-from fastcontrast.targets import NearestNeighbours, Queue
+from fastcontrast.targets import EMATarget, NearestNeighbours, Queue
 
 close = torch.testing.assert_close
 
@@ -57,7 +57,7 @@ def test_moco_v3_is_the_papers(norm, setting, temp):
         assert paper_step(twin, moco_v3_loop(twin, momentum_model, x, temp)) == pytest.approx(value, rel=1e-8)
         same_grads(grads, twin)
         descend(twin, LR)
-        follow(momentum_model, twin, 1 - (1 - 0.99) * (1 + math.cos(math.pi * i / 3)) / 2)
+        follow(momentum_model, twin, 1 - (1 - 0.99) * (1 + math.cos(math.pi * (i + 1) / 3)) / 2)  # before step i + 1
     for n, t in twin.state_dict().items(): close(model.state_dict()[n], t, rtol=1e-8, atol=1e-12)
     for n, t in momentum_model.state_dict().items():
         close(learn.ema_target.target.state_dict()[n], t, rtol=1e-8, atol=1e-12)
@@ -167,7 +167,8 @@ def test_nnclr_is_the_papers(setting, temp, size):
                          ids=['no queue', 'from epoch 1', 'when it is full', 'never', 'at once'])
 def test_swav_is_the_papers(setting, queue):
     given = dict(cbs=[copy.deepcopy(queue)]) if queue else {}
-    learn = build(small('swav', setting, opt='adamw', opt_args={}, **({} if queue else dict(memory=None))), **given)
+    simpler = dict(opt='adamw', wd_all=False, prototypes_frozen=1)
+    learn = build(small('swav', setting, **simpler, **({} if queue else dict(memory=None))), **given)
     seen = Seen(29)
     learn.add_cb(seen)
     loop = Loop('swav', learn, 6, 3, PlainAdamW, frozen=1, start=queue.start if queue else 0)
@@ -201,7 +202,8 @@ def test_barlow_twins_and_vicreg_are_the_papers(name, setting):
 
 @pytest.mark.parametrize('setting', ['imagenet', 'cifar'], ids=['multi-crop', 'two views'])
 def test_dino_is_the_papers(setting):
-    learn = build(small('dino', setting, clip_each=0.05))
+    plain = dict(opt='adamw', wd=0.04, clip_each=0.05, loss=DINOLoss, target=partial(EMATarget, 0.996))
+    learn = build(small('dino', setting, **plain))
     loop = Loop('dino', learn, 6, 3, PlainAdamW, momentum=cosine_momentum(0.996), frozen=1, clip=0.05)
     began = learn.model.heads.final.prototypes.weight.detach().clone()
     learn.fit(2, 0.001)

@@ -81,4 +81,4 @@ def test_keys_scores_and_rows_are_full_precision_under_autocast(name):
     assert all(k.dtype == torch.float32 for k in ks)
     if scored: assert q['views'].dtype == torch.float32
     for n, rows in learn.model.memory.named_buffers():
-        if n.endswith('rows'): close(rows.norm(dim=1), torch.ones(len(rows)), rtol=0, atol=1e-6)
+        if n.endswith('rows'): close(rows.norm(dim=-1), torch.ones(rows.shape[:-1]), rtol=0, atol=1e-6)

@@ -16,7 +16,9 @@ from fastcontrast.losses import DCL
 from fastcontrast.recipes import RECIPES
 from fastcontrast.speedups.comb_patches import CombinePatches
 from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
+from fastcontrast.speedups.multi_view import MultiView
 from fastcontrast.speedups.patch_variants import PatchVariants
+from fastcontrast.speedups.progressive_size import ProgressiveSize
 from fastcontrast.speedups.regions import HardRegions
 from fastcontrast.speedups.suncet import SuNCEt
 
@@ -25,14 +27,15 @@ from fastcontrast.speedups.suncet import SuNCEt
 def _seed(): torch.manual_seed(3)
 
 
-PARTS = ('comb_patches', 'intermediate', 'regions', 'suncet', 'dcl')
+PARTS = ('comb_patches', 'intermediate', 'regions', 'suncet', 'dcl', 'multi_view', 'progressive_size')
 
 
 def parts(chosen) -> tuple[list, object]:
     make = dict(comb_patches=lambda: [CombinePatches()],
                 intermediate=lambda: [IntermediateLoss(), PartialBackprop(seed=1)],
                 regions=lambda: [HardRegions('layer2')],
-                suncet=lambda: [SuNCEt()])
+                suncet=lambda: [SuNCEt()], multi_view=lambda: [MultiView(3)],
+                progressive_size=lambda: [ProgressiveSize(steps=(24,), strength=0.5)])
     return [cb for part in chosen if part != 'dcl' for cb in make[part]()], DCL(0.2) if 'dcl' in chosen else None
 
 
@@ -54,6 +57,13 @@ def few_sets() -> list:
     return few
 
 
+def sets_for(name) -> list:
+    "All sets, of one size of views too; with a size that grows all of them for one method, a few for the others"
+    few = few_sets()
+    if name not in ALL_SETS: return few
+    return [some for some in SETS if name == ALL_SETS[0] or 'progressive_size' not in some or some in few]
+
+
 def kinds(name) -> list:
     "Of a method's target and memory"
     recipe = RECIPES[name].resolve('cifar')
@@ -70,7 +80,7 @@ def test_every_kind_of_target_and_memory_meets_every_set():
 def test_every_set_of_speedups_trains_with(name):
     data = pictures(18, 32, 6, labels='all')
     refused = {}
-    for chosen in SETS if name in ALL_SETS else few_sets():
+    for chosen in sets_for(name):
         cbs, loss = parts(chosen)
         together = f"{name} + {', '.join(chosen)}"
         recipe = small(name, 'cifar', **(dict(prototypes_frozen=0) if name == 'swav' else {}))

@@ -30,7 +30,9 @@ from fastcontrast.models import Embedding
 from fastcontrast.recipes import METHODS, RECIPES, SPEEDUPS
 from fastcontrast.speedups.comb_patches import CombinePatches
 from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
+from fastcontrast.speedups.multi_view import MultiView
 from fastcontrast.speedups.patch_variants import PatchVariants
+from fastcontrast.speedups.progressive_size import ProgressiveSize
 from fastcontrast.speedups.regions import HardRegions
 from fastcontrast.speedups.suncet import SuNCEt, SupervisedTerm
 from fastcontrast.multi_crop import MultiCrop
@@ -103,21 +105,28 @@ def without_batchnorm(model):
 
 RUNS = {  # what `contrastive_learner` is given
     **{name: lambda name=name: dict(method=small(name)) for name in METHODS},
-    'swav with its queue': lambda: dict(method=small('swav', memory=partial(Queue, 8, start=1), multi_crop=None)),
+    'swav with its queue': lambda: dict(method=small('swav', memory=partial(Queue, 8, start=1, per_view=True))),
     'dcl': lambda: dict(method=small('simclr', loss=DCL)),
     'dclw with a queue': lambda: dict(method=small('moco_v2', loss=DCLW)),
     'neg_cosine': lambda: dict(method=small('byol', loss=NegCosine)),
     'comb_patches': lambda: dict(method=small('moco_v3'), cbs=[CombinePatches()]),
+    'multi_view': lambda: dict(method=small('simclr'), cbs=[MultiView(3)]),
+    'multi_view, one way': lambda: dict(method=small('moco_v2'), cbs=[MultiView(3)]),
     'patch_variants': lambda: dict(method=small('simclr'), cbs=[PatchVariants(combine='layer2')], **STAGED),
     'patch_variants sampled': lambda: dict(method=small('byol'), cbs=[PatchVariants(patches='sample')]),
     'intermediate': lambda: dict(method=small('dino'), cbs=[IntermediateLoss()], **STAGED),
     'partial': lambda: dict(method=small('moco_v3'), cbs=[IntermediateLoss(), PartialBackprop()], **STAGED),
-    'regions': lambda: dict(method=small('moco_v3'), cbs=[HardRegions()], **STAGED),
-    'regions, own keys': lambda: dict(method=small('simclr', loss=DCL), cbs=[HardRegions()], **STAGED),
-    'regions, negative cosines': lambda: dict(method=small('vicreg'), cbs=[HardRegions()], **STAGED),
+    'regions': lambda: dict(method=small('moco_v3'), cbs=[HardRegions(score='loss')], **STAGED),
+    'regions after two stages': lambda: dict(method=small('moco_v3'),
+                                             cbs=[HardRegions(stages=('layer1', 'layer2'), cells=None)], **STAGED),
+    'regions, own keys': lambda: dict(method=small('simclr', loss=DCL), cbs=[HardRegions(score='loss')], **STAGED),
+    'regions, negative cosines': lambda: dict(method=small('vicreg'), cbs=[HardRegions(score='loss')], **STAGED),
     'suncet': lambda: dict(method=small('simclr'), cbs=[SuNCEt(**SUPPORT, views=2)]),
     'supervised': lambda: dict(method=small('simclr'), cbs=[SupervisedTerm('ce', **SUPPORT)]),
     'supcon': lambda: dict(method=small('nnclr'), cbs=[SupervisedTerm('supcon', **SUPPORT)]),
+    'progressive_size': lambda: dict(method=small('moco_v3'), cbs=[ProgressiveSize()], **STAGED),
+    'progressive_size, in parts': lambda: dict(method=small('dino'), cbs=[ProgressiveSize(strength=0.5)], accumulate=2,
+                                               **STAGED),
     # patches have maps of 2 x 2 cells there: were they looked at as one, rounding would choose the window
     'all': lambda: dict(method=small('moco_v3'),
                         cbs=[CombinePatches(), IntermediateLoss(), PartialBackprop(), HardRegions(cells=None),

@@ -12,18 +12,22 @@ from helpers.pictures import ARCH, LEVELS, LR, B, pictures
 from helpers.recording import step_inputs, step_wholes, traces
 from helpers.refusals import refusal, said
 from helpers.slow import BY_HAND, Slow, agree, cut, mean_of, patched
+from torch import nn
 
 from fastcontrast.core import InputError
 from fastcontrast.learner import contrastive_learner
+from fastcontrast.models import Head, mlp
 from fastcontrast.recipes import METHODS
-from fastcontrast.speedups.comb_patches import CombinePatches
+from fastcontrast.speedups.comb_patches import CombinePatches, balanced_counts
 from fastcontrast.speedups.intermediate import IntermediateLoss
 from fastcontrast.speedups.patch_variants import PatchVariants
 from fastcontrast.multi_crop import MultiCrop
 
 
 @pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(3)
+def _seed(monkeypatch):
+    monkeypatch.setattr('fastcontrast.models.LEAST_WIDTH', 1)  # of narrow features, too, means come after a layer
+    torch.manual_seed(3)
 
 
 @pytest.mark.parametrize('name', BY_HAND)
@@ -35,7 +39,93 @@ def test_every_pair_of_patches_finds_the_whole_other_view(name):
 @pytest.mark.parametrize('n,m', [(2, 1), (2, 3), (2, 4), (3, 4), (3, 1)])
 def test_other_numbers_of_patches(name, n, m):
     if (n, m) == (3, 4) and name in ('simclr', 'swav'): return other_numbers_in_part(name)
-    patched(name, CombinePatches(n, m), n=n, subsets=list(itertools.combinations(range(n * n), m)))
+    patched(name, CombinePatches(n, m, 'all'), n=n, subsets=list(itertools.combinations(range(n * n), m)))
+
+
+WIDE = dict(projector=(1024, 64), predictor=(1024, 64))
+
+
+def heads_of(dim, projector, predictor): return [Head(mlp((dim, *projector)), mlp((projector[-1], *predictor)))]
+
+
+@pytest.mark.parametrize('flops,head,n,count', [
+    (8.2e9, (2048, (2048, 2048, 2048), (512, 2048)), 2, None),  # the paper's: ResNet-50 at 224 pixels
+    (0.67e9, (512, (4096, 256), (4096, 256)), 2, None),         # ResNet-18 at 96 pixels, MoCo v3's heads
+    (0.2e9, (512, (4096, 256), (4096, 256)), 2, 2),
+    (0.1e9, (512, (4096, 256), (4096, 256)), 2, 2),
+    (0.5e9, (512, (4096, 256), (4096, 256)), 2, 4),
+    (8.2e9, (2048, (2048, 2048, 2048), (512, 2048)), 3, 18)])
+def test_as_many_combinations_as_cost_little(flops, head, n, count):
+    cb, heads = CombinePatches(n), heads_of(*head)
+    assert cb.affordable(flops, heads) == count
+    linears = [[m for m in part.modules() if isinstance(m, torch.nn.Linear)]
+               for part in (heads[0].projector, heads[0].predictor)]
+    def rows(k):  # multiplications of a view's k combinations, forward
+        first = linears[0][0]
+        return sum(k * m.weight.numel() for m in sum(linears, [])) + (min(k, n * n) - k) * first.weight.numel()
+    def share(k): return 3 * (rows(k) - rows(1)) / (4 * flops / 2 + 3 * rows(1) + sum(
+        m.weight.numel() for m in linears[0]))
+    counts = list(balanced_counts(n * n, 2))
+    chosen = counts.index(count or math.comb(n * n, 2))
+    assert share(counts[chosen]) <= 0.05 or chosen == len(counts) - 1
+    assert all(share(more) > 0.05 for more in counts[:chosen])
+
+
+def test_the_number_of_combinations_is_said_and_taken_back():
+    learn = quick('moco_v3', n=8, **WIDE)  # views of 16 pixels
+    cb = CombinePatches()
+    assert repr(cb) == 'CombinePatches(n=2, m=2)' and len(cb.subsets) == 6
+    learn.add_cb(cb)
+    few = len(cb.subsets)
+    assert few == cb.affordable(cb.encoder_flops, learn.model.heads.values())
+    assert few < 6 and repr(cb) == f'CombinePatches(n=2, m=2, combinations={few})'
+    learn.remove_cb(cb)
+    assert repr(cb) == 'CombinePatches(n=2, m=2)' and len(cb.subsets) == 6
+    for count, number in (('all', 6), (6, 6), (4, 4)):
+        learn.add_cb(cb := CombinePatches(combinations=count))
+        assert len(cb.subsets) == number and repr(cb) == f'CombinePatches(n=2, m=2, combinations={count!r})'
+        learn.remove_cb(cb)
+
+
+def test_heads_at_other_levels_count_whoever_comes_first():
+    def chosen(*cbs): return quick('moco_v3', cbs=cbs, n=8, **WIDE).combine_patches
+    one, other = chosen(CombinePatches(), IntermediateLoss()), chosen(IntermediateLoss(), CombinePatches())
+    assert one.subsets == other.subsets and repr(one) == repr(other)
+
+
+@pytest.mark.parametrize('count,least,rows', [
+    ('all', 1, [4, 4, 4, 4]), ('all', 90, [6, 6, 4, 4]), (4, 1, [4, 4, 4, 4]), (2, 1, [2, 2, 2, 2])])
+def test_a_wide_first_layer_sees_patches_where_these_are_fewer(count, least, rows, monkeypatch):
+    "It is the same function: see the slow versions"
+    monkeypatch.setattr('fastcontrast.models.LEAST_WIDTH', least)
+    learn, seen = one_step('moco_v3', [CombinePatches(combinations=count), IntermediateLoss()]), {}
+    for level, head in learn.model.heads.items():
+        def look(m, args, level=level): seen[level] = len(args[0]) // B
+        head.projector[0].register_forward_pre_hook(look)
+    learn.fit(1, LR)
+    assert [learn.model.heads[level].projector[0].in_features for level in LEVELS] == [32, 48, 192, 96]
+    assert [seen[level] for level in LEVELS] == rows
+
+
+def test_a_projector_that_is_one_layer_or_begins_otherwise():
+    for projector, wide in ((nn.Linear(6, 5), True), (nn.Sequential(nn.ReLU(), nn.Linear(6, 5)), False)):
+        head, cb = Head(projector).double(), CombinePatches(combinations='all')
+        h = torch.randn(2, 4, 3, 6, dtype=torch.float64)
+        assert (head.first is not None) == wide
+        z, = head(cb.combined(h))
+        if wide: torch.testing.assert_close(head(h, means=[cb.combined])[0], z)
+
+
+@pytest.mark.parametrize('precision,most', [('fp32', 1e-5), ('bf16', 0.01)])
+def test_means_before_and_after_the_first_layer_are_the_same_in_low_precision(precision, most):
+    model, cb = quick('moco_v3', n=8).model, CombinePatches(combinations='all')
+    x = torch.rand(2, 4, 16, 3, 32, 32)
+    def embed(place):
+        with torch.autocast('cpu', torch.bfloat16, enabled=precision == 'bf16'):
+            e = model.embed(x, edits={place: [cb.combined]})['final']
+        return [t.detach().float() for t in e]
+    for a, b in zip(embed('means'), embed('pooled')):
+        assert a.shape == b.shape and ((a - b).norm() / b.norm()).item() < most
 
 
 def other_numbers_in_part(name):
@@ -135,7 +225,7 @@ def test_fast_moco_is_moco_v3_with_patches_and_the_papers_optimizer():
     (dict(n=3, m=10), ['m=10', '9']), (dict(m=2.), ['m=2.0']), (dict(m=None), ['m=None']), (dict(n=1, m=2), ['m=2']),
     (dict(combinations=0), ['combinations=0', '2, 4, 6']), (dict(combinations=3), ['combinations=3', '2, 4, 6']),
     (dict(combinations=7), ['combinations=7']), (dict(combinations=-2), ['combinations=-2']),
-    (dict(combinations='all'), ["combinations='all'"]), (dict(combinations=True), ['True']),
+    (dict(combinations='some'), ["combinations='some'"]), (dict(combinations=True), ['True']),
     (dict(combinations=2.5), ['2.5']), (dict(combinations=[2]), ['combinations']), (dict(n=5, m=12), ['combinations']),
     (dict(n=4, m=8), ['combinations'])], ids=str)
 def test_patches_that_cannot_be(args, words):

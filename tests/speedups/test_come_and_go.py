@@ -15,6 +15,7 @@ from helpers.speedups import REMOVABLE, SEVEN
 from fastcontrast.speedups.comb_patches import CombinePatches
 from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
 from fastcontrast.speedups.patch_variants import PatchVariants
+from fastcontrast.speedups.progressive_size import ProgressiveSize
 from fastcontrast.speedups.regions import HardRegions
 from fastcontrast.multi_crop import MultiCrop
 from fastcontrast.targets import NearestNeighbours, Queue
@@ -29,9 +30,9 @@ def _seed(): torch.manual_seed(3)
 NOTHING = {'one patch': lambda: [CombinePatches(n=1, m=1)], 'no stages': lambda: [IntermediateLoss(stages=())],
            'the last level, always': lambda: [IntermediateLoss(), PartialBackprop(probs={'final': 1})],
            'one level': lambda: [PartialBackprop([1.0])],
-           'all of the picture': lambda: [HardRegions(keep=1)],
+           'all of the picture': lambda: [HardRegions(keep=1)], 'the full size': lambda: [ProgressiveSize(start=1)],
            'all of these': lambda: [CombinePatches(n=1, m=1), IntermediateLoss(), PartialBackprop((0, 0, 0, 1)),
-                                    HardRegions(keep=1)]}
+                                    HardRegions(keep=1), ProgressiveSize(start=1, strength=1)]}
 
 
 def three_steps(name, cbs=()):

@@ -1,5 +1,6 @@
 """HardRegions: the window, or the tokens, with the highest loss go on."""
 import copy
+import dataclasses
 import itertools
 import math
 
@@ -11,13 +12,14 @@ from helpers.loops import cos
 from helpers.pictures import LEVELS, LR, SIDE, STAGES, B, D
 from helpers.recording import Script, traces
 from helpers.refusals import said
-from helpers.slow import Slow, agree, agree_without, each_query, mean_of, regions, tokens, whole_views
+from helpers.slow import Slow, agree, agree_without, each_query, mean_of, regions, tokens, walk, whole_views
 from helpers.speedups import only
 
 from fastcontrast.losses import DCL, DCLW, InfoNCE, NTXent
 from fastcontrast.speedups.comb_patches import CombinePatches
 from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
-from fastcontrast.speedups.regions import HardRegions
+from fastcontrast.models import Head, mlp
+from fastcontrast.speedups.regions import SCORES, HardRegions, Look
 
 close = torch.testing.assert_close
 
@@ -28,7 +30,7 @@ def _seed(): torch.manual_seed(3)
 @pytest.mark.parametrize('stage,keep', [('layer1', 0.5), ('layer2', 0.5), ('layer2', 0.25)])
 @pytest.mark.parametrize('name', ['moco_v2', 'moco_v3', 'byol', 'simclr', 'simsiam', 'nnclr', 'swav', 'barlow_twins'])
 def test_the_window_with_the_highest_mean_loss_goes_on(name, stage, keep):
-    learn = one_step(name, [cb := HardRegions(stage, keep, cells=None)])
+    learn = one_step(name, [cb := HardRegions(stage, keep, cells=None, score='loss')])
     slow, sizes = Slow(learn, (stage, 'final')), []
     after = learn.model.encoder.get_submodule(STAGES[STAGES.index(stage) + 1])
     hook = after.register_forward_pre_hook(lambda m, x: sizes.append([*x[0].shape[-2:]]))
@@ -48,7 +50,7 @@ def test_the_window_with_the_highest_mean_loss_goes_on(name, stage, keep):
 @pytest.mark.parametrize('name', ['moco_v3', 'simclr', 'simsiam', 'byol', 'moco_v2'])
 def test_the_losses_and_windows_are_kept_for_drawing(name):
     "Of all views, in their order"
-    learn = one_step(name, [cb := HardRegions('layer1', cells=None)])
+    learn = one_step(name, [cb := HardRegions('layer1', cells=None, score='loss')])
     slow, kept, heats = Slow(learn, ('layer1', 'final')), [], []
     class Look(Callback):
         order = 25
@@ -63,9 +65,217 @@ def test_the_losses_and_windows_are_kept_for_drawing(name):
     assert cb.kept is None and cb.heat is None  # after the fit
 
 
+@pytest.mark.parametrize('cells', [None, 4])
+@pytest.mark.parametrize('score', ['loss', 'unlike', 'texture'])
+@pytest.mark.parametrize('name', ['moco_v3', 'simclr', 'simsiam', 'moco_v2', 'byol'])
+def test_every_score_against_slow_loops(name, score, cells):
+    "Scores, windows, the loss, and gradients: none comes through the choice"
+    learn = one_step(name, [cb := HardRegions('layer1', cells=cells, score=score)])
+    slow, kept, heats = Slow(learn, ('layer1', 'final')), [], []
+    class Look(Callback):
+        order = 25
+        def after_pred(self): kept.append((cb.kept, cb.heat))
+    learn.fit(1, LR, cbs=Look())
+    (top, left, h, w), heat = kept[0]
+    loss, windows = regions(slow, learn.views.made[0]['views'], 'layer1', (h, w), ('layer1', 'final'), heats=heats,
+                            cells=cells, score=score)
+    close(heat, torch.cat([one_heat for _, one_heat in heats]), rtol=1e-8, atol=1e-9)
+    assert [*zip(top.tolist(), left.tolist())] == sum(windows, [])
+    agree(learn, slow, loss)
+
+
+@pytest.mark.parametrize('score', ['unlike', 'texture'])
+def test_scores_of_patches(score):
+    learn = one_step('moco_v3', [CombinePatches(), HardRegions('layer1', cells=None, score=score)])
+    slow, sizes = Slow(learn, ('layer1', 'final')), []
+    learn.model.encoder.layer2.register_forward_pre_hook(lambda m, x: sizes.append([*x[0].shape]))
+    learn.fit(1, LR)
+    loss, _ = regions(slow, learn.views.made[0]['views'], 'layer1', min(s[-2:] for s in sizes), ('layer1', 'final'),
+                      list(itertools.combinations(range(4), 2)), n=2, score=score)
+    agree(learn, slow, loss)
+
+
+@pytest.mark.parametrize('score', SCORES)
+def test_scores_of_tokens(score):
+    "On their grid, and, after a first cut, without one"
+    learn = vit_learner('moco_v3', [cb := HardRegions(stages=('blocks.1', 'blocks.2'), cells=None, score=score)])
+    seen = {}
+    class Keep(Callback):
+        order = 25
+        def after_pred(self): seen.update({c.stage.module: (c.heat, c.kept) for c in cb.choices})
+    learn.fit(1, LR, cbs=Keep())
+    for module, n in (('blocks.1', 16), ('blocks.2', 8)):
+        heat, kept = seen[module]
+        assert [*heat.shape] == [2 * B, n] and [*kept.shape] == [2 * B, n // 2] and heat.isfinite().all()
+        for row, tokens_of in zip(heat.tolist(), kept.tolist()):
+            assert tokens_of == sorted(sorted(range(n), key=row.__getitem__, reverse=True)[:n // 2])
+
+
+def test_fewer_tokens_than_a_view_has_lie_on_no_grid():
+    "Nine of sixteen would make a square"
+    def look(tokens):
+        grid = torch.rand(2, 9, 5)
+        return Look(grid, (1, 2), tokens, 2, Head(mlp((5, 4), bn=False)), InfoNCE(0.2), int.__ne__, None)
+    assert look(9).shape == (1, 1) and look(16).shape == (9,)
+    x = (scattered := look(16)).grid
+    close(scattered.texture[0], (x - x.mean(1, keepdim=True)).norm(dim=-1).T)
+
+
+def test_what_no_score_asks_for_is_not_made():
+    "'unlike' needs no keys, and 'texture' no head"
+    made = {}
+    for score in SCORES:
+        cb = HardRegions('layer1', score=score)
+        learn = quick('moco_v3', cbs=[cb], n=8)
+        seen = made[score] = set()
+        def look(*args, cb=cb, seen=seen):
+            looked = HardRegions.look(cb, *args)
+            cb.looked.append((seen, looked))
+            return looked
+        cb.looked, cb.look = [], look
+        learn.fit(1, 1e-3)
+        for names, looked in cb.looked: names |= {'queries', 'whole', 'keys', 'texture'} & vars(looked).keys()
+    assert made == dict(loss={'queries', 'keys'}, unlike={'queries', 'whole', 'texture'}, texture={'texture'})
+
+
+@pytest.mark.parametrize('score', ['unlikely', '', None, 3, ['loss']], ids=str)
+def test_scores_that_there_are_not(score): said(['unknown score of regions', 'l'], HardRegions, score=score)
+
+
+# --- after several stages
+
+def later_map(slow, x, windows, stages):
+    "Maps of views `x` after each stage in turn, each cut to its windows"
+    maps, start = [], None
+    for stage, places in zip(stages, windows):
+        m = walk(slow.net.encoder, x, start=start, upto=stage)[stage]
+        maps.append(m)
+        top, left, h, w = places
+        x = torch.stack([m[b, :, top[b]:top[b] + h, left[b]:left[b] + w] for b in range(len(m))])
+        start = stage
+    return maps, x
+
+
+@pytest.mark.parametrize('score', SCORES)
+@pytest.mark.parametrize('name', ['moco_v3', 'simclr', 'moco_v2', 'simsiam'])
+@pytest.mark.parametrize('several', [True, False], ids=['one callback', 'a callback each'])
+def test_each_stage_keeps_a_part_of_what_reaches_it(several, name, score):
+    "One callback for two stages, or one each: the windows are the best there are, and the loss that of what they leave"
+    stages, settings = ('layer1', 'layer2'), dict(cells=None, score=score)
+    cbs = [HardRegions(stages=stages[::-1], **settings)] if several else [HardRegions(s, **settings) for s in stages]
+    learn = one_step(name, cbs)
+    levels = (*stages, 'final')
+    slow, seen = Slow(learn, levels), []
+    class Keep(Callback):
+        order = 25
+        def after_pred(self): seen.extend((c.heat, c.kept) for cb in cbs for c in cb.choices)
+    learn.fit(1, LR, cbs=Keep())
+    assert learn.model.levels() == ('layer1', 'layer2', 'final')
+    (_, first), (_, second) = seen
+    assert first[2:] == (4, 8) and second[2:] == (2, 2)
+    for heat, (top, left, h, w) in seen:
+        H, W = heat.shape[1:]
+        for b in range(len(heat)):
+            means = {(y, x): heat[b, y:y + h, x:x + w].mean().item() for y in range(H - h + 1)
+                     for x in range(W - w + 1)}
+            assert (top[b].item(), left[b].item()) == max(means, key=means.get)
+    asked, whole, pairs = slow.split(learn.views.made[0]['views'])
+    own, queries = slow.teacher is None, {level: [[] for _ in asked] for level in levels}
+    keys = None if own else slow.keys(whole)
+    joint = own and score == 'loss'  # the only one that needs the keys there
+    passes = [[*range(len(asked))]] if joint else slow.in_passes(asked)
+    for some in passes:
+        rows = torch.cat([torch.arange(v * B, v * B + B) for v in some])
+        windows = [(top[rows], left[rows], h, w) for _, (top, left, h, w) in seen]
+        maps, x = later_map(slow, torch.cat([asked[v] for v in some]), windows, stages)
+        end = walk(slow.net.encoder, x, start='layer2')['final']
+        for level, h in zip(levels, [*(m.mean((2, 3)) for m in maps), end]):
+            for v, one in zip(some, h.split(B)): queries[level][v].append(one)
+    if joint:
+        slow.recipe = dataclasses.replace(slow.recipe, per_view=False)
+    heads = {level: slow.heads(h, level) for level, h in queries.items()}
+    if own: keys = [{level: heads[level][0][v][0].detach() if slow.stops else heads[level][0][v][0]
+                     for level in levels} for v in range(len(asked))]
+    agree(learn, slow, slow.total({level: p for level, (_, p) in heads.items()}, keys, pairs))
+
+
+def test_the_second_stage_is_scored_by_what_the_first_left():
+    "Slowly: the loss of every location of the map that the first window made"
+    learn = one_step('moco_v3', [cb := HardRegions(stages=('layer1', 'layer2'), cells=None, score='loss')])
+    slow, seen = Slow(learn, ('layer1', 'layer2', 'final')), []
+    class Keep(Callback):
+        order = 25
+        def after_pred(self): seen.extend((c.heat, c.kept) for c in cb.choices)
+    learn.fit(1, LR, cbs=Keep())
+    (_, (top, left, h, w)), (heat, _) = seen
+    views = learn.views.made[0]['views']
+    with torch.no_grad():
+        keys = slow.keys([*views])
+        for v in range(2):
+            rows = slice(v * B, v * B + B)
+            maps, _ = later_map(slow, views[v], [(top[rows], left[rows], h, w), (top[rows] * 0, left[rows] * 0, 1, 1)],
+                                ('layer1', 'layer2'))
+            m, net = maps[1], copy.deepcopy(slow.net.heads.layer2)
+            H, W = m.shape[2:]
+            places = [(y, x) for y in range(H) for x in range(W)]
+            z = net.projector(torch.cat([m[:, :, y, x] for y, x in places]))
+            p = net.predictor(z).split(B)
+            for (y, x), q in zip(places, p):
+                close(heat[rows, y, x], each_query(slow, q, keys[1 - v]['layer2']), rtol=1e-8, atol=1e-9)
+
+
+def test_a_step_that_ends_between_the_stages():
+    "What comes after the level of the step is neither run nor cut"
+    for level, cut_at in (('layer1', []), ('layer2', ['layer1']), ('final', ['layer1', 'layer2'])):
+        cb = HardRegions(stages=('layer1', 'layer2'))
+        learn, seen = one_step('moco_v3', [IntermediateLoss(), PartialBackprop(only(level)), cb]), []
+        class Keep(Callback):
+            order = 25
+            def after_pred(self, cb=cb, seen=seen): seen.extend(c.stage.module for c in cb.choices if c.kept)
+        learn.fit(1, LR, cbs=Keep())
+        assert seen == cut_at
+
+
+def test_stages_come_and_go_together():
+    learn = quick('moco_v3')
+    before = traces(learn)[0]
+    learn.add_cb(cb := HardRegions(stages=('layer2', 1)))
+    assert learn.model.levels() == ('layer1', 'layer2', 'final') and cb.level == 'layer1'
+    assert repr(cb) == "HardRegions(stages=('layer2', 1), keep=0.5)"
+    learn.fit(1, 1e-3)
+    learn.remove_cb(cb)
+    learn.fit(1, 1e-3)
+    assert traces(learn)[0] == before and not cb.choices
+
+
+@pytest.mark.parametrize('stages', [('layer2',), ('layer2', 'layer1'), (2, 1)], ids=str)
+def test_two_who_choose_at_one_of_their_stages(stages):
+    for first, second in ((dict(stages=stages), dict(stage='layer2')), (dict(stage=2), dict(stages=stages))):
+        said(['HardRegions', 'regions at layer2'], quick, 'moco_v3', cbs=[HardRegions(**first), HardRegions(**second)])
+    quick('moco_v3', cbs=[HardRegions(stages=('layer1',)), HardRegions('layer2')])
+
+
+@pytest.mark.parametrize('stages', [(), 'layer1', 3, {'layer1'}, (None,), ['layer1', None]], ids=str)
+def test_stages_that_are_none(stages): said([f'stages={stages!r}', 'HardRegions'], HardRegions, stages=stages)
+
+
+def test_a_stage_and_stages(): said(["stage='layer1'", "stages=('layer2',)"], HardRegions, 'layer1', stages=('layer2',))
+
+
+@pytest.mark.parametrize('stages,words', [
+    (('layer1', 'layer1'), ['twice']), (('layer1', 1), ['twice']), (('layer1', 'layer4'), ['layer4', 'layer3']),
+    (('layer1', 'layer9'), ['layer9']), (('layer2', 'layer3'), ['layer3', '1 x 1 cells'])], ids=str)
+def test_stages_that_cannot_be(stages, words):
+    "Of 16 pixels the third stage makes a single cell"
+    learn = quick('moco_v3')
+    before = traces(learn)[0]
+    said(words, learn.add_cb, HardRegions(stages=stages))
+    assert traces(learn)[0] == before
+
+
 @pytest.mark.parametrize('name', ['moco_v2', 'swav', 'simclr'])
 def test_a_coarse_look_at_the_losses(name):
-    learn = one_step(name, [cb := HardRegions('layer1', cells=4)])
+    learn = one_step(name, [cb := HardRegions('layer1', cells=4, score='loss')])
     slow, kept = Slow(learn, ('layer1', 'final')), []
     class Look(Callback):
         order = 25
@@ -77,7 +287,7 @@ def test_a_coarse_look_at_the_losses(name):
 
 @pytest.mark.parametrize('name', ['moco_v2', 'moco_v3', 'simclr', 'simsiam'])
 def test_regions_of_patches(name):
-    learn = one_step(name, [CombinePatches(), HardRegions('layer1', cells=None)])
+    learn = one_step(name, [CombinePatches(), HardRegions('layer1', cells=None, score='loss')])
     slow, sizes = Slow(learn, ('layer1', 'final')), []
     learn.model.encoder.layer2.register_forward_pre_hook(lambda m, x: sizes.append([*x[0].shape]))
     learn.fit(1, LR)
@@ -90,7 +300,7 @@ def test_regions_of_patches(name):
 
 @pytest.mark.parametrize('name', ['moco_v2', 'simclr', 'swav'])
 def test_regions_beside_losses_at_all_levels(name):
-    learn = one_step(name, [IntermediateLoss(weights=(1., 0.5, 2.)), HardRegions('layer2', cells=None)])
+    learn = one_step(name, [IntermediateLoss(weights=(1., 0.5, 2.)), HardRegions('layer2', cells=None, score='loss')])
     slow, kept = Slow(learn, LEVELS, dict(zip(LEVELS, (1., 0.5, 2., 1.)))), []
     class Look(Callback):
         order = 25
@@ -103,7 +313,8 @@ def test_regions_beside_losses_at_all_levels(name):
 @pytest.mark.parametrize('level', LEVELS)
 @pytest.mark.parametrize('name', ['moco_v2', 'simclr'])
 def test_regions_at_the_drawn_level(name, level):
-    learn = one_step(name, [IntermediateLoss(), PartialBackprop(only(level)), HardRegions('layer2', cells=None)])
+    regions_at = HardRegions('layer2', cells=None, score='loss')
+    learn = one_step(name, [IntermediateLoss(), PartialBackprop(only(level)), regions_at])
     slow, kept = Slow(learn, (level,)), []
     class Look(Callback):
         order = 25
@@ -125,7 +336,7 @@ def test_regions_at_the_drawn_level(name, level):
 
 def test_the_choice_is_made_without_gradient_and_tracks_nothing():
     "Statistics of the stage's head: those of the mean features alone"
-    learn = one_step('moco_v2', [HardRegions('layer1', cells=None)], projector_bn=True)
+    learn = one_step('moco_v2', [HardRegions('layer1', cells=None, score='loss')], projector_bn=True)
     bare = one_step('moco_v2', [IntermediateLoss(('layer1',))], projector_bn=True)
     bare.model.load_state_dict(learn.model.state_dict())
     learn.fit(1, LR)
@@ -141,7 +352,7 @@ def test_the_choice_is_made_without_gradient_and_tracks_nothing():
 
 def test_gradients_come_only_through_what_was_kept():
     "The loss at the end has no gradient at cells that were dropped, and one at those that were kept"
-    grads, cb = [], HardRegions('layer2', cells=None)
+    grads, cb = [], HardRegions('layer2', cells=None, score='loss')
     learn = one_step('moco_v2', [IntermediateLoss(), PartialBackprop(only('final')), cb])
     def keep(m, args, out): out.register_hook(lambda g: grads.append((g.clone(), cb.kept)))
     hook = learn.model.encoder.layer2.register_forward_hook(keep)
@@ -201,7 +412,7 @@ def test_the_loss_of_a_query_by_itself(loss):
 @pytest.mark.parametrize('keep', [0.5, 0.25])
 @pytest.mark.parametrize('name', ['moco_v2', 'moco_v3', 'simclr'])
 def test_the_tokens_with_the_highest_loss_go_on(name, keep):
-    learn = vit_learner(name, [HardRegions('blocks.2', keep, cells=None)])
+    learn = vit_learner(name, [HardRegions('blocks.2', keep, cells=None, score='loss')])
     slow = Slow(learn, ('blocks_2', 'final'))
     sizes = []
     hook = learn.model.encoder.blocks[3].register_forward_pre_hook(lambda m, x: sizes.append(x[0].shape[1]))

@@ -16,6 +16,7 @@ from torch import nn
 from fastcontrast.core import InputError
 from fastcontrast.data import image_dls
 from fastcontrast.learner import contrastive_learner
+from fastcontrast.losses import InfoNCE
 from fastcontrast.recipes import METHODS
 from fastcontrast.speedups.suncet import SuNCEt, SupervisedTerm
 from fastcontrast.step import Phase
@@ -119,8 +120,8 @@ def test_swav_scores_projections_not_prototypes():
     twin = twin_of(learn)
     learn.fit(1, 0.05)
     (views,), (extra,) = learn.views.made, term.maker.made
-    z = twin.heads.final.projector(twin.encoder(torch.cat([*views['views'], *extra['labeled']])))
-    local = twin.heads.final.projector(twin.encoder(views['local'].flatten(0, 1)))
+    h = [twin.encoder(torch.cat([*views['views'], *extra['labeled']])), twin.encoder(views['local'].flatten(0, 1))]
+    z, local = twin.heads.final.projector(torch.cat(h)).split([len(x) for x in h])  # in one pass of the head
     scores = [unit(x) @ twin.heads.final.prototypes.weight.T for x in [*z[:2 * B].split(B), *local.split(B)]]
     targets = [codes(s.detach()) for s in scores[:2]]
     pairs = [soft_cross_entropy(targets[i], scores[j], 0.1) for i in range(2) for j in range(4) if i != j]
@@ -336,10 +337,12 @@ def test_how_they_are_written():
         assert repr(eval(repr(made))) == repr(made)
 
 
-def test_the_temperature_is_that_of_the_loss():
-    for name, temp in (('simclr', None), ('byol', 0.1)):
-        learn = quick(name, SuNCEt())
-        assert learn.suncet.temp == (learn.loss_func.loss.temp if temp is None else temp)
+def test_the_temperature_is_the_papers_whatever_that_of_the_loss():
+    for name, temp in (('simclr', 0.2), ('moco_v3', 1.0), ('byol', None)):
+        changes = dict(loss=InfoNCE(temp)) if name == 'moco_v3' else {}
+        for term in (SuNCEt(), SuNCEt(temp=None)):
+            learn = quick(name, term, **changes)
+            assert learn.suncet.temp == 0.1 and learn.loss_func.loss.temp == temp
     assert quick('simclr', SuNCEt(temp=0.3)).suncet.temp == 0.3
 
 

@@ -17,6 +17,8 @@ from fastcontrast.multi_crop import MultiCrop
 from fastcontrast.speedups.comb_patches import CombinePatches
 from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
 from fastcontrast.speedups.patch_variants import PatchVariants
+from fastcontrast.speedups.multi_view import MultiView
+from fastcontrast.speedups.progressive_size import ProgressiveSize
 from fastcontrast.speedups.regions import HardRegions
 from fastcontrast.speedups.suncet import SuNCEt, SupervisedTerm
 from fastcontrast.step import Contrast, Phase, StepCallback
@@ -30,8 +32,9 @@ def _seed(): torch.manual_seed(5)
 PARTS = dict(
     patches=CombinePatches, sampled=lambda: PatchVariants(patches='sample'),
     stitched=lambda: PatchVariants(combine='layer1'), levels=lambda: IntermediateLoss(weights=0.5),
-    regions=lambda: HardRegions('layer1'), drawn=PartialBackprop, queue=lambda: Queue(16),
+    regions=lambda: HardRegions('layer1'), size=ProgressiveSize, drawn=PartialBackprop, queue=lambda: Queue(16),
     neighbours=lambda: NearestNeighbours(16), crops=lambda: MultiCrop((2, None, (.4, 1)), (2, 8, (.1, .4))),
+    several=MultiView,
     suncet=SuNCEt, supervised=SupervisedTerm, chunks=lambda: Accumulate(2), clip=lambda: ClipEach(1.),
     shared=SharedTarget, stopped=StopGradTarget, average=EMATarget)
 every_part = pytest.mark.parametrize('make', PARTS.values(), ids=PARTS)
@@ -188,7 +191,7 @@ class MovesOn(Moves): phase = Phase.LEVELS
 @pytest.mark.parametrize('cls,words', [
     (Nameless, ['Nameless does not say when in a step it acts', 'phase = Phase.INPUT', *(p.name for p in Phase)]),
     (Ordered, ['Ordered has order = 12, which is called phase now: write phase = Phase.INPUT']),
-    (Between, ['Between has order = 27.5', 'write phase = Phase.MEMORY']),
+    (Between, ['Between has order = 27.5', 'write phase = Phase.MEANS']),
     (Early, ['Early has order = -70', 'write phase = Phase.PROCESSES']),
     (Both, ['Both has order = 12']), (Inherits, ['Inherits has order = 12']), (Moves, ['Moves has order = 13']),
     (MovesOn, ['MovesOn has order'])], ids=lambda x: getattr(x, '__name__', ''))
