@@ -3,29 +3,24 @@ import dataclasses
 import gc
 import json
 import math
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import (Group, Lacking, Run, chosen, embedded, environment, loss_temperature, seconds_a_step,
-                    seconds_of, sync, table_of, train, turns, with_library, words)
+from common import (Group, Lacking, Run, chosen, embedded, seconds_a_step, seconds_of, sync, table_of, train,
+                    with_library, words)
 from fastai.callback.core import Callback, CancelFitException
 from matplotlib.figure import Figure
-from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
+from trials import CONFIGS, Trial, needs
 
-from fastcontrast.all import (DCL, CombinePatches, Cost, HardRegions, InputError, IntermediateLoss, NTXent,
-                              PartialBackprop, SuNCEt, contrastive_learner, fast_moco, few_label_accuracy,
-                              image_dls, knn_accuracy, linear_probe, moco_v3, simclr)
+from fastcontrast.all import InputError, contrastive_learner, few_label_accuracy, image_dls, knn_accuracy
 from fastcontrast.cli.settings import parse_speedups
-from fastcontrast.data import VALID_FOLDERS, stratified
 from fastcontrast.evaluate.knn import pixels
 from fastcontrast.evaluate.metrics import spread
 from fastcontrast.recipes import METHODS
@@ -198,12 +193,6 @@ def curves(
                   trained_knn=trained_knn), method, Path(data).name)
 
 
-def needs(data: str) -> None:
-    """Raise `Lacking` unless data are given, and there"""
-    if not data: raise Lacking("it needs pictures: --data=FOLDER")
-    if data != "digits" and not Path(data).is_dir(): raise Lacking(f"there is no folder '{data}'")
-
-
 # ---- time to an accuracy ----
 
 KNOWN = {"imagenette-128": dict(target=0.835, size=128, bs=256, epochs=200, minutes_of_lightly=50),
@@ -369,55 +358,7 @@ def draw_curve(rows: list[dict], target: float, path: Path) -> None:
 # ---- speedups beside their base ----
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """A run: a method, its speedups, and what differs from the measurement's settings"""
-    method: Callable
-    speedups: Callable[[int], list] = lambda seed: []  # what makes them, with a seed
-    dcl: bool = False          # DCL, at the temperature of the method's loss, in place of SimCLR's NT-Xent
-    bs: int | None = None      # batch
-    temp: float | None = None  # of the loss, instead of the recipe's
-    share: float = 1.0         # of the epochs
-
-    @property
-    def figure(self) -> str:
-        """The row of panels it is drawn in"""
-        if self.method is not simclr: return "moco_v3"
-        return "simclr" if self.bs is None else f"simclr, batch {self.bs}"
-
-
-def _partial(seed): return [IntermediateLoss(), PartialBackprop(seed=seed)]
-def _patches(seed): return [CombinePatches()]
-def _suncet(seed): return [SuNCEt(seed=seed)]
-def _regions(seed): return [HardRegions("layer2")]
-
-
-def _sum(*makers): return lambda seed: [speedup for make in makers for speedup in make(seed)]
-
-
-CONFIGS: dict[str, Config] = {
-    "moco_v3": Config(moco_v3),
-    "moco_v3+comb_patches": Config(moco_v3, _patches),
-    "moco_v3+partial": Config(moco_v3, _partial),
-    "moco_v3+regions": Config(moco_v3, lambda seed: [IntermediateLoss(), *_regions(seed)]),
-    "moco_v3+all": Config(moco_v3, _sum(_partial, _patches, _regions)),
-    "moco_v3+suncet": Config(moco_v3, _suncet),
-    "fast_moco": Config(fast_moco),
-    "simclr": Config(simclr),
-    "simclr+suncet": Config(simclr, _suncet),
-    "simclr+dcl": Config(simclr, dcl=True),
-    "simclr bs16": Config(simclr, bs=16),
-    "simclr+dcl bs16": Config(simclr, dcl=True, bs=16),
-    "simclr bs64": Config(simclr, bs=64),
-    "simclr+dcl bs64": Config(simclr, dcl=True, bs=64),
-    **{f"simclr{'+dcl' * dcl} bs32 temp{temp}": Config(simclr, dcl=dcl, bs=32, temp=temp)
-       for temp in (0.1, 0.2, 0.5) for dcl in (False, True)},
-    "moco_v3+partial+regions": Config(moco_v3, _sum(_partial, _regions)),
-    "fast_moco half": Config(fast_moco, share=0.5),
-    "simclr+suncet half": Config(simclr, _suncet, share=0.5),
-}
 DEFAULT = [name for name in CONFIGS if " " not in name and name != "moco_v3+partial+regions"]
-AXES = dict(epoch="epochs", seconds="seconds of training", tflop="TFLOP")
 
 
 @group.measurement(quick=dict(arch="test_resnet", configs="moco_v3+all,simclr+suncet", bs=512, epochs=1, seeds="3"))
@@ -457,196 +398,6 @@ def speedups(
     names = chosen(configs, CONFIGS, "configuration")
     setting = setting or ("digits" if data == "digits" else "cifar" if size <= 64 else "imagenet")
     trial = Trial(run, data, arch, size, bs, epochs, small_input, setting, pictures, valid_pictures)
-    if plot:
-        if not trial.path.exists(): raise Lacking(f"there is no '{trial.path}' to draw")
-        old = json.loads(trial.path.read_text())
-        return draw(timed(old["rows"], old.get("epoch_s", {})), trial.path.with_suffix(".png"))
+    if plot: return trial.draw()
     if seconds: return trial.write(epoch_s=trial.seconds_of_epochs(names))
-    start = time.perf_counter()
-    for seed, name in product(map(int, words(seeds)), names):
-        if any((r["config"], r["seed"]) == (name, seed) for r in trial.kept()["rows"]): continue
-        if minutes and time.perf_counter() - start > 60 * minutes:
-            return print(f"{minutes:g} minutes are over before {name}, seed {seed}")
-        row = trial.train(name, seed, linear)
-        row |= {k: v for k, v in environment(run.device).items() if k in ("device", "threads", "commit")}
-        row["date"] = time.strftime("%Y-%m-%d")
-        print(spelled_run(row), flush=True)
-        trial.write(rows=[*trial.kept()["rows"], row])
-        gc.collect()  # a learner and its callbacks hold each other
-
-
-class Chosen(Dataset):
-    """A stratified choice of the pictures in a folder"""
-    def __init__(self, folder: Path, n: int):
-        files = ImageFolder(folder)
-        n = n or len(files)
-        if n > len(files): raise Lacking(f"'{folder}' has {len(files)} pictures, not {n}")
-        (index,) = stratified(torch.tensor(files.targets).numpy(), n / len(files), 0).nonzero()
-        self.files, self.index, self.classes = files, index.tolist(), files.classes
-        self.targets = [files.targets[i] for i in index]
-
-    def __len__(self): return len(self.index)
-    def __getitem__(self, i): return self.files[self.index[i]]
-
-
-@dataclasses.dataclass
-class Trial:
-    """All runs of the same settings, and the file of their results"""
-    run: Run
-    data: str
-    arch: str
-    size: int
-    bs: int
-    epochs: int
-    small_input: bool | None
-    setting: str
-    pictures: int
-    valid_pictures: int
-    sources: dict[str, Any] | None = None
-
-    @property
-    def labels(self) -> tuple[str, ...]: return Path(self.data).name, str(self.size), self.arch
-
-    @property
-    def path(self) -> Path: return self.run.file(*self.labels)
-
-    def settings(self) -> dict[str, Any]:
-        """What all runs of a file have in common"""
-        result = dict(arch=self.arch, size=self.size, bs=self.bs, epochs=self.epochs, small_input=self.small_input,
-                      setting=self.setting, data=Path(self.data).name)
-        if self.data != "digits": result |= dict(pictures=self.pictures, valid_pictures=self.valid_pictures)
-        return result
-
-    def kept(self) -> dict[str, Any]:
-        """The results of earlier runs: `rows`; `epoch_s` if it was measured; a `note` if somebody has written one"""
-        if not self.path.exists(): return dict(rows=[])
-        old = json.loads(self.path.read_text())
-        differs = [f"{k} ({old.get(k)}, now {v})" for k, v in self.settings().items() if old.get(k) != v]
-        if differs:
-            raise Lacking(f"'{self.path}' has the results of other settings: {', '.join(differs)}; give another --out")
-        return {k: v for k, v in old.items() if k in ("note", "rows", "epoch_s")}
-
-    def write(self, **changed) -> None:
-        """Write the results, those of other processes too"""
-        results = self.kept() | changed
-        rows = timed(results["rows"], results.get("epoch_s", {}))
-        self.run.save(dict(self.settings(), table=table(rows), **results), *self.labels)
-
-    def learner(self, name: str, seed: int) -> tuple[Any, list]:
-        """The learner of a run, and its speedups"""
-        self.sources = self.sources or self.find_sources()
-        config = CONFIGS[name]
-        torch.manual_seed(seed)
-        speedups = config.speedups(seed)
-        labels = 0.1 if any(isinstance(s, SuNCEt) for s in speedups) else None
-        dls = image_dls(**self.sources, size=self.size, bs=config.bs or self.bs, labels=labels, seed=seed,
-                        device=self.run.device)
-        recipe = config.method(setting=self.setting)
-        temp = config.temp or loss_temperature(recipe, self.setting)
-        loss = DCL(temp) if config.dcl else NTXent(temp) if config.temp else None
-        cbs = [*speedups, Cost()]
-        return contrastive_learner(dls, self.arch, recipe, loss, cbs, small_input=self.small_input), speedups
-
-    def find_sources(self) -> dict[str, Any]:
-        """What `image_dls` takes"""
-        if self.data == "digits": return dict(source="digits")
-        root = Path(self.data)
-        held = next((root / f for f in VALID_FOLDERS if (root / f).is_dir()), None)
-        if held is None or not (root / "train").is_dir():
-            raise Lacking(f"'{root}' needs the folders train/ and val/ or test/, of class folders")
-        return dict(source=Chosen(root / "train", self.pictures), valid=Chosen(held, self.valid_pictures))
-
-    def train(self, name: str, seed: int, linear: bool) -> dict[str, Any]:
-        """A run's row; what stopped it instead of its last accuracies if it did not get to the end"""
-        learn, speedups = self.learner(name, seed)
-        row = dict(config=name, seed=seed, bs=learn.dls.train.bs, speedups=[repr(s) for s in speedups],
-                   loss=repr(learn.loss_func.loss), small_input=learn.small_input, precision=learn.precision,
-                   notes=learn.notes, untrained_knn=learn.knn())
-        try: train(learn, max(1, round(CONFIGS[name].share * self.epochs)), lr=None)
-        except InputError as e: row["stopped"] = str(e)
-        rows, columns = table_of(learn), ("knn", "seconds", "tflop", "train_loss", "spread")
-        row["epochs"] = [dict({c: r[c] for c in columns}, epoch=number) for number, r in enumerate(rows, 1)]
-        if "stopped" in row: return row
-        features = embedded(learn)
-        row["knn"] = rows[-1]["knn"]
-        row["few_labels"], row["few_labels_std"] = few_label_accuracy(*features, per_class=10)
-        if linear: row["linear"] = linear_probe(features[0].to(learn.dls.device), *features[1:])
-        return row
-
-    def seconds_of_epochs(self, names: Iterable[str], steps: int = 10, rounds: int = 3) -> dict[str, list[float]]:
-        """Seconds of an epoch of each configuration, by round, from some of its steps"""
-        learners = {name: self.learner(name, 0)[0] for name in names}
-        for learn in learners.values():
-            learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, Cost)])  # it counts operations, which takes time
-        got: dict[str, list[float]] = {name: [] for name in learners}
-        for number, name in turns(learners, rounds):
-            batches = len(learners[name].dls.train)
-            got[name].append(batches * seconds_a_step(learners[name], 2, min(steps, batches - 3), lr=None))
-            print(f"round {number + 1}: {name} {got[name][-1]:.1f} s", flush=True)
-        return got
-
-
-def timed(rows: list[dict], epoch_s: dict[str, list[float]]) -> list[dict]:
-    """The rows with the seconds that were measured in turn, where there are some"""
-    def epochs(row):
-        if row["config"] not in epoch_s: return row["epochs"]
-        return [dict(e, seconds=e["epoch"] * statistics.median(epoch_s[row["config"]])) for e in row["epochs"]]
-    return [dict(row, epochs=epochs(row)) for row in rows]
-
-
-def table(rows: list[dict]) -> list[dict]:
-    """Means over the seeds; and what it took until the kNN was reached at which the figure's first method ends"""
-    bases: dict[str, float] = {}  # by figure
-    result = []
-    for name, config in CONFIGS.items():
-        runs = [r for r in rows if r["config"] == name and "stopped" not in r]
-        columns = {k: zip(*([e[k] for e in r["epochs"]] for r in runs)) for k in ("knn", *AXES)}
-        means = {k: [statistics.fmean(values) for values in rows] for k, rows in columns.items()}
-        base = bases.setdefault(config.figure, means["knn"][-1] if runs else math.inf)
-        if not runs: continue
-        hit = next((i for i, v in enumerate(means["knn"]) if v >= base), None)
-        row = dict(config=name, seeds=len(runs), knn=means["knn"][-1],
-                   knn_std=statistics.stdev(r["knn"] for r in runs) if len(runs) > 1 else None,
-                   few_labels=statistics.fmean(r["few_labels"] for r in runs), seconds=means["seconds"][-1],
-                   tflop=means["tflop"][-1], **{f"{k}_to_base": None if hit is None else means[k][hit] for k in AXES})
-        if all("linear" in r for r in runs): row["linear"] = statistics.fmean(r["linear"] for r in runs)
-        result.append(row)
-    return result
-
-
-def draw(rows: list[dict], path: Path) -> None:
-    """kNN against epochs, seconds and TFLOP: means over the seeds, within a band from the lowest to the highest; a
-    row of panels for each base method"""
-    rows = [r for r in rows if r["epochs"]]
-    there = [name for name in CONFIGS if any(r["config"] == name for r in rows)]
-    kinds = list(dict.fromkeys(CONFIGS[name].figure for name in there))
-    figure = Figure(figsize=(13, 3.8 * len(kinds)), layout="constrained")
-    for panels, kind in zip(figure.subplots(len(kinds), len(AXES), squeeze=False, sharey="row"), kinds):
-        names = [name for name in there if CONFIGS[name].figure == kind]
-        for axis, (x, label) in zip(panels, AXES.items()):
-            for i, name in enumerate(names): draw_runs(axis, x, [r for r in rows if r["config"] == name], name, f"C{i}")
-            axis.set(xlabel=label, xlim=(0, None))
-            axis.grid(alpha=0.3)
-        panels[0].set(ylabel="kNN accuracy", title=kind)
-        panels[-1].legend(fontsize=8, loc="lower right")
-    figure.savefig(path, dpi=150)
-    print(f"figure in {path}")
-
-
-def draw_runs(axis, x: str, runs: list[dict], name: str, color: str) -> None:
-    """The line and the band of a configuration"""
-    tables = list(zip(*(r["epochs"] for r in runs)))
-    places = [0, *(statistics.fmean(e[x] for e in epoch) for epoch in tables)]
-    knn = [[r["untrained_knn"] for r in runs], *([e["knn"] for e in epoch] for epoch in tables)]
-    width = 1.5 if "+" in name else 2.5
-    axis.plot(places, [statistics.fmean(v) for v in knn], color=color, linewidth=width, label=f"{name} ({len(runs)})")
-    axis.fill_between(places, [min(v) for v in knn], [max(v) for v in knn], color=color, alpha=0.15, linewidth=0)
-
-
-def spelled_run(row: dict[str, Any]) -> str:
-    """What became of a run"""
-    if "stopped" in row: return f"{row['config']}, seed {row['seed']}: stopped: {row['stopped']}"
-    last = row["epochs"][-1]
-    linear = f"all labels, linear {row['linear']:.1%}; " if "linear" in row else ""
-    return (f"{row['config']}, seed {row['seed']}: kNN {row['untrained_knn']:.1%} untrained, {row['knn']:.1%}; "
-            f"10 labels a class {row['few_labels']:.1%}; {linear}{last['seconds']:.0f} s, {last['tflop']:.3g} TFLOP")
+    trial.sit(names, map(int, words(seeds)), linear, minutes)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastcontrast.all import Contrast, Queue, contrastive_learner, image_dls
+from fastcontrast.files import write_whole
 from fastcontrast.pairs import PrototypeScores
 from fastcontrast.precision import has_bf16, pick_precision
 from fastcontrast.recipes import METHODS, make_part
@@ -70,9 +71,8 @@ class Run:
     def save(self, result: dict, *labels: str) -> Path:
         """Write settings, results, machine, versions and commit; says where, and returns it"""
         path = self.file(*labels)
-        path.parent.mkdir(parents=True, exist_ok=True)
         about = dict(environment(self.device), command=self.command, date=time.strftime("%Y-%m-%d"))
-        path.write_text(json.dumps(dict(settings=self.settings, **result, **about), indent=1) + "\n")
+        write_whole(path, json.dumps(dict(settings=self.settings, **result, **about), indent=1) + "\n")
         print(f"results in {path}", flush=True)
         return path
 
@@ -85,9 +85,20 @@ class Measurement:
     quick: dict[str, Any]
     gpu: dict[str, Any]
     alone: bool  # it is not among those of its group that run together
+    lone: bool   # it is the only one of its group, and called by the group's name
 
     @property
     def name(self) -> str: return self.measure.__name__
+
+    @property
+    def words(self) -> list[str]:
+        """What it is called on the command line"""
+        return [self.group] if self.lone else [self.group, self.name.replace("_", "-")]
+
+    @property
+    def question(self) -> str:
+        """The first paragraph of its help"""
+        return " ".join(inspect.getdoc(self.measure).split("\n\n")[0].split())
 
     def parameters(self) -> list[inspect.Parameter]:
         """Its settings, without the run"""
@@ -101,18 +112,22 @@ class Measurement:
         given = {name: value for name, value in given.items() if value is not None}
         usual = {p.name: p.default for p in self.parameters()} | (self.gpu if device == "cuda" else {})
         settings = usual | (self.quick if quick else {}) | given
-        command = ["python", "benchmarks/run.py", self.group, self.name.replace("_", "-")]
+        command = ["python", "benchmarks/run.py", *self.words]
         command += [option(name, value) for name, value in given.items()]
         command += [f"--device={device}"] + ["--quick"] * quick
         with results_folder(out, quick) as folder:
             shown = {name: without_folder(value) for name, value in settings.items()}
-            self.measure(Run(self.group, self.name, device, quick, folder, shown, shlex.join(command)), **settings)
+            name = "" if self.lone else self.name
+            self.measure(Run(self.group, name, device, quick, folder, shown, shlex.join(command)), **settings)
 
 
 class Group:
-    """Measurements of one kind, as a sub-command of `run.py` with a command for each of them"""
-    def __init__(self, name: str, about: str):
-        self.name, self.about, self.measurements = name, about, {}
+    """Measurements of one kind, as a sub-command of `run.py` with a command for each of them
+
+    lone: there is one, which is the sub-command.
+    """
+    def __init__(self, name: str, about: str, lone: bool = False):
+        self.name, self.about, self.lone, self.measurements = name, about, lone, {}
 
     def measurement(self, quick: dict[str, Any], gpu: dict[str, Any] | None = None,
                     alone: bool = False) -> Callable[[Callable], Callable]:
@@ -121,9 +136,16 @@ class Group:
         quick, gpu: other values of its settings, in a trial and on a GPU; alone: it runs when it is asked for by name.
         """
         def add(measure):
-            self.measurements[measure.__name__] = Measurement(self.name, measure, quick, gpu or {}, alone)
+            made = Measurement(self.name, measure, quick, gpu or {}, alone, self.lone)
+            self.measurements[measure.__name__] = made
             return measure
         return add
+
+    def add_to(self, app: typer.Typer) -> None:
+        """Make it a part of the program"""
+        if not self.lone: return app.add_typer(self.app(), name=self.name)
+        (measurement,) = self.measurements.values()
+        app.command(self.name, short_help=self.about)(command_of(measurement))
 
     def app(self) -> typer.Typer:
         """The sub-command: alone it makes all measurements of the group"""
@@ -133,8 +155,7 @@ class Group:
         def everything(context: typer.Context, device: DEVICE = None, quick: QUICK = False, out: OUT = None):
             if context.invoked_subcommand is None and not self.run_all(device, quick, out): raise typer.Exit(1)
         for measurement in self.measurements.values():
-            question = " ".join(inspect.getdoc(measurement.measure).split("\n\n")[0].split())
-            app.command(measurement.name.replace("_", "-"), short_help=question)(command_of(measurement))
+            app.command(measurement.words[-1], short_help=measurement.question)(command_of(measurement))
         return app
 
     def run_all(self, device: str | None, quick: bool, out: str | None) -> bool:
@@ -163,9 +184,10 @@ def command_of(measurement: Measurement) -> Callable[..., None]:
 
     def command(context: typer.Context, device: str | None, quick: bool, out: str | None, **given):
         whole = context.parent.params  # the group's options may stand before the measurement's name
+        if measurement.lone: whole = dict(device=None, quick=False, out=None)
         try: measurement.run(device or whole["device"], quick or whole["quick"], out or whole["out"], **given)
         except Lacking as e:
-            print(f"{measurement.group} {measurement.name}: {e}", file=sys.stderr)
+            print(f"{' '.join(measurement.words)}: {e}", file=sys.stderr)
             raise typer.Exit(2) from e
 
     def parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
@@ -378,9 +400,9 @@ def random_dls(n: int, size: int, bs: int, device: str, pictures: type[Pictures]
     return image_dls(pictures(n, size), size=size, bs=bs, valid=0, device=device, **options)
 
 
-def train(learn, epochs: int = 1, lr: float | None = LR, cbs=None) -> None:
-    """Train without a word"""
-    with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(epochs, lr=lr, cbs=cbs)
+def train(learn, epochs: int = 1, lr: float | None = LR, cbs=None, resume: Path | None = None) -> None:
+    """Train without a word; resume: a folder of checkpoints, from which it goes on"""
+    with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(epochs, lr=lr, cbs=cbs, resume=resume)
 
 
 class Clock(Callback):
@@ -448,7 +470,8 @@ def settled_learner(dls, arch: str, method: str, small_input: bool | None = Fals
 
     rows: of its memory, if it has one (None: as many as the recipe says); changes: of other fields of the recipe.
     """
-    recipe = dataclasses.replace(METHODS[method](setting=setting, **(changes or {})), prototypes_frozen=0)
+    moving = dict(prototypes_frozen=0) if METHODS[method].recipe.prototypes else {}
+    recipe = METHODS[method](setting=setting, **moving, **(changes or {}))
     memory = make_part(recipe.resolve(setting).memory)
     if memory is not None: memory.size = rows or memory.size  # a callback's isn't cut to the number of pictures
     if isinstance(memory, Queue): memory.start = 0
@@ -490,7 +513,7 @@ def step_parts(learn) -> Iterator[tuple[Any, str, str, bool]]:
                 if hasattr(cb, event): yield cb, event, "keys", False
 
 
-CHOOSING = dict(scores="losses", scores_window_and_cut="hardest")  # methods of `HardRegions`, by what they do
+CHOOSING = dict(scores="scores", scores_window_and_cut="hardest")  # methods of `HardRegions`, by what they do
 
 
 class Window:

@@ -26,10 +26,10 @@ class Loop:
         self.loss, self.prototypes = memory["losses"]["final"], self.model.heads["final"].prototypes
         self.method = METHODS[r.name]
         self.peak = r.lr * self.train.bs / 256 if lr is None else lr
-        groups = parameter_groups(self.model, r.wd, r.opt == "lars", r.predictor_constant_lr, r.wd_all)
+        groups = parameter_groups(self.model, r.wd, r.opt == "lars", r.predictor_constant_lr, r.wd_all, r.wd_tokens)
         self.opt = OPTIMIZERS[r.opt](groups, lr=self.peak, **r.opt_args)
         self.decaying = [group for group in self.opt.param_groups if group["weight_decay"]]
-        self.rate = warmup_then(r.schedule, self.peak, min(r.warmup, 0.1))
+        self.rate = warmup_then(r.schedule, self.peak, min(r.warmup, 0.1), r.warmup_from, r.lr_end)
         rings = [memory[name]["final"] for name in ("queue", "neighbours") if name in memory]
         self.rows, self.oldest = rings[0].rows if rings else None, 0
         self.target = memory["ema"] if "ema" in memory else None
@@ -46,7 +46,7 @@ class Loop:
         """
         self.model.train()
         images, bs = self.train.images, self.train.bs
-        steps = len(images) // bs
+        self.steps = steps = len(images) // bs
         if order is None: order = torch.randperm(len(images), device=self.device)
         with reuse_memory(self.device):  # as a fit does
             losses = [self.step(images.index_select(0, index), number / steps)
@@ -81,15 +81,17 @@ class Loop:
 
     def remember(self, keys: Tensor) -> None:
         """Write them over the oldest rows"""
-        places = (self.oldest + torch.arange(len(keys), device=self.device)) % len(self.rows)
-        self.rows[places] = F.normalize(keys.float())
-        self.oldest = (self.oldest + len(keys)) % len(self.rows)
+        size, new = self.rows.shape[-2], keys.shape[-2]
+        places = (self.oldest + torch.arange(new, device=self.device)) % size
+        self.rows[..., places, :] = F.normalize(keys.float(), dim=-1)
+        self.oldest = (self.oldest + new) % size
 
     @torch.no_grad()
     def after(self, done: float) -> None:
         """The moving average, and prototypes of length one"""
         if self.target is not None:
-            momentum = EMA_SCHEDULES[self.average.schedule](self.average.momentum, self.average.end, done)
+            share = min(1., done + self.average.ahead / self.steps)
+            momentum = EMA_SCHEDULES[self.average.schedule](self.average.momentum, self.average.end, share)
             torch._foreach_lerp_(self.averaged, self.online, 1 - momentum)
         if self.prototypes and not self.prototypes.weight_norm:
             self.prototypes.weight.copy_(F.normalize(self.prototypes.weight))
@@ -142,7 +144,7 @@ def swav(loop, x):
     z = torch.stack([z for (z,) in loop.online_head(x)])
     s1, s2 = loop.prototypes(z)
     with torch.no_grad(): old = loop.prototypes(loop.rows)
-    return (loop.loss(s1, s2, old) + loop.loss(s2, s1, old)) / 2, z.detach().flatten(0, 1)
+    return (loop.loss(s1, s2, old[1]) + loop.loss(s2, s1, old[0])) / 2, z.detach()
 
 
 def dino(loop, x):

@@ -10,7 +10,7 @@ import warnings
 
 import typer
 
-GROUPS = ("speed", "speedups", "accuracy", "memory", "data", "devices", "checkpoints")
+GROUPS = ("speed", "speedups", "accuracy", "memory", "data", "devices", "checkpoints", "race", "headlines")
 HELP = """Measurements of this library, in groups.
 
     \b
@@ -18,6 +18,7 @@ HELP = """Measurements of this library, in groups.
     python benchmarks/run.py speed step-time --help         the question that one answers, and its settings
     python benchmarks/run.py speed step-time --methods simclr,moco_v3 --bs 128
     python benchmarks/run.py speed --quick                  a trial of the programs, which measures nothing
+    python benchmarks/run.py race --data=FOLDER,FOLDER      ours and other libraries, to an accuracy
 
 Results go to benchmarks/results, or --out. benchmarks/README.md has the figures, each with its command.
 """
@@ -28,7 +29,7 @@ def make_app() -> typer.Typer:
     app = typer.Typer(help=HELP, rich_markup_mode=None, add_completion=False, no_args_is_help=True,
                       context_settings=dict(help_option_names=["-h", "--help"]))
     warnings.simplefilter("ignore", FutureWarning)  # other packages' own affairs
-    for name in GROUPS: app.add_typer(importlib.import_module(name).group.app(), name=name)
+    for name in GROUPS: importlib.import_module(name).group.add_to(app)
     return app
 
 

@@ -83,7 +83,7 @@ def throughput(
         spt/bin/pip install torch==VERSION torchvision==VERSION stable-pretraining
         python -m venv solo
         solo/bin/pip install torch==VERSION torchvision==VERSION timm scipy einops pytorch-lightning==1.9.5
-        solo/bin/pip install torchmetrics==0.11.4 lightning-bolts==0.7.0
+        solo/bin/pip install torchmetrics==0.11.4 lightning-bolts==0.7.0 "setuptools<81"
         solo/bin/pip install --no-deps solo-learn
 
     The registry's only solo-learn, 1.0.2, asks for torch 1.9.1 and Lightning 1.4.7, for which pip (in Python 3.8) had

@@ -1,6 +1,7 @@
 """The measurements run, in a small form, and write what they promise; their figures are for benchmarks/results."""
 import importlib
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -57,8 +58,17 @@ FIGURES = dict(
     size=lambda r: r["ratios"].values(),
     restart=lambda r: [r["ratio"], r["a_s"], r["b_s"]],
     kills=lambda r: [r["survived"] / r["kills"], r["length_s"]],
+    race=lambda r: [e[k] for row in r["rows"] for e in row["epochs"] for k in ("seconds", "tflop", "knn20", "knn200")]
+    + [row[k] for row in r["table"] for k in ("linear", "knn_at_end", "seconds")],
+    headlines=lambda r: [e[k] for row in r["rows"] for e in row["epochs"] for k in ("knn", "seconds", "tflop")]
+    + [row[k] for row in r["table"] for k in ("knn", "linear")],
     trains=lambda r: [x for losses in r["losses"].values() for x in losses])
 ELSEWHERE = {"digits", "waits", "gpu"}  # which have tests of their own below
+
+
+def figures_of(group, name):
+    """Which of `FIGURES` a measurement's are: all headlines have the same"""
+    return group if group == "headlines" else name
 
 
 def invoke(*arguments: str, code: int = 0) -> str:
@@ -69,22 +79,25 @@ def invoke(*arguments: str, code: int = 0) -> str:
     return result.output
 
 
-def test_every_measurement_has_a_test(): assert {name for _, name in MEASUREMENTS} == set(FIGURES) | ELSEWHERE
+def test_every_measurement_has_a_test():
+    assert {figures_of(*key) for key in MEASUREMENTS} == set(FIGURES) | ELSEWHERE
 
 
-@pytest.mark.parametrize("group, name", [key for key in MEASUREMENTS if key[1] in FIGURES])
+@pytest.mark.parametrize("group, name", [key for key in MEASUREMENTS if figures_of(*key) in FIGURES])
 def test_measurement(group, name, tmp_path):
-    options = ["--quick", "--device=cpu", f"--out={tmp_path}"]
-    invoke(group, name.replace("_", "-"), *options)
+    options, measurement = ["--quick", "--device=cpu", f"--out={tmp_path}"], MEASUREMENTS[group, name]
+    invoke(*measurement.words, *options)
     (file,) = tmp_path.glob("*.json")
     result = json.loads(file.read_text())
-    assert file.name.startswith(f"{group}_{name}_") and file.name.endswith("_cpu.json")
-    assert result["command"] == f"python benchmarks/run.py {group} {name.replace('_', '-')} --device=cpu --quick"
+    label = "_".join(measurement.words).replace("-", "_")
+    assert file.name.startswith(f"{label}_") and file.name.endswith("_cpu.json")
+    assert result["command"] == f"python benchmarks/run.py {' '.join(measurement.words)} --device=cpu --quick"
     assert result["device"] and result["versions"]["torch"]
-    assert result["settings"].items() >= MEASUREMENTS[group, name].quick.items()
-    figures = FIGURES[name](result)
+    assert result["settings"].items() >= measurement.quick.items()
+    key = figures_of(group, name)
+    figures = FIGURES[key](result)
     assert figures and all(0 < x < 100 for x in figures)
-    if check := globals().get(f"check_{name}"): check(result, file)
+    if check := globals().get(f"check_{key}"): check(result, file)
 
 
 def check_throughput(result, file):
@@ -123,7 +136,7 @@ def check_partial(result, file):
 
 
 def check_regions(result, file):
-    assert result["map"] == [4, 4] and result["window"] == [2, 4]
+    assert result["map"] == [16, 16] and 0.4 < math.prod(result["window"]) / 256 < 0.6
     assert result["flop_ratio"] < 1 and 0 < result["choosing_share"] < 1
 
 
@@ -172,6 +185,29 @@ def check_speedups(result, file):
     assert "other settings: bs (512, now 64)" in CliRunner().invoke(make_app(), [*again, "--bs=64"]).stderr
 
 
+def check_race(result, file):
+    assert [(r["name"], r["seed"], len(r["epochs"]), r["done"]) for r in result["rows"]] == [
+        ("simclr", 3, 2, True), ("simclr+dcl", 3, 2, True)]
+    base, other = result["table"]
+    assert base["sooner"] >= 1 and base["sooner_than_it"] == 1 and base["epochs_to"] <= 2
+    assert base["knn_at_end"] == base["knn20"] and base["seconds"] > result["rows"][0]["decode_s"] > 0
+    assert file.with_suffix(".png").stat().st_size > 10_000
+    assert [path.name for path in (file.parent / "runs").iterdir()] == ["noise"]  # unfinished runs would be here
+
+
+def check_headlines(result, file):
+    from headlines import HEADLINES
+    headline = HEADLINES[file.name.removeprefix("headlines_").split("_digits")[0].replace("_", "-")]
+    assert [r["config"] for r in result["rows"]] == list(headline.configs)
+    assert {r["config"] for r in result["table"]} == set(headline.configs) and file.with_suffix(".png").exists()
+    base, *others = result["table"]
+    assert base["epoch_to_base"] <= 2 and len(base["seconds_to_base_by_seed"]) == 1
+    if headline.labels:
+        assert [len(r["epochs"]) for r in result["rows"]] == [2, 1]
+        assert base["labelled"] == result["rows"][0]["epochs"][-1]["labelled"] > 0
+    assert not list((file.parent / "runs").iterdir())  # checkpoints of what is done are gone
+
+
 # ---- how it is used ----
 
 
@@ -181,9 +217,8 @@ def test_help_says_what_each_measurement_answers():
     for group in GROUPS:
         text = " ".join(invoke(group, "--help").split())
         for name, measurement in importlib.import_module(group).group.measurements.items():
-            question, *_ = measurement.measure.__doc__.split("\n\n")
-            assert "?" in question, f"the docstring of {name} doesn't begin with the question it answers"
-            assert name.replace("_", "-") in text and " ".join(question.split()) in text
+            assert "?" in measurement.question, f"the docstring of {name} doesn't begin with the question it answers"
+            assert measurement.words[-1] in text and measurement.question in text
             assert all(option in text for option in ("--device", "--quick", "--out"))
     assert "by default 256" in invoke("speed", "step-time", "--help")
 
@@ -202,12 +237,17 @@ def test_a_trial_keeps_nothing_unless_it_is_told_where():
     ("speed throughput --peers solo-learn=nowhere/python", "no interpreter 'nowhere/python'"),
     ("speed step-time --methods nothing", "nothing is no method with a loop"),
     ("accuracy curves", "--data=FOLDER"), ("accuracy time-to-knn --data=digits", "give --target --bs --epochs"),
+    ("race", "--data=FOLDER"), ("race --data=nowhere", "no folder 'nowhere'"),
+    ("race --data=. --k=5", "k is 20 or 200"), ("race --data=.", "give --sizes"),
+    ("race --data=. --sizes=8,8", "2 sides for 1 folders"),
+    ("race --data=. --sizes=8 --only=simclr+", "simclr+ is no contestant here: there are simclr"),
+    ("headlines dcl --data=nowhere", "no folder 'nowhere'"),
     ("memory step --device=tpu", "cpu or cuda"), ("devices waits", "nothing was checked"),
     ("devices gpu", "it needs a GPU")])
 def test_what_lacks_is_said_in_a_sentence(arguments, words):
-    group, name, *options = shlex.split(arguments)
-    if "--device=tpu" not in options: options.append("--device=cpu")
-    result = CliRunner().invoke(make_app(), [group, name, *options])
+    arguments = shlex.split(arguments)
+    if "--device=tpu" not in arguments: arguments.append("--device=cpu")
+    result = CliRunner().invoke(make_app(), arguments)
     assert result.exit_code == 2 and words in result.stderr and result.stderr.count("\n") == 1
 
 
@@ -244,10 +284,13 @@ def test_every_result_stands_in_the_page_and_every_command_is_one():
     assert len(commands) > 20
     app = typer.main.get_command(make_app())
     for command in commands:
-        group, name, *options = [word for word in shlex.split(command, comments=True) if word != "--help"] + [""] * 2
-        if not name or name.startswith("--"): continue
-        options = [word for word in options if word]
-        app.commands[group].commands[name].make_context(name, options)
+        group, *options = [word for word in shlex.split(command, comments=True) if word != "--help"] or [""]
+        if not group or group.startswith("--"): continue
+        program = app.commands[group]
+        if hasattr(program, "commands"):
+            if not options or options[0].startswith("--"): continue
+            program = program.commands[options.pop(0)]
+        program.make_context(group, options)
 
 
 # ---- digits, waits, gpu ----
@@ -339,6 +382,103 @@ def test_what_a_part_started_ends_with_it(tmp_path):
         if not state.exists() or state.read_text().split()[2] == "Z": break
         time.sleep(0.1)
     else: pytest.fail("the child is still running")
+
+
+# ---- headlines ----
+
+
+def test_a_headline_that_is_broken_off_goes_on(tmp_path, monkeypatch):
+    from trials import OnLabels
+    arguments = ["headlines", "suncet", "--quick", "--device=cpu", f"--out={tmp_path}"]
+    judge, epochs = OnLabels.after_train, []
+
+    def broken_off(self):
+        if self.epoch == 1: raise KeyboardInterrupt
+        judge(self)
+    monkeypatch.setattr(OnLabels, "after_train", broken_off)
+    assert CliRunner().invoke(make_app(), arguments).exit_code
+    assert not list(tmp_path.glob("*.json")) and list((tmp_path / "runs").iterdir())
+
+    def listen(self):
+        epochs.append(self.epoch)
+        judge(self)
+    monkeypatch.setattr(OnLabels, "after_train", listen)
+    invoke(*arguments)
+    (file,) = tmp_path.glob("*.json")
+    base, half = json.loads(file.read_text())["rows"]
+    assert [e["epoch"] for e in base["epochs"]] == [1, 2] and all(e["labelled"] > 0 for e in base["epochs"])
+    assert epochs == [1, 0]  # the base's second epoch, and the only one of the other
+
+
+# ---- a race ----
+
+
+@pytest.mark.parametrize("name", ["simclr", "lightly"])
+def test_a_race_that_is_broken_off_goes_on(name, tmp_path, monkeypatch):
+    if name == "lightly": pytest.importorskip("lightly")
+    from race import Course
+    arguments = ["race", "--quick", "--device=cpu", f"--only={name}", f"--reference={name}", f"--out={tmp_path}"]
+    note = Course.note
+
+    def broken_off(course, row, report, last):
+        if report["epoch"] == 2: raise KeyboardInterrupt
+        return note(course, row, report, last)
+    monkeypatch.setattr(Course, "note", broken_off)
+    assert CliRunner().invoke(make_app(), arguments).exit_code
+    file = tmp_path / "race_noise_16_test_resnet_cpu.json"
+    (begun,) = json.loads(file.read_text())["rows"]
+    assert [e["epoch"] for e in begun["epochs"]] == [1] and not begun["done"]
+    told = []
+
+    def listen(course, row, report, last):
+        told.append(report["epoch"])
+        return note(course, row, report, last)
+    monkeypatch.setattr(Course, "note", listen)
+    invoke(*arguments)
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["epochs"][0] == begun["epochs"][0] and row["done"] and row["linear"] > 0
+    assert [e["epoch"] for e in row["epochs"]] == [1, 2] and told == [2]  # the second epoch is not trained again
+    assert row["epochs"][1]["seconds"] > row["epochs"][0]["seconds"]
+    assert row["epochs"][1]["tflop"] == pytest.approx(2 * row["epochs"][0]["tflop"])
+
+
+def test_whoever_fails_is_left_for_the_next_sitting(tmp_path, monkeypatch):
+    import race
+    monkeypatch.setattr(race.Course, "command", lambda *_: ([sys.executable, "-c", "raise SystemExit('no luck')"],
+                                                            dict(epochs=2)))
+    arguments = ["race", "--quick", "--device=cpu", "--only=simclr", f"--out={tmp_path}"]
+    assert "no luck" in invoke(*arguments, code=1)
+
+
+def run_of(name, seed, seconds, knn, family=None):
+    """A row of a race whose epochs take so many seconds"""
+    epochs = [dict(epoch=i, seconds=seconds * i, tflop=i, knn20=v, knn200=v) for i, v in enumerate(knn, 1)]
+    return dict(name=name, family=family or name, library="", seed=seed, lr=1, untrained_knn20=0.2, linear=0.5,
+                done=True, epochs=epochs)
+
+
+def test_standings():
+    from race import accuracy_at, standings
+    rows = [run_of("b", 0, 10, (0.3, 0.4, 0.4)), run_of("b", 1, 12, (0.3, 0.5, 0.6)),
+            run_of("b lr x2", 0, 10, (0.3, 0.3, 0.45), "b"), run_of("a", 0, 2, (0.4, 0.6)),
+            run_of("a", 1, 4, (0.4, 0.5)), run_of("c", 0, 1, (0.1,)), dict(run_of("d", 0, 1, (0.9,)), done=False)]
+    table = {row["name"]: row for row in standings(rows, "b", "knn20")}
+    assert list(table) == ["b", "b lr x2", "a", "c"]
+    a, b = table["a"], table["b"]
+    # the goal is 0.5, after 33 s; the mean curve of b is there in its last epoch, that of a in its second
+    assert b["seconds"] == 33 and b["sooner"] == 1 and b["is_best_lr"] and not table["b lr x2"]["is_best_lr"]
+    assert a["seconds_to"] == 6 and a["sooner"] == 5.5 and a["seconds_to_by_seed"] == [4, 8]
+    assert a["seconds_to_std"] == pytest.approx(8 ** 0.5) and a["knn_at_end"] == pytest.approx(0.55)
+    assert table["b"]["seconds_to_by_seed"] == [None, 24] and "seconds_to_std" not in b
+    assert "sooner" not in table["c"] and table["c"]["knn20_std"] is None
+    assert accuracy_at(rows[3], 1, "knn20") == pytest.approx(0.3) and accuracy_at(rows[3], 3, "knn20") == 0.5
+
+
+def test_what_is_not_known_is_a_dash():
+    from trials import spelled_table
+    rows = [dict(name="a", x=0.5, x_std=0.01), dict(name="b", x=None)]
+    text = spelled_table(rows, {"": "{name}", "x": "{x:.0%}{x_std:.0%}"})
+    assert text.splitlines()[2:] == ["| a | 50% ± 1% |", "| b | – |"]
 
 
 # ---- parts of measurements ----
