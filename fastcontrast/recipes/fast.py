@@ -1,4 +1,4 @@
-"""The composition that reached a given accuracy soonest in our measurements, as a recipe.
+"""Several mild views that begin small and grow, as a recipe: made to reach a given accuracy sooner.
 
 Docs: https://fastcontrast.github.io/fastcontrast/fast.html.md"""
 
@@ -20,7 +20,7 @@ from ..targets import SharedTarget
 # %% ../../nbs/265_fast.ipynb #fc486d2a
 @method
 def fast():
-    "SimCLR of several mild views that begin small and grow, and SuNCEt where there are labels: sooner than its parts"
+    "SimCLR of several mild views that begin small and grow, and SuNCEt where there are labels"
     return Recipe(
         paper='this library', projector=(2048, 256), projector_out_bn='affine', loss=partial(NTXent, 0.2),
         target=SharedTarget, views='moco_v2', lr=0.4, wd=1e-4, opt_args=dict(trust_coeff=0.02, trust_clip=True),
