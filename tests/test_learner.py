@@ -210,7 +210,7 @@ def few(monkeypatch, n): monkeypatch.setattr('fastcontrast.recipes.recipe.SMALL_
 
 
 @pytest.mark.parametrize('size,n,setting,projector,views,temp,lr', [
-    (32, 18, 'small', (2048, 256), 'simclr_cifar', 0.2, 0.4), (80, 18, 'small', (2048, 256), 'simclr', 0.2, 0.4),
+    (32, 18, 'small', (2048, 256), 'simclr_cifar', 0.2, 0.02), (80, 18, 'small', (2048, 256), 'simclr', 0.2, 0.02),
     (32, 17, 'cifar', (2048, 256), 'simclr_cifar', 0.2, 0.4), (80, 17, 'imagenet', (2048, 128), 'simclr', 0.1, 0.3)])
 def test_pictures_pick_the_setting_and_the_call_has_the_last_word(monkeypatch, size, n, setting, projector, views, temp,
                                                                   lr):
@@ -334,7 +334,7 @@ def test_optimizer_arguments_that_exclude_each_other(dls, opt):
 
 def test_lars_adapts_filters_only(dls):
     "One step of LARS by hand: trust ratio for what decays, plain SGD for biases and norms"
-    learn = make(dls, method=simclr(wd=0.01))
+    learn = make(dls, method=simclr(opt='lars', wd=0.01))
     before = {n: p.detach().clone() for n, p in learn.model.named_parameters()}
     grads = {}
     class Keep(Callback):
@@ -396,7 +396,7 @@ def test_learning_rate_grows_with_the_batch(bs):
     n = 32 // bs
     warm = 0.1
     i = n - 1
-    assert learn.steps.lrs[i][0] == pytest.approx(0.4 * bs / 256
+    assert learn.steps.lrs[i][0] == pytest.approx(0.02 * bs / 256
                                                   * (1 + math.cos(math.pi * (i / n - warm) / (1 - warm))) / 2)
     learn.fit_contrastive(1, lr=0.03)
     assert learn.steps.lrs[i][0] == pytest.approx(0.03 * (1 + math.cos(math.pi * (i / n - warm) / (1 - warm))) / 2)

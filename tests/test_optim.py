@@ -205,6 +205,20 @@ def test_whatever_has_no_weight_decay_is_not_orthogonalized():
     assert by_muon == {f'heads.final.{head}.{i}.weight' for head in ('projector', 'predictor') for i in (0, 3)}
 
 
+def test_matrices_that_are_wide_both_ways_are_not_orthogonalized(monkeypatch):
+    monkeypatch.setattr('fastcontrast.optim.WIDEST', 16)
+    net = nn.ModuleDict(dict(wide=nn.Linear(17, 17), flat=nn.Linear(40, 16), filters=nn.Conv2d(4, 17, 2)))
+    params = dict(net.named_parameters())
+    groups = [dict(params=[p for n, p in params.items() if 'weight' in n], weight_decay=0.1, decays=True, mark=1),
+              dict(params=[p for n, p in params.items() if 'bias' in n], weight_decay=0., decays=False)]
+    opt = optimizer('muon')(groups, lr=0.1)
+    for p in net.parameters(): p.grad = torch.ones_like(p)
+    opt.step()
+    assert {n for n, p in params.items() if opt.opt.state[p]['use_muon']} == {'flat.weight', 'filters.weight'}
+    decays = {id(p): group['weight_decay'] for group in opt.opt.param_groups for p in group['params']}
+    assert {n: decays[id(p)] for n, p in params.items()} == {n: 0.1 if 'weight' in n else 0. for n in params}
+
+
 def test_a_schedule_reaches_all_that_muon_moves():
     net = model(predictor=False)
     opt = optimizer('muon')(parameter_groups(net, 0., False), lr=0.1)

@@ -109,11 +109,13 @@ def test_a_recipe_without_settings_has_what_all_share(opt):
     recipe = Recipe(**FIELDS, opt=opt, wd=0.3, multi_crop=MultiCrop, warmup_from=0.25, opt_args=dict(eps=1.))
     imagenet, cifar, small, digits = resolved = [recipe.resolve(setting) for setting in SETTINGS]
     assert replace(imagenet, setting=None) == recipe
-    for setting in (cifar, small):
-        args = dict(trust_coeff=0.02, trust_clip=True)
-        assert (setting.wd, setting.opt_args) == ((1e-4, args) if opt == 'lars' else (0.3, dict(eps=1.)))
-    assert (cifar.views, cifar.multi_crop, cifar.lr) == ('simclr_cifar', None, 0.3)
-    assert (small.views, small.multi_crop, small.lr) == ('simclr', MultiCrop, 0.3)
+    args = dict(trust_coeff=0.02, trust_clip=True)
+    assert (cifar.wd, cifar.opt_args) == ((1e-4, args) if opt == 'lars' else (0.3, dict(eps=1.)))
+    assert (cifar.views, cifar.multi_crop, cifar.lr, cifar.opt) == ('simclr_cifar', None, 0.3, opt)
+    kept = ('adamw', 0.3, 0.3, dict(eps=1.), 0.25)
+    of_muon = ('muon', 0.02, 0.01, {}, 0)
+    assert (small.opt, small.lr, small.wd, small.opt_args, small.warmup_from) == (kept if opt == 'adamw' else of_muon)
+    assert (small.views, small.multi_crop) == ('simclr', MultiCrop)
     assert (digits.views, digits.multi_crop, digits.opt, digits.opt_args) == ('digits', None, 'adamw', {})
     assert (digits.lr, digits.wd, digits.warmup_from) == (8e-3, 1e-4, 0)
     assert all(r == r.resolve('imagenet') for r in resolved)  # once resolved, always the same
@@ -134,11 +136,22 @@ def test_small_begins_with_what_a_recipe_has_in_cifar():
     settings = dict(cifar=dict(lr=0.4, wd=0.5, projector=(8,)), small=dict(projector=(4,)))
     recipe = Recipe(**FIELDS, warmup=3, settings=settings)
     cifar, small = recipe.resolve('cifar'), recipe.resolve('small')
-    assert (cifar.lr, cifar.wd, cifar.projector, cifar.warmup) == (0.4, 0.5, (8,), 3)
-    assert (small.lr, small.wd, small.projector, small.warmup) == (0.4, 1e-4, (4,), 10)
-    sgd = replace(recipe, opt='sgd').resolve('small')
-    assert (sgd.lr, sgd.wd, sgd.opt_args, sgd.warmup) == (0.4, 0.5, {}, 3)
+    assert (cifar.opt, cifar.lr, cifar.wd, cifar.projector, cifar.warmup) == ('lars', 0.4, 0.5, (8,), 3)
+    assert (small.opt, small.lr, small.wd, small.projector, small.warmup) == ('muon', 0.02, 0.01, (4,), 10)
+    assert replace(recipe, opt='sgd').resolve('small') == small
+    adamw = replace(recipe, opt='adamw').resolve('small')
+    assert (adamw.opt, adamw.lr, adamw.wd, adamw.warmup) == ('adamw', 0.4, 0.5, 3)
     assert recipe.resolve('imagenet').lr == 0.3
+
+
+@pytest.mark.parametrize('opt', ['lars', 'sgd'])
+def test_an_optimizer_of_the_calls_has_no_rates_of_another(opt):
+    recipe = Recipe(**FIELDS, settings=dict(cifar=dict(lr=0.4)), changes=dict(opt=opt))
+    small, cifar = recipe.resolve('small', 65), recipe.resolve('cifar', 65)
+    assert small == replace(cifar, setting='small') and (small.opt, small.lr) == (opt, 0.4)
+    assert small.opt_args == (dict(trust_coeff=0.02, trust_clip=True) if opt == 'lars' else {})
+    muon = replace(recipe, changes=dict(opt='muon', lr=0.1)).resolve('small')
+    assert (muon.opt, muon.lr, muon.wd) == ('muon', 0.1, 0.01)
 
 
 @pytest.mark.parametrize('side,of_the_side', [(64, ('simclr_cifar', None)), (65, ('simclr', MultiCrop))])
@@ -160,7 +173,8 @@ def test_kinds_of_encoders_change_what_their_recipe_says():
         vit, cnn = (recipe.resolve(setting, 65, kind) for kind in ('vit', 'cnn'))
         assert (vit.opt, vit.opt_args, vit.lr) == ('adamw', {}, 0.02 if setting == 'small' else 0.01)
         assert vit.multi_crop is MultiCrop and recipe.resolve(setting, 64, 'vit').multi_crop is None
-        assert cnn == replace(recipe.resolve(setting, 65), wd=0.2) and cnn.opt == 'lars'
+        assert cnn == replace(recipe.resolve(setting, 65), wd=0.2)
+        assert cnn.opt == ('muon' if setting == 'small' else 'lars')
         changed = replace(recipe, changes=dict(lr=0.9, opt='sgd')).resolve(setting, 65, 'vit')
         assert (changed.lr, changed.opt) == (0.9, 'sgd')
     # the digits' optimizer is chosen for all encoders

@@ -20,10 +20,11 @@ from ..targets import SharedTarget
 # %% ../../nbs/265_fast.ipynb #fc486d2a
 @method
 def fast():
-    "SimCLR of several mild views that begin small and grow, and SuNCEt where there are labels"
+    "SimCLR of several mild views that begin small and grow, by Muon, and SuNCEt where there are labels"
     return Recipe(
         paper='this library', projector=(2048, 256), projector_out_bn='affine', loss=partial(NTXent, 0.2),
-        target=SharedTarget, views='moco_v2', lr=0.4, wd=1e-4, opt_args=dict(trust_coeff=0.02, trust_clip=True),
-        speedups=(MultiView, partial(ProgressiveSize, 1 / 3)), with_labels=(SuNCEt,),
+        target=SharedTarget, views='moco_v2', opt='muon', lr=0.02, wd=0.01,
+        speedups=(MultiView, partial(ProgressiveSize, 1 / 3, end=2 / 3)), with_labels=(SuNCEt,),
         settings=dict(
-            digits=dict(projector=(512, 128), loss=partial(NTXent, 0.5))))
+            digits=dict(projector=(512, 128), loss=partial(NTXent, 0.5),
+                        speedups=(MultiView, partial(ProgressiveSize, 1 / 3)))))

@@ -105,7 +105,8 @@ class Recipe:
         values: Mapping[str, Any], # by field
     ) -> 'Recipe':
         "This recipe with other values; arguments of the optimizer do not stay where another one comes"
-        return replace(self, **{**({'opt_args': {}} if 'opt' in values else {}), **values})
+        other = values.get('opt', self.opt) != self.opt
+        return replace(self, **{**({'opt_args': {}} if other else {}), **values})
 
     def check(self) -> None:
         "Raise `InputError` for values that cannot be, naming field and value"
@@ -154,11 +155,13 @@ ENCODERS = ('vit', 'cnn')      # kinds of encoders: transformers with patches, a
 SMALL_PICTURES = 64            # the largest side in pixels at which pictures are small
 SMALL_SET = 100_000            # pictures that a set has at most in the setting 'small'
 
-_SHARED = dict( # what every recipe has in a setting; in 'cifar' and 'small' only those that LARS trains
+_SHARED = dict( # what every recipe has in a setting…
     cifar=dict(opt_args=dict(trust_coeff=0.02, trust_clip=True), wd=1e-4),
-    small=dict(opt_args=dict(trust_coeff=0.02, trust_clip=True), wd=1e-4, warmup=10),
+    small=dict(opt='muon', opt_args={}, lr=0.02, wd=0.01, wd_all=False, schedule='cosine', warmup=10, warmup_from=0.,
+               lr_end=0.),
     digits=dict(opt='adamw', opt_args={}, lr=8e-3, wd=1e-4, wd_end=None, wd_all=False, schedule='cosine', warmup=10,
                 warmup_from=0., lr_end=0., multi_crop=None))
+_SHARED_BY = dict(cifar=('lars',), small=('lars', 'sgd')) # …if one of these trains it
 
 def shared_values(
     recipe: Recipe, # as its paper has it
@@ -171,7 +174,9 @@ def shared_values(
     # views of the user's own are for the pictures that there are
     if setting == 'digits': return {**shared, 'views': 'digits'} if isinstance(recipe.views, str) else shared
     own = recipe.settings.get('cifar', {}) if setting == 'small' else {}
-    return {**own, **(shared if own.get('opt', recipe.opt) == 'lars' else {})}
+    # rates for one optimizer are none for what the call asks for
+    if setting == 'small' and recipe.changes.get('opt', shared['opt']) != shared['opt']: setting = 'cifar'
+    return {**own, **(_SHARED.get(setting, {}) if own.get('opt', recipe.opt) in _SHARED_BY.get(setting, ()) else {})}
 
 def encoder_values(
     recipe: Recipe,      # as its paper has it

@@ -109,6 +109,17 @@ def test_the_size_of_every_step(until, steps, epochs):
     assert learn.views.size == 32  # as before: drawings, exports and evaluation have the full size
 
 
+@pytest.mark.parametrize('kwargs,sizes', [
+    (dict(end=0.75), (16, 20, 24)), (dict(start=0.75, end=0.75), (24,)), (dict(steps=(16, 20), end=0.75), (16, 20, 24)),
+    (dict(start=3 / 8, end=0.75, steps=2), (12, 24)), (dict(end=0.5), (16,)), (dict(steps=3, end=1), (16, 24, 32))])
+def test_a_run_ends_with_the_size_that_it_is_given(kwargs, sizes):
+    learn = learner(ProgressiveSize(**kwargs), seen := Sizes())
+    learn.fit(2, 1e-3)
+    assert learn.progressive_size.sizes == sizes
+    assert seen.views == slow_schedule(list(sizes[:-1]), sizes[-1], 0.75, 8)
+    assert learn.views.size == 32
+
+
 def test_every_fit_grows_anew():
     learn = learner(ProgressiveSize(), seen := Sizes())
     for _ in range(2):
