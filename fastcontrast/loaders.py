@@ -299,7 +299,10 @@ class Workers:
         self.close = weakref.finalize(self, self._end, self.loader, os.getpid())
         self.close.atexit = False
 
-    def __iter__(self) -> Iterator[Any]: yield from self.loader  # it keeps the workers until the pass is over
+    def __iter__(self) -> Iterator[Any]:
+        try: yield from self.loader  # it keeps the workers until the pass is over
+        finally:  # as long as torch knows of a dead one, it raises at every signal of any child, wherever the program is
+            if not self.alive: self.close()
 
     @property
     def alive(self) -> bool:
