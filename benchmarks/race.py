@@ -28,7 +28,7 @@ from fastcontrast.all import (DCL, Cost, InputError, contrastive_learner, image_
 from fastcontrast.evaluate.knn import extract_features
 from fastcontrast.models import has_large_stem
 from fastcontrast.precision import has_bf16
-from fastcontrast.recipes import METHODS
+from fastcontrast.recipes import METHODS, SPEEDUPS
 
 group = Group("race", "How soon an accuracy is reached: ours and other libraries, each in its own training", lone=True)
 
@@ -435,7 +435,7 @@ class Told(Callback):
         tell(epoch=self.epoch + 1, seconds=totals["seconds"], tflop=totals["tflop"], decode_s=self.decode_s,
              weights=str(weights), mean=list(learn.mean), std=list(learn.std), precision=learn.precision,
              notes=list(learn.notes), lr=learn.recipe.lr * self.dls.train.bs / 256, setting=learn.recipe.setting,
-             speedups=[repr(cb) for cb in self.speedups])
+             speedups=[repr(cb) for cb in learn.cbs if isinstance(cb, tuple(SPEEDUPS.values()))])
 
 
 def train_ours(settings: dict[str, Any]) -> None:
@@ -449,9 +449,8 @@ def train_ours(settings: dict[str, Any]) -> None:
 
     def learner(loss=None):
         torch.manual_seed(seed)
-        told.speedups = config.make_speedups(seed)
         recipe = METHODS[config.method](setting=a["setting"] or None)
-        return contrastive_learner(dls, a["arch"], recipe, loss, [*told.speedups, Cost(), told],
+        return contrastive_learner(dls, a["arch"], recipe, loss, [*config.make_speedups(seed), Cost(), told],
                                    small_input=a["small"], precision=a["precision"], knn_pictures=0)
 
     learn = learner()

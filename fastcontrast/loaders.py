@@ -301,7 +301,7 @@ class Workers:
 
     def __iter__(self) -> Iterator[Any]:
         try: yield from self.loader  # it keeps the workers until the pass is over
-        finally:  # as long as torch knows of a dead one, it raises at every signal of any child, wherever the program is
+        finally:  # while torch knows of a dead one, any child's signal has it raise, wherever the program is
             if not self.alive: self.close()
 
     @property
