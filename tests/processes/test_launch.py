@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -43,7 +44,10 @@ learn.show_views(path='views.png')
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    short = tempfile.mkdtemp()  # sockets have short names
+    monkeypatch.setenv('TMPDIR', short)
+    yield tmp_path
+    shutil.rmtree(short, ignore_errors=True)
 
 
 def ended(processes): return all(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in processes)
@@ -119,8 +123,8 @@ def test_shards_are_judged_by_every_process_itself(folder):
     assert 0 <= float(row['knn']) <= 1 and 0 < float(row['spread']) < 1 and float(row['rankme']) >= 1
 
 
-def left_over(): return {path.name for path in Path(tempfile.gettempdir()).glob('*')
-                         if path.name.startswith(('torchelastic_', 'fastcontrast-'))}
+def left_over(): return {name for name in os.listdir(os.environ['TMPDIR'])
+                         if name.startswith(('torchelastic_', 'fastcontrast-'))}
 
 
 @pytest.mark.parametrize('number, code, group', [
@@ -128,7 +132,6 @@ def left_over(): return {path.name for path in Path(tempfile.gettempdir()).glob(
 ], ids=['Ctrl-C on a terminal', 'SIGTERM', 'SIGHUP'])
 def test_a_signal_ends_all_and_keeps_everything(folder, number, code, group):
     "Within seconds: the launcher passes it on, or a terminal sends it to all"
-    before = left_over()
     program, children, wait = started('pretrain', *TINY, '--epochs', 500, '--processes', 2, '--out', 'run',
                                       until='^ *0 ')
     start = time.monotonic()
@@ -143,7 +146,7 @@ def test_a_signal_ends_all_and_keeps_everything(folder, number, code, group):
     assert load_encoder(folder/'run/encoder.safetensors').num_features
     config = json.loads((folder/'run/config.json').read_text())
     assert config['state'] == 'interrupted' and config['reason'] == f'interrupted by {number.name}'
-    assert not (folder/'run/.lock').exists() and not left_over() - before
+    assert not (folder/'run/.lock').exists() and not left_over()
     done = config['epochs_done']
     if group: return
     _, _, wait = started('pretrain', '--resume', 'run', '--epochs', done + 1, until='going on with run')
@@ -162,7 +165,6 @@ def test_a_signal_before_training(folder):
 
 def test_a_process_that_dies_ends_all(folder):
     "The first one keeps what was trained"
-    before = left_over()
     program, children, wait = started('pretrain', *TINY, '--epochs', 500, '--processes', 2, '--out', 'run',
                                       until='^ *0 ')
     second = next(p for p in children if p.environ()['RANK'] == '1')
@@ -172,7 +174,7 @@ def test_a_process_that_dies_ends_all(folder):
     assert out.splitlines()[-1] == (
         'error: process 1 of 2 was ended by SIGKILL; the encoder as it was then is in run/encoder.safetensors; '
         'the traceback is in run/error.txt; go on with: fastcontrast pretrain --resume run')
-    assert 'Traceback' not in out and out.count('error:') == 1 and not left_over() - before
+    assert 'Traceback' not in out and out.count('error:') == 1 and not left_over()
     config = json.loads((folder/'run/config.json').read_text())
     assert config['state'] == 'failed' and config['reason'] == 'process 1 of 2 was ended by SIGKILL'
 
@@ -187,13 +189,12 @@ def test_the_first_process_dies(folder):
 
 
 def test_the_launcher_dies(folder):
-    before = left_over()
     program, children, _ = started('pretrain', *TINY, '--epochs', 500, '--processes', 2, '--out', 'run', until='^ *0 ')
     program.kill()
     program.wait()
     psutil.wait_procs(children, timeout=20)
     out = Path('log').read_text()
-    assert ended(children) and not left_over() - before
+    assert ended(children) and not left_over()
     assert 'error: the program that launched this process has ended' in out and 'Traceback' not in out, out
     assert json.loads((folder/'run/config.json').read_text())['state'] == 'stopped'
     assert load_encoder(folder/'run/encoder.safetensors').num_features
