@@ -21,7 +21,7 @@ __all__ = ['OPTIMIZERS', 'SCHEDULES', 'AdamW', 'JointLars', 'Sgd', 'cosine', 'la
 OPTIMIZERS = Registry('optimizer') # called as `make(groups, lr=…, **args)`
 SCHEDULES = Registry('schedule')   # the share of the run after the warm-up, in [0, 1], to the share of the peak
 # Muon multiplies a matrix fifteen times a step, in time that grows with the square of its shorter side: two layers of
-# 2,048 by 2,048 in a projector took some seven times as long as the rest of a ResNet-10's step at 32 pixels
+# 2,048 by 2,048 in a projector took some three times as long as the rest of a ResNet-10's step at 32 pixels
 WIDEST = 1024
 
 

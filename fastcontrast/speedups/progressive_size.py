@@ -119,7 +119,7 @@ class ProgressiveSize(StepCallback):
         if self.strength in (None, 1): pass
         elif self.sizes[0] == self.sizes[-1]:
             raise InputError(f"strength={self.strength:g} of {self!r} grows with the size, which does not grow: give a "
-                             "start below 1.")
+                             "start below its end.")
         else: plan.views.softened(self.strength)
         for size in dict.fromkeys(self.sizes):
             if size < plan.views.size: self.try_out(size)

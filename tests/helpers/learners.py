@@ -2,6 +2,7 @@
 from functools import partial
 
 import torch
+from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Recorder
@@ -163,3 +164,15 @@ class Plainest(nn.Module):
         self.conv, self.num_features = nn.Conv2d(3, 8, 3), 8
         self.pretrained_cfg = dict(mean=(.5,) * 3, std=(.5,) * 3, architecture='plainest')
     def forward(self, x): return self.conv(x).mean((2, 3))
+
+
+def three_steps(name, cbs=(), **kwargs):
+    "Losses and weights of three steps, from one seed"
+    torch.manual_seed(11)
+    learn = quick(name, cbs=cbs, n=24, **dict(prototypes_frozen=0) if name == 'swav' else {}, **kwargs)
+    losses = []
+    class Trace(Callback):
+        order = 70
+        def before_step(self): losses.append(self.loss.clone())
+    learn.fit_contrastive(1, 1e-2, cbs=Trace())
+    return torch.stack(losses), learn.model.state_dict()

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from fastai.callback.core import Callback
-from helpers.learners import build, quick, random_views, small
+from helpers.learners import build, quick, random_views, small, three_steps
 from helpers.pictures import ARCH, LEVELS, LR, B
 from helpers.recording import After, Script, interrupt, traces
 from helpers.refusals import refusal
@@ -33,17 +33,6 @@ NOTHING = {'one patch': lambda: [CombinePatches(n=1, m=1)], 'no stages': lambda:
            'all of the picture': lambda: [HardRegions(keep=1)], 'the full size': lambda: [ProgressiveSize(start=1)],
            'all of these': lambda: [CombinePatches(n=1, m=1), IntermediateLoss(), PartialBackprop((0, 0, 0, 1)),
                                     HardRegions(keep=1), ProgressiveSize(start=1, strength=1)]}
-
-
-def three_steps(name, cbs=()):
-    "Losses and weights of three steps, from one seed"
-    torch.manual_seed(11)
-    learn, losses = quick(name, cbs=cbs, n=24, **dict(prototypes_frozen=0) if name == 'swav' else {}), []
-    class Trace(Callback):
-        order = 70
-        def before_step(self): losses.append(self.loss.clone())
-    learn.fit_contrastive(1, 1e-2, cbs=Trace())
-    return torch.stack(losses), learn.model.state_dict()
 
 
 plain_steps = cache(three_steps)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from helpers.equations import loop_dcl
-from helpers.learners import SMALL_CROPS, build, one_step, quick, small
+from helpers.learners import SMALL_CROPS, build, one_step, quick, small, three_steps
 from helpers.loops import cos, unit
 from helpers.pictures import LEVELS, LR, B, KnownViews
 from helpers.recording import Seen, traces, train_two_steps
@@ -162,18 +162,6 @@ def test_the_mean_of_cosines_is_the_cosine_with_the_mean_times_how_well_keys_agr
 
 # --- the recipe without it
 
-def three_steps(name, setting, cbs=()):
-    "Losses and weights of three steps, from one seed"
-    torch.manual_seed(11)
-    learn = quick(name, cbs=cbs, n=24, setting=setting, **dict(prototypes_frozen=0) if name == 'swav' else {})
-    losses = []
-    class Trace(Callback):
-        order = 70
-        def before_step(self): losses.append(self.loss.clone())
-    learn.fit_contrastive(1, 1e-2, cbs=Trace())
-    return torch.stack(losses), learn.model.state_dict()
-
-
 plain_steps = cache(three_steps)
 # all but those that make several views by themselves
 CASES = [(name, 'cifar') for name in RECIPES if MultiView not in RECIPES[name].speedups]
@@ -183,14 +171,14 @@ CASES += [('swav', 'imagenet'), ('dino', 'imagenet')]
 @every_target
 @pytest.mark.parametrize('name,setting', CASES)
 def test_a_pair_is_bitwise_the_recipe_without_it(name, setting, target):
-    losses, weights = plain_steps(name, setting)
-    with_losses, with_weights = three_steps(name, setting, [MultiView(2, target)])
+    losses, weights = plain_steps(name, setting=setting)
+    with_losses, with_weights = three_steps(name, setting=setting, cbs=[MultiView(2, target)])
     assert len(losses) == 3 and torch.equal(losses, with_losses)
     for n, w in weights.items(): assert torch.equal(w, with_weights[n]), n
 
 
 def test_a_pair_of_sampled_patches_looks_for_each_key():
-    losses = [three_steps('moco_v3', 'cifar', [PatchVariants(patches='sample'), *cbs])[0]
+    losses = [three_steps('moco_v3', setting='cifar', cbs=[PatchVariants(patches='sample'), *cbs])[0]
               for cbs in ([], [MultiView(2)], [MultiView(4)])]
     assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])
 
@@ -296,7 +284,7 @@ def test_regions_are_hard_by_each_of_the_others_keys(name):
 
 
 def test_a_control_that_finds_its_own_view_has_no_others():
-    losses = [three_steps('moco_v3', 'cifar', [PatchVariants(keys='same'), MultiView(4, target)])[0]
+    losses = [three_steps('moco_v3', setting='cifar', cbs=[PatchVariants(keys='same'), MultiView(4, target)])[0]
               for target in TARGETS]
     assert torch.equal(*losses)
 

@@ -358,6 +358,8 @@ def test_an_encoder_trains_or_is_refused(arch, side):
     (dict(start=0), 'start=0 of ProgressiveSize must be a finite number above 0 and at most 1'),
     (dict(start=1.5), 'start=1.5'), (dict(start='half'), "start='half'"), (dict(until=0), 'until=0'),
     (dict(until=2), 'until=2'), (dict(strength=-0.1), 'strength=-0.1'), (dict(strength=2), 'at most 1, or None'),
+    (dict(end=0), 'end=0'), (dict(end=1.5), 'end=1.5'),
+    (dict(end=0.25), 'start=0.5 of ProgressiveSize is above end=0.25'),
     (dict(steps=1), 'steps=1 of ProgressiveSize must be a whole number of at least 2'),
     *((dict(steps=steps), 'must be a number of sizes, at least 2, or sizes in pixels')
       for steps in (2.5, 'many', (), (64, 48), (1, 8), (8, 12.5), True))], ids=str)
@@ -369,7 +371,8 @@ def test_values_that_cannot_be(kwargs, words): assert words in refusal(Progressi
     ([lambda: ProgressiveSize(start=0.99)], {}, ['start=0.99', '0 sizes below 32 pixels', 'a smaller start']),
     ([lambda: ProgressiveSize(steps=20)], {}, ['steps=20', 'fewer steps']),
     ([ProgressiveSize], dict(arch=VIT, side=16), ['0 sizes below 16 pixels, in steps of 16', 'larger pictures']),
-    ([lambda: ProgressiveSize(start=1, strength=0.5)], {}, ['strength=0.5', 'does not grow', 'below 1']),
+    ([lambda: ProgressiveSize(start=1, strength=0.5)], {}, ['strength=0.5', 'does not grow', 'below its end']),
+    ([lambda: ProgressiveSize(steps=(16, 28), end=0.75)], {}, ['goes beyond the 24 pixels', 'larger end']),
     ([ProgressiveSize, ProgressiveSize], {}, ['ProgressiveSize()', 'the size of a step']),
     ([lambda: ProgressiveSize(steps=(40,))], dict(arch=VIT, side=64), ['(40,)', '40 pixels', 'test_vit']),
     ([ProgressiveSize, lambda: CombinePatches(2)], dict(arch=VIT, side=64),
