@@ -70,8 +70,8 @@ def methods(
     bs: int = 64,           # batch
     epochs: int = 25,       # of each run
     seeds: str = "0",       # with commas between them
-    small_input: bool | None = None, # the ResNets' stem for small pictures (by the setting if not given)
-    setting: str = "",      # of the recipes: imagenet, cifar, digits (by the pictures if not given)
+    small_input: bool | None = None, # the ResNets' stem for small pictures (up to 64 px if not given)
+    setting: str = "",      # of the recipes: imagenet, cifar, small, digits (by the pictures if not given)
 ) -> None:
     """How do methods compare that are trained alike, and does any collapse?
 
@@ -172,7 +172,7 @@ def curves(
     size: int = 32,         # side of a picture
     bs: int = 256,          # batch
     epochs: int = 3,        # of the run
-    small_input: bool | None = None, # the ResNets' stem for small pictures (by the setting if not given)
+    small_input: bool | None = None, # the ResNets' stem for small pictures (up to 64 px if not given)
 ) -> None:
     """Does a method learn something in a few epochs of a folder of pictures?
 
@@ -213,7 +213,7 @@ def time_to_knn(
     bs: int | None = None,   # batch; known for some data sets
     epochs: int | None = None, # of the run, at most; known for some data sets
     lr: float | None = None, # the recipe's, in proportion to the batch, if not given
-    small_input: bool | None = None, # the ResNets' stem for small pictures (by the setting if not given)
+    small_input: bool | None = None, # the ResNets' stem for small pictures (up to 64 px if not given)
     precision: str = "auto", # of the model
     compile: bool = False,   # with torch.compile
     eval_every: int = 1,     # epochs between evaluations
@@ -373,8 +373,8 @@ def speedups(
     seeds: str = "0,1,2",   # with commas between them
     pictures: int = 5000,   # of a folder's train/; 0: all
     valid_pictures: int = 1000, # of a folder's val/ or test/; 0: all
-    small_input: bool | None = None, # the ResNets' stem for small pictures (by the setting if not given)
-    setting: str = "",      # of the recipes: imagenet, cifar, digits (by the pictures if not given)
+    small_input: bool | None = None, # the ResNets' stem for small pictures (up to 64 px if not given)
+    setting: str = "",      # of the recipes: imagenet, cifar, small, digits (by the pictures if not given)
     linear: bool = False,   # judge the features by a linear classifier with all labels, too
     minutes: float | None = None, # after which no further run begins
     threads: int | None = None, # of PyTorch on the CPU
@@ -396,7 +396,6 @@ def speedups(
     if threads: torch.set_num_threads(threads)
     needs(data)
     names = chosen(configs, CONFIGS, "configuration")
-    setting = setting or ("digits" if data == "digits" else "cifar" if size <= 64 else "imagenet")
     trial = Trial(run, data, arch, size, bs, epochs, small_input, setting, pictures, valid_pictures)
     if plot: return trial.draw()
     if seconds: return trial.write(epoch_s=trial.seconds_of_epochs(names))

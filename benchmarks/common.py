@@ -183,8 +183,8 @@ def command_of(measurement: Measurement) -> Callable[..., None]:
     notes = docments(measurement.measure)
 
     def command(context: typer.Context, device: str | None, quick: bool, out: str | None, **given):
-        whole = context.parent.params  # the group's options may stand before the measurement's name
-        if measurement.lone: whole = dict(device=None, quick=False, out=None)
+        # the group's options may stand before the measurement's name
+        whole = dict(device=None, quick=False, out=None) if measurement.lone else context.parent.params
         try: measurement.run(device or whole["device"], quick or whole["quick"], out or whole["out"], **given)
         except Lacking as e:
             print(f"{' '.join(measurement.words)}: {e}", file=sys.stderr)
@@ -520,11 +520,11 @@ class Window:
     """The stages after the one that `HardRegions` chooses at: `later(whole())`, `later(window())`, `later(cut())`"""
     def __init__(self, learn, regions):
         encoder, stages = learn.model.encoder, learn.model.stages
-        after = list(stages)[list(stages).index(regions.level) + 1:]
+        after = list(stages)[list(stages).index(regions.choices[0].stage.level) + 1:]
         self.later = nn.Sequential(*(encoder.get_submodule(stages[n].module) for n in after), encoder.global_pool)
         images, _ = learn.dls.train.one_batch()
         maps = []
-        stage = encoder.get_submodule(regions.stage.module)
+        stage = encoder.get_submodule(regions.choices[0].stage.module)
         hook = stage.register_forward_hook(lambda module, args, out: maps.append(out))
         with torch.no_grad(), autocast(images.device): encoder(views_of(learn, images)["views"][0])
         hook.remove()

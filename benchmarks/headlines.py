@@ -58,7 +58,8 @@ HELP = """
     Every configuration runs with every seed, {configs}. Judged is {judged}, after every epoch, off the clock. A run
     that is broken off, by a signal or a power cut, goes on when the command is given again; the results are written
     after every run, and drawn. `..._to_base` is what it took until the mean of the seeds reached the base's last
-    value, `..._by_seed` the same of each seed.
+    value, `..._by_seed` the same of each seed. Runs that were made beside other work have seconds that can't be
+    compared: --seconds measures some steps of all configurations in turn instead, and table and figure then use these.
 """
 JUDGED = {"knn": "kNN", "labelled": "a linear classifier that sees the labels which SuNCEt may use"}
 QUICK = dict(data="digits", arch="test_resnet", size=16, bs=256, epochs=1, seeds="3", small_input=False)
@@ -74,21 +75,22 @@ def measure(
     seeds: str = "0,1,2",   # with commas between them
     pictures: int = 0,      # of a folder's train/, a stratified choice; 0: all
     valid_pictures: int = 0, # of a folder's val/ or test/; 0: all
-    small_input: bool | None = None, # the ResNets' stem for small pictures (by the setting if not given)
-    setting: str = "",      # of the recipes: imagenet, cifar, digits (by the pictures if not given)
+    small_input: bool | None = None, # the ResNets' stem for small pictures (up to 64 px if not given)
+    setting: str = "",      # of the recipes: imagenet, cifar, small, digits (by the pictures if not given)
     minutes: float | None = None, # after which no further run begins
     state: str = "",        # folder of unfinished runs, 'runs' beside the results if not given
     threads: int | None = None, # of PyTorch on the CPU
+    seconds: bool = False,  # train nothing, and measure the configurations' seconds in turn
     plot: bool = False,     # train nothing, and draw the results that are there
 ) -> None:
     """What a headline's command does; `named` gives it the headline's settings"""
     headline = HEADLINES[run.name.replace("_", "-")]
     if threads: torch.set_num_threads(threads)
     needs(data)
-    setting = setting or ("digits" if data == "digits" else "cifar" if size <= 64 else "imagenet")
     trial = Trial(run, data, arch, size, bs, epochs, small_input, setting, pictures, valid_pictures, headline.labels,
                   Path(state or run.folder / "runs"), headline.metric)
-    if not plot: trial.sit(headline.configs, list(map(int, words(seeds))), linear=True, minutes=minutes)
+    if seconds: trial.write(epoch_s=trial.seconds_of_epochs(headline.configs))
+    elif not plot: trial.sit(headline.configs, list(map(int, words(seeds))), linear=True, minutes=minutes)
     table = trial.sheet.read()["table"]
     print(f"\n{spelled_table(table, LABELLED if headline.labels else COLUMNS)}\n")
     trial.draw()

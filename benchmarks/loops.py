@@ -29,7 +29,7 @@ class Loop:
         groups = parameter_groups(self.model, r.wd, r.opt == "lars", r.predictor_constant_lr, r.wd_all, r.wd_tokens)
         self.opt = OPTIMIZERS[r.opt](groups, lr=self.peak, **r.opt_args)
         self.decaying = [group for group in self.opt.param_groups if group["weight_decay"]]
-        self.rate = warmup_then(r.schedule, self.peak, min(r.warmup, 0.1), r.warmup_from, r.lr_end)
+        self.rate = warmup_then(r.schedule, self.peak, min(r.warmup, r.warmup_share), r.warmup_from, r.lr_end)
         rings = [memory[name]["final"] for name in ("queue", "neighbours") if name in memory]
         self.rows, self.oldest = rings[0].rows if rings else None, 0
         self.target = memory["ema"] if "ema" in memory else None

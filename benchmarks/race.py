@@ -3,7 +3,6 @@ import dataclasses
 import importlib.util
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from contextlib import closing, suppress
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from fastcontrast.evaluate.knn import extract_features
 from fastcontrast.models import has_large_stem
 from fastcontrast.precision import has_bf16
 from fastcontrast.recipes import METHODS, SPEEDUPS
+from fastcontrast.recipes.recipe import SMALL_PICTURES
 
 group = Group("race", "How soon an accuracy is reached: ours and other libraries, each in its own training", lone=True)
 
@@ -36,9 +37,8 @@ group = Group("race", "How soon an accuracy is reached: ours and other libraries
 # ---- who runs, and in which settings ----
 
 SIZES = {"imagenette-128": 96, "cifar10": 32, "fashion": 28}  # sides of pictures, by the name of their folder
-SMALL = 64  # the side up to which other settings hold, and ResNets get the stem for small pictures
 
-# Ours, of which those run that the library has; whoever sees labels runs when asked for by name
+# Ours; whoever sees labels runs when asked for by name
 OURS = {
     "simclr": Config("simclr"),
     "simclr+progressive_size": Config("simclr", "progressive_size"),
@@ -52,7 +52,6 @@ OURS = {
     "simclr+suncet": Config("simclr", SUNCET),
     "simclr+progressive_size+suncet": Config("simclr", f"progressive_size, {SUNCET}"),
 }
-OURS = {name: config for name, config in OURS.items() if config.is_there}
 USUAL = [name for name, config in OURS.items() if SUNCET not in config.speedups]
 
 
@@ -73,7 +72,7 @@ class Library:
 
     def settings(self, method: str, size: int, bs: int, factor: float) -> dict[str, Any]:
         """What its program is given; factor: learning rate over the recommended one"""
-        usual = (self.small if size <= SMALL else self.large) | self.methods[method]
+        usual = (self.small if size <= SMALL_PICTURES else self.large) | self.methods[method]
         return usual | dict(lr=factor * usual["lr"] * bs / usual["lr_batch"])
 
 
@@ -269,7 +268,7 @@ class Course:
     @cached_property
     def small(self) -> bool:
         """Whether encoders have the stem for small pictures"""
-        return self.size <= SMALL and has_large_stem(make_encoder(self.rules.arch, size=self.size))
+        return self.size <= SMALL_PICTURES and has_large_stem(make_encoder(self.rules.arch, size=self.size))
 
     @cached_property
     def folders(self) -> tuple[Path, Path]:
@@ -293,9 +292,9 @@ class Course:
 
     def keep(self, row: dict[str, Any]) -> None:
         """Write a run's row in place of what was known of it"""
-        rows = self.sheet.kept()["rows"]
-        others = [other for other in rows if (other["name"], other["seed"]) != (row["name"], row["seed"])]
-        self.sheet.write(**self.sheet.kept() | dict(rows=[*others, row]))
+        kept = self.sheet.kept()
+        others = [other for other in kept["rows"] if (other["name"], other["seed"]) != (row["name"], row["seed"])]
+        self.sheet.write(**kept | dict(rows=[*others, row]))
 
     def conclude(self) -> None:
         """Make the table of what is there"""
@@ -335,7 +334,8 @@ class Course:
         row["epochs"] = [e for e in row["epochs"] if e["epoch"] < epoch]  # later ones run once more
         features = self.features(torch.load(report["weights"], weights_only=False)["encoder"], report)
         row["epochs"].append(dict(epoch=epoch, seconds=seconds, tflop=report["tflop"], **neighbours(features)))
-        row |= {key: report[key] for key in ("versions", "speedups", "notes", "precision", "lr") if key in report}
+        told = ("versions", "setting", "speedups", "notes", "precision", "lr")
+        row |= {key: report[key] for key in told if key in report}
         if last: row["linear"] = linear_probe(features[0], *features[1:])
         row["done"] = last
         return True
@@ -475,9 +475,6 @@ def best_of(rows: list[dict], family: str, metric: str) -> list[dict]:
     runs = [row for row in rows if row["family"] == family and row.get("done") and "stopped" not in row]
     by_name = {row["name"]: [r for r in runs if r["name"] == row["name"]] for row in runs}
     return max(by_name.values(), default=[], key=lambda runs: mean(run["epochs"][-1][metric] for run in runs))
-
-
-def mean(values: Iterable[float]) -> float: return statistics.fmean(values)
 
 
 def curve(runs: list[dict]) -> list[dict[str, float]]:

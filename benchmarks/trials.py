@@ -22,9 +22,9 @@ from torchvision.datasets import ImageFolder
 
 from fastcontrast.all import (DCL, Cost, InputError, NTXent, SuNCEt, contrastive_learner, few_label_accuracy, image_dls,
                               linear_probe)
-from fastcontrast.cli.settings import parse_speedups, read_calls
+from fastcontrast.cli.settings import parse_speedups
 from fastcontrast.data import VALID_FOLDERS, stratified
-from fastcontrast.recipes import METHODS, SPEEDUPS
+from fastcontrast.recipes import METHODS, pick_setting
 
 AXES = dict(epoch="epochs", seconds="seconds of training", tflop="TFLOP")
 
@@ -41,11 +41,6 @@ class Config:
     bs: int | None = None      # batch
     temp: float | None = None  # of the loss, instead of the recipe's
     share: float = 1.0         # of the epochs
-
-    @property
-    def is_there(self) -> bool:
-        """Whether the library has the method and the speedups"""
-        return self.method in METHODS and all(name in SPEEDUPS for name, *_ in read_calls(self.with_seed(0)))
 
     @property
     def figure(self) -> str:
@@ -206,13 +201,19 @@ class Trial:
     bs: int
     epochs: int
     small_input: bool | None
-    setting: str
+    setting: str                # '': the one that the pictures pick
     pictures: int
     valid_pictures: int
     labels: float | None = None # share of the labels that runs may use and are judged by, too; None: as they need
     state: Path | None = None   # folder in which a run's checkpoints are kept until its end; None: none are
     metric: str = "knn"         # that the table is about: of the row of an epoch
-    sources: dict[str, Any] | None = None
+    sources: dict[str, Any] = dataclasses.field(init=False) # what `image_dls` takes
+
+    def __post_init__(self):
+        self.sources = self.find_sources()
+        source = self.sources["source"]
+        count = 0 if source == "digits" else len(source)
+        self.setting = self.setting or pick_setting(self.data, self.size, count)
 
     @property
     def sheet(self) -> Sheet:
@@ -261,7 +262,6 @@ class Trial:
 
     def learner(self, name: str, seed: int, *more: Callback) -> tuple[Any, list]:
         """The learner of a run, and its speedups"""
-        self.sources = self.sources or self.find_sources()
         config = CONFIGS[name]
         torch.manual_seed(seed)
         speedups = config.make_speedups(seed)

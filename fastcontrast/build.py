@@ -173,15 +173,20 @@ def choose_parts(
     recipe = as_recipe(method)
     had_none = not recipe.prototypes
     pictures = len(dls.train.dataset)
-    recipe = recipe.resolve(pick_setting(dls.source, dls.size, pictures), dls.size, encoder_kind(encoder))
+    own = recipe.own(pick_setting(dls.source, dls.size, pictures), dls.size, encoder_kind(encoder))
+    recipe = own.over(recipe.changes)
     recipe.check()
     loss = choose_loss(loss, recipe)
     given, notes = [_callback(cb) for cb in L(cbs) if cb is not None], []
+    if recipe.opt != own.opt and 'lr' not in recipe.changes:
+        notes.append(f"the learning rate {own.lr:g} of {recipe.name}() is for opt='{own.opt}', and none was given for "
+                     f"opt='{recipe.opt}'")
     target = _axis(Target, 'the target, which makes the keys of a step', recipe.target, given, recipe, required=True)
     memory = _axis(Memory, 'memories of earlier batches', recipe.memory, given, recipe)
     crops = _axis(MultiCrop, 'crops', recipe.multi_crop, given, recipe)
     if memory is not None and memory not in given and 'memory' not in recipe.changes:
-        memory, notes = _fit_memory(memory, pictures, dls.train.bs)
+        memory, adapted = _fit_memory(memory, pictures, dls.train.bs)
+        notes += adapted
     check_parts(recipe, loss, memory)
     if recipe.one_way and crops is not None and crops.globals[0] < 2:
         raise InputError(f"{recipe.name}() asks with one large view and answers with the others, and {crops} makes "

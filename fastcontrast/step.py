@@ -22,7 +22,7 @@ from fastai.callback.core import Callback, CancelFitException, CancelValidExcept
 from fastai.learner import ValueMetric
 from torch import Tensor, nn
 
-from .core import Declared, InputError, moved, number, whole
+from .core import Declared, InputError, moved, whole
 from .distributed import gather_objects, rank
 from .generators import generator_states, seed_generators, set_generators
 from .models import Embedding, Route
@@ -363,7 +363,6 @@ class Contrast(StepCallback):
         "The views of pictures"
         plan, size, strength = self.learn.plan, self.learn.step.size, self.learn.step.strength
         whole('this step', least=2, optional=True, size=size)
-        number('this step', least=0, most=1, strength=strength)
         views = {role: plan.normalize(v) for role, v in plan.views.softened(strength)(images, size).items()}
         if 'views' not in views:
             raise InputError(f"the views of this learner have the role {' and '.join(views)}, and none is called "

@@ -25,7 +25,7 @@ from fastcontrast.learner import ContrastiveLearner, contrastive_learner
 from fastcontrast.losses import DCL, DCLW, InfoNCE, NTXent
 from fastcontrast.models import make_encoder
 from fastcontrast.optim import AdamW, Sgd, parameter_groups, warmup_then
-from fastcontrast.recipes import METHODS, Recipe, moco_v3, pick_setting, simclr, swav
+from fastcontrast.recipes import METHODS, Recipe, fast, moco_v3, pick_setting, simclr, swav
 from fastcontrast.targets import EMATarget, SharedTarget, Target
 
 
@@ -324,6 +324,13 @@ def test_optimizers_are_pytorchs(ours, pytorchs, args):
     assert len(steps[0]) == len(steps[1]) == 6
     assert optimizers[0].param_groups[0]['fused'] == (not ({'foreach', 'fused', 'dampening'} & set(args)))
     assert not (optimizers[0].param_groups[0]['foreach'] and optimizers[0].param_groups[0]['fused'])
+
+
+def test_a_rate_that_is_for_another_optimizer_is_said(dls):
+    said = "the learning rate 0.02 of fast() is for opt='muon', and none was given for opt='lars'"
+    assert make(dls, method=fast(opt='lars')).notes == (said,)
+    for method in (fast(opt='lars', lr=0.1), fast(opt='muon'), simclr(opt='lars'), simclr()):
+        assert not make(dls, method=method).notes
 
 
 @pytest.mark.parametrize('opt', ['sgd', 'adamw'])

@@ -146,7 +146,7 @@ def test_small_begins_with_what_a_recipe_has_in_cifar():
 
 @pytest.mark.parametrize('opt', ['lars', 'sgd'])
 def test_an_optimizer_of_the_calls_has_no_rates_of_another(opt):
-    recipe = Recipe(**FIELDS, settings=dict(cifar=dict(lr=0.4)), changes=dict(opt=opt))
+    recipe = Recipe(**FIELDS, settings=dict(cifar=dict(lr=0.4, wd=1e-5)), changes=dict(opt=opt))
     small, cifar = recipe.resolve('small', 65), recipe.resolve('cifar', 65)
     assert small == replace(cifar, setting='small') and (small.opt, small.lr) == (opt, 0.4)
     assert small.opt_args == (dict(trust_coeff=0.02, trust_clip=True) if opt == 'lars' else {})

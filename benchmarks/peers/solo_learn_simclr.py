@@ -16,26 +16,35 @@ from solo.utils.pretrain_dataloader import (prepare_dataloader, prepare_datasets
 class LightningClock(Clock, pl.Callback): pass
 
 
-def main():
-    a = settings()
+def loader_of(a, blur):
+    """Its data set and loader, with two views of each picture"""
     data = Path(a.data).resolve()
-    views = prepare_transform("custom", brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2,
-                              gaussian_prob=0.0 if a.size <= 64 else 0.5, crop_size=a.size)
+    views = prepare_transform("custom", brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, gaussian_prob=blur,
+                              crop_size=a.size)
     crops = prepare_n_crop_transform([views], num_crops_per_aug=[2])
     pictures = prepare_datasets("custom", crops, data_dir=data.parent, train_dir=data.name)
-    loader = prepare_dataloader(pictures, batch_size=a.bs, num_workers=a.workers)
-    model = METHODS["simclr"](
-        encoder=a.arch, backbone_args=dict(cifar=False, zero_init_residual=False), num_classes=len(pictures.classes),
-        proj_hidden_dim=a.hidden, proj_output_dim=a.out, temperature=0.2, max_epochs=1, batch_size=a.bs,
-        optimizer="sgd", extra_optimizer_args=dict(momentum=0.9), lars=False, exclude_bias_n_norm=False, lr=0.06,
-        weight_decay=1e-4, classifier_lr=0.01, accumulate_grad_batches=1, scheduler="none", min_lr=0.0,
-        warmup_start_lr=0.0, warmup_epochs=0, num_large_crops=2, num_small_crops=0)
-    clock = LightningClock(a, lambda batch: batch[1])
-    trainer = pl.Trainer(
-        max_steps=a.warm + a.steps, precision={"fp32": 32, "bf16": "bf16"}[a.precision],
-        accelerator={"cpu": "cpu", "cuda": "gpu"}[a.device], devices=1, callbacks=[clock], logger=False,
+    return prepare_dataloader(pictures, batch_size=a.bs, num_workers=a.workers)
+
+
+def trainer_of(a, callback, **length):
+    """Lightning's, which does nothing besides"""
+    return pl.Trainer(
+        **length, precision={"fp32": 32, "bf16": "bf16"}[a.precision],
+        accelerator={"cpu": "cpu", "cuda": "gpu"}[a.device], devices=1, callbacks=[callback], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer.fit(model, loader)
+
+
+def main():
+    a = settings()
+    loader = loader_of(a, 0.0 if a.size <= 64 else 0.5)
+    model = METHODS["simclr"](
+        encoder=a.arch, backbone_args=dict(cifar=False, zero_init_residual=False),
+        num_classes=len(loader.dataset.classes), proj_hidden_dim=a.hidden, proj_output_dim=a.out, temperature=0.2,
+        max_epochs=1, batch_size=a.bs, optimizer="sgd", extra_optimizer_args=dict(momentum=0.9), lars=False,
+        exclude_bias_n_norm=False, lr=0.06, weight_decay=1e-4, classifier_lr=0.01, accumulate_grad_batches=1,
+        scheduler="none", min_lr=0.0, warmup_start_lr=0.0, warmup_epochs=0, num_large_crops=2, num_small_crops=0)
+    clock = LightningClock(a, lambda batch: batch[1])
+    trainer_of(a, clock, max_steps=a.warm + a.steps).fit(model, loader)
     clock.report("solo-learn", "pytorch-lightning")
 
 

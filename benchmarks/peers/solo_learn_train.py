@@ -6,7 +6,6 @@ learning rate rises and falls by steps, as in its repository today: by epochs, a
 be lost. Off are the logger and the progress bar.
 """
 import copy
-from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -14,8 +13,7 @@ import torchvision
 from clock import Race, RacingCallback, settings
 from pl_bolts.optimizers.lr_scheduler import LinearWarmupCosineAnnealingLR
 from solo.methods import METHODS
-from solo.utils.pretrain_dataloader import (prepare_dataloader, prepare_datasets, prepare_n_crop_transform,
-                                            prepare_transform)
+from solo_learn_simclr import loader_of, trainer_of
 
 WARM_UP = 10  # epochs, and a tenth of a short run
 
@@ -38,16 +36,11 @@ def by_steps(method):
 def main():
     a = settings()
     race = Race(a, "solo-learn", "pytorch-lightning")
-    data, encoder = Path(a.data).resolve(), race.encoder()
-    views = prepare_transform("custom", brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, gaussian_prob=a.blur,
-                              crop_size=a.size)
-    crops = prepare_n_crop_transform([views], num_crops_per_aug=[2])
-    pictures = prepare_datasets("custom", crops, data_dir=data.parent, train_dir=data.name)
-    loader = prepare_dataloader(pictures, batch_size=a.bs, num_workers=a.workers)
+    loader, encoder = loader_of(a, a.blur), race.encoder()
     encoder.inplanes = encoder.num_features  # by which it tells their number
     torchvision.models.resnet18 = lambda **kwargs: encoder
     model = by_steps(METHODS[a.method])(
-        encoder="resnet18", backbone_args=dict(cifar=False), num_classes=len(pictures.classes),
+        encoder="resnet18", backbone_args=dict(cifar=False), num_classes=len(loader.dataset.classes),
         proj_hidden_dim=a.hidden, proj_output_dim=a.out, temperature=a.temp, max_epochs=a.epochs, batch_size=a.bs,
         optimizer="sgd", extra_optimizer_args=dict(momentum=0.9), lars=True, grad_clip_lars=True, eta_lars=0.02,
         exclude_bias_n_norm=True, lr=a.lr, weight_decay=a.wd, classifier_lr=a.classifier_lr,
@@ -60,11 +53,7 @@ def main():
 
     race.count(loss_of)
     callback = LightningRace(race, lambda module: module.encoder)
-    trainer = pl.Trainer(
-        max_epochs=a.epochs, precision={"fp32": 32, "bf16": "bf16"}[a.precision],
-        accelerator={"cpu": "cpu", "cuda": "gpu"}[a.device], devices=1, callbacks=[callback], logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer.fit(model, loader, ckpt_path=callback.checkpoint)
+    trainer_of(a, callback, max_epochs=a.epochs).fit(model, loader, ckpt_path=callback.checkpoint)
 
 
 if __name__ == "__main__": main()

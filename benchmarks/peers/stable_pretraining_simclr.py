@@ -8,6 +8,7 @@ in the workers (large pictures on a CPU). Off are loggers, default callbacks (bu
 through), progress bar, checkpoints and online probes.
 """
 import tempfile
+from contextlib import contextmanager
 
 import lightning as pl
 import stable_pretraining as spt
@@ -46,20 +47,42 @@ def in_batches(size):
         gt.GPURandomGrayscale(p=0.2), *blur, gt.GPUNormalize(**spt.data.static.ImageNet)]))
 
 
-def main():
-    a = settings()
-    cuda = a.device == "cuda"
+@contextmanager
+def quiet():
+    """Nothing is shown, logged or kept that was not asked for"""
     with tempfile.TemporaryDirectory() as folder:
         spt.set(verbose="ERROR", progress_bar="none", default_callbacks=dict.fromkeys(DEFAULTS, False),
                 default_loggers=dict(registry=False), requeue_checkpoint=False, cache_dir=folder)
-        batches = cuda or a.size <= 64
-        ready = t.Compose(t.Resize((a.size, a.size)), t.ToImage(rgb=True, scale=True))
-        pictures = spt.data.FromTorchDataset(
-            ImageFolder(a.data), names=["image", "label"], transform=ready if batches else in_workers(a.size),
-            gpu_transform=in_batches(a.size) if batches else None)
-        loader = torch.utils.data.DataLoader(
-            pictures, batch_size=a.bs, shuffle=True, drop_last=True, num_workers=a.workers, persistent_workers=True,
-            pin_memory=cuda)
+        yield
+
+
+def loader_of(a):
+    """Its data set and loader, with two views of each picture"""
+    cuda = a.device == "cuda"
+    batches = cuda or a.size <= 64
+    ready = t.Compose(t.Resize((a.size, a.size)), t.ToImage(rgb=True, scale=True))
+    pictures = spt.data.FromTorchDataset(
+        ImageFolder(a.data), names=["image", "label"], transform=ready if batches else in_workers(a.size),
+        gpu_transform=in_batches(a.size) if batches else None)
+    return torch.utils.data.DataLoader(
+        pictures, batch_size=a.bs, shuffle=True, drop_last=True, num_workers=a.workers,
+        persistent_workers=a.workers > 0, pin_memory=cuda)
+
+
+def fit(a, module, loader, callback, length, **options):
+    """Its `Manager`, with a trainer that does nothing besides; length: the trainer's; options: the manager's"""
+    trainer = pl.Trainer(
+        **length, precision={"fp32": "32-true", "bf16": "bf16-mixed"}[a.precision],
+        accelerator="gpu" if a.device == "cuda" else "cpu", devices=1, callbacks=[callback], num_sanity_val_steps=0,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    # `spt.set` cannot turn this one off
+    trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, spt.callbacks.HardwareMonitor)]
+    spt.Manager(trainer=trainer, module=module, data=spt.data.DataModule(train=loader), **options)()
+
+
+def main():
+    a = settings()
+    with quiet():
         encoder = spt.backbone.from_timm(a.arch, low_resolution=False, num_classes=0)
         projector = nn.Sequential(
             nn.Linear(encoder.num_features, a.hidden, bias=False), nn.BatchNorm1d(a.hidden), nn.ReLU(inplace=True),
@@ -69,13 +92,7 @@ def main():
         module = spt.Module(backbone=encoder, projector=projector, forward=simclr,
                             simclr_loss=spt.losses.NTXEntLoss(temperature=0.5), optim=optim)
         clock = LightningClock(a, lambda batch: [v["image"] for v in batch["views"]])
-        trainer = pl.Trainer(
-            max_steps=a.warm + a.steps, precision={"fp32": "32-true", "bf16": "bf16-mixed"}[a.precision],
-            accelerator="gpu" if cuda else "cpu", devices=1, callbacks=[clock], num_sanity_val_steps=0, logger=False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-        # `spt.set` cannot turn this one off
-        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, spt.callbacks.HardwareMonitor)]
-        spt.Manager(trainer=trainer, module=module, data=spt.data.DataModule(train=loader), seed=0)()
+        fit(a, module, loader_of(a), clock, dict(max_steps=a.warm + a.steps), seed=0)
     clock.report("stable-pretraining", "lightning", "timm")
 
 

@@ -12,7 +12,8 @@ from .registries import speedups
 from .settings import Run
 
 # fields of a recipe that are no value, or stand elsewhere in the record
-_NOT_RECORDED = ('about', 'settings', 'encoders', 'changes', 'loss', 'target', 'memory', 'multi_crop', 'speedups')
+_NOT_RECORDED = ('about', 'settings', 'encoders', 'changes', 'loss', 'target', 'memory', 'multi_crop', 'speedups',
+                 'with_labels')
 
 
 def record_of(

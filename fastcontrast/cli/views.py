@@ -16,7 +16,7 @@ def views(
     data: Annotated[str, Argument(help="A folder of pictures, or 'digits'")] = 'digits',
     out: Annotated[str, Option('--out', '-o', help="The .png, .svg or .pdf file for the drawing")] = 'views.png',
     method: Annotated[str, Option(
-        help="Draw what this recipe trains on, small crops included: {methods}")] = Run.method,
+        help="Draw this recipe's pair of views, small crops included: {methods}")] = Run.method,
     arch: Annotated[str, Option(
         help="Encoder that they are made for: some recipes have other crops for transformers")] = Run.arch,
     kind: Annotated[str | None, Option(

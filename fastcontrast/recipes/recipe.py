@@ -89,17 +89,25 @@ class Recipe:
     encoders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     changes: Mapping[str, Any] = field(default_factory=dict, repr=False) # what the call changed
 
-    def resolve(self,
+    def own(self,
         setting: str = 'imagenet',  # the setting that the pictures pick, see `pick_setting`
         size: int | None = None,    # the pictures' side in pixels; None: what is usual in the setting
         encoder: str | None = None, # in `ENCODERS`, see `encoder_kind`; None: the encoder of the fields' values
     ) -> 'Recipe':
-        "This recipe for its setting, the kind of encoder and the pictures' side, with the call's changes on top"
+        "This recipe for its setting, the kind of encoder and the pictures' side, without the call's changes"
         setting = self.setting or setting
         recipe = self.over(shared_values(self, setting)).over(self.settings.get(setting, {}))
         recipe = recipe.over(encoder_values(self, setting, encoder))
         recipe = recipe.over(side_values(recipe, size or SETTINGS.get(setting, SETTINGS['imagenet'])))
-        return replace(recipe.over(self.changes), setting=setting)
+        return replace(recipe, setting=setting)
+
+    def resolve(self,
+        setting: str = 'imagenet',  # all three as in `own`
+        size: int | None = None,
+        encoder: str | None = None,
+    ) -> 'Recipe':
+        "This recipe as `own` gives it, with the call's changes on top"
+        return self.own(setting, size, encoder).over(self.changes)
 
     def over(self,
         values: Mapping[str, Any], # by field
@@ -175,8 +183,9 @@ def shared_values(
     if setting == 'digits': return {**shared, 'views': 'digits'} if isinstance(recipe.views, str) else shared
     own = recipe.settings.get('cifar', {}) if setting == 'small' else {}
     # rates for one optimizer are none for what the call asks for
-    if setting == 'small' and recipe.changes.get('opt', shared['opt']) != shared['opt']: setting = 'cifar'
-    return {**own, **(_SHARED.get(setting, {}) if own.get('opt', recipe.opt) in _SHARED_BY.get(setting, ()) else {})}
+    if setting == 'small' and recipe.changes.get('opt', shared['opt']) != shared['opt']:
+        return {**shared_values(recipe, 'cifar'), **own}
+    return {**own, **(shared if own.get('opt', recipe.opt) in _SHARED_BY.get(setting, ()) else {})}
 
 def encoder_values(
     recipe: Recipe,      # as its paper has it

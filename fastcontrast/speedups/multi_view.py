@@ -36,7 +36,7 @@ class MultiView(StepCallback):
         whole(self, least=2, n=n)
         one_of(TARGETS, self, target=target)
         self.n, self.target = n, target
-        self.made = self.replaced = None # what makes the views, and what made them before
+        self.maker = self.former = None # what makes the views, and what made them before
 
     def __repr__(self): return f"MultiView({self.n}, {self.target!r})"
 
@@ -49,15 +49,15 @@ class MultiView(StepCallback):
         main = views.main
         if main.n == self.n: return
         kind = main.strength.shared_by(self.n, repeat=True) if isinstance(main, Views) else None
-        self.made, self.replaced = main.like(main.role, self.n, kind=kind), main
-        views.add(self.made)
+        self.maker, self.former = main.like(main.role, self.n, kind=kind), main
+        views.add(self.maker)
 
     def restore(self,
         plan: Plan, # of the learner
     ) -> None:
         "Have the views made as before"
-        if plan.views.main is self.made: plan.views.add(self.replaced)
-        self.made = self.replaced = None
+        if plan.views.main is self.maker: plan.views.add(self.former)
+        self.maker = self.former = None
 
     def after_pred(self):
         step = self.step

@@ -1,4 +1,4 @@
-"""A loss in the middle of the encoder tells which part of each picture is still hard, and only that part goes on.
+"""A score in the middle of the encoder tells which part of each picture is still hard, and only that part goes on.
 
 Docs: https://fastcontrast.github.io/fastcontrast/regions.html.md"""
 
@@ -43,12 +43,12 @@ def window_sides(
 
 # %% ../../nbs/230_regions.ipynb #645724aa
 def best_window(
-    loss: Tensor, # `[N, H, W]`
+    scores: Tensor, # `[N, H, W]`
     height: int,  # of the window
     width: int,
 ) -> tuple[Tensor, Tensor]: # row and column of its first cell, `[N]` each
-    "Where the mean loss is highest"
-    means = F.avg_pool2d(loss[:, None], (height, width), stride=1)
+    "Where the mean score is highest"
+    means = F.avg_pool2d(scores[:, None], (height, width), stride=1)
     place = means.flatten(1).argmax(1)
     return place // means.shape[-1], place % means.shape[-1]
 
@@ -76,10 +76,11 @@ class Look:
         head: Head,             # of the stage
         loss: Loss,             # of the stage
         meets: Callable[[int, int], bool],  # whether query view i is compared with key view j
-        made: Tensor | None,    # keys `[V, B, D]` of this process, those of these pictures first; None: not yet made
+        made_keys: Tensor | None, # keys `[V, B, D]` of this process, those of these pictures first; None: not yet made
     ):
         self.grid, self.lead = grid.to(next(head.parameters()).dtype), lead
-        self.tokens, self.cells, self.head, self.loss, self.meets, self.made = tokens, cells, head, loss, meets, made
+        self.tokens, self.cells, self.head, self.loss, self.meets = tokens, cells, head, loss, meets
+        self.made_keys = made_keys
         side = self.map.shape[1:3]
         if self.map.ndim == 3: self.shape = side[:1]
         else: self.shape = tuple(s if cells is None else max(1, min(cells, s // 2)) for s in side)
@@ -111,7 +112,7 @@ class Look:
     @cached_property
     def keys(self) -> Tensor:
         "Keys of all processes `[V, B, D]`, those of these pictures first"
-        keys = self.whole if self.made is None else self.made
+        keys = self.whole if self.made_keys is None else self.made_keys
         return gather(keys, dim=-2).roll(-rank() * keys.shape[-2], -2)
 
     @cached_property
@@ -180,12 +181,12 @@ class Choice:
         self.passes, self.seen = {}, 0  # passes: by the first view and picture; seen: views so far
 
     def joined(self,
-        choice: Callable[[Tensor, tuple | Tensor], Tensor], # losses and places, to something `[N, …]`
+        choice: Callable[[Tensor, tuple | Tensor], Tensor], # scores and places, to something `[N, …]`
     ) -> Tensor:
-        "Of all passes of the last step, something of their losses and what they kept"
+        "Of all passes of the last step, something of their scores and what they kept"
         views = {}
-        for (first, _), (lead, loss, where) in self.passes.items():
-            views.setdefault(first, []).append(choice(loss, where).unflatten(0, lead))
+        for (first, _), (lead, scores, where) in self.passes.items():
+            views.setdefault(first, []).append(choice(scores, where).unflatten(0, lead))
         return torch.cat([torch.cat(chunks, len(lead) - 1) for chunks in views.values()]).flatten(0, len(lead) - 1)
 
     @property
@@ -193,7 +194,7 @@ class Choice:
         """In the last step, the score of every location of the views' maps, `[N, H, W]`, or of their tokens, `[N, T]`
 
         None if it ended before the stage."""
-        return self.joined(lambda loss, _: loss) if self.passes else None
+        return self.joined(lambda scores, _: scores) if self.passes else None
 
     @property
     def kept(self) -> tuple[Tensor, Tensor, int, int] | Tensor | None:
@@ -212,7 +213,7 @@ class HardRegions(StepCallback):
     def __init__(self,
         stage: str | int | None = None, # of the encoder; it gets a head and a loss if it has none; None: the middle one
         keep: float = 0.5,              # share of the feature map's area, or of the tokens; 1: nothing is done
-        cells: int | None = 4,          # a side of the grid on which the loss is looked at; None: at every location
+        cells: int | None = 4,          # a side of the grid whose cells are scored; None: every location is
         stages: Sequence[str | int] | None = None, # several, each of which keeps `keep` of what reaches it
         score: str = 'unlike',          # what is hard: a name in `SCORES`; 'loss' is the paper's
     ):
@@ -223,6 +224,8 @@ class HardRegions(StepCallback):
         self.keep, self.cells = keep, cells
         self.places = (stage,) if stages is None else tuple(stages)
         self.choices: list[Choice] = []
+        self.role, self.n_views = 'views', 0  # of the step
+        self.shape: tuple[int, int] | None = None # height and width of the views that it was tried out with
 
     @staticmethod
     def _check_stages(stage, stages):
@@ -261,16 +264,6 @@ class HardRegions(StepCallback):
         if len(set(stages)) < len(stages): raise InputError(f"{self!r} names one stage twice: name each once.")
         return sorted(stages, key=lambda stage: levels.index(stage.level))
 
-    @property
-    def stage(self) -> Stage:
-        "The first that it chooses at"
-        return self.find_stages()[0]
-
-    @property
-    def level(self) -> str | None:
-        "The level of the first stage; None if nothing is done"
-        return self.choices[0].stage.level if self.choices else None
-
     def attached(self):
         stages = self.find_stages()
         if self.keep == 1: return
@@ -278,7 +271,14 @@ class HardRegions(StepCallback):
         for stage in stages:
             self.undo(drop_level, self.learn, add_level(self.learn, stage.module))
             self.choices.append(Choice(stage))
-        self.try_out((self.dls.size, self.dls.size))
+        self.shape = None
+        self.check_shape()
+
+    def check_shape(self) -> None:
+        "Raise `InputError` unless the later stages take a part of the views, where these are not what they were"
+        shape = self.learn.plan.seen_shape(self.learn.plan.views.size)
+        if shape != self.shape: self.try_out(shape)
+        self.shape = shape
 
     def try_out(self,
         shape: tuple[int, int], # height and width of pictures
@@ -299,15 +299,15 @@ class HardRegions(StepCallback):
             with evaluating(self.model): self.model.features(picture, edits=edits)
         except InputError: raise
         except Exception as e:
-            whole_views = shape == (self.dls.size, self.dls.size)
-            seen = '' if whole_views else f" for what it is given, {shape[0]} x {shape[1]} pixels"
+            full = self.learn.plan.views.size
+            seen = '' if shape == (full, full) else f" for what it is given, {shape[0]} x {shape[1]} pixels"
             raise InputError(f"{self!r} can't be used with this encoder{seen}: its later stages do not take a part of "
                              f"a picture ({shorten(str(e), 100)}).") from None
 
     def check(self):
         if not self.choices: return
-        plan, loss = self.learn.plan, self.loss_func.losses[self.level]
-        if plan.query_shape is not None: self.try_out(plan.query_shape)
+        plan, loss = self.learn.plan, self.loss_func.losses[self.choices[0].stage.level]
+        self.check_shape()
         if plan.chunks > 1 and self.rule.contrasts(loss) and not (plan.one_way or plan.own_key_pass):
             raise InputError(f"{self!r} looks for what is hard to tell from the other pictures of the batch, of which "
                              f"accumulate={plan.chunks} runs a part at a time, before the target has any keys: take "
@@ -318,9 +318,9 @@ class HardRegions(StepCallback):
 
     def before_batch(self):
         step, route = self.step, self.step.route
+        for choice in self.choices: choice.begin()
         for choice in self.choices:
             level = choice.stage.level
-            choice.begin()
             if route.levels is not None and not set(self.later_levels(level)) & set(route.levels): break  # it ends here
             if self.rule.keys and route.key_levels is not None:
                 route.key_levels = (level, *(other for other in route.key_levels if other != level))
@@ -346,9 +346,9 @@ class HardRegions(StepCallback):
         first = choice.seen % self.n_views
         choice.seen += len(maps)
         with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
-            loss = self.scores(self.look(choice, maps.detach(), first, start))
-        kept, where = self.choose(choice, maps, loss)
-        choice.passes[first, start] = maps.shape[:-choice.inner], loss, where
+            scores = self.scores(self.look(choice, maps.detach(), first, start))
+        kept, where = self.choose(choice, maps, scores)
+        choice.passes[first, start] = maps.shape[:-choice.inner], scores, where
         return kept
 
     def look(self,
@@ -365,7 +365,7 @@ class HardRegions(StepCallback):
             grid=choice.stage.grid(maps.flatten(0, len(lead) - 1)), lead=lead, tokens=choice.tokens,
             cells=self.cells and max(1, round(self.cells / math.prod(lead[1:-1]) ** 0.5)), head=self.model.heads[level],
             loss=self.loss_func.losses[level], meets=partial(self.meets, first),
-            made=step.keys[level].roll(-start, 1) if ready else None)  # those of these pictures first
+            made_keys=step.keys[level].roll(-start, 1) if ready else None)  # those of these pictures first
 
     def meets(self,
         first: int,
@@ -399,21 +399,21 @@ class HardRegions(StepCallback):
 
     def choose(self,
         choice: Choice,
-        maps: Tensor,        # what the stage gives
-        loss: Tensor | None, # of every location; None: there is none yet
+        maps: Tensor,          # what the stage gives
+        scores: Tensor | None, # of every location; None: there is none yet
     ) -> tuple[Tensor, tuple | Tensor]:
-        "What goes on, the part where the loss is highest (anywhere if there is none yet), and where it is"
+        "What goes on, the part where the score is highest (anywhere if there is none yet), and where it is"
         lead = maps.shape[:-choice.inner]
         flat = maps.flatten(0, len(lead) - 1)
         grid, n = choice.stage.grid(flat), len(flat)
-        if loss is None: loss = grid.new_zeros(grid.shape[:-1])
+        if scores is None: scores = grid.new_zeros(grid.shape[:-1])
         if grid.ndim == 4:
             sides = window_sides(*grid.shape[1:3], self.keep)
-            top, left = best_window(loss, *sides)
+            top, left = best_window(scores, *sides)
             kept = take_windows(grid, top, left, *sides)
             if flat.shape[1:] == grid.movedim(-1, 1).shape[1:]: kept = kept.movedim(-1, 1)  # channels first, as it came
             return kept.unflatten(0, lead), (top, left, *sides)
-        tokens = loss.topk(max(1, round(self.keep * grid.shape[1])), sorted=False).indices.sort(1).values
+        tokens = scores.topk(max(1, round(self.keep * grid.shape[1])), sorted=False).indices.sort(1).values
         rows = torch.arange(n, device=tokens.device)[:, None] * grid.shape[1] + tokens
         kept = grid.reshape(-1, grid.shape[-1]).index_select(0, rows.flatten()).view(n, -1, grid.shape[-1])
         return torch.cat([flat[:, :choice.stage.prefix], kept], 1).unflatten(0, lead), tokens

@@ -254,7 +254,7 @@ def test_dino_with_a_vit(drop_path):
 
 
 def test_dino_with_a_resnet():
-    multi_crop = RECIPES['dino'].encoders['cnn imagenet']['multi_crop']
+    multi_crop = RECIPES['dino'].encoders['cnn']['multi_crop']
     learn = authors_learner(METHODS['dino']('imagenet', clip_each=0.05, multi_crop=multi_crop, **HEADS), ARCH)
     steps, peak = EPOCHS * BATCHES, 0.03
     program = DINOProgram(learn, partial(torch.optim.SGD, lr=0., momentum=0.9), [1e-4] * steps, cosine(peak, 0, steps),

@@ -275,7 +275,7 @@ def test_regions_are_hard_by_each_of_the_others_keys(name):
     heats = []
     for target in TARGETS:
         torch.manual_seed(3)
-        learn = one_step(name, [MultiView(3, target), cb := HardRegions('layer1')])
+        learn = one_step(name, [MultiView(3, target), cb := HardRegions('layer1', score='loss')])
         class Look(Callback):
             order = 25
             def after_pred(self, cb=cb): heats.append(cb.heat)

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from fastai.callback.core import Callback
-from helpers.learners import SMALL_CROPS, learner_of, quick, small
+from helpers.learners import SMALL_CROPS, learner_of, small
 from helpers.pictures import ARCH, VIT, pictures
 from helpers.recording import Where
 from helpers.refusals import refusal, said
@@ -395,7 +395,3 @@ def test_what_comes_later_is_refused_before_a_fit():
     learn.fit(1, 1e-3)
 
 
-def test_a_strength_that_cannot_be():
-    class Strong(ProgressiveSize):
-        def strength_at(self, size): return 1.5
-    assert 'strength=1.5 of this step' in refusal(quick('simclr', cbs=[Strong()]).fit, 1, 1e-3)

@@ -229,9 +229,10 @@ def test_a_step_that_ends_between_the_stages():
     for level, cut_at in (('layer1', []), ('layer2', ['layer1']), ('final', ['layer1', 'layer2'])):
         cb = HardRegions(stages=('layer1', 'layer2'))
         learn, seen = one_step('moco_v3', [IntermediateLoss(), PartialBackprop(only(level)), cb]), []
+        for c in cb.choices: c.passes = 'of an earlier step'
         class Keep(Callback):
             order = 25
-            def after_pred(self, cb=cb, seen=seen): seen.extend(c.stage.module for c in cb.choices if c.kept)
+            def after_pred(self, cb=cb, seen=seen): seen.extend(c.stage.module for c in cb.choices if c.passes)
         learn.fit(1, LR, cbs=Keep())
         assert seen == cut_at
 
@@ -240,7 +241,7 @@ def test_stages_come_and_go_together():
     learn = quick('moco_v3')
     before = traces(learn)[0]
     learn.add_cb(cb := HardRegions(stages=('layer2', 1)))
-    assert learn.model.levels() == ('layer1', 'layer2', 'final') and cb.level == 'layer1'
+    assert learn.model.levels() == ('layer1', 'layer2', 'final') and cb.choices[0].stage.level == 'layer1'
     assert repr(cb) == "HardRegions(stages=('layer2', 1), keep=0.5)"
     learn.fit(1, 1e-3)
     learn.remove_cb(cb)
