@@ -180,7 +180,8 @@ def choose_encoder(
     source = None if weights is None else timm_source(weights)
     if source is not None: return _from_timm(dls, arch, small_input, source)
     if weights is not None: return _from_file(dls, arch, small_input, weights)
-    if arch is None: raise InputError("there is no encoder: give arch, like 'resnet18', or weights that say theirs.")
+    if arch is None:
+        raise InputError("there is no architecture: give arch, like 'resnet18', or weights that say theirs.")
     encoder = make_encoder(arch, small_input=bool(small_input), pretrained=pretrained, size=dls.size)
     if small_input is None:
         # digits have 8 pixels, however large they are shown

@@ -69,7 +69,7 @@ class ContrastiveLearner(Learner):
     recipe: Recipe              # what is trained, resolved
     arch: str                   # timm's name of the encoder, or 'module:' and where the class of another is found
     small_input: bool = False   # whether it has the stem for small pictures
-    weights: str | None = None  # where those came from that the encoder began with; None: drawn, or a module's own
+    weights_from: str | None = None # what gave the encoder its first weights; None: drawn, or a module's own
     notes: tuple[str, ...] = () # what was chosen for these data in place of the recipe's; printed when a fit begins
     plan: Plan                  # what every step begins with
     step: Step | None = None    # the step that is running
@@ -210,7 +210,7 @@ class ContrastiveLearner(Learner):
         print(f"{r.name} ({r.setting}): {r.opt}, lr {peak:.4g} ({origin}), wd {r.wd:g}, warm-up "
               f"{self._warmup(n_epoch) * n_epoch:.3g} of {n_epoch} epochs, {descent}", *self.notes,
               sep='\n', flush=True)
-        if self.weights is not None and origin != "given":
+        if self.weights_from is not None and origin != "given":
             print(f"lr {peak:.4g} is the recipe's for training from scratch: give a lower one where kNN falls below "
                   "that of the weights", flush=True)
 
@@ -380,8 +380,8 @@ def contrastive_learner(
     learn = ContrastiveLearner(dls, model, loss_func=pair, opt_func=optimizer(recipe.opt, recipe.opt_args),
                                splitter=groups, lr=recipe.lr * dls.train.bs / 256, cbs=[*frame, *added],
                                metrics=table.columns(), path=path)
-    learn.recipe, learn.arch, learn.small_input, learn.weights = recipe, start.arch, start.small_input, start.weights
-    learn.notes = (*start.notes, *parts.notes)
+    learn.recipe, learn.arch, learn.small_input = recipe, start.arch, start.small_input
+    learn.weights_from, learn.notes = start.weights, (*start.notes, *parts.notes)
     try:
         for cb in learn.cbs:
             if isinstance(cb, StepCallback): cb.check()

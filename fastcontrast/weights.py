@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .core import InputError, MissingPath, clipped
 from .export import FORMAT, encoder_info, load_encoder
-from .models import SOURCES, architecture, timm_config
+from .models import SOURCES, architecture, pretrained_config
 from .modules import MODULE
 
 __all__ = ['Fitted', 'Weights', 'architecture_of', 'fit_tensors', 'has_small_stem', 'read_weights', 'timm_source']
@@ -92,7 +92,7 @@ def architecture_of(
 ) -> str | None:
     "The architecture that weights say they are of; None if they say nothing. Raises `InputError` as `timm_source` does"
     source = timm_source(weights)
-    if source is not None: return timm_config(source)['architecture'] if source.startswith(SOURCES) else source
+    if source is not None: return pretrained_config(source)['architecture'] if source.startswith(SOURCES) else source
     file = _file_of(weights)
     return encoder_info(file)['arch'] if _is_ours(file) else None
 

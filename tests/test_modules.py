@@ -154,7 +154,7 @@ def test_modules_that_are_no_encoders(net, words): said(words, as_encoder, net, 
 def test_refusals_are_sentences(dls):
     for words, arch in ((["unknown tag of 'resnet18' 'nonsense'", 'a1_in1k'], 'resnet18.nonsense'),
                         (['arch=1000000000'], 10**9), (['arch=[', '…'], list(range(9999))),
-                        (["unknown architecture 'aaaa", '…'], 'a' * 9999), (['there is no encoder'], None)):
+                        (["unknown architecture 'aaaa", '…'], 'a' * 9999), (['there is no architecture'], None)):
         said(words, contrastive_learner, dls, arch)
     for f in (lambda: make_encoder('resnet18', size=10**9), lambda: feature_dim(make_encoder('test_resnet'), 10**9),
               lambda: as_encoder(Maps(), 10**9)):
@@ -223,7 +223,7 @@ def test_what_is_said(dls, capsys):
     out = capsys.readouterr().out
     assert "ResNet's classifier 'fc' was left out" in out and 'head_epochs=1' in out
     assert learn.arch == 'module:torchvision.models.resnet.ResNet' and not learn.small_input
-    assert learn.mean == pytest.approx((0.485, 0.456, 0.406)) and learn.weights is None
+    assert learn.mean == pytest.approx((0.485, 0.456, 0.406)) and learn.weights_from is None
 
 
 @pytest.mark.parametrize('make', [torchvision.models.resnet18, Maps])

@@ -177,7 +177,7 @@ def test_a_folder_of_timms(tmp_path, dls, source, prefix):
     for arch in (ARCH, None):
         learn = learner(dls, arch, weights=given)
         same_features(learn.model.encoder, source)
-        assert learn.arch == ARCH and 'local-dir' in learn.weights
+        assert learn.arch == ARCH and 'local-dir' in learn.weights_from
     assert architecture_of(given) == ARCH
     said([ARCH, 'resnet18'], contrastive_learner, dls, 'resnet18', weights=given)
 
@@ -197,13 +197,14 @@ def hub(tmp_path, monkeypatch, source):
 def test_the_hub_and_tags(hub, dls, source):
     learn = learner(dls, weights='hf-hub:somebody/net')
     same_features(learn.model.encoder, source)
-    assert learn.arch == ARCH and learn.weights == "'hf-hub:somebody/net'" and hub[0] == ('somebody/net', 'config.json')
+    assert learn.arch == ARCH and learn.weights_from == "'hf-hub:somebody/net'"
+    assert hub[0] == ('somebody/net', 'config.json')
     tag = next(name for name in timm.list_pretrained(f'{ARCH}.*'))
     for given in (dict(weights=tag), dict(weights=tag, arch=None), dict(pretrained=True),
                   dict(arch=tag, pretrained=True)):
         learn = learner(dls, **given)
         same_features(learn.model.encoder, source)
-        assert learn.arch.split('.')[0] == ARCH and learn.weights and learn.head_warmup.epochs is None
+        assert learn.arch.split('.')[0] == ARCH and learn.weights_from and learn.head_warmup.epochs is None
     said([ARCH, 'resnet18'], contrastive_learner, dls, 'resnet18', weights=tag)
     said(["unknown tag of 'test_resnet' 'nonsense'"], contrastive_learner, dls, None, weights=f'{ARCH}.nonsense')
     said(['pretrained', 'one of the two'], contrastive_learner, dls, ARCH, weights=tag, pretrained=True)

@@ -220,9 +220,9 @@ def _check_moments(text: str) -> None:
 
 
 def _check_weights(config: Run) -> None:
-    from ..models import timm_config
+    from ..models import pretrained_config
     from ..weights import timm_source
-    timm_config(config.arch)
+    pretrained_config(config.arch)
     if config.weights is not None: timm_source(config.weights)
 
 
