@@ -177,7 +177,8 @@ class Accumulate(StepCallback):
         for i in range(self.chunks):
             with run.autocast(): chunk = self.chunk(run, i)
             outputs = [(chunk[role][level][n], parts[i]) for (role, level, n), parts in grads.items() if role in chunk]
-            torch.autograd.backward(*zip(*outputs))
+            outputs = [(out, grad) for out, grad in outputs if out.requires_grad]  # not features that stand still
+            if outputs: torch.autograd.backward(*zip(*outputs))
 
     def after_batch(self): self.passes = []
     after_fit = after_batch

@@ -12,6 +12,7 @@ from .export import encoder_info, export_encoder, load_encoder
 from .learner import ContrastiveLearner, contrastive_learner
 from .losses import LOSSES, Loss, dcl, dclw, info_nce, nt_xent, sinkhorn, suncet_loss, supcon_loss
 from .models import ContrastiveModel, Embedding, Head, Prototypes, encoder_stages, make_encoder, mlp
+from .modules import as_encoder
 from .multi_crop import MultiCrop
 from .pairs import PairLoss
 from .recipes import METHODS, Recipe, method, recipe_table, refused_pairs
@@ -19,16 +20,17 @@ from .speedups import SPEEDUPS
 from .step import Contrast, Phase, StepCallback
 from .targets import EMATarget, NearestNeighbours, Queue, SharedTarget, StopGradTarget, Target
 from .views import VIEW_KINDS, ViewKind, two_views
+from .warmup import HeadWarmup
 
 # and the members of the registries, below: somebody's own in these folders too
 __all__ = [
     'LOSSES', 'METHODS', 'METRICS', 'SPEEDUPS', 'VIEW_KINDS', 'Accumulate', 'Checkpoint', 'Contrast',
-    'ContrastiveLearner', 'ContrastiveModel', 'Cost', 'EMATarget', 'Embedding', 'Head', 'InputError', 'Loss',
-    'MultiCrop', 'NearestNeighbours', 'PairLoss', 'Phase', 'Prototypes', 'Queue', 'Recipe', 'SharedTarget',
-    'StepCallback', 'StopGradTarget', 'Target', 'ViewKind', 'contrastive_learner', 'dcl', 'dclw', 'encoder_info',
-    'encoder_stages', 'export_encoder', 'few_label_accuracy', 'image_dls', 'info_nce', 'knn_accuracy', 'linear_probe',
-    'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'recipe_table', 'refused_pairs', 'sinkhorn',
-    'suncet_loss', 'supcon_loss', 'two_views',
+    'ContrastiveLearner', 'ContrastiveModel', 'Cost', 'EMATarget', 'Embedding', 'Head', 'HeadWarmup', 'InputError',
+    'Loss', 'MultiCrop', 'NearestNeighbours', 'PairLoss', 'Phase', 'Prototypes', 'Queue', 'Recipe', 'SharedTarget',
+    'StepCallback', 'StopGradTarget', 'Target', 'ViewKind', 'as_encoder', 'contrastive_learner', 'dcl', 'dclw',
+    'encoder_info', 'encoder_stages', 'export_encoder', 'few_label_accuracy', 'image_dls', 'info_nce', 'knn_accuracy',
+    'linear_probe', 'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'recipe_table',
+    'refused_pairs', 'sinkhorn', 'suncet_loss', 'supcon_loss', 'two_views',
 ]
 
 for registry in (METHODS, LOSSES, speedups.load(), evaluate.load()):

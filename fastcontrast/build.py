@@ -3,6 +3,7 @@ import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,16 +13,19 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from fastcore.foundation import L
 from torch import nn
 
-from .core import InputError
+from .core import InputError, clipped, whole
 from .guards import ClipEach
 from .losses import LOSSES, Loss, as_step_loss
-from .models import (ContrastiveModel, architecture, drop_paths, feature_dim, fix_positions, has_large_stem,
+from .models import (SOURCES, ContrastiveModel, architecture, drop_paths, feature_dim, fix_positions, has_large_stem,
                      make_encoder, small_stem)
+from .modules import MODULE, as_encoder, class_path, timm_name
 from .multi_crop import MultiCrop
 from .recipes import METHODS, Recipe, check_parts, encoder_kind, make_part, pick_setting
 from .recipes.recipe import SMALL_PICTURES
 from .step import StepCallback
 from .targets import Memory, Queue, Target
+from .warmup import HeadWarmup
+from .weights import Weights, architecture_of, fit_tensors, has_small_stem, read_weights, timm_source
 
 
 @dataclass
@@ -146,20 +150,132 @@ def _fit_memory(
     return memory, notes
 
 
+@dataclass
+class Start:
+    "The encoder that training begins with"
+    encoder: nn.Module
+    arch: str                   # what an export calls it: timm's name, or `MODULE` and the path of a class
+    small_input: bool = False   # whether it has the stem for small pictures
+    weights: str | None = None  # where its weights are from; None: drawn, or those that a module came with
+    notes: list[str] = field(default_factory=list) # what is to be said of it
+
+    @property
+    def given(self) -> bool:
+        "Whether its weights are not drawn here"
+        return self.weights is not None or self.arch.startswith(MODULE)
+
+
 def choose_encoder(
-    dls,                      # from `image_dls`
-    arch: str,                # any timm architecture
-    small_input: bool | None, # the ResNets' stem for small pictures; None: for a ResNet, up to 64 pixels
-    pretrained: bool,         # start from timm's weights
-) -> tuple[nn.Module, bool]:  # and whether it has the stem for small pictures
+    dls,                             # from `image_dls`
+    arch: str | nn.Module | None,    # any timm architecture, or a module; None: that of the weights
+    small_input: bool | None = None, # the ResNets' stem for small pictures; None: for a ResNet, up to 64 pixels
+    pretrained: bool = False,        # start from timm's weights
+    weights: str | Path | None = None, # or from these: see `read_weights`
+) -> Start:
     "The encoder, for pictures of this size. Raises `InputError` for one that can't be"
+    if pretrained and weights is not None:
+        raise InputError(f"pretrained=True takes timm's weights of '{clipped(arch)}', and "
+                         f"weights='{clipped(weights)}' are others: give one of the two.")
+    if isinstance(arch, nn.Module): return _from_module(dls, arch, small_input, pretrained, weights)
+    source = None if weights is None else timm_source(weights)
+    if source is not None: return _from_timm(dls, arch, small_input, source)
+    if weights is not None: return _from_file(dls, arch, small_input, weights)
+    if arch is None:
+        raise InputError("there is no architecture: give arch, like 'resnet18', or weights that say theirs.")
     encoder = make_encoder(arch, small_input=bool(small_input), pretrained=pretrained, size=dls.size)
     if small_input is None:
         # digits have 8 pixels, however large they are shown
         small_input = dls.size <= SMALL_PICTURES and dls.source != 'digits' and not pretrained
         small_input = small_input and has_large_stem(encoder)
         if small_input: small_stem(encoder)
-    return encoder, small_input
+    return Start(encoder, arch, small_input, f"timm's '{arch}'" if pretrained else None)
+
+
+def _from_module(dls, module: nn.Module, small_input: bool | None, pretrained: bool, weights: Any) -> Start:
+    "A copy of a module, with weights from a file if there are such"
+    name = type(module).__name__
+    if small_input:
+        raise InputError(f"small_input replaces the stem of a ResNet that is made here, and arch={name}(…) is a module "
+                         "already: change its stem before, or leave small_input out.")
+    if pretrained:
+        raise InputError(f"pretrained=True is for architectures by name, and arch={name}(…) is a module, which comes "
+                         "with its weights: leave it out, and give head_epochs=1 if they are worth keeping.")
+    encoder, notes = as_encoder(module, dls.size)
+    arch = timm_name(encoder, dls.size) or MODULE + class_path(encoder)
+    if weights is None: return Start(encoder, arch, notes=notes)
+    if timm_source(weights) is not None:
+        raise InputError(f"weights='{clipped(weights)}' are of a model that timm makes, and arch={name}(…) is one "
+                         "already: give the name as arch, or a file as weights.")
+    read = read_weights(weights, module)
+    note = fit_tensors(encoder, read).note(read.origin)
+    _follow(encoder, read)
+    return Start(encoder, arch, weights=read.origin, notes=[*notes, note])
+
+
+def _from_timm(dls, arch: str | None, small_input: bool | None, source: str) -> Start:
+    "A model that timm makes with its weights"
+    encoder = make_encoder(source, small_input=bool(small_input), pretrained=True, size=dls.size)
+    own, hub = architecture(encoder), source.startswith(SOURCES)
+    if arch is not None and arch.split('.')[0] != own: _refuse_other(arch, own, source)
+    # it may have been made with arguments of its own, which no name tells
+    name = (timm_name(encoder, dls.size) or MODULE + class_path(encoder)) if hub else source
+    return Start(encoder, name, False, f"'{source}'", [f"weights of timm's '{source}'"])
+
+
+def _from_file(dls, arch: str | None, small_input: bool | None, weights: str | Path) -> Start:
+    "An architecture with the tensors of a file that fit"
+    own = architecture_of(weights)
+    if own is not None and own.startswith(MODULE):
+        raise InputError(f"weights='{clipped(weights)}' are of a {own.removeprefix(MODULE)}, which no name makes: give "
+                         "such a module as arch.")
+    if arch is not None and own is not None and arch.split('.')[0] != own.split('.')[0]:
+        _refuse_other(arch, own, weights)
+    arch = arch or own
+    if arch is None:
+        raise InputError(f"weights='{clipped(weights)}' do not say of which architecture they are: give arch.")
+    encoder, read = make_encoder(arch, size=dls.size), read_weights(weights)
+    small = has_small_stem(encoder, read)
+    if None not in (small_input, small) and small_input != small:
+        stem = 'the stem for small pictures' if small else "a ResNet's usual stem"
+        raise InputError(f"weights={read.origin} are of an encoder with {stem}, and small_input={small_input} asks for "
+                         "the other: leave it out.")
+    small = bool(small_input if small is None else small)
+    if small: small_stem(encoder)
+    note = fit_tensors(encoder, read).note(read.origin)
+    _follow(encoder, read)
+    return Start(encoder, arch, small, read.origin, [note])
+
+
+def _refuse_other(arch: str, own: str, weights: Any) -> None:
+    raise InputError(f"weights='{clipped(weights)}' are of '{clipped(own)}' and arch is '{clipped(arch)}': leave arch "
+                     "out, or give other weights.")
+
+
+def _follow(encoder: nn.Module, weights: Weights) -> None:
+    "Mean and standard deviation are those that the weights were trained with, where the file says so"
+    info = weights.info
+    usual = encoder.pretrained_cfg['mean']
+    if info and len(info['mean']) == len(usual):
+        encoder.pretrained_cfg.update(mean=tuple(info['mean']), std=tuple(info['std']))
+
+
+def head_warmup(
+    start: Start,
+    head_epochs: int | None, # epochs in which the head learns alone; None: one where weights are given
+    cbs: Sequence[Callback], # the user's
+) -> list[HeadWarmup]:
+    "What has the encoder stand still at first. Raises `InputError` where there are no weights to keep"
+    whole(least=0, optional=True, head_epochs=head_epochs)
+    if head_epochs is None:
+        if any(isinstance(cb, HeadWarmup) for cb in cbs) or not start.given: return []
+        if start.weights is not None: return [HeadWarmup()]
+        start.notes.append("weights that the module came with train from the first step on: give head_epochs=1 if they "
+                           "are worth keeping")
+        return []
+    if head_epochs and not start.given:
+        raise InputError(f"head_epochs={head_epochs} keeps the weights of an encoder while the head learns, and those "
+                         "of this one are drawn at random: give weights, or leave head_epochs out.")
+    return [HeadWarmup(head_epochs)] if head_epochs else []
 
 
 def choose_parts(
@@ -230,11 +346,11 @@ def make_model(
     encoder: nn.Module, # from `choose_encoder`
     size: int,          # side of the pictures in pixels
     recipe: Recipe,     # resolved, and without prototypes that its loss has no use for
-    pretrained: bool,   # the encoder has weights already
+    given: bool,        # the encoder has weights already
 ) -> ContrastiveModel:
     "The encoder with the method's head. Raises `InputError` where the call freezes what the encoder has not"
     _freeze(encoder, recipe)
-    if recipe.fixed_positions and not pretrained: fix_positions(encoder)
+    if recipe.fixed_positions and not given: fix_positions(encoder)
     if recipe.drop_path: drop_paths(encoder, recipe.drop_path)
     model = ContrastiveModel(encoder, recipe.head(feature_dim(encoder, size)), recipe.per_view, recipe.joint_head)
     model.encoder.to(memory_format=torch.channels_last)

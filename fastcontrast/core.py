@@ -10,6 +10,9 @@ from numbers import Integral, Real
 from typing import Any
 
 
+LARGEST_SIDE = 8192 # pixels of a view's side; one picture of that side takes 800 MB before anything is made of it
+
+
 class InputError(ValueError):
     "What the user gave cannot work; the message is one sentence that says what to do"
     def __init__(self,
@@ -26,14 +29,23 @@ class MissingPath(InputError, FileNotFoundError):
     "A file or folder that the user named is not there"
 
 
+def clipped(
+    value: Any,     # what a message speaks of; somebody else's name, error or object
+    most: int = 80, # characters
+) -> str:
+    "Its text in one line of printable characters, cut off where it is long"
+    text = ''.join(c if c.isprintable() else '?' for c in ' '.join(str(value).split()))
+    return text if len(text) <= most else f'{text[:most - 1]}…'
+
+
 def suggest(
     name: str,            # what was asked for
     known: Iterable[str], # what there is
     kind: str,            # of thing, for the message
 ) -> str:                 # one sentence
     "The sentence for a name that is not known: the nearest known ones, or all of them if none is near"
-    known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    known, name = sorted(known), clipped(name)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if near: return f"unknown {kind} '{name}': did you mean {' or '.join(near)}?"
     return f"unknown {kind} '{name}': there are {', '.join(known[:20])}{', …' if len(known) > 20 else ''}."
 
@@ -74,7 +86,8 @@ def whole(
         if optional and value is None: continue
         if is_whole(value) and least <= value and (most is None or value <= most): continue
         span = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise InputError(f"{name}={value!r}{_owner(of)} must be a whole number {span}{', or None' * optional}.")
+        given = f"{name}={clipped(repr(value))}{_owner(of)}"
+        raise InputError(f"{given} must be a whole number {span}{', or None' * optional}.")
 
 
 def number(
@@ -94,7 +107,8 @@ def number(
         if optional and value is None: continue
         if is_number(value) and all(holds(value, bound) for _, bound, holds in bounds): continue
         span = ' and'.join(f"{word} {bound:g}" for word, bound, _ in bounds)
-        raise InputError(f"{name}={value!r}{_owner(of)} must be a finite number{span}{', or None' * optional}.")
+        given = f"{name}={clipped(repr(value))}{_owner(of)}"
+        raise InputError(f"{given} must be a finite number{span}{', or None' * optional}.")
 
 
 def one_of(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .core import InputError, MissingPath, one_of
 from .files import write_whole
 from .models import make_encoder
+from .modules import MODULE, as_encoder
 
 # %% ../nbs/350_export.ipynb #bbc0c059
 def digest(
@@ -39,9 +40,9 @@ def digest(
 FORMAT, VERSION = 'fastcontrast-encoder', 1
 
 def export_encoder(
-    encoder: nn.Module,        # from `make_encoder(arch, …)`, trained
+    encoder: nn.Module,        # from `make_encoder(arch, …)`, or from `as_encoder`, trained
     path: str | Path,          # the file; '.safetensors' is added if it has no suffix
-    arch: str,                 # timm's name of the architecture
+    arch: str,                 # timm's name of the architecture, or 'module:' and the path of a class
     size: int,                 # side of the pictures it was trained on, in pixels
     mean: list[float],         # subtracted from each channel of pictures in [0,1]
     std: list[float],          # then divided by
@@ -49,7 +50,9 @@ def export_encoder(
     recipe: str | None = None, # name of the method it was trained with
     extra: dict[str, Any] | None = None, # anything else that JSON can hold
 ) -> Path:                     # the file written
-    "Save an encoder for timm: its weights under timm's names, and in the header what is needed to use them"
+    """Save an encoder for timm: its weights under timm's names, and in the header what is needed to use them
+
+    Of an encoder that timm does not make, the header says where its class is found: the class itself is not saved."""
     path = Path(path)
     if not path.suffix: path = path.with_suffix('.safetensors')
     if path.suffix != '.safetensors':
@@ -63,9 +66,10 @@ def export_encoder(
     except TypeError as e:
         raise InputError(f"extra cannot be written to the file's header ({e}): give what JSON can hold") from e
     # a file that cannot be loaded again must not be written: say so while the encoder is still there
-    with torch.random.fork_rng(devices=[]):  # initialising a model draws numbers that training may be about to draw
-        blank = make_encoder(arch, small_input=small_input, in_chans=len(mean), size=size)
-    load_weights(blank, tensors, "the encoder", arch)
+    if not arch.startswith(MODULE):
+        with torch.random.fork_rng(devices=[]):  # initialising a model draws numbers that training may be about to draw
+            blank = make_encoder(arch, small_input=small_input, in_chans=len(mean), size=size)
+        load_weights(blank, tensors, "the encoder", arch)
     # not `save_file`, which makes files that nobody but their owner may read
     try: write_whole(path, save(tensors, metadata={**header, 'sha256': digest(tensors, header)}))
     except (OSError, SafetensorError) as e:
@@ -125,8 +129,23 @@ def read_header(
                          "is known here: update fastcontrast")
     return header
 
+def _blank(
+    info: dict[str, Any],    # what the header says
+    path: str | Path,        # of the file, for the message
+    model: nn.Module | None, # what its weights are for, if that is no model of timm's
+) -> nn.Module:
+    "An encoder for the weights of a file"
+    if info['arch'].startswith(MODULE):
+        if model is not None: return as_encoder(model, info['size'], info['in_chans'])[0]
+        raise InputError(f"'{path}' holds the weights of a {info['arch'].removeprefix(MODULE)}, which timm does not "
+                         "make: give one, as it was given for training, as load_encoder(path, model=…).")
+    if model is None:
+        return make_encoder(info['arch'], small_input=info['small_input'], in_chans=info['in_chans'], size=info['size'])
+    raise InputError(f"'{path}' holds a '{info['arch']}' of timm: leave model out.")
+
 def load_encoder(
     path: str | Path, # a file of `export_encoder`
+    model: nn.Module | None = None, # what was given as `arch`, for weights of a module that timm does not make
 ) -> nn.Module:       # maps [N,C,S,S] to [N,D]; in eval mode, on the CPU
     "An exported encoder as a timm model; its `pretrained_cfg` has the mean, std and size of its training pictures"
     header = read_header(path)
@@ -135,7 +154,7 @@ def load_encoder(
         raise InputError(f"'{path}' was altered or damaged after it was exported (its digest does not match): "
                          "copy or export it again")
     info = encoder_info(path)
-    encoder = make_encoder(info['arch'], small_input=info['small_input'], in_chans=info['in_chans'], size=info['size'])
+    encoder = _blank(info, path, model)
     load_weights(encoder, tensors, f"'{path}'", info['arch'])
     # in place: timm keeps the same dict as `default_cfg`
     encoder.pretrained_cfg.update(mean=tuple(info['mean']), std=tuple(info['std']),

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from .accumulate import Accumulate
 from .bar import DeviceLoss, teller
-from .build import Parts, choose_encoder, choose_parts, gradient_clips, make_model
+from .build import Parts, choose_encoder, choose_parts, gradient_clips, head_warmup, make_model
 from .checkpoint import Checkpoint
 from .core import InputError, number, whole
 from .device import Autocast, Compile, reuse_memory
@@ -40,6 +40,7 @@ from .evaluate.table import EpochTable
 from .export import export_encoder
 from .guards import Collapse, FiniteLoss, chance_level
 from .loaders import ImageLoader, ImageLoaders
+from .modules import MODULE
 from .optim import SCHEDULES, optimizer, parameter_groups, schedule_words, schedules, stable_until
 from .pairs import PairLoss, PrototypeScores
 from .precision import pick_precision
@@ -66,8 +67,9 @@ def _true_error(e: BaseException) -> BaseException:
 class ContrastiveLearner(Learner):
     "A fastai `Learner` whose loss compares views; made by `contrastive_learner`"
     recipe: Recipe              # what is trained, resolved
-    arch: str                   # timm's name of the encoder
+    arch: str                   # timm's name of the encoder, or 'module:' and where the class of another is found
     small_input: bool = False   # whether it has the stem for small pictures
+    weights_from: str | None = None # what gave the encoder its first weights; None: drawn, or a module's own
     notes: tuple[str, ...] = () # what was chosen for these data in place of the recipe's; printed when a fit begins
     plan: Plan                  # what every step begins with
     step: Step | None = None    # the step that is running
@@ -76,6 +78,7 @@ class ContrastiveLearner(Learner):
     fit_seed: int = 0           # what the draws of its steps come from
     begin_epoch: int = 0        # where the next fit begins: not at 0 if it is taken up from a checkpoint…
     begin: int = 0              # …and the first batch of that epoch
+    goes_on: bool = False       # whether it is taken up from a checkpoint
 
     # an `AttributeError`, so that whoever asks whether the learner has it gets his answer; callbacks look here too
     def __getattr__(self, name):
@@ -170,7 +173,7 @@ class ContrastiveLearner(Learner):
             try:
                 self._take_up(n_epoch, peak, resume)
                 self.fit(n_epoch, lr=peak)
-            finally: self.begin_epoch = self.begin = 0
+            finally: self.begin_epoch, self.begin, self.goes_on = 0, 0, False
 
     def _warmup(self, n_epoch: int) -> float:
         "The share of a fit that warms up"
@@ -197,6 +200,7 @@ class ContrastiveLearner(Learner):
         if folder is None: return
         self.opt.set_hyper('lr', peak)  # by which runs are told apart
         notes = keeper.take_up(n_epoch, self._stable)
+        self.goes_on = bool(notes)
         if notes and self.logger is not noop: print(*notes, sep='\n', flush=True)
 
     def _announce(self, n_epoch: int, peak: float, origin: str):
@@ -206,6 +210,9 @@ class ContrastiveLearner(Learner):
         print(f"{r.name} ({r.setting}): {r.opt}, lr {peak:.4g} ({origin}), wd {r.wd:g}, warm-up "
               f"{self._warmup(n_epoch) * n_epoch:.3g} of {n_epoch} epochs, {descent}", *self.notes,
               sep='\n', flush=True)
+        if self.weights_from is not None and origin != "given":
+            print(f"lr {peak:.4g} is the recipe's for training from scratch: give a lower one where kNN falls below "
+                  "that of the weights", flush=True)
 
     def to_distributed(self, *args, **kwargs):
         "fastai's; a learner made in a launched process needs nothing more to train together with the others"
@@ -306,15 +313,22 @@ class ContrastiveLearner(Learner):
     def export(self,
         path: str | Path, # a `.safetensors` file
     ) -> Path:            # the file
-        "Save the encoder alone, with timm's own keys (see `export_encoder`); `load_encoder` brings it back"
+        """Save the encoder alone, with its own keys (see `export_encoder`); `load_encoder` brings it back
+
+        The weights of a module are all that is saved of it: what they are for is said, and is given to
+        `load_encoder(path, model=…)`."""
         if rank(): return Path(path)  # process 0 does it
-        return export_encoder(self.model.encoder, path, arch=self.arch, size=self.dls.size, mean=self.mean,
+        path = export_encoder(self.model.encoder, path, arch=self.arch, size=self.dls.size, mean=self.mean,
                               std=self.std, small_input=self.small_input, recipe=self.recipe.name)
+        if self.arch.startswith(MODULE) and self.logger is not noop:
+            print(f"{path} holds the weights of a {self.arch.removeprefix(MODULE)}: import that, and give "
+                  "load_encoder(path, model=…) one", flush=True)
+        return path
 
 # %% ../nbs/360_learner.ipynb #59ec95e9
 def contrastive_learner(
     dls: DataLoaders,                    # from `image_dls`
-    arch: str,                           # any timm architecture
+    arch: str | nn.Module | None = None, # any timm architecture, or a module (see `as_encoder`); None: the weights'
     method: Recipe | str = 'simclr',     # a recipe, or its name
     loss: nn.Module | str | None = None, # loss of a pair of views; None: the recipe's
     cbs: Callback | Sequence[Callback] | None = None, # speedups, any fastai callback, a target, memory or multi-crop
@@ -322,6 +336,8 @@ def contrastive_learner(
     metrics: Sequence[str | Callable] | None = None, # the epoch table's columns; None: knn, spread and rankme
     small_input: bool | None = None,     # the ResNets' stem for small pictures; None: up to 64 pixels
     pretrained: bool = False,            # start from timm's weights
+    weights: str | Path | None = None,   # or from these: a timm tag, 'hf-hub:…', 'local-dir:…', a file or a folder
+    head_epochs: int | None = None,      # epochs in which the head learns alone; None: one from weights, else none
     precision: str = 'auto',             # of the arithmetic: 'fp32', 'bf16', 'fp16', or 'auto': bf16 where it is native
     compile: bool = False,               # compile the encoder with `torch.compile`, which is meant for GPUs
     accumulate: int = 1,                 # parts that a batch goes through the encoder in: see `Accumulate`
@@ -329,15 +345,20 @@ def contrastive_learner(
     stop_on_collapse: bool = False,      # end a fit in which nothing is learned, rather than warn: see `Collapse`
     path: str | Path | None = None,      # where fastai keeps its files
 ) -> ContrastiveLearner:
-    "A learner that trains `arch` by `method`. Raises `InputError` for parts that do not go together"
+    """A learner that trains `arch` by `method`. Raises `InputError` for parts that do not go together
+
+    A module is copied, and `learn.model.encoder` is the copy. Weights are taken as far as they fit, and what does not
+    is named when a fit begins; `head_epochs` keeps them as they are until the head knows something (see
+    `HeadWarmup`)."""
     if not isinstance(dls, ImageLoaders):
         raise InputError("dls must come from image_dls(…), which takes fastai DataLoaders too.")
     join_processes()
-    encoder, small_input = choose_encoder(dls, arch, small_input, pretrained)
+    start = choose_encoder(dls, arch, small_input, pretrained, weights)
+    encoder = start.encoder
     parts = choose_parts(dls, encoder, method, loss, cbs)
     recipe = parts.recipe
     views = as_views(recipe.views if views is None else views, dls.size)
-    model = make_model(encoder, dls.size, recipe, pretrained)
+    model = make_model(encoder, dls.size, recipe, start.given)
     pair = PairLoss(parts.loss)
     model.memory['losses'] = pair.losses  # what they keep from step to step (DINO's centre) is saved with the model
     model.to(dls.device)
@@ -349,7 +370,7 @@ def contrastive_learner(
     if world_size() > 1: frame.append(Together())
     frame += _number_format(precision, dls.device, parts)
     if compile: frame.append(Compile())
-    added = [*parts.callbacks, *gradient_clips(parts)]
+    added = [*parts.callbacks, *gradient_clips(parts), *head_warmup(start, head_epochs, parts.speedups)]
     if recipe.prototypes: added.append(PrototypeScores(recipe.prototypes_frozen))
     if accumulate != 1 or isinstance(accumulate, bool): added.append(Accumulate(accumulate))
 
@@ -359,7 +380,8 @@ def contrastive_learner(
     learn = ContrastiveLearner(dls, model, loss_func=pair, opt_func=optimizer(recipe.opt, recipe.opt_args),
                                splitter=groups, lr=recipe.lr * dls.train.bs / 256, cbs=[*frame, *added],
                                metrics=table.columns(), path=path)
-    learn.recipe, learn.arch, learn.small_input, learn.notes = recipe, arch, small_input, tuple(parts.notes)
+    learn.recipe, learn.arch, learn.small_input = recipe, start.arch, start.small_input
+    learn.weights_from, learn.notes = start.weights, (*start.notes, *parts.notes)
     try:
         for cb in learn.cbs:
             if isinstance(cb, StepCallback): cb.check()

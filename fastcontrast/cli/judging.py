@@ -76,5 +76,6 @@ def control_results(
     from ..evaluate.knn import pixels
     side = min(learn.dls.size, PIXELS)
     reduced = f' ({side} x {side})' if side < learn.dls.size else ''
+    encoder = 'untrained encoder' if learn.weights_from is None else 'weights as given'
     return {f'raw pixels{reduced}': judge(*features(learn.dls, lambda dl: pixels(dl, side))),
-            'untrained encoder': judge(*features(learn.dls, learn.embed))}
+            encoder: judge(*features(learn.dls, learn.embed))}

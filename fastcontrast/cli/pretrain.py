@@ -38,7 +38,14 @@ def pretrain(
              "[bold]--with \"intermediate(('layer2', 'layer3')), partial\"[/]")] = None,
     arch: Annotated[str | None, Option(
         help="Encoder: any timm architecture, like resnet50, convnext_tiny or vit_small_patch16_224",
-        show_default=_default('arch'))] = None,
+        show_default=f"{_default('arch')}; that of --weights if they say it")] = None,
+    weights: Annotated[str | None, Option(
+        help="Weights that the encoder begins with: a timm tag like resnet50.a1_in1k, hf-hub:… or local-dir:…, an "
+             "encoder.safetensors or the folder of a run, or a state dict in a .pth or .safetensors",
+        show_default="drawn at random")] = None,
+    head_epochs: Annotated[int | None, Option(
+        help="Epochs at the beginning in which the encoder stands still while the head learns",
+        show_default="1 with --weights, else 0")] = None,
     size: Annotated[int | None, Option(
         help="Side in pixels at which the encoder sees a picture",
         show_default="the pictures' own if all are squares of one size up to 256, else 224")] = None,

@@ -58,9 +58,17 @@ def kept_settings(
 ) -> dict[str, Any]:
     "What config.json keeps of settings: names of files as they are found from anywhere"
     settings = asdict(config)
-    for key in ('data', 'valid', 'labels', 'cache_folder'):
-        if _is_path(key, settings[key]): settings[key] = os.path.abspath(Path(settings[key]).expanduser())
+    for key in ('data', 'valid', 'labels', 'cache_folder', 'weights'):
+        source, value = _local_source(settings[key]) if key == 'weights' else ('', settings[key])
+        if _is_path(key, value): settings[key] = source + os.path.abspath(Path(value).expanduser())
     return settings
+
+
+def _local_source(weights: str | None) -> tuple[str, str | None]:
+    "What timm wants before the name of a folder, and the name"
+    source = 'local-dir:'
+    if weights is None or not weights.startswith(source): return '', weights
+    return source, weights.removeprefix(source)
 
 
 def _is_path(key: str, value: Any) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from ..core import InputError, MissingPath, number, one_of, suggest, whole
+from ..core import LARGEST_SIDE, InputError, MissingPath, number, one_of, suggest, whole
 from .registries import architectures, losses, methods, precisions, schedules, speedups
 
 
@@ -19,7 +19,9 @@ class Run:
     method: str = 'simclr'          # a recipe
     loss: str | None = None         # a loss in place of the recipe's
     speedups: str | None = None     # speedups, like 'comb_patches, suncet(weight=1)': see `parse_speedups`
-    arch: str = 'resnet18'          # any timm architecture
+    arch: str = 'resnet18'          # any timm architecture; that of the weights if they say it
+    weights: str | None = None      # that the encoder begins with: a timm tag, a file or a folder
+    head_epochs: int | None = None  # epochs in which the head learns alone; one with weights if not given
     size: int | None = None         # side of the pictures in pixels
     epochs: int = 100
     batch_size: int = 256           # of all processes together
@@ -46,8 +48,9 @@ DIGITS = dict(arch='resnet10t', epochs=25, batch_size=64)  # enough for 1,797 pi
 
 ALIASES = {'with': 'speedups'}  # options that have another name than their field: `with` is a word of Python
 
-_LEAST = dict(size=2, epochs=1, batch_size=2, accumulate=1, seed=0, workers=0, processes=1)
-_MOST = 2**63 - 1  # what torch takes
+_LEAST = dict(size=2, epochs=1, batch_size=2, accumulate=1, seed=0, workers=0, processes=1, head_epochs=0)
+_MOST = 2**63 - 1  # what torch takes…
+_MOST_OF = dict(size=LARGEST_SIDE) # …and where less makes sense
 
 _TYPES = {field.name: get_args(field.type) or (field.type,) for field in fields(Run)}
 
@@ -166,6 +169,8 @@ def resolve(
     chosen = named_run(run) if run else {}
     chosen |= {key: value for key, value in given.items() if value is not None}
     suited = DIGITS if chosen.get('data', Run.data) == 'digits' else {}
+    if chosen.get('weights') and 'arch' not in {**(begun or {}), **chosen}:
+        chosen['arch'] = weights_architecture(chosen['weights'])
     config = Run(**{**suited, **(begun or {}), **chosen})
     config = replace(config, valid=number_or_name(config.valid))
     read_calls(config.speedups)
@@ -173,14 +178,35 @@ def resolve(
     return config
 
 
+def weights_architecture(
+    weights: str, # what --weights names
+) -> str:
+    "The architecture that weights say they are of. Raises `InputError` where they say none, or it is no name"
+    from ..modules import MODULE
+    from ..weights import architecture_of
+    arch = architecture_of(weights)
+    if arch is None:
+        raise InputError(f"--weights {weights} do not say of which architecture they are: give --arch.")
+    if not arch.startswith(MODULE): return arch
+    raise InputError(f"--weights {weights} are of a {arch.removeprefix(MODULE)}, which no name makes: train it in "
+                     "Python, by contrastive_learner(dls, arch=module).")
+
+
 def _check_numbers(config: Run) -> None:
     for key, least in _LEAST.items():
         value = getattr(config, key)
         if value is None: continue
-        whole(least=least, most=_MOST if value > _MOST else None, **{_option(key): value})
+        most = _MOST_OF.get(key, _MOST)
+        whole(least=least, most=most if value > most else None, **{_option(key): value})
     if config.batch_size % config.processes:
         raise InputError(f"--batch-size {config.batch_size} can't be divided among {config.processes} processes: "
                          f"give a multiple of {config.processes}.")
+    if config.head_epochs and not config.weights:
+        raise InputError(f"--head-epochs {config.head_epochs} keeps the weights of an encoder while the head learns, "
+                         "and there are none: give --weights, or leave it out.")
+    if (config.head_epochs or 0) >= config.epochs:
+        raise InputError(f"--head-epochs {config.head_epochs} leaves none of --epochs {config.epochs} to the encoder: "
+                         "give fewer, or train for more.")
     if config.lr is not None: number(above=0, **{'--lr': config.lr})
     if not isinstance(config.valid, str): number(least=0, below=1, **{'--valid': config.valid})
 
@@ -193,6 +219,13 @@ def _check_moments(text: str) -> None:
         raise InputError(str(e).replace('every=', '--checkpoint ').replace(' of Checkpoint', '')) from None
 
 
+def _check_weights(config: Run) -> None:
+    from ..models import pretrained_config
+    from ..weights import timm_source
+    pretrained_config(config.arch)
+    if config.weights is not None: timm_source(config.weights)
+
+
 def check_names(
     config: Run, # the settings
 ) -> None:
@@ -203,5 +236,6 @@ def check_names(
     one_of(precisions(), precision=config.precision)
     if config.schedule is not None: one_of(schedules(), schedule=config.schedule)
     _check_moments(config.checkpoint)
+    _check_weights(config)
     make(config.setting)
     parse_speedups(config.speedups)

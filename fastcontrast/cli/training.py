@@ -84,8 +84,9 @@ def make_learner(
                         cache=config.cache_folder or config.cache)
     return contrastive_learner(
         dls, config.arch, methods()[config.method](config.setting), loss=config.loss,
-        cbs=parse_speedups(config.speedups), small_input=config.small_input, precision=config.precision,
-        compile=config.compile, accumulate=config.accumulate, stop_on_collapse=config.stop_on_collapse, path=folder)
+        cbs=parse_speedups(config.speedups), small_input=config.small_input, weights=config.weights,
+        head_epochs=config.head_epochs, precision=config.precision, compile=config.compile,
+        accumulate=config.accumulate, stop_on_collapse=config.stop_on_collapse, path=folder)
 
 
 def make_keeper(
@@ -239,7 +240,8 @@ def _judge_controls(training: Training) -> None:
     known = folder.before.get('results') if training.goes_on else None
     training.results.update({name: result for name, result in (known or {}).items() if name != 'trained encoder'})
     if training.results or not config.controls or training.unjudged: return
-    console.print("judging raw pixels and the untrained encoder, to compare with")
+    encoder = 'the untrained encoder' if config.weights is None else 'the weights as given'
+    console.print(f"judging raw pixels and {encoder}, to compare with")
     training.results.update(control_results(training.learn))
     folder.save(results=training.results)
 

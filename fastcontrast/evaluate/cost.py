@@ -93,7 +93,8 @@ class Cost(StepCallback):
         levels = (route.levels and (*route.levels,), route.key_levels and (*route.key_levels,))
         edits = tuple((role, place, len(functions)) for role, places in route.edits.items()
                       for place, functions in places.items())
-        return (views, step.key_views.shape, *levels, route.early_exit, route.joint, route.rides, edits)
+        learns = any(p.requires_grad for p in self.model.encoder.parameters())
+        return (views, step.key_views.shape, *levels, route.early_exit, route.joint, route.rides, edits, learns)
 
     def before_batch(self):
         self.kind, self.planned = None, self.plan()

@@ -2,6 +2,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from fastai.imports import noop
 from fastai.learner import ValueMetric
 from fastcore.foundation import L
 from torch import Tensor
@@ -46,6 +47,13 @@ class EpochTable(StepCallback):
         self.divided = world_size() > 1 and all(dl.selects for dl in self.parts)
         def share(dl): return dl.only(dl.indices.tensor_split(world_size())[rank()], dl.bs)
         self.shares = [share(dl) if self.divided else dl for dl in self.parts]
+        if self.learn.weights_from is not None and not self.learn.goes_on: self.tell_start()
+
+    def tell_start(self):
+        "Say what the weights are worth that training begins with, so that harm is seen"
+        self.after_train()
+        values = '  '.join(f'{name} {value:.4f}' for name, value in self.values.items())
+        if values and self.learn.logger is not noop: print(f"before training: {values}", flush=True)
 
     def embedded(self, share) -> tuple[Tensor, Tensor]:
         "Features and labels of a part of which this process has a share"

@@ -95,7 +95,7 @@ def test_with_is_speedups(folder):
 
 
 @pytest.mark.parametrize('text, words', [
-    ('[fast]\nepoch = 3\n', "unknown key 'epoch': did you mean epochs?"),
+    ('[fast]\nepoch = 3\n', "unknown key 'epoch': did you mean epochs or head_epochs?"),
     ('[fast]\nbatch-size = 3\n', 'did you mean batch_size'),
     ('[fast]\nwiht = suncet\n', "unknown key 'wiht': did you mean with"),
     ('[fast]\nwith = suncet\nspeedups = suncet\n', 'already exists'),

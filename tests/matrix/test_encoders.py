@@ -30,7 +30,7 @@ def _seed(): torch.manual_seed(3)
 @pytest.mark.parametrize('cb,words', [
     (lambda: IntermediateLoss(), ['IntermediateLoss', 'no stages']),
     (lambda: HardRegions(), ['HardRegions', 'no stages']),
-    (lambda: IntermediateLoss(('layer1',)), ['layer1', 'none that timm describes']),
+    (lambda: IntermediateLoss(('layer1',)), ['layer1', 'none is known of it']),
     (lambda: HardRegions('layer1'), ['layer1', 'none']),
     (lambda: PatchVariants(combine='layer1'), ['layer1', 'none']),
     (lambda: PatchVariants(patches='montage'), ['montage', 'no stages'])])

@@ -1,0 +1,225 @@
+"""Any `nn.Module` as an encoder: without its classifier, pooled, and with its stages measured.
+
+Docs: https://fastcontrast.github.io/fastcontrast/modules.html.md"""
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .core import LARGEST_SIDE, InputError, clipped, whole
+from .models import Stage, architecture, evaluating, make_encoder
+
+__all__ = ['MODULE', 'as_encoder', 'class_path', 'measured_stages', 'timm_name']
+
+MODULE = 'module:' # how the name of an encoder begins that nothing but its class can make
+# a module with more than this share of the parameters is what holds the stages, and not one of them: the last stage of
+# a ResNet has three quarters
+HOLDS_ALL = 0.85
+MOST_EXTRA = 8 # tokens beside those of a grid, at most: class and registers
+_CLASSIFIERS = ('fc', 'classifier', 'heads', 'head') # torchvision's names of it
+
+
+def class_path(
+    module: nn.Module,
+) -> str:
+    "Where its class is found, like 'torchvision.models.resnet.ResNet'"
+    return f'{type(module).__module__}.{type(module).__qualname__}'
+
+
+def _is_of(library: str, module: nn.Module) -> bool:
+    "Whether its class, or one that it is derived from, is a library's"
+    return any(cls.__module__.split('.')[0] == library for cls in type(module).__mro__)
+
+
+class _Pool:
+    "A forward hook: maps become their means"
+    def __init__(self, dims: tuple[int, int]): self.dims = dims
+    def __call__(self, module: nn.Module, args: tuple, maps: Tensor) -> Tensor: return maps.mean(self.dims)
+
+
+def as_encoder(
+    module: nn.Module,  # pictures `[N, C, S, S]` to features `[N, D]`, or to maps `[N, D, H, W]`, which are pooled
+    size: int,          # side of the pictures in pixels
+    in_chans: int = 3,  # channels of the pictures
+) -> tuple[nn.Module, list[str]]: # and what was changed, in sentences
+    """A copy of a module that serves as an encoder, on the CPU in float32; the module stays as it is
+
+    The classifier of timm's and torchvision's models is left out. `pretrained_cfg` says the mean and standard deviation
+    of its pictures, ImageNet's where the module has none; `feature_info` its stages, measured where it has none. Raises
+    `InputError` for a module that can't be copied, has nothing to train, or gives something else."""
+    name = type(module).__name__
+    if any(map(is_lazy, module.parameters())):
+        raise InputError(f"arch={name}(…) has layers without shapes yet: run a picture through it before.")
+    try: encoder = copy.deepcopy(module).cpu().float()
+    except Exception as e:
+        raise InputError(f"arch={name}(…) can't be copied ({clipped(e)}), and a learner trains a copy: give a module "
+                         "that copy.deepcopy takes.") from None
+    if next(encoder.parameters(), None) is None:
+        raise InputError(f"arch={name}(…) has no parameters, so there is nothing to train: give a network.")
+    left_out = _leave_out_classifier(encoder)
+    out, shapes = _try_out(encoder, name, size, in_chans)
+    if out.ndim == 4: encoder.register_forward_hook(_Pool((1, 2) if _channels_last(out.shape) else (2, 3)))
+    config = getattr(encoder, 'pretrained_cfg', None)
+    usual = dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
+    encoder.pretrained_cfg = usual | (dict(config) if isinstance(config, Mapping) else {})
+    if not _describes_stages(encoder): encoder.feature_info = _as_infos(measured_stages(encoder, shapes, size))
+    return encoder, [f"{name}'s classifier '{left_out}' was left out"] if left_out else []
+
+
+def _leave_out_classifier(encoder: nn.Module) -> str:
+    "Take the classifier of a model of timm or torchvision away; its name, or '' where there is none"
+    if _is_of('timm', encoder) and hasattr(encoder, 'reset_classifier'):
+        if not getattr(encoder, 'num_classes', 0): return ''
+        encoder.reset_classifier(0)
+        name = (getattr(encoder, 'pretrained_cfg', None) or {}).get('classifier') or 'head'
+        return name if isinstance(name, str) else ', '.join(name)
+    if not _is_of('torchvision', encoder): return ''
+    for name in _CLASSIFIERS:
+        head = getattr(encoder, name, None)
+        if not isinstance(head, nn.Module) or isinstance([head, *head.children()][-1], nn.Identity): continue
+        # of several layers the last linear one gives the classes; those before it belong to the features
+        linear = [inner for inner, layer in head.named_modules() if isinstance(layer, nn.Linear)]
+        place = f'{name}.{linear[-1]}' if linear and linear[-1] else name
+        encoder.set_submodule(place, nn.Identity())
+        return place
+    return ''
+
+
+def _try_out(encoder: nn.Module, name: str, size: int, in_chans: int) -> tuple[Tensor, dict[str, tuple[int, ...]]]:
+    "What the module makes of two pictures, and the shapes of what its parts made that ran once, the first to end first"
+    whole(most=LARGEST_SIDE, size=size)
+    shapes, calls = {}, Counter()
+    def look(part):
+        def hook(module, args, out):
+            calls[part] += 1
+            if isinstance(out, Tensor): shapes[part] = tuple(out.shape)
+        return hook
+    hooks = [part.register_forward_hook(look(place)) for place, part in encoder.named_modules() if place]
+    given = f"[2, {in_chans}, {size}, {size}]"
+    try:
+        with evaluating(encoder): out = encoder(torch.zeros(2, in_chans, size, size))
+    except Exception as e:
+        raise InputError(f"arch={name}(…) can't take pictures {given} ({type(e).__name__}: {clipped(e, 120)}): give a "
+                         "module that can, or another size.") from None
+    finally:
+        for hook in hooks: hook.remove()
+    if not isinstance(out, Tensor) or out.ndim not in (2, 4) or len(out) != 2 or not out.numel():
+        raise InputError(f"arch={name}(…) makes {_said(out)} of pictures {given}: give a module that makes features "
+                         "[N, D] or maps [N, D, H, W].")
+    trained = _in_training(encoder, torch.zeros(2, in_chans, size, size))
+    if not isinstance(trained, Tensor) or trained.shape != out.shape:
+        raise InputError(f"arch={name}(…) makes {_said(trained)} in training and {_said(out)} in evaluation: give a "
+                         "module that makes the same of pictures in both.")
+    return out, {place: shape for place, shape in shapes.items() if calls[place] == 1}
+
+
+def _said(out: Any) -> str: return str(list(out.shape)) if isinstance(out, Tensor) else f"a {type(out).__name__}"
+
+
+@torch.no_grad()
+def _in_training(encoder: nn.Module, pictures: Tensor) -> Any:
+    "What it makes of pictures in training mode, or the error; its buffers and the random numbers stay as they were"
+    modes = {part: part.training for part in encoder.modules()}
+    kept = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+    try:
+        with torch.random.fork_rng(devices=[]): return encoder.train()(pictures)
+    except Exception as e: return e
+    finally:
+        for part, mode in modes.items(): part.training = mode
+        for name, buffer in encoder.named_buffers(): buffer.copy_(kept.get(name, buffer))
+
+
+def _describes_stages(encoder: nn.Module) -> bool:
+    "Whether it has a list of its stages like timm's"
+    infos = getattr(encoder, 'feature_info', None)
+    wanted = {'module', 'num_chs', 'reduction'}
+    return isinstance(infos, list | tuple) and all(isinstance(info, dict) and wanted <= info.keys() for info in infos)
+
+
+def _as_infos(stages: list[Stage]) -> list[dict[str, Any]]:
+    "Stages as timm describes them, and what it has no words for"
+    return [dict(module=stage.module, num_chs=stage.channels, reduction=stage.stride, prefix=stage.prefix,
+                 last=stage.last) for stage in stages]
+
+
+def _channels_last(shape: tuple[int, ...]) -> bool:
+    "Whether maps of square pictures have their channels at the end, as far as the shape tells"
+    return shape[1] == shape[2] != shape[3]
+
+
+def _as_stage(module: str, shape: tuple[int, ...], size: int) -> Stage | None:
+    "The stage that an output is, if it is maps or tokens on a grid"
+    if len(shape) == 4 and (shape[2] == shape[3] or _channels_last(shape)):
+        last = _channels_last(shape)
+        return Stage(module, shape[3 if last else 1], max(1, round(size / shape[2])), last=last)
+    if len(shape) != 3: return None
+    side = int(shape[1] ** 0.5)
+    if not side or size % side or shape[1] - side * side > MOST_EXTRA: return None
+    return Stage(module, shape[2], size // side, prefix=shape[1] - side * side)
+
+
+def _places(parent: nn.Module, prefix: str, found: Mapping[str, Stage], most: float) -> list[str]:
+    "The names of the modules that may be stages: the outermost ones that do not hold nearly all there is"
+    places = []
+    for name, child in parent.named_children():
+        place = prefix + name
+        inner = next(child.children(), None) is not None
+        holds_all = inner and sum(p.numel() for p in child.parameters()) > most
+        if place in found and not holds_all: places.append(place)
+        elif inner: places += _places(child, f'{place}.', found, most) or ([place] if place in found else [])
+    return places
+
+
+def measured_stages(
+    encoder: nn.Module,
+    shapes: Mapping[str, tuple[int, ...]], # of what its modules gave, by name, in the order in which they ended
+    size: int,                             # side of the pictures in pixels
+) -> list[Stage]: # in that order
+    """The stages of a module that describes none
+
+    They are its outermost modules whose outputs are maps, or tokens on a grid. A convolution with the normalisation and
+    the activation that follow is one stage, called after the last of them; what pools everything is none."""
+    found = {place: stage for place, shape in shapes.items() if (stage := _as_stage(place, shape, size))}
+    most = HOLDS_ALL * sum(p.numel() for p in encoder.parameters())
+    places = set(_places(encoder, '', found, most))
+    def matrices(stage): return any(p.ndim > 1 for p in encoder.get_submodule(stage.module).parameters())
+    def is_layer(stage): return next(encoder.get_submodule(stage.module).children(), None) is None
+    stages: list[tuple[Stage, bool]] = []  # and whether it has matrices: a pooling before the first block has none
+    for stage in (stage for place, stage in found.items() if place in places):
+        learns = matrices(stage)
+        if not learns and stage.stride >= size: continue
+        before, has = stages[-1] if stages else (None, False)
+        alike = before is not None and _measures(before) == _measures(stage)
+        if alike and not learns and not is_layer(before): continue
+        if alike and not (learns and has): stages.pop()
+        else: has = False
+        stages.append((stage, learns or has))
+    return [stage for stage, _ in stages]
+
+
+def _measures(stage: Stage) -> tuple: return stage.channels, stage.stride, stage.prefix, stage.last
+
+
+@torch.no_grad()
+def timm_name(
+    encoder: nn.Module, # from `as_encoder`
+    size: int,          # side of the pictures in pixels
+    in_chans: int = 3,  # channels of the pictures
+) -> str | None:
+    "timm's name of an architecture that takes the encoder's weights and gives its very features; None if there is none"
+    name = architecture(encoder)
+    if not timm.is_model(name): return None
+    with torch.random.fork_rng(devices=[]):
+        try:
+            blank = make_encoder(name, in_chans=in_chans, size=size)
+            blank.load_state_dict(encoder.state_dict())
+        except (InputError, RuntimeError): return None
+        pictures = torch.rand(2, in_chans, size, size)
+    with evaluating(encoder), evaluating(blank):
+        return name if torch.allclose(blank(pictures), encoder(pictures), rtol=1e-5, atol=1e-6) else None

@@ -1,0 +1,266 @@
+"""Weights that an encoder begins with: what may be given, how it is read, and which of its tensors fit.
+
+Docs: https://fastcontrast.github.io/fastcontrast/weights.html.md"""
+import argparse
+import json
+import pickle
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from timm.models import adapt_input_conv, is_model_pretrained
+from torch import Tensor, nn
+
+from .core import InputError, MissingPath, clipped
+from .export import FORMAT, encoder_info, load_encoder
+from .models import SOURCES, architecture, pretrained_config
+from .modules import MODULE
+
+__all__ = ['Fitted', 'Weights', 'architecture_of', 'fit_tensors', 'has_small_stem', 'read_weights', 'timm_source']
+
+# under which training programs keep a state dict, the online network's before its moving average's
+_WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'network', 'net', 'student', 'teacher', 'encoder', 'backbone',
+             'module', 'state_dict_ema', 'model_ema')
+_AVERAGES = ('momentum', 'encoder_k', 'ema', 'teacher', 'target', 'key')  # words in the names of moving averages
+_HEADS = ('fc', 'head', 'heads', 'head_dist', 'classifier', 'projector', 'projection_head', 'predictor',
+          'prediction_head', 'prototypes', 'aux', 'aux1', 'aux2', 'AuxLogits')
+MOST_NAMED = 4 # tensors that a note names
+
+
+@dataclass(frozen=True)
+class Weights:
+    "What a file holds"
+    origin: str                # what messages call it
+    tensors: dict[str, Tensor] # by the names they have there
+    info: dict[str, Any] = field(default_factory=dict) # what its header says, if this library wrote it
+
+
+def _names_timm(weights: str) -> bool:
+    "Whether timm knows weights by this name, or there is nothing else that could have it"
+    name, _, tag = weights.partition('.')
+    if weights.startswith(SOURCES) or is_model_pretrained(weights): return True
+    return timm.is_model(name) and (not tag or not Path(weights).exists())
+
+
+def _folder_file(folder: Path) -> Path | None:
+    "The file in a folder that this library wrote, a run's or one by itself; None if there is none"
+    there = (folder/name for name in ('encoder.safetensors', 'model.safetensors'))
+    return next((file for file in there if file.is_file() and _is_ours(file)), None)
+
+
+def _is_ours(file: Path) -> bool:
+    "Whether this library wrote a file"
+    try:
+        with safe_open(file, 'pt') as content: return (content.metadata() or {}).get('format') == FORMAT
+    except (OSError, SafetensorError): return False
+
+
+def timm_source(
+    weights: str | Path, # see `read_weights`
+) -> str | None:
+    """The name by which timm makes a model with these weights itself; None for a file
+
+    That is a tag, 'hf-hub:…', 'local-dir:…', or a folder as timm writes it. Raises `InputError` for what is neither
+    known to timm nor there."""
+    if not isinstance(weights, str | Path) or not str(weights):
+        raise InputError(f"weights={clipped(repr(weights))} is no name: give a timm tag like 'resnet50.a1_in1k', or a "
+                         "file or folder of weights.")
+    if isinstance(weights, str) and _names_timm(weights): return weights
+    path = Path(weights).expanduser()
+    if path.is_file(): return None
+    if not path.is_dir():
+        raise MissingPath(f"weights='{clipped(weights)}' is neither a file, nor a folder, nor a name that timm knows: "
+                          "give one of these.")
+    if _folder_file(path) is not None: return None
+    config = path/'config.json'
+    try: known = 'architecture' in json.loads(config.read_text(encoding='utf-8'))
+    except (OSError, ValueError, TypeError, RecursionError): known = False
+    if known: return f'local-dir:{path}'
+    raise InputError(f"the folder '{clipped(path)}' holds neither an encoder.safetensors of fastcontrast nor timm's "
+                     "config.json with an architecture: give the file of weights itself.")
+
+
+def architecture_of(
+    weights: str | Path, # see `read_weights`
+) -> str | None:
+    "The architecture that weights say they are of; None if they say nothing. Raises `InputError` as `timm_source` does"
+    source = timm_source(weights)
+    if source is not None: return pretrained_config(source)['architecture'] if source.startswith(SOURCES) else source
+    file = _file_of(weights)
+    return encoder_info(file)['arch'] if _is_ours(file) else None
+
+
+def _file_of(weights: str | Path) -> Path:
+    path = Path(weights).expanduser()
+    return _folder_file(path) if path.is_dir() else path
+
+
+def read_weights(
+    weights: str | Path,            # a file, or the folder of a run
+    module: nn.Module | None = None, # what an exported file that holds a module's weights is for
+) -> Weights:
+    """The tensors of a file: `.safetensors`, or `.pth`, `.pt` and the like, of which nothing but tensors is unpickled
+
+    What training programs wrap a state dict in is taken away. Raises `InputError` for a file that can't be read, needs
+    more than that, or holds no tensors."""
+    file = _file_of(weights)
+    origin = f"'{clipped(file)}'"
+    if _is_ours(file):
+        info = encoder_info(file)
+        encoder = load_encoder(file, module if info['arch'].startswith(MODULE) else None)
+        return Weights(origin, encoder.state_dict(), info)
+    content = _read_safetensors(file) if file.suffix.lower() == '.safetensors' else _read_pickle(file)
+    tensors = _unwrapped(content)
+    if not tensors:
+        raise InputError(f"{origin} holds no tensors by name: give a state dict, as torch.save(model.state_dict(), …) "
+                         "writes it.")
+    return Weights(origin, tensors)
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try: return load_file(file)
+    except (OSError, SafetensorError) as e:
+        raise InputError(f"'{clipped(file)}' is no whole safetensors file ({clipped(e, 120)}): copy or export it "
+                         "again.") from None
+
+
+def _read_pickle(file: Path) -> Any:
+    try:
+        # timm's and DINO's checkpoints keep their arguments, which are plain attributes
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location='cpu', weights_only=True)
+    except Exception as e:
+        if isinstance(e, pickle.UnpicklingError) and 'GLOBAL' in str(e):
+            raise InputError(f"'{clipped(file)}' needs more than tensors to be unpickled, which can run any code: save "
+                             "the state dict alone, torch.save(model.state_dict(), …), where it is trusted.") from None
+        raise InputError(f"'{clipped(file)}' can't be read as weights ({type(e).__name__}): give a whole file that "
+                         "torch.save has written, or a .safetensors.") from None
+
+
+def _unwrapped(content: Any) -> dict[str, Tensor]:
+    "The named tensors in what was read, out of the wrappers around them"
+    for _ in range(4):
+        if not isinstance(content, Mapping): return {}
+        tensors = {name: t for name, t in content.items()
+                   if isinstance(name, str) and isinstance(t, Tensor) and t.layout is torch.strided}
+        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None: return tensors
+        content = inner
+    return {}
+
+# --- what fits
+
+@dataclass(frozen=True)
+class Fitted:
+    "Tensors of a file by the names of an encoder, and those that found no place"
+    taken: dict[str, Tensor]
+    missing: list[str] = field(default_factory=list) # of the encoder, not in the file
+    other: list[str] = field(default_factory=list)   # of another shape, and which
+    unused: list[str] = field(default_factory=list)  # of the file, unknown to the encoder
+    heads: int = 0                                   # tensors of the file's classifier and heads
+
+    def note(self,
+        origin: str, # what messages call the file
+    ) -> str:
+        "What was taken and what was not, in a sentence"
+        wanted = len(self.taken) + len(self.missing) + len(self.other)
+        parts = [f"weights from {origin}: {len(self.taken)} of {wanted} tensors"]
+        for words, names in (('not there', self.missing), ('of another shape', self.other), ('unknown', self.unused)):
+            if names: parts.append(f"{words}: {_listed(names)}")
+        if self.heads: parts.append(f"{self.heads} of its heads left out")
+        return '; '.join(parts)
+
+
+def _listed(names: list[str]) -> str:
+    more = f' and {len(names) - MOST_NAMED} more' if len(names) > MOST_NAMED else ''
+    return ', '.join(clipped(name, 100) for name in names[:MOST_NAMED]) + more
+
+
+def _spellings(encoder: nn.Module, own: Iterable[str]) -> list[dict[str, str]]:
+    "Own names by what they are called in files: the same, or, in `nn.Sequential(*encoder.children())`, by number"
+    numbers = {name: str(i) for i, (name, _) in enumerate(encoder.named_children())}
+    def numbered(name):
+        first, dot, rest = name.partition('.')
+        return f'{numbers.get(first, first)}{dot}{rest}'
+    return [{name: name for name in own}, {numbered(name): name for name in own}]
+
+
+def _renamed(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file that lie under the prefix with the most of the encoder's names, without it
+
+    Files have it from what was trained around the encoder: 'module.', 'backbone.', 'module.encoder_q.'… Of prefixes
+    that do equally well that of the online network is taken, not of its moving average."""
+    best: tuple[Any, ...] = (0,)
+    prefix, spelling = '', {}
+    for names in _spellings(encoder, encoder.state_dict()):
+        counts: Counter[str] = Counter()
+        for name in tensors:
+            parts = name.split('.')
+            counts.update('.'.join(parts[:i]) for i in range(len(parts)) if '.'.join(parts[i:]) in names)
+        for found, count in counts.items():
+            rank = (count, not any(word in found for word in _AVERAGES), -len(found))
+            if rank > best: best, prefix, spelling = rank, found, names
+    prefix = prefix and f'{prefix}.'
+    under = {name[len(prefix):]: t for name, t in tensors.items() if name.startswith(prefix)}
+    return {spelling.get(name, name): t for name, t in under.items()}
+
+
+def _adapted(encoder: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    "What timm does to tensors of other releases, other sides of the pictures (position embeddings) or other channels"
+    change = getattr(sys.modules[type(encoder).__module__], 'checkpoint_filter_fn', None)
+    if change is not None and type(encoder).__module__.startswith('timm.'):
+        try: tensors = dict(change(dict(tensors), encoder))
+        except Exception: pass  # they are none that it knows: what fits is found out next
+    first = getattr(encoder, 'pretrained_cfg', {}).get('first_conv') or ()
+    own = encoder.state_dict()
+    for name in (f'{conv}.weight' for conv in ([first] if isinstance(first, str) else first)):
+        there, here = tensors.get(name), own.get(name)
+        if there is None or here is None or there.ndim != 4 or here.ndim != 4: continue
+        if there.shape[1] != 3 or there.shape[0] != here.shape[0] or there.shape[2:] != here.shape[2:]: continue
+        tensors[name] = adapt_input_conv(here.shape[1], there)
+    return tensors
+
+
+def has_small_stem(
+    encoder: nn.Module, # a ResNet of timm with the usual stem
+    weights: Weights,
+) -> bool | None:
+    "Whether weights are of a ResNet with the stem for small pictures; None where they can't tell"
+    if weights.info: return bool(weights.info['small_input'])
+    own = encoder.state_dict().get('conv1.weight')
+    there = _renamed(encoder, weights.tensors).get('conv1.weight')
+    if own is None or there is None or there.ndim != 4: return None
+    return there.shape[2:] != own.shape[2:] and tuple(there.shape[2:]) == (3, 3)
+
+
+@torch.no_grad()
+def fit_tensors(
+    encoder: nn.Module, # gets those that fit, in place
+    weights: Weights,
+) -> Fitted:
+    """Give an encoder the tensors of a file that fit: by name, with a prefix taken away, and by shape
+
+    Raises `InputError`, which names some that do not, if no matrix or filter fits."""
+    own = encoder.state_dict()
+    tensors = _adapted(encoder, _renamed(encoder, weights.tensors))
+    taken = {name: t for name, t in tensors.items() if name in own and t.shape == own[name].shape}
+    other = [f"{name} {list(t.shape)} for {list(own[name].shape)}" for name, t in tensors.items()
+             if name in own and name not in taken]
+    missing = [name for name in own if name not in tensors and not name.endswith('num_batches_tracked')]
+    spare = [name for name in tensors if name not in own]
+    heads = [name for name in spare if name.split('.')[0] in _HEADS]
+    fitted = Fitted(taken, missing, other, [name for name in spare if name not in heads], len(heads))
+    if any(t.ndim > 1 for t in taken.values()):
+        encoder.load_state_dict(taken, strict=False)
+        return fitted
+    first = f"it has {_listed(list(weights.tensors)[:2])}, the encoder {_listed(list(own)[:2])}"
+    if other: first = f"the first is {_listed(other[:1])}"
+    raise InputError(f"nothing in {weights.origin} fits '{architecture(encoder)}' ({first}): give the weights of that "
+                     "architecture, or the architecture of these weights.")

@@ -1,0 +1,118 @@
+"""`fastcontrast pretrain --weights`: from the file of a run to a run of its own, with its record, and taken up."""
+import json
+import os
+import signal
+
+import pytest
+import timm
+import torch
+from helpers.cli import TINY, config, pictures
+from safetensors.torch import load_file
+
+from fastcontrast.export import encoder_info
+from fastcontrast.history import History
+
+FAST = ('--no-controls', '--seed', 1)
+
+
+@pytest.fixture(scope='module')
+def first(tmp_path_factory):
+    "Pictures and a run on them"
+    from fastcontrast.data import image_dls
+    from fastcontrast.learner import contrastive_learner
+    folder = tmp_path_factory.mktemp('first')
+    pictures(folder/'data', dict(a=8, b=8))
+    torch.manual_seed(0)
+    dls = image_dls(folder/'data', size=32, bs=4, valid=0.2, device='cpu', workers=0)
+    learn = contrastive_learner(dls, 'resnet10t', small_input=True, knn_pictures=0)
+    (folder/'run').mkdir()
+    learn.export(folder/'run'/'encoder.safetensors')
+    (folder/'run'/'config.json').write_text(json.dumps(dict(arch='resnet10t', settings={})))
+    return folder
+
+
+def rest(first): return (first/'data', '--batch-size', 4, *FAST)
+
+
+@pytest.mark.parametrize('form', ['run', 'run/encoder.safetensors'])
+def test_a_run_from_the_weights_of_another(run, first, folder, form):
+    given = os.path.relpath(first/form)
+    code, out, err = run('pretrain', *rest(first), '--epochs', 2, '--weights', given, '--out', 'r')
+    assert code == 0, err
+    assert 'before training: knn' in out and 'the encoder stands still in the first epoch' in out
+    n = len(timm.create_model('resnet10t', num_classes=0).state_dict())
+    assert f'{n} of {n} tensors' in out
+    c = config('r')
+    assert c['arch'] == 'resnet10t' and c['small_input'] and c['weights'] == given and c['head_epochs'] is None
+    assert c['settings']['weights'] == str(first/form) and c['settings']['arch'] == 'resnet10t'
+    assert encoder_info('r/encoder.safetensors')['small_input']
+    code, out, err = run('pretrain', '--resume', 'r', '--epochs', 3)
+    assert code == 0, err
+    assert 'before training' not in out and 'stands still' not in out and config('r')['epochs_done'] == 3
+    code, out, err = run('pretrain', '--resume', 'r', '--epochs', 4, '--head-epochs', 2)
+    assert code == 2 and '--head-epochs' in err
+
+
+def test_a_run_that_is_taken_up_while_the_head_learns(run, first, folder, monkeypatch):
+    "It ends as one in one piece, from another folder too"
+    common = ('pretrain', *rest(first), '--head-epochs', 2, '--epochs', 3)
+    assert run(*common, '--weights', first/'run', '--out', 'whole')[0] == 0
+    after_epoch = History.after_epoch
+    def signalled(self):
+        after_epoch(self)
+        signal.raise_signal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(History, 'after_epoch', signalled)
+        code, _, err = run(*common, '--weights', os.path.relpath(first/'run'), '--out', 'cut')
+    assert code == 143 and config('cut')['epochs_done'] == 1, err
+    assert encoder_info('cut/encoder.safetensors')['sha256'] != encoder_info('whole/encoder.safetensors')['sha256']
+    cut, start = (load_file(file/'encoder.safetensors') for file in (folder/'cut', first/'run'))
+    assert all(torch.equal(t, start[name]) for name, t in cut.items())  # it has stood still so far
+    (folder/'elsewhere').mkdir()
+    monkeypatch.chdir(folder/'elsewhere')
+    code, out, err = run('pretrain', '--resume', folder/'cut')
+    assert code == 0 and 'before training' not in out, err
+    assert (encoder_info(folder/'cut/encoder.safetensors')['sha256']
+            == encoder_info(folder/'whole/encoder.safetensors')['sha256'])
+
+
+def test_a_state_dict(run, first, folder):
+    net = timm.create_model('test_resnet', num_classes=0)
+    torch.save(dict(state_dict={f'module.{name}': t for name, t in net.state_dict().items()}), 'w.pth')
+    code, out, err = run('pretrain', *rest(first), '--arch', 'test_resnet', '--weights', 'w.pth', '--epochs', 2,
+                         '--out', 'r')
+    assert code == 0, err
+    assert config('r')['settings']['weights'] == str(folder/'w.pth') and "weights from 'w.pth'" in out
+
+
+def test_settings_take_them(run, first, folder):
+    (folder/'settings.ini').write_text(f"[a]\nweights = {first/'run'}\nhead_epochs = 0\nepochs = 1\n")
+    code, out, err = run('pretrain', *rest(first), '--run', 'a', '--out', 'r')
+    assert code == 0, err
+    assert 'stands still' not in out and config('r')['head_epochs'] == 0 and config('r')['arch'] == 'resnet10t'
+
+
+def test_controls_judge_the_weights(run, first, folder):
+    code, out, err = run('pretrain', first/'data', '--batch-size', 4, '--epochs', 1, '--weights', first/'run',
+                         '--out', 'r')
+    assert code == 0, err
+    assert list(config('r')['results'])[1:] == ['weights as given', 'trained encoder']
+    assert 'the weights as given, to compare with' in out
+
+
+def test_refusals(refused, first, folder):
+    torch.save(dict(a=torch.ones(2, 2)), 'w.pth')
+    data = first/'data'
+    assert 'give --arch' in refused('pretrain', data, '--weights', 'w.pth')
+    assert 'neither a file' in refused('pretrain', data, '--weights', 'nowhere.pth')
+    assert 'neither a file' in refused('pretrain', data, '--arch', 'resnet18', '--weights', 'nowhere.pth')
+    assert 'fits' in refused('pretrain', data, '--batch-size', 4, '--arch', 'resnet10t', '--weights', 'w.pth')
+    assert 'leave arch out' in refused('pretrain', data, '--batch-size', 4, '--arch', 'resnet18', '--weights',
+                                       first/'run')
+    assert 'there are none' in refused('pretrain', data, '--head-epochs', 1)
+    assert 'none of --epochs 2' in refused('pretrain', data, '--weights', first/'run', '--head-epochs', 2, '--epochs',
+                                           2)
+    assert '--head-epochs=-1' in refused('pretrain', data, '--weights', first/'run', '--head-epochs', -1)
+    assert "unknown tag of 'resnet18'" in refused('pretrain', data, *TINY, '--arch', 'resnet18.nonsense')
+    assert 'size=1000000000' in refused('pretrain', data, '--size', 10**9)
+    assert 'is no name' in refused('pretrain', data, '--weights', '')

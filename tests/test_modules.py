@@ -1,0 +1,275 @@
+"""Modules of other makes as encoders: pooled, without classifier, with stages that speedups find, exported."""
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from helpers.deaths import run, same_state
+from helpers.learners import small
+from helpers.pictures import Dots
+from helpers.refusals import said
+from torch import nn
+
+from fastcontrast.data import image_dls
+from fastcontrast.export import encoder_info, export_copy, load_encoder
+from fastcontrast.learner import contrastive_learner
+from fastcontrast.models import encoder_stages, feature_dim, level_flops, make_encoder
+from fastcontrast.modules import as_encoder, class_path, timm_name
+from fastcontrast.recipes import simclr
+from fastcontrast.speedups.comb_patches import CombinePatches
+from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
+from fastcontrast.speedups.progressive_size import ProgressiveSize
+from fastcontrast.speedups.regions import HardRegions
+
+SIDE = 32
+close = torch.testing.assert_close
+
+
+@pytest.fixture(autouse=True)
+def _seed(): torch.manual_seed(3)
+
+
+def block(d_in, d_out, stride):
+    return nn.Sequential(nn.Conv2d(d_in, d_out, 3, stride, 1), nn.BatchNorm2d(d_out), nn.ReLU())
+
+
+class Maps(nn.Module):
+    "Gives maps; its stages have odd names"
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.act = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU()
+        self.keys, self.final, self.last = block(8, 12, 2), block(12, 16, 1), block(16, 20, 2)
+    def forward(self, x): return self.last(self.final(self.keys(self.act(self.norm(self.stem(x))))))
+
+
+class Wrapped(nn.Module):
+    "Gives features, by a trunk in a list, and a classifier that it does not use"
+    def __init__(self):
+        super().__init__()
+        self.body = nn.ModuleDict(dict(trunk=nn.Sequential(block(3, 8, 2), block(8, 16, 2), block(16, 24, 2))))
+        self.fc = nn.Linear(24, 10)
+    def forward(self, x): return self.body['trunk'](x).mean((2, 3))
+
+
+class Plain(nn.Module):
+    "Gives features without anything that could be a stage"
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 5))
+    def forward(self, x): return x.mean((2, 3)) @ self.weight
+
+
+def small_vit():
+    return torchvision.models.VisionTransformer(SIDE, 8, num_layers=6, num_heads=2, hidden_dim=32, mlp_dim=48)
+
+
+def small_swin():
+    return torchvision.models.SwinTransformer([4, 4], 16, [1, 1], [2, 2], [4, 4])
+
+
+MAKES = dict( # the net, its stages at 32 pixels, and what is left out
+    maps=(Maps, dict(act=(8, 2), keys=(12, 4), final=(16, 4), last=(20, 8)), ''),
+    wrapped=(Wrapped, {'body.trunk.0': (8, 2), 'body.trunk.1': (16, 4), 'body.trunk.2': (24, 8)}, ''),
+    plain=(Plain, {}, ''),
+    sequential=(lambda: nn.Sequential(*list(torchvision.models.resnet18().children())[:-1]),
+                {'2': (64, 2), '4': (64, 4), '5': (128, 8), '6': (256, 16), '7': (512, 32)}, ''),
+    resnet=(torchvision.models.resnet18, dict(relu=(64, 2), layer1=(64, 4), layer2=(128, 8), layer3=(256, 16),
+                                              layer4=(512, 32)), 'fc'),
+    vit=(small_vit, {'conv_proj': (32, 8), **{f'encoder.layers.encoder_layer_{i}': (32, 8) for i in range(6)}},
+         'heads.head'),
+    swin=(small_swin, None, 'head'),
+    mobilenet=(torchvision.models.mobilenet_v3_small, None, 'classifier.3'),
+    squeezenet=(torchvision.models.squeezenet1_1, None, 'classifier'),
+    timm=(lambda: timm.create_model('test_resnet', num_classes=7), None, 'fc'),
+    timm_headless=(lambda: timm.create_model('test_vit', num_classes=0, img_size=SIDE), None, ''))
+
+
+@pytest.mark.parametrize('make', MAKES)
+@torch.no_grad()
+def test_an_encoder_of_another_make(make):
+    make, stages, left_out = MAKES[make]
+    net = make()
+    before, names = {k: v.clone() for k, v in net.state_dict().items()}, set(vars(net))
+    encoder, notes = as_encoder(net, SIDE)
+    assert set(vars(net)) == names and not net._forward_hooks  # it stays as it was
+    assert all(torch.equal(t, before[k]) for k, t in net.state_dict().items())
+    assert notes == ([f"{type(net).__name__}'s classifier '{left_out}' was left out"] if left_out else [])
+    kept = {k: v for k, v in before.items() if not left_out or not k.startswith(left_out)}
+    assert encoder.state_dict().keys() == kept.keys()
+    x = torch.rand(3, 3, SIDE, SIDE)
+    h = encoder.eval()(x)
+    assert h.ndim == 2 and h.shape == (3, feature_dim(encoder, SIDE))
+    theirs = net.eval()
+    if left_out: theirs.set_submodule('fc' if make is MAKES['timm'][0] else left_out, nn.Identity())
+    own = theirs(x)
+    close(h, own.mean((2, 3)) if own.ndim == 4 else own, rtol=0, atol=0)
+    found = {name: (s.channels, s.stride) for name, s in encoder_stages(encoder).items()}
+    if stages is not None: assert found == stages and list(found) == list(stages)
+    seen = {}
+    for name in found:
+        def keep(module, args, out, name=name): seen[name] = out
+        encoder.get_submodule(name).register_forward_hook(keep)
+    encoder(x)
+    assert list(seen) == list(found)
+    for name, s in encoder_stages(encoder).items(): assert s.pool(seen[name]).shape == (3, s.channels), name
+    again, _ = as_encoder(encoder, SIDE)  # one that is one already
+    close(again.eval()(x), h, rtol=0, atol=0)
+
+
+def test_stages_that_a_module_describes_itself():
+    net = Maps()
+    net.feature_info = [dict(module='keys.0', num_chs=12, reduction=4), dict(module='last', num_chs=20, reduction=8)]
+    assert list(encoder_stages(as_encoder(net, SIDE)[0])) == ['keys.0', 'last']
+    net.feature_info = 'mine'
+    assert len(encoder_stages(as_encoder(net, SIDE)[0])) == 4
+
+
+class Gives(nn.Module):
+    def __init__(self, make, train=None):
+        super().__init__()
+        self.weight, self.make, self.train_make = nn.Parameter(torch.ones(3)), make, train or make
+    def forward(self, x): return (self.train_make if self.training else self.make)(x * self.weight[:, None, None])
+
+
+class NotCopied(Plain):
+    def __deepcopy__(self, memo): raise TypeError('not this one')
+
+
+class Wordy(Plain):
+    def __repr__(self): return 'long ' * 3000
+
+
+@pytest.mark.parametrize('net,words', [
+    (nn.Identity(), ['Identity', 'no parameters']), (NotCopied(), ['NotCopied', 'copied', 'not this one']),
+    (nn.Sequential(nn.LazyConv2d(4, 3)), ['without shapes']),
+    (Gives(lambda x: x.flatten(2)), ['[2, 3, 1024]', '[N, D]']), (Gives(lambda x: x.mean((0, 2, 3))), ['[3]']),
+    (Gives(lambda x: (x, x)), ['a tuple']), (Gives(lambda x: dict(out=x)), ['a dict']),
+    (Gives(lambda x: x.mean((2, 3)), lambda x: (x,)), ['in training', 'tuple']),
+    (nn.Sequential(nn.Conv2d(4, 4, 3)), ["can't take pictures [2, 3, 32, 32]"]),
+    (nn.Sequential(nn.Conv2d(3, 4, 48)), ["can't take pictures"])])
+def test_modules_that_are_no_encoders(net, words): said(words, as_encoder, net, SIDE)
+
+
+def test_refusals_are_sentences(dls):
+    for words, arch in ((["unknown tag of 'resnet18' 'nonsense'", 'a1_in1k'], 'resnet18.nonsense'),
+                        (['arch=1000000000'], 10**9), (['arch=[', '…'], list(range(9999))),
+                        (["unknown architecture 'aaaa", '…'], 'a' * 9999), (['there is no architecture'], None)):
+        said(words, contrastive_learner, dls, arch)
+    for f in (lambda: make_encoder('resnet18', size=10**9), lambda: feature_dim(make_encoder('test_resnet'), 10**9),
+              lambda: as_encoder(Maps(), 10**9)):
+        said(['size=1000000000', '8192'], f)
+    said(['small_input', 'Wordy'], contrastive_learner, dls, Wordy(), small_input=True)
+    said(['pretrained', 'Wordy'], contrastive_learner, dls, Wordy(), pretrained=True)
+    said(["no stage 'layer9'", "0 'act'"], contrastive_learner, dls, Maps(), cbs=IntermediateLoss('layer9'))
+
+
+@pytest.fixture(scope='module')
+def dls(): return image_dls(Dots(12, SIDE), bs=4, valid=0.3, workers=0, device='cpu')
+
+
+def learner(dls, arch, *cbs, method='simclr', **kwargs):
+    learn = contrastive_learner(dls, arch, method=small(method, 'cifar'), cbs=list(cbs), knn_pictures=8, **kwargs)
+    learn.create_mbar = False
+    return learn
+
+
+@pytest.mark.parametrize('method', ['simclr', 'moco_v3'])
+@pytest.mark.parametrize('make,stage', [
+    (torchvision.models.resnet18, 'layer2'), (Maps, 'keys'), (Maps, 'final'), (Wrapped, 'body.trunk.0')])
+def test_speedups_find_their_stages_by_name(dls, make, stage, method):
+    net = make()
+    learn = learner(dls, net, IntermediateLoss(stage), PartialBackprop(), HardRegions(stage), method=method)
+    before = copy.deepcopy(net.state_dict())
+    level, last = learn.model.levels()
+    assert last == 'final' and level != 'final' and learn.model.stages[level].module == stage
+    learn.fit_contrastive(2, 1e-2)
+    assert all(torch.isfinite(loss) for loss in learn.recorder.losses)
+    assert all(torch.equal(t, before[k]) for k, t in net.state_dict().items())  # a copy is trained
+    assert not torch.equal(next(learn.model.encoder.parameters()).cpu(), next(net.parameters()))
+
+
+@pytest.mark.parametrize('make', [torchvision.models.resnet18, Maps, Plain])
+def test_speedups_that_need_no_stage(dls, make):
+    learn = learner(dls, make(), CombinePatches(), ProgressiveSize(steps=(16,)))
+    learn.fit_contrastive(2, 1e-2)
+    assert all(torch.isfinite(loss) for loss in learn.recorder.losses) and learn.embed()[0].ndim == 2
+
+
+def test_defaults_of_the_speedups(dls):
+    assert learner(dls, torchvision.models.resnet18(), IntermediateLoss()).model.levels() == (
+        'layer1', 'layer2', 'layer3', 'final')
+    assert learner(dls, small_vit(), IntermediateLoss()).model.levels() == (
+        'encoder_layers_encoder_layer_0', 'encoder_layers_encoder_layer_2', 'encoder_layers_encoder_layer_3', 'final')
+
+
+def test_operations_that_nobody_can_count(dls):
+    class Uncounted(Plain):
+        def forward(self, x): return (x.mean((2, 3))[..., None] * self.weight).sum(1)
+    learn = learner(dls, Uncounted())
+    said(['Uncounted', "can't be counted"], level_flops, learn.model, SIDE)
+
+
+def test_compiled_passes_know_that_maps_are_pooled(dls):
+    learn = learner(dls, Maps())
+    learn.model.compiled = learn.model.encoder.forward  # as `Compile` has it, without hooks
+    assert learn.model.features(torch.rand(2, 4, 3, SIDE, SIDE))['final'].shape == (2, 4, 20)
+
+
+def test_what_is_said(dls, capsys):
+    net = torchvision.models.resnet18()
+    learn = learner(dls, net)
+    learn.fit_contrastive(1)
+    out = capsys.readouterr().out
+    assert "ResNet's classifier 'fc' was left out" in out and 'head_epochs=1' in out
+    assert learn.arch == 'module:torchvision.models.resnet.ResNet' and not learn.small_input
+    assert learn.mean == pytest.approx((0.485, 0.456, 0.406)) and learn.weights_from is None
+
+
+@pytest.mark.parametrize('make', [torchvision.models.resnet18, Maps])
+def test_export_and_back(dls, tmp_path, capsys, make):
+    learn = learner(dls, make())
+    learn.fit_contrastive(1, 1e-2)
+    path = learn.export(tmp_path/'e')
+    where = class_path(learn.model.encoder)
+    assert f"{path} holds the weights of a {where}: import that" in capsys.readouterr().out
+    info = encoder_info(path)
+    assert info['arch'] == f'module:{where}' and info['size'] == SIDE and not info['small_input']
+    said([where, 'load_encoder(path, model=…)'], load_encoder, path)
+    said([where], export_copy, path, tmp_path/'f')
+    x, encoder = torch.rand(2, 3, SIDE, SIDE), learn.model.encoder.eval()
+    loaded = load_encoder(path, model=make())
+    assert not loaded.training
+    loaded.to(memory_format=torch.channels_last)  # as in training: another order of sums
+    with torch.no_grad(): close(loaded(x), encoder(x), rtol=0, atol=1e-6)
+    text = str(pytest.raises(ValueError, load_encoder, path, model=Wrapped()).value)
+    assert 'does not fit' in text and len(text) < 500
+    again = learner(dls, make(), weights=path)
+    with torch.no_grad(): close(again.model.encoder.eval()(x), encoder(x), rtol=0, atol=1e-6)
+    said(['no name makes'], contrastive_learner, dls, 'resnet18', weights=path)
+
+
+def test_a_model_of_timm_that_a_name_makes_is_exported_by_that(dls, tmp_path):
+    net = timm.create_model('test_resnet', num_classes=5)
+    learn = learner(dls, net)
+    assert learn.arch == 'test_resnet'
+    with torch.no_grad(): close(load_encoder(learn.export(tmp_path/'e'))(torch.ones(1, 3, SIDE, SIDE)),
+                                learn.model.encoder.eval()(torch.ones(1, 3, SIDE, SIDE)), rtol=0, atol=1e-6)
+    said(['leave model out'], load_encoder, tmp_path/'e.safetensors', model=net)
+    # shapes and names may be alike, and features not
+    odd = make_encoder('resnet10t', small_input=True)
+    assert timm_name(as_encoder(odd, SIDE)[0], SIDE) is None
+    assert timm_name(as_encoder(Maps(), SIDE)[0], SIDE) is None
+
+
+def test_a_run_that_died_is_taken_up(tmp_path):
+    net = Maps()
+    def make():
+        torch.manual_seed(0)
+        dls = image_dls(Dots(20, SIDE), bs=4, valid=0.2, workers=0, device='cpu')
+        return contrastive_learner(dls, net, method=small('moco_v3', 'cifar'), cbs=IntermediateLoss('keys'),
+                                   knn_pictures=8, head_epochs=1)
+    same_state(run(make, tmp_path/'whole', 2), run(make, tmp_path/'broken', 2, 2, 6))
+    other = contrastive_learner(image_dls(Dots(20, SIDE), bs=4, valid=0.2, workers=0, device='cpu'), Wrapped(),
+                                method=simclr('cifar'), knn_pictures=8)
+    said(['differs'], other.fit_contrastive, 2, resume=tmp_path/'whole')

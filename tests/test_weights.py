@@ -1,0 +1,339 @@
+"""Encoders that begin with weights from elsewhere: every form they come in, what fits, and what becomes of it."""
+import argparse
+import json
+import os
+import shutil
+
+import pytest
+import timm
+import torch
+import torchvision
+from helpers.learners import small
+from helpers.pictures import ARCH, Dots
+from helpers.refusals import said
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+from torch import nn
+
+from fastcontrast.core import InputError, MissingPath
+from fastcontrast.data import image_dls
+from fastcontrast.export import export_encoder
+from fastcontrast.learner import contrastive_learner
+from fastcontrast.models import make_encoder
+from fastcontrast.recipes import simclr
+from fastcontrast.weights import Weights, architecture_of, fit_tensors, read_weights, timm_source
+
+SIDE = 32
+close = torch.testing.assert_close
+FRAME = dict(mean=[.1, .2, .3], std=[.5, .6, .7])
+
+
+@pytest.fixture(autouse=True)
+def _seed(): torch.manual_seed(3)
+
+
+def trained(arch=ARCH, size=SIDE, **kw):
+    "An encoder whose weights and statistics are not the initial ones"
+    torch.manual_seed(7)
+    encoder = make_encoder(arch, size=size, **kw)
+    with torch.no_grad():
+        for p in encoder.parameters(): p.add_(0.01 * torch.randn_like(p))
+        encoder.train()(torch.rand(4, kw.get('in_chans', 3), size, size))
+    return encoder.eval()
+
+
+@pytest.fixture(scope='module')
+def source(): return trained()
+
+
+@pytest.fixture(scope='module')
+def dls(): return dots()
+
+
+def dots(size=SIDE, n=12): return image_dls(Dots(n, SIDE), size=size, bs=4, valid=0.3, workers=0, device='cpu')
+
+
+def learner(dls, arch=ARCH, **kwargs):
+    kwargs = {'knn_pictures': 8, **kwargs}
+    learn = contrastive_learner(dls, arch, method=small('simclr', 'cifar'), **kwargs)
+    learn.create_mbar = False
+    return learn
+
+
+@torch.no_grad()
+def same_features(encoder, source, size=SIDE):
+    x = torch.rand(2, 3, size, size)
+    encoder.cpu().eval().to(memory_format=torch.contiguous_format)  # that of training sums in another order
+    close(encoder(x), source(x), rtol=0, atol=1e-6)
+
+
+def under(prefix, state): return {f'{prefix}{name}': t for name, t in state.items()}
+
+
+def noise(state): return {name: torch.randn(t.shape) for name, t in state.items()}
+
+
+def moco(s):
+    return under('module.encoder_k.', noise(s)) | under('module.encoder_q.', s) | {
+        'module.encoder_q.fc.0.weight': torch.ones(3, 3), 'module.queue': torch.ones(4, 4)}
+
+
+def by_number(encoder):
+    "As in lightly's examples, where the backbone is a sequence of the children"
+    numbers = {name: i for i, (name, _) in enumerate(encoder.named_children())}
+    return {f"backbone.{numbers[name.split('.')[0]]}.{name.split('.', 1)[1]}": t
+            for name, t in encoder.state_dict().items()}
+
+
+FORMS = dict(
+    plain=lambda s: s, data_parallel=lambda s: under('module.', s), wrapped=lambda s: dict(state_dict=s, epoch=3),
+    model=lambda s: dict(model=under('module.', s), args=argparse.Namespace(lr=1)),
+    compiled=lambda s: under('_orig_mod.', s), named=lambda s: under('model.', s),
+    backbone=lambda s: dict(state_dict=under('backbone.', s) | under('projector.', dict(weight=torch.ones(2, 2)))),
+    encoder=lambda s: under('encoder.', s), online=lambda s: under('encoder_q.', s),
+    moco=lambda s: dict(state_dict=moco(s)),
+    moco_v3=lambda s: dict(state_dict=under('module.momentum_encoder.', noise(s)) | under('module.base_encoder.', s)),
+    solo=lambda s: dict(state_dict=under('momentum_backbone.', noise(s)) | under('backbone.', s)),
+    deep=lambda s: dict(state_dict=dict(model=under('net.student.backbone.', s))),
+    dino=lambda s: dict(student=under('module.backbone.', s), teacher=under('backbone.', noise(s)), epoch=1),
+    classifier=lambda s: s | {'fc.weight': torch.ones(10, 96), 'fc.bias': torch.ones(10)})
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+@pytest.mark.parametrize('form', FORMS)
+def test_forms_of_a_state_dict(tmp_path, dls, source, form, suffix):
+    content, file = FORMS[form](dict(source.state_dict())), tmp_path/f'w{suffix}'
+    if suffix == '.pth': torch.save(content, file)
+    else:
+        while not all(isinstance(t, torch.Tensor) for t in content.values()):
+            content = next(t for t in content.values() if isinstance(t, dict))
+        save_file({name: t.clone().contiguous() for name, t in content.items()}, file)
+    learn = learner(dls, weights=file)
+    same_features(learn.model.encoder, source)
+    n = len(source.state_dict())
+    note, = learn.notes
+    assert note.startswith(f"weights from '{file}': {n} of {n} tensors") and 'not there' not in note
+    assert ('heads left out' in note) == (form == 'classifier' or form == 'moco'), note
+
+
+def test_the_children_by_number(tmp_path, dls):
+    source = trained('resnet18', small_input=True)
+    torch.save(dict(state_dict=by_number(source)), tmp_path/'w.ckpt')
+    learn = learner(dls, 'resnet18', weights=tmp_path/'w.ckpt')
+    assert learn.small_input  # the stem follows the weights
+    same_features(learn.model.encoder, source)
+
+
+def test_torchvisions(tmp_path):
+    net = torchvision.models.resnet18(num_classes=10)
+    torch.save(net.state_dict(), tmp_path/'resnet18.pth')
+    net.fc = nn.Identity()
+    for arch in ('resnet18', torchvision.models.resnet18()):
+        learn = learner(dots(64), arch, weights=tmp_path/'resnet18.pth')
+        assert not learn.small_input and '2 of its heads left out' in learn.notes[-1]
+        same_features(learn.model.encoder, net.eval(), 64)
+
+
+# --- what this library and timm write
+
+@pytest.mark.parametrize('form', ['file', 'path', 'text', 'folder', 'model.safetensors'])
+def test_our_own(tmp_path, dls, source, form):
+    name = form if form.endswith('.safetensors') else 'encoder.safetensors'
+    file = export_encoder(source, tmp_path/name, ARCH, SIDE, **FRAME)
+    given = dict(file=file, path=file, text=os.path.relpath(file)).get(form, tmp_path)
+    (tmp_path/'config.json').write_text(json.dumps(dict(arch=ARCH, settings={})))  # as a run has it
+    for arch in (ARCH, None):
+        learn = learner(dls, arch, weights=given)
+        same_features(learn.model.encoder, source)
+        assert learn.arch == ARCH and learn.mean == (.1, .2, .3) and learn.std == (.5, .6, .7)
+        close(learn.normalize(torch.ones(3, 1, 1)).flatten(), torch.tensor([.9 / .5, .8 / .6, .7 / .7]))
+    assert architecture_of(given) == ARCH
+    said([ARCH, 'resnet18'], contrastive_learner, dls, 'resnet18', weights=given)
+    exported = learn.export(tmp_path/'again')
+    assert read_weights(exported).info['mean'] == [.1, .2, .3]
+
+
+@pytest.mark.parametrize('arch', ['resnet18', 'resnet10t'])
+@pytest.mark.parametrize('small_stem', [True, False])
+def test_the_stem_follows_the_weights(tmp_path, arch, small_stem):
+    source = trained(arch, small_input=small_stem)
+    file = export_encoder(source, tmp_path/'e', arch, SIDE, **FRAME, small_input=small_stem)
+    for size in (SIDE, 80):
+        learn = learner(dots(size), arch, weights=file)
+        assert learn.small_input == small_stem
+        same_features(learn.model.encoder, source, size)
+        learner(dots(size), arch, weights=file, small_input=small_stem)
+    said(['stem', f'small_input={not small_stem}'], contrastive_learner, dots(), arch, weights=file,
+         small_input=not small_stem)
+    torch.save(source.state_dict(), tmp_path/'w.pth')
+    learn = learner(dots(), arch, weights=tmp_path/'w.pth')
+    assert learn.small_input == (small_stem and arch == 'resnet18')  # the shapes of the other stem do not tell
+
+
+@pytest.mark.parametrize('prefix', ['', 'local-dir:'])
+def test_a_folder_of_timms(tmp_path, dls, source, prefix):
+    save_for_hf(source, tmp_path, safe_serialization=True)
+    given = f'{prefix}{tmp_path}'
+    for arch in (ARCH, None):
+        learn = learner(dls, arch, weights=given)
+        same_features(learn.model.encoder, source)
+        assert learn.arch == ARCH and 'local-dir' in learn.weights_from
+    assert architecture_of(given) == ARCH
+    said([ARCH, 'resnet18'], contrastive_learner, dls, 'resnet18', weights=given)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, source):
+    "A Hub of Hugging Face with one model, whatever it is called"
+    save_for_hf(source, tmp_path/'hub', safe_serialization=True)
+    asked = []
+    def download(repo_id, filename, **kwargs):
+        asked.append((repo_id, filename))
+        return str(tmp_path/'hub'/('config.json' if filename == 'config.json' else 'model.safetensors'))
+    monkeypatch.setattr('timm.models._hub.hf_hub_download', download)
+    return asked
+
+
+def test_the_hub_and_tags(hub, dls, source):
+    learn = learner(dls, weights='hf-hub:somebody/net')
+    same_features(learn.model.encoder, source)
+    assert learn.arch == ARCH and learn.weights_from == "'hf-hub:somebody/net'"
+    assert hub[0] == ('somebody/net', 'config.json')
+    tag = next(name for name in timm.list_pretrained(f'{ARCH}.*'))
+    for given in (dict(weights=tag), dict(weights=tag, arch=None), dict(pretrained=True),
+                  dict(arch=tag, pretrained=True)):
+        learn = learner(dls, **given)
+        same_features(learn.model.encoder, source)
+        assert learn.arch.split('.')[0] == ARCH and learn.weights_from and learn.head_warmup.epochs is None
+    said([ARCH, 'resnet18'], contrastive_learner, dls, 'resnet18', weights=tag)
+    said(["unknown tag of 'test_resnet' 'nonsense'"], contrastive_learner, dls, None, weights=f'{ARCH}.nonsense')
+    said(['pretrained', 'one of the two'], contrastive_learner, dls, ARCH, weights=tag, pretrained=True)
+    said(['small_input'], contrastive_learner, dls, 'resnet18', weights='resnet18.a1_in1k', small_input=True)
+
+
+def test_no_network(monkeypatch, dls):
+    def broken(*args, **kwargs): raise OSError('nobody answers\n' * 900)
+    monkeypatch.setattr('timm.models._hub.hf_hub_download', broken)
+    said(['hf-hub:a/b', 'nobody answers'], contrastive_learner, dls, None, weights='hf-hub:a/b')
+    said([ARCH, 'nobody answers'], contrastive_learner, dls, ARCH, pretrained=True)
+
+
+# --- tensors that do not fit
+
+def test_other_shapes_are_named_and_the_rest_is_taken(tmp_path, dls, source):
+    state = dict(source.state_dict())
+    state |= {name: torch.ones(*t.shape, 2) for name, t in list(state.items())[-40:-30]}
+    gone = [name for name in list(state)[:9] if not name.endswith('tracked')]
+    for name in gone: del state[name]
+    state |= {f'odd\x1b[31m{i}': torch.ones(2) for i in range(7)}
+    torch.save(state, tmp_path/'w.pth')
+    learn = learner(dls, weights=tmp_path/'w.pth')
+    note, = learn.notes
+    assert f'not there: {gone[0]}, ' in note and f'and {len(gone) - 4} more' in note and 'of another shape: ' in note
+    assert 'unknown: odd?[31m0' in note and '\x1b' not in note and len(note) < 900
+    own = learn.model.encoder.state_dict()
+    fit = [name for name, t in state.items() if name in own and t.shape == own[name].shape]
+    assert len(fit) > 30 and all(torch.equal(own[name].cpu(), state[name]) for name in fit)
+
+
+def test_nothing_fits(tmp_path, dls):
+    torch.save({'a.weight': torch.ones(3, 3), 'bias': torch.ones(3)}, tmp_path/'w.pth')
+    said(['nothing in', ARCH, 'a.weight'], contrastive_learner, dls, ARCH, weights=tmp_path/'w.pth')
+    torch.save({name: torch.ones(3, 3, 9) for name in make_encoder(ARCH).state_dict()}, tmp_path/'w.pth')
+    said(['nothing in', '[3, 3, 9] for ['], contrastive_learner, dls, ARCH, weights=tmp_path/'w.pth')
+    said(['do not say', 'give arch'], contrastive_learner, dls, None, weights=tmp_path/'w.pth')
+
+
+def test_other_sides_of_a_transformer(tmp_path):
+    source = trained('test_vit', 64)
+    file = export_encoder(source, tmp_path/'e', 'test_vit', 64, **FRAME)
+    learn = learner(dots(SIDE), 'test_vit', weights=file)
+    n = len(source.state_dict())
+    assert f'{n} of {n} tensors' in learn.notes[0] and 'shape' not in learn.notes[0]
+    theirs = timm.create_model('test_vit', num_classes=0, img_size=SIDE, dynamic_img_size=True)
+    timm.models.load_checkpoint(theirs, str(file), filter_fn=timm.models.vision_transformer.checkpoint_filter_fn)
+    same_features(learn.model.encoder, theirs.eval())
+
+
+def test_other_channels():
+    "As timm does it from three, and by name from others"
+    source = make_encoder('resnet18')
+    one = make_encoder('resnet18', in_chans=1)
+    fitted = fit_tensors(one, Weights('x', source.state_dict()))
+    assert not fitted.missing and not fitted.other
+    close(one.conv1.weight, source.conv1.weight.sum(1, keepdim=True))
+    back = fit_tensors(make_encoder('resnet18'), Weights('x', one.state_dict()))
+    assert back.other == ['conv1.weight [64, 1, 7, 7] for [64, 3, 7, 7]']
+
+
+# --- files that are something else
+
+class Evil:
+    def __reduce__(self): return os.mkdir, ('ran',)
+
+
+def test_pickles_that_need_more_are_refused(tmp_path, monkeypatch, dls, source):
+    monkeypatch.chdir(tmp_path)
+    for content in (dict(state_dict=source.state_dict(), more=Evil()), source):
+        torch.save(content, 'w.pth')
+        said(['w.pth', 'more than tensors', 'state dict alone'], contrastive_learner, dls, ARCH, weights='w.pth')
+    assert not os.path.exists('ran')
+
+
+@pytest.mark.parametrize('content,words', [
+    (b'', ["can't be read"]), (b'hello world, hello', ["can't be read"]), (b'PK\x03\x04', ["can't be read"]),
+    (b'\x80\x02' + bytes(9), ["can't be read"])])
+def test_files_that_are_something_else(tmp_path, dls, content, words):
+    (tmp_path/'w.pth').write_bytes(content)
+    said(words, contrastive_learner, dls, ARCH, weights=tmp_path/'w.pth')
+    (tmp_path/'w.safetensors').write_bytes(content)
+    said(['no whole safetensors file'], contrastive_learner, dls, ARCH, weights=tmp_path/'w.safetensors')
+
+
+def test_what_is_no_weights(tmp_path, dls):
+    torch.save([1, 2], tmp_path/'w.pth')
+    said(['no tensors by name'], contrastive_learner, dls, ARCH, weights=tmp_path/'w.pth')
+    said(['config.json'], contrastive_learner, dls, ARCH, weights=tmp_path)
+    said(['weights=3'], contrastive_learner, dls, ARCH, weights=3)
+    said(["weights=''"], contrastive_learner, dls, ARCH, weights='')
+    with pytest.raises(MissingPath, match='neither a file'): contrastive_learner(dls, ARCH, weights='nowhere/w.pth')
+    shutil.copy(tmp_path/'w.pth', tmp_path/'x.safetensors')
+    said(['no whole safetensors'], contrastive_learner, dls, ARCH, weights=tmp_path/'x.safetensors')
+
+
+def test_files_that_are_called_like_a_model(tmp_path, monkeypatch, dls, source):
+    monkeypatch.chdir(tmp_path)
+    torch.save(source.state_dict(), f'{ARCH}.pth')
+    assert timm_source(f'{ARCH}.pth') is None and timm_source(ARCH) == ARCH
+    same_features(learner(dls, weights=f'{ARCH}.pth').model.encoder, source)
+
+
+def test_an_altered_export_is_refused(tmp_path, dls, source):
+    file = export_encoder(source, tmp_path/'e', ARCH, SIDE, **FRAME)
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match='altered or damaged'): learner(dls, weights=file)
+
+
+# --- training from them
+
+def test_a_good_encoder_stays_good(tmp_path, capsys):
+    "Its kNN before the first step is told, and that after the first epoch is within a point of it"
+    dls = image_dls('digits', size=16, bs=64, device='cpu')
+    first = contrastive_learner(dls, ARCH, method=simclr(), metrics='knn')
+    first.create_mbar = False
+    first.fit_contrastive(4)
+    good = first.recorder.values[-1][1]
+    file = first.export(tmp_path/'e')
+    capsys.readouterr()
+    learn = contrastive_learner(dls, weights=file, method=simclr(), metrics='knn')
+    learn.create_mbar = False
+    learn.fit_contrastive(3)
+    out = capsys.readouterr().out
+    assert f'before training: knn {good:.4f}' in out and 'the encoder stands still in the first epoch' in out
+    assert "is the recipe's for training from scratch" in out and 'tensors' in out
+    knn = [row[1] for row in learn.recorder.values]
+    assert knn[0] == pytest.approx(good, abs=0.01) and knn[-1] > good - 0.1
+    learn.fit_contrastive(2, 1e-3)
+    assert 'from scratch' not in capsys.readouterr().out
