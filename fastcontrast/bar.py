@@ -3,6 +3,8 @@ import atexit
 import os
 import sys
 import time
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from fastai.callback.core import Callback
@@ -13,6 +15,7 @@ from fastprogress.fastprogress import IN_NOTEBOOK
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from .evaluate import METRICS, needs_labels
 from .step import Phase
 
 
@@ -25,20 +28,41 @@ def clock(
     return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
 
 
+def column_names(
+    learn, # a fastai `Learner`
+) -> list[str]:
+    "What stands above the columns of the epoch table: accuracies say within which pictures they are"
+    within = getattr(learn.dls, 'within', '')  # fastai's own have none
+    if not within: return list(learn.recorder.metric_names)
+    within = within if len(within) <= 16 else within[:15] + '…'
+    return [f'{name} in {within}' if name in METRICS and needs_labels(METRICS[name]) else name
+            for name in learn.recorder.metric_names]
+
+
+def _widths(row, names) -> list[int]:
+    "Of the columns of a row"
+    return [max(10, len(name)) for name in names] if names else [10] * len(row)
+
+
 def in_columns(
     row, # of the epoch table, or its names
+    names: Sequence[str] = (), # what stands above its columns; none is longer than 10 letters if they are not given
 ) -> str:
     "A line of the epoch table"
-    return '  '.join(f'{v:10.4f}' if isinstance(v, float) else f'{v!s:>10}' for v in row)
+    return '  '.join(f'{v:{width}.4f}' if isinstance(v, float) else f'{v!s:>{width}}'
+                     for v, width in zip(row, _widths(row, names)))
 
 
 def in_width(
     row, # of the epoch table, or its names
     width: int, # of the terminal
+    names: Sequence[str] = (), # as in `in_columns`
 ) -> str:
     "A line of the epoch table with as many columns as there is room for: none is broken in two"
-    line = in_columns(row)
-    return line if len(line) <= width else in_columns(row[:max(1, width // 12)]) + ' …'
+    line = in_columns(row, names)
+    if len(line) <= width: return line
+    ends = accumulate(column + 2 for column in _widths(row, names))
+    return in_columns(row[:max(1, sum(end <= width for end in ends))], names) + ' …'
 
 
 class Pace:
@@ -65,13 +89,14 @@ class EpochLines(Callback):
         self.old_logger, self.pace = self.learn.logger, Pace()
         if self.old_logger is noop: return
         self.learn.logger = self._write
-        print(in_columns([*self.recorder.metric_names, 'to go']), flush=True)
+        self.names = [*column_names(self.learn), 'to go']
+        print(in_columns(self.names, self.names), flush=True)
 
     def after_batch(self): self.pace.steps += 1
 
     def _write(self, row):
         left = (self.n_epoch - self.epoch - 1) * len(self.dls.train)
-        print(in_columns([*row, self.pace.to_go(left)]), flush=True)
+        print(in_columns([*row, self.pace.to_go(left)], self.names), flush=True)
 
     def after_fit(self): self.learn.logger = self.old_logger
 
@@ -107,7 +132,8 @@ class RunBar(ProgressCallback):
         atexit.register(self._stop)  # whatever happens, the cursor comes back
         self.task = self.bar.add_task('', total=self.n_epoch * len(self.dls.train), figures='', times='')
         self.bar.start()
-        self._print(self.recorder.metric_names)
+        self.names = column_names(self.learn)
+        self._print(self.names)
 
     def _stop(self):
         if self.bar is None: return
@@ -143,7 +169,7 @@ class RunBar(ProgressCallback):
             if isinstance(values.get(column), float): self.figures[name] = values[column]
         self._draw((self.epoch + 1) * len(self.dls.train))
 
-    def _print(self, row): self.bar.console.out(in_width(row, self.bar.console.width), highlight=False)
+    def _print(self, row): self.bar.console.out(in_width(row, self.bar.console.width, self.names), highlight=False)
 
     def after_cancel_fit(self): self._stop()  # before a callback whose `after_fit` fails
 

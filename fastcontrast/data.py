@@ -2,8 +2,9 @@
 
 Docs: https://fastcontrast.github.io/fastcontrast/data.html.md"""
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -20,26 +21,21 @@ from torch.utils.data import Dataset
 
 from .cache import open_store, store_path
 from .core import InputError, MissingPath, is_number, number, suggest, whole
-from .distributed import join_processes, local_world_size, world_size
+from .distributed import join_processes, local_world_size, rank, world_size
 from .loaders import (FastaiLoader, ImageData, ImageLoader, ImageLoaders, MappedLoader, PictureStream, ResidentLoader,
                       ShardLoader, StratifiedLoader, StreamingLoader, decode_all, empty_loader, load_rows)
-from .pictures import Files, Items, Pictures, common_size, first_ten, picture_suffixes
+from .pictures import Files, common_size, first_ten, picture_suffixes
 from .shards import Shards, shard_paths
+from .sources import (TABLES, Columns, Labels, Part, are_labelled, are_shards, is_table, open_collection,
+                      without_labels)
 
 __all__ = ['SOURCES', 'VALID_FOLDERS', 'ImageData', 'ImageLoader', 'ImageLoaders', 'StratifiedLoader', 'find_pictures',
            'image_dls', 'stratified']
 
 SOURCES = ('digits',)
 VALID_FOLDERS = ('val', 'valid', 'validation', 'test')
-
-
-@dataclass
-class _Source:
-    "The pictures that a source has"
-    train: Pictures | Shards
-    valid: Pictures | Shards | None # None: to be split off
-    classes: list[str] | None       # None: unlabelled
-    name: str                       # what messages call the source
+BATCH = 256  # pictures, where nobody says how many
+WITHIN = 0.2 # share of pictures that are judged within themselves which is tested on the others
 
 # --- folders
 
@@ -89,27 +85,38 @@ def _valid_folder(root: Path) -> Path | None:
     return next((root/f for f in VALID_FOLDERS if (root/f).is_dir()), None)
 
 
-def _open_folder(source: str | Path, valid: float | str | Path) -> _Source:
-    root = Path(source).expanduser()
-    folder = root/'train' if (root/'train').is_dir() else root
-    held = _valid_folder(root)
-    if folder == root and held: raise InputError(f"'{root}' has a folder {held.name}/ but no train/")
-    if isinstance(valid, (str, Path)): held = Path(valid).expanduser()
-    if held and not held.is_dir(): raise MissingPath(f"there is no validation folder '{held}'")
-    train, classes = _scan(folder)
-    return _Source(train, _scan(held, classes or [])[0] if held else None, classes, str(source))
+def _folder_part(folder: Path, name: str, unlabelled: bool) -> Part:
+    "The pictures of a folder, with its folders as classes; `unlabelled`: as they lie"
+    if not unlabelled:
+        files, classes = _scan(folder)
+        return Part(files, Labels(files.y, classes, named=True), name, origin='folders')
+    names = find_pictures(folder)
+    if not names: raise InputError(f"there is no picture in '{folder}' or in its folders")
+    return without_labels(Files(folder, names, np.full(len(names), -1)), name)
 
 
-def _open_path(source: str | Path, valid: Any) -> _Source:
-    "A name that is to be a folder"
+def _open_folder(source: str | Path, unlabelled: bool, held: bool = True) -> tuple[Part, Part | None]:
+    "The pictures of a name that is to be a folder, and those of its validation split, where it has one (and `held`)"
     root = Path(source).expanduser()
     if not root.exists():
         if root.name == str(source): raise MissingPath(suggest(source, SOURCES, 'folder or data set'))
         raise MissingPath(f"there is no folder '{source}'")
-    if not root.is_dir(): raise InputError(f"'{source}' is a file: give the folder that holds the pictures")
-    if not (is_number(valid) or isinstance(valid, (str, Path))):
-        raise InputError(f"for a folder, valid is a share or another folder, not {type(valid).__name__}")
-    return _open_folder(source, valid)
+    if not root.is_dir():
+        raise InputError(f"'{source}' is a file: give the folder that holds the pictures, or a table of their paths "
+                         f"({', '.join(TABLES)})")
+    folder, beside = root/'train', _valid_folder(root)
+    if not folder.is_dir():
+        if beside and not unlabelled: raise InputError(f"'{root}' has a folder {beside.name}/ but no train/")
+        return _folder_part(root, str(source), unlabelled), None
+    train = _folder_part(folder, str(source), unlabelled)
+    if not beside or not held: return train, None
+    if train.classes:
+        files, _ = _scan(beside, train.classes)
+        return train, Part(files, replace(train.labels, y=files.y), str(beside))
+    try: return train, _folder_part(beside, str(beside), unlabelled=False)
+    except InputError:  # it is taken as it lies, too
+        if unlabelled: return train, None
+        raise
 
 # --- data sets
 
@@ -126,45 +133,9 @@ class _Digits(Dataset):
     def __getitem__(self, i): return self.x[i], int(self.targets[i])
 
 
-def _open_digits(size: int, valid: Any) -> _Source:
-    if not is_number(valid): raise InputError(f"valid={valid} should be a share in [0, 1) for the digits")
-    return _open_datasets('digits', _Digits(size, training=True), _Digits(size, training=False))
-
-
-def _dataset_labels(dataset: Dataset) -> np.ndarray:
-    "int64 [N]; -1 where there is none"
-    def label(i):
-        try: item = dataset[i]
-        except Exception: return -1  # a picture that cannot be decoded: it is reported when it is read
-        return item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else -1
-    y = getattr(dataset, 'targets', getattr(dataset, 'labels', None))
-    if y is None or len(y) != len(dataset) or getattr(dataset, 'target_transform', None) is not None:
-        y = [label(i) for i in range(len(dataset))]
-    try: y = np.array([int(c) for c in y], dtype=np.int64)
-    except (TypeError, ValueError):
-        raise InputError(f"the labels of {type(dataset).__name__} should be one integer a picture") from None
-    if y.min() < -1:
-        raise InputError(f"the labels of {type(dataset).__name__} should be 0 or more, or -1 for none, not {y.min()}")
-    return y
-
-
-def _open_datasets(name: str, *datasets: Dataset) -> _Source:
-    "A data set, and another one to validate if there is one; `name`: what messages call the first"
-    for dataset in datasets:
-        if isinstance(dataset, (str, Path)) or not (hasattr(dataset, '__getitem__') and hasattr(dataset, '__len__')):
-            raise InputError(f"a {type(dataset).__name__} has no pictures to index: give a folder, "
-                             "a data set with len() and [i] (for both parts), or fastai DataLoaders")
-    splits = []
-    for dataset in datasets:
-        if not len(dataset): raise InputError(f"{type(dataset).__name__} is empty: there is no picture in it")
-        splits.append(Items(dataset, np.arange(len(dataset)), _dataset_labels(dataset)))
-    y, classes = splits[0].y, None
-    if y.max() >= 0: classes = [str(c) for c in getattr(datasets[0], 'classes', None) or range(y.max() + 1)]
-    for items, role in zip(splits, ('training', 'validation'), strict=False):
-        if items.y.max() >= len(classes or ()):
-            raise InputError(f"the {role} data {type(items.dataset).__name__} has label {items.y.max()}, "
-                             f"but training has {len(classes or ())} classes")
-    return _Source(splits[0], splits[1] if len(splits) > 1 else None, classes, name)
+def _open_digits(size: int, columns: Columns, unlabelled: bool) -> tuple[Part, Part]:
+    return tuple(replace(open_collection(_Digits(size, training), columns, unlabelled), name='digits')
+                 for training in (True, False))
 
 # --- which split, which labels
 
@@ -204,15 +175,16 @@ def _labels_file(path: Path, names: list[str]) -> np.ndarray:
     return chosen
 
 
-def _labeled(labels: None | str | Path | float | bool, pictures: Pictures, train: np.ndarray, seed: int) -> np.ndarray:
+def _labeled(labels: None | str | Path | float | bool, part: Part, train: np.ndarray, seed: int) -> np.ndarray:
     "bool, for each training picture: may training use its label? `train`: which of the pictures those are"
-    y = pictures.y[train]
+    y = part.y[train]
     if labels is None: return np.zeros(len(y), dtype=bool)
-    if pictures.y.max() < 0:
-        raise InputError(f"labels={labels} but the pictures have no labels: use class folders or labels=None")
+    if not part.classes or part.y.max() < 0:
+        reason = part.labels.reason or "the pictures have no labels: use class folders or labels=None"
+        raise InputError(f"labels={labels} but {reason}")
     if isinstance(labels, str) and labels == 'all' or labels is True: labels = 1.
     if isinstance(labels, (str, Path)):
-        return _labels_file(Path(labels).expanduser(), pictures.names)[train] & (y >= 0)
+        return _labels_file(Path(labels).expanduser(), part.pictures.names)[train] & (y >= 0)
     if not is_number(labels) or not 0 < labels <= 1:
         raise InputError(f"labels={labels} should be None, 'all', a fraction in (0, 1] or a file of names")
     return stratified(y, labels, (seed, 2))
@@ -236,20 +208,28 @@ def _all_labels(
 class _Settings:
     "The arguments of `image_dls`, checked, and with what depends on this machine filled in"
     size: int | None
-    bs: int
+    bs: int | None      # None: 256, or fewer where there are fewer pictures
     labels: None | str | Path | float | bool
-    valid: float | str | Path | Sequence | Dataset
+    valid: float | Any
     seed: int
     workers: int | None # processes that decode while the model trains
     memory: float
     strict: bool
     device: torch.device | str | None
     cache: None | bool | str | Path
+    unlabelled: bool
+    columns: Columns
+    tell: Callable[[str], None] # gets each note
     builders: int = field(init=False) # processes that decode, or look into shards, before that
+    fits: bool = field(init=False)    # does the batch become smaller where there are fewer pictures?
+    notes: list[str] = field(default_factory=list, init=False) # that were told
 
     def __post_init__(self):
+        self.fits = self.bs is None
+        if self.fits: self.bs = BATCH
         self._check()
         own = join_processes()
+        if self.fits: self.bs -= self.bs % world_size()
         if self.bs % world_size():
             raise InputError(f"bs={self.bs} cannot be divided among {world_size()} processes, "
                              f"choose a multiple of {world_size()}")
@@ -267,10 +247,24 @@ class _Settings:
         if not isinstance(self.cache, (type(None), bool, str, Path)) or self.cache == '':
             raise InputError(f"cache={self.cache!r} should be True, for a folder beside the pictures, "
                              "or another folder")
+        if self.unlabelled and self.labels is not None:
+            raise InputError(f"labels={self.labels} (--labels) asks for labels, and unlabelled (--unlabelled) leaves "
+                             "them out: give one of the two")
+
+    def note(self, sentence: str):
+        "Tell what is worth a note; of several processes the first does"
+        self.notes.append(sentence)
+        if not rank(): self.tell(sentence)
 
     def check_batch(self, n: int, source: str):
-        "The training split, of `n` pictures, must fill a batch"
+        "The training split, of `n` pictures, must fill a batch; where nobody has chosen its size, that of it fits"
         if self.bs <= n: return
+        if self.fits and n >= max(2, world_size()):
+            self.bs = n - n % world_size()
+            return
+        if self.fits:
+            raise InputError(f"{source} has {n} pictur{'es' if n != 1 else 'e'} to train on, and a picture needs "
+                             "others to be told from: give more")
         raise InputError(f"bs={self.bs} is larger than the training part of {source} ({n} pictures), "
                          "choose a smaller bs")
 
@@ -291,62 +285,157 @@ def _free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else psutil.virtual_memory().available
 
 
-def _sizes(splits: Sequence[Pictures | Shards], size: int | None) -> tuple[int, int]:
+def _sizes(parts: Sequence[Part], size: int | None) -> tuple[int, int]:
     "Side of what the model sees, and of the pictures in a batch"
-    common = common_size(splits)
+    common = common_size(part.pictures for part in parts)
     size = size or (common if common and common <= 256 else 224)
     return size, size if common == size else round(1.15 * size)
+
+# --- what judges
+
+@dataclass
+class _Judges:
+    "The pictures by which features are judged, and those among which their neighbours are looked for"
+    queries: Part | None = None # None: a share of the training pictures
+    bank: Part | None = None    # None: the training part
+
+    @property
+    def within(self) -> str:
+        "The name of the pictures that judge by themselves; '' where training's do"
+        return '' if self.bank is None else Path(self.bank.name).name
+
+
+def _open_any(
+    source: Any, # folder, list, table, data set or 'digits'
+    columns: Columns,
+    size: int | None,        # side of the square the model will see
+    unlabelled: bool = False, # are its labels left alone?
+    held: bool = True,       # is a validation split wanted?
+) -> tuple[Part, Part | None]:
+    "Pictures that can be read in any order, and those of their own validation split, where they have one"
+    if isinstance(source, str) and source in SOURCES:
+        train, test = _open_digits(size or 32, columns, unlabelled)
+        return train, test if held else None
+    if isinstance(source, (str, Path)) and not is_table(source):
+        columns.refuse(f"the folder '{source}'")
+        return _open_folder(source, unlabelled, held)
+    return open_collection(source, columns, unlabelled), None
+
+
+def _judges(train: Part, held: Part | None, settings: _Settings) -> _Judges:
+    "What judges the features of training; `held`: what its source has for that"
+    valid = settings.valid
+    if held is not None: return _fitting(train, [held], settings)
+    if is_number(valid): return _Judges()
+    if isinstance(valid, tuple) and len(valid) == 2 and not are_labelled(valid):
+        return _pair(*(_open_judge(source, settings)[0] for source in valid))
+    return _fitting(train, _open_judge(valid, settings), settings)
+
+
+def _open_judge(source: Any, settings: _Settings) -> list[Part]:
+    "The pictures of a source that is to judge, or its training and its validation split"
+    if isinstance(source, (str, Path)) and not is_table(source) and source not in SOURCES:
+        if paths := shard_paths(source): return [_shards_part(paths, settings, str(source))]
+        if not Path(source).expanduser().is_dir(): raise MissingPath(f"there is no validation folder '{source}'")
+    if are_shards(source): return [_shards_part(shard_paths(source), settings, f'{len(source)} shards')]
+    parts = _open_any(source, replace(settings.columns, strict=False), settings.size)
+    return [part for part in parts if part is not None]
+
+
+def _fitting(train: Part, parts: list[Part], settings: _Settings) -> _Judges:
+    "One part with training's classes is judged by training's pictures, and one with others by some of its own"
+    if len(parts) == 2: return _pair(*parts)
+    part, = parts
+    same = part.renumbered(train)
+    if not part.classes: return _Judges(part)
+    if same is not None: return _Judges(same)
+    if train.classes and not part.labels.named and not train.origin:
+        raise InputError(f"the validation data {part.name} has label {part.y.max()}, but training has "
+                         f"{len(train.classes)} classes: give valid=(bank, queries) if it has classes of its own")
+    if isinstance(part.pictures, Shards): return _pair(*_split_shards(part, WITHIN, settings.seed))
+    # as where the part itself is given, so that numbers are the same
+    chosen = stratified(part.y, WITHIN, (settings.seed, 1), leave=1)
+    if not chosen.any() and is_number(settings.valid): return _Judges(without_labels(part.pictures, part.name))
+    return _pair(part.subset(np.flatnonzero(~chosen)), part.subset(np.flatnonzero(chosen)))
+
+
+def _pair(bank: Part, queries: Part) -> _Judges:
+    "Neighbours in one part judge the pictures of another"
+    for part in (bank, queries):
+        if part.classes and (part.y >= 0).any(): continue
+        reason = part.labels.reason or f"'{part.name}' has no labels to judge by"
+        raise InputError(f"valid: {reason}; give pictures with classes, two of each at least")
+    same = queries.renumbered(bank)
+    if same is not None: return _Judges(same, bank)
+    raise InputError(f"'{queries.name}' has classes that '{bank.name}' lacks, so that none of its pictures would be "
+                     "found: give both parts of valid the same classes")
 
 # --- loaders of pictures
 
 @dataclass
 class _Split:
-    "The pictures that train, or those that validate"
-    pictures: Pictures
-    labeled: np.ndarray # bool [N]: may its label be used?
-    rows: np.ndarray    # int64 [N], where they stand in a store
-    training: bool
+    "The pictures that train, that judge, or among which neighbours are looked for"
+    listed: Part        # the pictures of the place that they come from
+    rows: np.ndarray | None   # int64 [N], which of these they are; None: all
+    labeled: np.ndarray | None = None # bool [N]: may training use its label? None: this is not to train on
+
+    def __post_init__(self):
+        self.part = self.listed if self.rows is None else self.listed.subset(self.rows)
+
+    @property
+    def training(self) -> bool: return self.labeled is not None
+    @property
+    def sharded(self) -> bool: return isinstance(self.part.pictures, Shards)
 
 
-def _split(source: _Source, settings: _Settings) -> tuple[_Split, _Split]:
-    "Training and validation pictures, a share of every class where the source has no validation split of its own"
-    listed, valid = source.train, source.valid
-    chosen = np.zeros(len(listed), dtype=bool)
-    if valid is None and source.classes and settings.valid:
-        chosen = stratified(listed.y, settings.valid, (settings.seed, 1), leave=1)
-    kept, rows = np.flatnonzero(~chosen), np.flatnonzero(chosen)
-    train = listed.subset(kept) if len(rows) else listed
-    if valid is None: valid = listed.subset(rows)
-    else: rows = np.arange(len(valid))
-    labeled = _labeled(settings.labels, listed, kept, settings.seed)
-    return _Split(train, labeled, kept, training=True), _Split(valid, valid.y >= 0, rows, training=False)
+def _splits(train: Part, judges: _Judges, settings: _Settings) -> list[_Split]:
+    """Training, validation, and the bank where that is none of training
+
+    Without a validation split a share of every class is set aside; of shards a share of them was."""
+    chosen = np.zeros(0 if isinstance(train.pictures, Shards) else len(train), dtype=bool)
+    if judges.queries is None and train.classes and settings.valid:
+        chosen = stratified(train.y, settings.valid, (settings.seed, 1), leave=1)
+    kept = np.flatnonzero(~chosen)
+    if isinstance(train.pictures, Shards): first = _Split(train, None, _shard_labels(train, settings))
+    else:
+        labeled = _labeled(settings.labels, train, kept, settings.seed)
+        first = _Split(train, kept if chosen.any() else None, labeled)
+    if judges.queries is None: return [first, _Split(train, np.flatnonzero(chosen))]
+    return [first, *(_Split(part, None) for part in (judges.queries, judges.bank) if part is not None)]
 
 
-def _open_stores(source: _Source, side: int, settings: _Settings) -> list[tuple[torch.Tensor, dict[int, str]] | None]:
-    "The store of each split, where there is to be one; of all pictures of a folder, so that it does for any split"
-    def opened(pictures: Pictures, name: str):
-        path = store_path(settings.cache, source.name, name, side)
-        return open_store(pictures, side, path, settings.builders, settings.strict)
-    if not settings.cache: return [None, None]
-    if source.valid is None: return [opened(source.train, 'all')] * 2
-    return [opened(source.train, 'train'), opened(source.valid, 'valid')]
+def _stores(
+    splits: list[_Split],
+    judges: _Judges,
+    source: str,      # beside which they lie
+    sides: list[int], # of the stored pictures
+    settings: _Settings,
+) -> list[tuple[torch.Tensor, dict[int, str]] | None]: # pixels and failures; None: there is no store
+    "The store of each split, where there is to be one; of all pictures of its place, so that it does for any split"
+    def opened(split, name, side):
+        if not settings.cache or not isinstance(split.listed.pictures, Files): return None
+        path = store_path(settings.cache, source, name, side)
+        return open_store(split.listed.pictures, side, path, settings.builders, settings.strict)
+    if judges.queries is None: return [opened(splits[0], 'all', sides[0])] * 2
+    return [opened(*each) for each in zip(splits, ('train', 'valid', 'bank'), sides)]
 
 
 def _make_loader(
     split: _Split,
-    classes: list[str] | None,
-    store: tuple[torch.Tensor, dict[int, str]] | None, # pixels and failures of all that were listed
+    store: tuple[torch.Tensor, dict[int, str]] | None, # see `_stores`
     side: int,      # of the pictures in a batch
     resident: bool, # do they fit in the device's memory?
     settings: _Settings,
 ) -> ImageLoader:
-    pictures, device = split.pictures, settings.device
+    if split.sharded: return _shard_loader(split, side, settings)
+    pictures, labels, device = split.part.pictures, split.part.labels, settings.device
     good, failed = np.ones(len(pictures), dtype=bool), {}
     if store:
         pixels, broken = store
-        good = ~np.isin(split.rows, list(broken))
-        failed = {pictures.shown(i): broken[split.rows[i]] for i in np.flatnonzero(~good)}
-        rows = torch.from_numpy(split.rows[good])
+        rows = np.arange(len(pictures)) if split.rows is None else split.rows
+        good = ~np.isin(rows, list(broken))
+        failed = {pictures.shown(i): broken[rows[i]] for i in np.flatnonzero(~good)}
+        rows = torch.from_numpy(rows[good])
         # a CPU's memory would hold the mapped pages a second time
         if resident and device.type == 'cuda': make = partial(ResidentLoader, load_rows(pixels, rows, device))
         else: make = partial(MappedLoader, pixels, rows)
@@ -354,76 +443,126 @@ def _make_loader(
         images, good, failed = decode_all(pictures, side, device, settings.strict)
         make = partial(ResidentLoader, images)
     else: make = partial(StreamingLoader, PictureStream(pictures, side), settings.workers, settings.strict)
-    data = ImageData([pictures.names[i] for i in np.flatnonzero(good)], torch.from_numpy(pictures.y[good]),
-                     torch.from_numpy(split.labeled[good]), classes, failed)
+    labeled = split.labeled if split.training else labels.y >= 0
+    data = ImageData([pictures.names[i] for i in np.flatnonzero(good)], torch.from_numpy(labels.y[good]),
+                     torch.from_numpy(labeled[good]), labels.classes, failed, labels.reason)
     if failed and not len(data): raise InputError(f"no picture could be decoded: {first_ten(failed.items())}")
     return make(data, settings.bs, device, training=split.training, seed=settings.seed)
 
 
-def _picture_loaders(source: _Source, settings: _Settings) -> ImageLoaders:
-    "Loaders of pictures that can be read in any order"
-    splits = _split(source, settings)
-    train, valid = (split.pictures for split in splits)
-    settings.check_batch(len(train), source.name)
-    size, side = _sizes((train, valid), settings.size)
+def _sides(splits: list[_Split], within: bool, settings: _Settings) -> tuple[int, list[int]]:
+    "Side of what the model sees, and of the pictures of each split; those that judge by themselves have their own"
+    parts = [split.part for split in splits]
+    size, side = _sizes(parts[:1] if within else parts, settings.size)
+    other = _sizes(parts[1:], size)[1] if within else side
+    return size, [side, *[other] * (len(parts) - 1)]
+
+
+def _load(train: Part, judges: _Judges, settings: _Settings) -> ImageLoaders:
+    "Loaders of training pictures and of those that judge"
+    splits = _splits(train, judges, settings)
+    settings.check_batch(len(splits[0].part), train.name)
+    _tell(train, judges, settings)
+    size, sides = _sides(splits, judges.bank is not None, settings)
     copies = local_world_size() if settings.device.type == 'cpu' else 1
-    need = (len(train) + len(valid)) * 3 * side * side * copies
+    need = sum(len(split.part) * 3 * side**2 for split, side in zip(splits, sides) if not split.sharded) * copies
     resident = need <= settings.memory * _free_memory(settings.device)
-    loaders = [_make_loader(split, source.classes, store, side, resident, settings)
-               for split, store in zip(splits, _open_stores(source, side, settings), strict=True)]
-    settings.check_batch(len(loaders[0].data), source.name)  # what could not be decoded is left out
-    return ImageLoaders(*loaders, size=size, source=source.name)
+    stores = _stores(splits, judges, train.name, sides, settings)
+    loaders = [_make_loader(*each, resident, settings) for each in zip(splits, stores, sides, strict=True)]
+    settings.check_batch(len(loaders[0].data), train.name)  # what could not be decoded is left out
+    for loader in loaders: loader.bs = settings.bs
+    if settings.fits and settings.bs < BATCH - BATCH % world_size():
+        settings.note(f"a batch has {settings.bs} pictures, as there are {len(loaders[0].data)} to train on")
+    return ImageLoaders(*loaders, size=size, source=train.name, within=judges.within, notes=settings.notes)
+
+
+def _tell(train: Part, judges: _Judges, settings: _Settings):
+    "Say what was taken for classes, and what judges, before anything is set aside or decoded"
+    if train.origin and train.classes: settings.note(f"{_classes(train)} from {train.origin}: {_some(train.classes)}")
+    if train.labels.reason: settings.note(f"{train.labels.reason}; training needs none")
+    if judges.bank is not None:
+        settings.note(f"judged within {judges.within}: {_classes(judges.bank)}, {len(judges.queries):,} pictures by "
+                      f"their neighbours among {len(judges.bank):,}")
+    elif judges.queries is not None and judges.queries.labels.reason:
+        settings.note(f"{judges.queries.labels.reason}; features are not judged by them")
+
+
+def _classes(part: Part) -> str: return f"{len(part.classes):,} class{'es' if len(part.classes) > 1 else ''}"
+
+
+def _some(names: list[str]) -> str: return ', '.join(names[:10]) + (', …' if len(names) > 10 else '')
+
+
+def _aloud(note: str): print(note, flush=True)  # where the learner says what it is going to do
+
 
 # --- loaders of shards
 
-def _open_shards(source: Any, settings: _Settings) -> _Source | None:
-    "None: the source is none of shards"
-    valid, workers = settings.valid, settings.builders
+def _open_shards(source: Any, settings: _Settings) -> tuple[Part, Part | None] | None:
+    "The pictures of shards, and those of their validation split; None: the source is none of shards"
     root = Path(source).expanduser() if isinstance(source, (str, Path)) else None
+    if root is None and not are_shards(source): return None
     nested = root is not None and (root/'train').is_dir()
     paths = shard_paths(root/'train' if nested else source)
     if not paths: return None
     if root is not None and root.is_dir() and find_pictures(root): return None  # an archive beside what was in it
-    held = valid
-    if is_number(valid): held = _valid_folder(root) if nested else None
-    name = f'{len(source)} shards' if root is None else str(source)
-    train = Shards(paths, workers)
-    top = int(train.labels().max())
-    classes = [str(c) for c in range(top + 1)] if top >= 0 else None
-    if held is None:
-        train, held = _split_shards(train, valid if classes else 0, settings.seed)
-        return _Source(train, held, classes, name)
-    if not (paths := shard_paths(held)):
-        raise InputError(f"valid={held} names no shards: give .tar files, or a folder of them")
-    held = Shards(paths, workers)
-    if held.labels().max() > top:
-        raise InputError(f"the validation shards have class {held.labels().max()}, but training has {top + 1} classes")
-    return _Source(train, held, classes, name)
+    settings.columns.refuse("shards")
+    valid, train = settings.valid, _shards_part(paths, settings, str(source) if root else f'{len(source)} shards')
+    if settings.unlabelled: train = without_labels(train.pictures, train.name)
+    if is_number(valid):
+        beside = _valid_folder(root) if nested else None
+        if beside is None: return _split_shards(train, valid if train.classes else 0, settings.seed)
+        valid = beside
+    elif not isinstance(valid, (str, Path)) and not are_shards(valid) or isinstance(valid, tuple): return train, None
+    elif isinstance(valid, (str, Path)) and not shard_paths(valid):
+        if Path(valid).expanduser().exists(): return train, None  # other pictures judge
+        raise InputError(f"valid={valid} names no shards, and no folder of pictures: give .tar files, or a folder")
+    if not (paths := shard_paths(valid)):
+        raise InputError(f"valid={valid} names no shards: give .tar files, or a folder of them")
+    held = _shards_part(paths, settings, str(valid))
+    if train.classes and len(held.classes or ()) > len(train.classes):
+        raise InputError(f"the validation shards have class {held.y.max()}, but training has "
+                         f"{len(train.classes)} classes")
+    return train, held
 
 
-def _split_shards(shards: Shards, share: float, seed: int) -> tuple[Shards, Shards]:
+def _shards_part(paths: list[Path], settings: _Settings, name: str) -> Part:
+    "The pictures of shards, whose classes have no names"
+    shards = Shards(paths, settings.builders)
+    y = shards.labels().numpy()
+    top = int(y.max())
+    return Part(shards, Labels(y, [str(c) for c in range(top + 1)] if top >= 0 else None), name)
+
+
+def _split_shards(part: Part, share: float, seed: int) -> tuple[Part, Part]:
     "A share of whole shards validates: at least one, and not all"
+    shards = part.pictures
     n = min(max(1, round(share * len(shards.paths))), len(shards.paths) - 1) if share else 0
     chosen = np.zeros(len(shards.paths), dtype=bool)
     chosen[np.random.default_rng((seed, 1)).permutation(len(chosen))[:n]] = True
-    return shards.subset(np.flatnonzero(~chosen)), shards.subset(np.flatnonzero(chosen))
+    train, held = (shards.subset(np.flatnonzero(some)) for some in (~chosen, chosen))
+    if not part.classes: return without_labels(train, part.name), without_labels(held, part.name)
+    return tuple(replace(part, pictures=some, labels=replace(part.labels, y=some.labels().numpy()))
+                 for some in (train, held))
 
 
-def _shard_loaders(source: _Source, settings: _Settings) -> ImageLoaders:
-    "Loaders that read shards from front to back"
-    all_labels = _all_labels(settings.labels, source.classes,
+def _shard_labels(train: Part, settings: _Settings) -> np.ndarray:
+    "bool [N]: may training use its label? That of all, or of none"
+    known = _all_labels(settings.labels, train.classes,
         "does not work with shards, whose pictures are not chosen one by one: give None or 'all'",
         "but the shards have no labels: put a .cls file beside each picture in them")
-    settings.check_batch(len(source.train), source.name)
-    size, side = _sizes((source.train, source.valid), settings.size)
-    loaders = []
-    for shards, training in ((source.train, True), (source.valid, False)):
-        y = shards.labels()
-        labeled = y >= 0 if all_labels or not training else torch.tensor(False).expand(len(y))
-        data = ImageData(range(len(y)), y, labeled, source.classes)
-        loaders.append(ShardLoader(shards, side, settings.workers, settings.strict, data, settings.bs, settings.device,
-                                   training=training, seed=settings.seed))
-    return ImageLoaders(*loaders, size=size, source=source.name)
+    return train.y >= 0 if known else np.broadcast_to(False, len(train))
+
+
+def _shard_loader(split: _Split, side: int, settings: _Settings) -> ShardLoader:
+    "A loader that reads shards from front to back"
+    part = split.part
+    labeled = split.labeled if split.training else part.y >= 0
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # one value that stands for all may not be written to: that is meant
+        data = ImageData(range(len(part)), torch.from_numpy(part.y), torch.from_numpy(labeled), part.classes)
+    return ShardLoader(part.pictures, side, settings.workers, settings.strict, data, settings.bs, settings.device,
+                       training=split.training, seed=settings.seed)
 
 # --- loaders of fastai's
 
@@ -447,18 +586,35 @@ def _check_fastai_batch(x: torch.Tensor):
                          "but views need them in [0, 1]")
 
 
+def _fastai_labels(dl: TfmdDL) -> torch.Tensor | None:
+    "int64 [N]; None: they are not one class a picture"
+    try: return torch.tensor([int(c) for c in dl.dataset.tls[1]], dtype=torch.int64)
+    except (TypeError, ValueError, AttributeError, RuntimeError): return None
+
+
 def _fastai_data(dl: TfmdDL, classes: list[str] | None, labeled: bool) -> ImageData:
     items = getattr(dl.dataset, 'items', range(len(dl.dataset)))
-    try: y = torch.tensor([int(c) for c in dl.dataset.tls[1]] if classes else [-1] * len(items), dtype=torch.int64)
-    except (TypeError, ValueError, AttributeError):
-        raise InputError("the labels of the DataLoaders should be one class a picture") from None
+    y = _fastai_labels(dl) if classes else torch.full((len(items),), -1)
     return ImageData([str(i) for i in items], y, torch.full((len(y),), labeled), classes)
+
+
+def _fastai_classes(dls: DataLoaders, settings: _Settings) -> list[str] | None:
+    "Their names, where labels are one class a picture; None: training does without"
+    if settings.unlabelled or not hasattr(dls, 'vocab'): return None
+    if all(_fastai_labels(dl) is not None for dl in dls.loaders[:2]): return [str(c) for c in dls.vocab]
+    reason = "the labels of the DataLoaders are not one class a picture"
+    if settings.labels is not None: raise InputError(f"labels={settings.labels} but {reason}")
+    settings.note(f"{reason}; training needs none")
+    return None
 
 
 def _fastai_loaders(dls: DataLoaders, settings: _Settings) -> ImageLoaders:
     "fastai's `DataLoaders` as ours"
     _check_fastai(dls)
-    classes = [str(c) for c in dls.vocab] if hasattr(dls, 'vocab') else None
+    settings.columns.refuse("fastai DataLoaders")
+    if not is_number(settings.valid):
+        raise InputError("fastai DataLoaders have a validation part of their own: leave valid out")
+    classes = _fastai_classes(dls, settings)
     labeled = _all_labels(settings.labels, classes,
         "does not work with fastai DataLoaders, which offer None or 'all': give the folder instead",
         "but the DataLoaders have no classes")
@@ -470,40 +626,44 @@ def _fastai_loaders(dls: DataLoaders, settings: _Settings) -> ImageLoaders:
     if len(loaders) < 2: loaders.append(empty_loader(loaders[0]))
     x = loaders[0].one_batch()[0]
     _check_fastai_batch(x)
-    return ImageLoaders(*loaders, size=settings.size or min(x.shape[-2:]), source='fastai DataLoaders')
+    return ImageLoaders(*loaders, size=settings.size or min(x.shape[-2:]), source='fastai DataLoaders',
+                        notes=settings.notes)
 
 # --- all together
 
-def _open(source: Any, valid: Any, size: int | None) -> _Source:
-    "A source of pictures that can be read in any order"
-    if isinstance(source, str) and source in SOURCES: return _open_digits(size or 32, valid)
-    if isinstance(source, (str, Path)): return _open_path(source, valid)
-    datasets = (source,) if is_number(valid) else (source, valid)
-    return _open_datasets(type(source).__name__, *datasets)
-
-
 def image_dls(
-    source: str | Path | Sequence | Dataset | DataLoaders, # where the pictures are, see below
+    source: Any,                # where the pictures are, see below
     size: int | None = None,    # side of the square the model will see; None: the pictures' own if clear, else 224
-    bs: int = 256,              # pictures a batch, 2 or more; of all processes together, where several train
+    bs: int | None = None,      # pictures a batch, 2 or more, of all processes together; None: 256, or what there is
     labels: None | str | Path | float | bool = None, # training may know: None, 'all', a share, or those in a file
-    valid: float | str | Path | Sequence | Dataset = 0.2, # a share in [0, 1); or a folder, shards or data set
+    valid: float | Any = 0.2,   # a share in [0, 1); or a source of its own, or two: (bank, queries), see below
     seed: int = 0,              # of the split, the choice of labels and the shuffle, 0 or more
     workers: int | None = None, # processes that decode when streaming, of each that trains; None: its cores, at most 8
     memory: float = 0.25,       # share of the device's free memory, in (0, 1], that resident pictures may fill
     strict: bool = False,       # is a picture that cannot be decoded an error?
     device: str | torch.device | None = None, # where the batches go; None: the GPU if there is one
-    cache: None | bool | str | Path = None, # keep a folder's pictures decoded in this one; True: NAME.cache beside it
+    cache: None | bool | str | Path = None, # keep files' pictures decoded in this folder; True: NAME.cache beside them
+    unlabelled: bool = False,   # leave labels alone, and take a folder as it is: loose pictures and nested ones
+    column: str | None = None,  # of a table or of items that are dicts: where the pictures are; None: a usual name
+    label_column: str | None = None, # and their labels; None: label, class or target, if there is one
+    tell: Callable[[str], None] | None = None, # gets what is worth a note, a sentence each; None: it is printed
 ) -> ImageLoaders:              # batches `(uint8 [bs, 3, R, R], int64 [bs])`; `classes`, `size`, `source`, `report()`
     """`DataLoaders` of pictures for contrastive training; whatever cannot work is an `InputError` (`MissingPath`)
 
-    `source`: a folder, shards ('shards/{000..146}.tar', a list or folder of such), a torchvision-style data set, fastai
-    `DataLoaders`, or 'digits'. A share as `valid` counts only for a source with classes and no validation split."""
-    settings = _Settings(size, bs, labels, valid, seed, workers, memory, strict, device, cache)
-    shards = None if isinstance(source, (DataLoaders, Dataset)) else _open_shards(source, settings)
+    `source`: a folder, a list of paths, a CSV file or data frame of paths, shards ('shards/{000..146}.tar', a list or
+    folder of such), a torchvision or Hugging Face data set or what is indexed like one, an array or tensor of pictures,
+    a tuple of an array or list and its labels, fastai `DataLoaders`, or 'digits'.
+
+    `valid`: a share counts only for a source with classes and no validation split. A source whose classes are not
+    training's is judged within itself: kNN and probes learn from its train/, or from four fifths of it, and are tested
+    on the rest; of (bank, queries) they learn from the first and are tested on the second. What a data set itself
+    raises is not an `InputError`: it is passed on."""
+    settings = _Settings(size, bs, labels, valid, seed, workers, memory, strict, device, cache, unlabelled,
+                         Columns(column, label_column), tell or _aloud)
+    if isinstance(source, DataLoaders): return _fastai_loaders(source, settings)
+    shards = None if isinstance(source, Dataset) or is_table(source) else _open_shards(source, settings)
     if cache and (shards or not isinstance(source, (str, Path)) or source in SOURCES):
         raise InputError(f"cache={cache} keeps a folder of pictures decoded, and the source is none: "
                          "leave cache (--cache) out")
-    if isinstance(source, DataLoaders): return _fastai_loaders(source, settings)
-    if shards: return _shard_loaders(shards, settings)
-    return _picture_loaders(_open(source, valid, size), settings)
+    train, held = shards or _open_any(source, settings.columns, size, unlabelled, held=is_number(valid))
+    return _load(train, _judges(train, held, settings), settings)

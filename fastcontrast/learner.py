@@ -274,19 +274,17 @@ class ContrastiveLearner(Learner):
         return extract_features(self.model.encoder, pictures, self.dls.size, self.mean, self.std, self.precision)
 
     def _features(self, measure: str):
-        if not self.dls.classes:
-            raise InputError(f"{measure} needs labels, and the pictures of '{self.dls.source}' have none: give a "
-                             "folder of class folders.")
+        if reason := self.dls.unjudged(): raise InputError(f"{measure} needs labels, and {reason}.")
         if not len(self.dls.valid):
             raise InputError(f"{measure} needs a validation part, and '{self.dls.source}' has none: give "
                              "image_dls(valid=…).")
-        return *self.embed(self.dls.train), *self.embed(self.dls.valid)
+        return *self.embed(self.dls.bank), *self.embed(self.dls.valid)
 
     def knn(self,
         k: int | None = None, # neighbours that vote (None: see `knn_accuracy`)
         temp: float = 0.1, # temperature of their votes
     ) -> float:            # accuracy in [0, 1]
-        "Accuracy of a kNN classifier on the validation part, with all training labels (see `knn_accuracy`)"
+        "Accuracy of a kNN classifier on the validation part, with all labels of `dls.bank` (see `knn_accuracy`)"
         return knn_accuracy(*self._features('kNN'), k=k, temp=temp)
 
     def get_preds(self, *args, **kwargs):

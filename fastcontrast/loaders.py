@@ -35,6 +35,7 @@ class ImageData:
     labeled: torch.Tensor    # bool [N]: may training use the label?
     classes: list[str] | None # None: unlabelled
     failed: dict[str, str] = field(default_factory=dict) # pictures that could not be decoded, and why
+    reason: str = ''         # why the labels that the source has are no classes; '' if they are, or there are none
     def __len__(self): return len(self.names)
 
 
@@ -519,22 +520,39 @@ class FastaiLoader(ImageLoader):
 # --- both splits, and batches by class
 
 class ImageLoaders(DataLoaders):
-    "fastai `DataLoaders` of a training and a validation `ImageLoader`; the second may be empty (length 0)"
+    """fastai `DataLoaders` of a training and a validation `ImageLoader`; the second may be empty (length 0)
+
+    `bank` is the loader of the pictures among which kNN looks for neighbours of the validation pictures, and from which
+    probes learn: the training part, unless other pictures judge the features by themselves. Then `within` is their
+    name, and their classes are those of `bank` and `valid`, and not training's `classes`."""
     n_inp = 1
     def __init__(self,
         train: ImageLoader,
         valid: ImageLoader,
-        size: int,   # side of the square the model will see
-        source: str, # where the pictures come from, for the reader
+        bank: ImageLoader | None = None, # None: the training part
+        *,
+        size: int,       # side of the square the model will see
+        source: str,     # where the pictures come from, for the reader
+        within: str = '', # the same of those that judge by themselves
+        notes: Iterable[str] = (), # what was said of the source when it was opened
     ):
-        super().__init__(train, valid, device=train.device)
-        self.size, self.source, self.classes = size, source, train.data.classes
+        super().__init__(train, valid, *([] if bank is None else [bank]), device=train.device)
+        self.size, self.source, self.within, self.notes = size, source, within, list(notes)
+        self.classes = train.data.classes
+
+    @property
+    def bank(self) -> ImageLoader: return self.loaders[2] if len(self.loaders) > 2 else self.loaders[0]
+
+    def unjudged(self) -> str:
+        "'' or why these pictures can't judge features, as the end of a sentence that says what to do"
+        if self.bank.data.classes: return ''
+        return self.bank.data.reason or f"the pictures of '{self.source}' have none: give a folder of class folders"
 
     def report(self) -> str:
         "'' or a sentence about the pictures that could not be decoded (so far, where they are streamed)"
-        failed = [*self.train.data.failed.items(), *self.valid.data.failed.items()]
+        failed = [item for loader in self.loaders for item in loader.data.failed.items()]
         if not failed: return ''
-        n = len(self.train.data) + len(self.valid.data)
+        n = sum(len(loader.data) for loader in self.loaders)
         if self.train.streaming: fate = "the next picture stands in for each"
         else: n, fate = n + len(failed), "they are left out"
         return f"{len(failed):,} of {n:,} pictures could not be decoded, {fate}: {first_ten(failed)}."
@@ -582,7 +600,8 @@ class StratifiedLoader:
         labeled = torch.from_numpy(np.flatnonzero(data.labeled & (data.y >= 0)))
         if len(labeled): return labeled[data.y[labeled].argsort(stable=True)]
         raise InputError("there is no label that training may use: give labels (--labels) a share like 0.1, 'all' "
-                         "or a file of names" if data.classes else "the pictures have no labels: use class folders")
+                         "or a file of names" if data.classes else
+                         data.reason or "the pictures have no labels: use class folders")
 
     def _check_classes(self, names: list[str], classes_per_batch: int | None):
         "Are there classes enough, each of two pictures or more?"

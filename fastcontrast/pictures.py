@@ -3,6 +3,7 @@
 Docs: https://fastcontrast.github.io/fastcontrast/pictures.html.md"""
 import functools
 import hashlib
+import io
 import os
 import sys
 import time
@@ -153,35 +154,86 @@ class Files(Pictures):
 
 
 class Items(Pictures):
-    "Some items of a data set, named by their numbers: `dataset[i]` is a picture, or a tuple that begins with one"
+    """Some items of a data set, named by their numbers
+
+    `dataset[i]` is a picture, a tuple that begins with one, or a dict: a PIL picture, or an array or tensor `[H, W]`,
+    `[H, W, C]` or `[C, H, W]` of bytes or of floats in [0, 1], with `C` 1 or 3.
+    What the data set itself raises is the user's to see, but for pictures that can't be read: see `skipped`."""
     def __init__(self,
         dataset: Dataset,    # in torchvision's sense
         indices: np.ndarray, # int64 [N], which of its items
         y: np.ndarray,       # int64 [N], their classes; -1: none
+        column: str | None = None, # where the pictures are in items that are dicts
     ):
         super().__init__([str(i) for i in indices], y)
-        self.dataset, self.indices = dataset, indices
+        self.dataset, self.indices, self.column = dataset, indices, column
 
     def shown(self, i): return f"item {self.indices[i]} of {type(self.dataset).__name__}"
-    def subset(self, indices): return Items(self.dataset, self.indices[indices], self.y[indices])
+    def subset(self, indices): return Items(self.dataset, self.indices[indices], self.y[indices], self.column)
     def size(self, i): return self._picture(i).size
     def pixels(self, i, side): return square_pixels(self._picture(i), side)
 
+    def _content(self, i: int) -> Any:
+        "What the data set has as picture `i`"
+        try:
+            item = self.dataset[int(self.indices[i])]
+            if self.column is not None: return item[self.column]
+        except Exception as e:
+            if not skipped(e):
+                e.add_note(f"(raised by {self.shown(i)})")
+                e.of_data_set = True  # for `attempt`
+            raise
+        return item[0] if isinstance(item, (tuple, list)) and item else item
+
     def _picture(self, i: int) -> Image.Image:
-        item = self.dataset[int(self.indices[i])]
-        x = item[0] if isinstance(item, (tuple, list)) else item
+        x = self._content(i)
         if isinstance(x, Image.Image): return x
-        if not isinstance(x, torch.Tensor) or x.ndim != 3 or x.shape[0] not in (1, 3):
-            raise InputError(f"{self.shown(i)} should begin with a PIL picture or a tensor [3, H, W] or [1, H, W], "
-                             f"not {list(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__}")
-        if x.is_floating_point():
-            if x.min() < 0 or x.max() > 1:
-                raise InputError(f"{self.shown(i)} has values outside [0, 1]: remove Normalize from its transforms, "
-                                 "views need pictures in [0, 1]")
-            x = (x * 255).round().to(torch.uint8)
-        if x.dtype != torch.uint8:
+        if isinstance(x, dict) and x.get('bytes'): return open_picture(io.BytesIO(x['bytes']))  # Hugging Face's files
+        return Image.fromarray(self._bytes(x, i))
+
+    def _bytes(self, x: Any, i: int) -> np.ndarray:
+        "An array or tensor as uint8 [H, W, 3]. What values and channels a picture may have is decided here"
+        axis = channel_axis(x)
+        if axis is None:
+            raise InputError(f"{self.shown(i)} should begin with a PIL picture, or an array or tensor [H, W], "
+                             f"[H, W, 3] or [3, H, W], not {list(getattr(x, 'shape', ())) or type(x).__name__}")
+        if isinstance(x, torch.Tensor): x = (x.float() if x.dtype == torch.bfloat16 else x).detach().cpu().numpy()
+        x = x[..., None] if x.ndim == 2 else np.moveaxis(x, axis, -1)
+        if x.dtype.kind == 'f': x = self._scaled(x, i)
+        if x.dtype != np.uint8:
             raise InputError(f"{self.shown(i)} should be uint8 or float in [0, 1], not {x.dtype}")
-        return Image.fromarray(x.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+        return np.ascontiguousarray(np.broadcast_to(x, (*x.shape[:2], 3)))
+
+    def _scaled(self, x: np.ndarray, i: int) -> np.ndarray:
+        "Floats in [0, 1] as bytes"
+        if np.isnan(x).any(): raise InputError(f"{self.shown(i)} holds NaN, which is no value of a pixel: mend it")
+        if x.min() < 0 or x.max() > 1:
+            raise InputError(f"{self.shown(i)} has values outside [0, 1]: remove Normalize from its transforms, "
+                             "views need pictures in [0, 1]")
+        return np.rint(x * np.float32(255)).astype(np.uint8)
+
+
+def channel_axis(
+    x: Any,            # [H, W], or [H, W, C] or [C, H, W] with C of 1 or 3
+    batch: bool = False, # or [N, …] of such?
+) -> int | None:       # counted from the end; None: these are no pictures
+    "Where the channels of a picture are: where both could be meant a tensor has them first, and an array last"
+    if not isinstance(x, (np.ndarray, torch.Tensor)): return None
+    shape = x.shape[1:] if batch else x.shape
+    if len(shape) == 2: return -1
+    order = (-3, -1) if isinstance(x, torch.Tensor) else (-1, -3)
+    return next((axis for axis in order if len(shape) == 3 and shape[axis] in (1, 3)), None)
+
+
+def skipped(
+    e: Exception, # raised by an item of a data set
+) -> bool:
+    """Is a picture that can't be read the cause, rather than an error of the program?
+
+    So it is with the system's errors, and with what is raised inside a decoder, Pillow's or torchvision's."""
+    frames, trace = [], e.__traceback__
+    while trace is not None: frames, trace = [*frames, trace.tb_frame.f_globals.get('__name__', '')], trace.tb_next
+    return isinstance(e, OSError) or any(name.startswith(('PIL.', 'torchvision.io.')) for name in frames)
 
 # --- those that cannot be decoded
 
@@ -194,6 +246,7 @@ def attempt(
     except InputError: raise
     except UnidentifiedImageError: return None, 'not a picture'
     except Exception as e:  # codecs raise anything: OSError, SyntaxError, struct.error, DecompressionBombError, …
+        if getattr(e, 'of_data_set', False): raise  # see `Items`
         return None, (getattr(e, 'strerror', None) or str(e) or type(e).__name__).rstrip('.')
 
 

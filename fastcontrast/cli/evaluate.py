@@ -1,11 +1,10 @@
 """`fastcontrast eval`: judge an encoder by pictures with labels."""
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from typer import Argument, Option
 
 from ..core import InputError
-from .inputs import encoder_file, read_pictures, split_of, tell_undecodable
+from .inputs import encoder_file, read_pictures, split_of, tell_notes, tell_undecodable
 from .judging import features, file_embedder, judge, results_table, unjudged
 from .output import console, out_file, save_json
 from .settings import number_or_name
@@ -15,11 +14,17 @@ from .verbs import verb
 @verb(30, "fastcontrast eval runs/simclr-resnet18-pictures pictures", name='eval')
 def evaluate(
     encoder: Annotated[str, Argument(help="A run's folder, or an encoder.safetensors")],
-    data: Annotated[str, Argument(help="A folder of class folders of pictures, or 'digits'")],
+    data: Annotated[str, Argument(
+        help="A folder of class folders of pictures, a .csv file of paths and classes, shards, or 'digits'")],
     valid: Annotated[str | None, Option(
         help="Share of the pictures (of the shards) to judge by, where the data has no folder for it; "
-             "or a folder or shards of other pictures", show_default="as in the run, else 0.2")] = None,
+             "or a folder, .csv file or shards of other pictures, which are judged within themselves if their classes "
+             "are others", show_default="as in the run, else 0.2")] = None,
     seed: Annotated[int | None, Option(help="Seed of that split", show_default="as in the run, else 0")] = None,
+    column: Annotated[str | None, Option(
+        help="The column of a .csv file that has the pictures' paths", show_default="as in pretrain")] = None,
+    label_column: Annotated[str | None, Option(
+        help="The column of a .csv file that has their classes", show_default="as in pretrain")] = None,
     probe: Annotated[bool, Option(help="Also a linear classifier on all labels")] = True,
     out: Annotated[str | None, Option('--out', '-o', help="Also write the results to this .json file")] = None,
 ):
@@ -32,27 +37,25 @@ def evaluate(
     path = encoder_file(encoder)
     info, embed = encoder_info(path), file_embedder(path)
     file = out_file(out, '.json') if out else None
-    split = _split(path, valid, seed)
+    given = dict(valid=number_or_name(valid), seed=seed, column=column, label_column=label_column)
+    # share and seed as given, or as in the encoder's run: another seed holds out pictures that training has seen
+    split = split_of(path, data) | {key: value for key, value in given.items() if value is not None}
     dls = read_pictures(data, 2, size=info['size'], **split)
-    reason = unjudged(dls.train.data.y, dls.valid.data.y)
+    reason = unjudged(dls.bank.data, dls.valid.data)
     if reason: raise InputError(f"{data} can't judge an encoder: {reason}")
-    counts = dict(n_train=len(dls.train.data), n_valid=len(dls.valid.data))
+    tell_notes(dls)
+    counts = dict(n_train=len(dls.bank.data), n_valid=len(dls.valid.data))
     console.print(f"{info['arch']}, {info['size']} px: {counts['n_train']:,} pictures to learn the classes from, "
                   f"{counts['n_valid']:,} to judge by")
     embedded = features(dls, embed)
     results = judge(*embedded)
-    console.print(results_table({'encoder': results}))
+    console.print(results_table({'encoder': results}, dls.within))
     if probe:
         results['linear_probe'] = linear_probe(*embedded)
-        console.print(f"linear, all labels: {results['linear_probe']:.1%}")
+        place = f' within {dls.within}' if dls.within else ''
+        console.print(f"linear{place}, all labels: {results['linear_probe']:.1%}")
     tell_undecodable(dls)
     if file:
         about = {key: info[key] for key in ('arch', 'size', 'sha256')}
         save_json(file, dict(results, encoder=str(path), data=data, **counts, **split, **about))
         console.print(f"results in {file}")
-
-
-def _split(encoder: Path, valid: str | None, seed: int | None) -> dict[str, Any]:
-    "Share and seed as given, or as in the encoder's run: another seed would hold out pictures that training has seen"
-    given = dict(valid=number_or_name(valid), seed=seed)
-    return split_of(encoder) | {key: value for key, value in given.items() if value is not None}

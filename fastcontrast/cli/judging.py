@@ -11,13 +11,15 @@ JUDGED_BATCH = 128  # pictures; the same everywhere, because an accuracy's last 
 
 
 def unjudged(
-    train_y, # labels `[N]` of the training part; -1: unknown
-    valid_y, # labels `[M]` of the validation part
-) -> str:    # '' if there is no such reason
-    "Why pictures with these labels can't tell how good features are, as one sentence"
-    known = train_y[train_y >= 0]
-    if not len(known): return "the pictures have no labels: put those of each class into a folder of its own."
-    if not len(valid_y[valid_y >= 0]):
+    bank,  # the `ImageData` of the pictures that classifiers learn from
+    valid, # and of those that they are tested on
+) -> str:  # '' if there is no such reason
+    "Why pictures can't tell how good features are, as one sentence"
+    known = bank.y[bank.y >= 0]
+    if not len(known):
+        reason = bank.reason or "the pictures have no labels: put those of each class into a folder of its own"
+        return f"{reason}."
+    if not len(valid.y[valid.y >= 0]):
         return ("no picture with a label is set aside to judge by: give --valid 0.2, say, "
                 "a folder valid/ beside train/, or --valid with others.")
     if len(known.unique()) < 2: return "all pictures are of one class: give two or more."
@@ -40,10 +42,13 @@ def judge(
 
 def results_table(
     results: dict[str, dict[str, float]], # what `judge` said, by whose features
+    within: str = '', # the name of the pictures that judge by themselves; '': training's do
 ) -> Table:
     "A row for each"
     per_class = next(iter(results.values()))['per_class']
-    table = Table('features', 'kNN, all labels', f"linear, {per_class} label{'s' * (per_class > 1)} a class")
+    place = f' within {within}' if within else ''
+    table = Table('features', f'kNN{place}, all labels',
+                  f"linear{place}, {per_class} label{'s' * (per_class > 1)} a class")
     for name, result in results.items():
         table.add_row(name, f"{result['knn']:.1%}", f"{result['few_labels']:.1%} ± {result['few_labels_std']:.1%}")
     return table
@@ -53,8 +58,8 @@ def features(
     dls,             # from `read_pictures`
     embed: Callable, # features and labels of a loader
 ) -> tuple:          # what `judge` takes
-    "Features and labels of the training and of the validation part"
-    loaders = [dl.ordered() for dl in (dls.train, dls.valid)]
+    "Features and labels of the pictures that classifiers learn from, and of those that they are tested on"
+    loaders = [dl.ordered() for dl in (dls.bank, dls.valid)]
     for dl in loaders: dl.bs = JUDGED_BATCH
     return tuple(tensor for dl in loaders for tensor in embed(dl))
 

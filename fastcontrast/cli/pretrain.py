@@ -22,7 +22,8 @@ def _default(key: str) -> str:
 @verb(10, "fastcontrast pretrain pictures --loss dcl --with \"comb_patches, suncet(weight=2)\" --labels 0.1")
 def pretrain(
     data: Annotated[str | None, Argument(
-        help="A folder of pictures, shards in quotes like 'shards/{000..146}.tar', or 'digits' (built in)",
+        help="A folder of pictures, a .csv file of their paths, shards in quotes like 'shards/{000..146}.tar', "
+             "or 'digits' (built in)",
         show_default=_default('data'))] = None,
     run: Annotated[str | None, Option(
         help="Take the settings from this section of settings.ini in the current folder; "
@@ -52,7 +53,8 @@ def pretrain(
     epochs: Annotated[int | None, Option(
         help="Passes over the pictures", show_default=_default('epochs'))] = None,
     batch_size: Annotated[int | None, Option(
-        help="Pictures in a batch, of all processes together", show_default=_default('batch_size'))] = None,
+        help="Pictures in a batch, of all processes together",
+        show_default=f"256, or the pictures there are; for digits {DIGITS['batch_size']}")] = None,
     lr: Annotated[float | None, Option(
         help="Peak learning rate", show_default="the recipe's, in proportion to the batch")] = None,
     labels: Annotated[str | None, Option(
@@ -60,7 +62,16 @@ def pretrain(
              "these speedups use them, nothing else does: {labelled_speedups}", show_default="none")] = None,
     valid: Annotated[str | None, Option(
         help="Share of the pictures (of the shards) to judge by, where the data has no folder for it; "
-             "or a folder or shards of other pictures", show_default=_default('valid'))] = None,
+             "or a folder, .csv file or shards of other pictures, which are judged within themselves if their classes "
+             "are others", show_default=_default('valid'))] = None,
+    unlabelled: Annotated[bool | None, Option(
+        '--unlabelled', help="Leave labels alone, and take a folder as it is: loose pictures and nested ones",
+        show_default="folders are classes")] = None,
+    column: Annotated[str | None, Option(
+        help="The column of a .csv file that has the pictures' paths, which begin in its folder",
+        show_default="path, file, filename or image")] = None,
+    label_column: Annotated[str | None, Option(
+        help="The column of a .csv file that has their classes", show_default="label, class or target")] = None,
     small_input: Annotated[bool | None, Option(
         help="Give a ResNet the stem for small pictures", show_default="up to 64 pixels, not for the digits")] = None,
     setting: Annotated[str | None, Option(

@@ -24,11 +24,12 @@ def record_of(
     dls, recipe = learn.dls, learn.recipe
     train = dls.train.data
     return dict(
-        asdict(config), size=dls.size, lr=config.lr or recipe.lr * config.batch_size / 256,
+        asdict(config), size=dls.size, batch_size=dls.train.bs, lr=config.lr or recipe.lr * dls.train.bs / 256,
         small_input=learn.small_input, setting=recipe.setting, precision=learn.precision,
         loss=str(learn.loss_func.loss), **_axes(learn),
         recipe={key: value for key, value in asdict(recipe).items() if key not in _NOT_RECORDED},
         n_train=len(train), n_labeled=int(train.labeled.sum()), n_valid=len(dls.valid.data), classes=dls.classes,
+        judged_within=dls.within,
         **_surroundings(dls.device))
 
 

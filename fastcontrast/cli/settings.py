@@ -15,7 +15,7 @@ from .registries import architectures, losses, methods, precisions, schedules, s
 @dataclass(frozen=True)
 class Run:
     "The settings of a pretraining run; a section of `settings.ini` may give any of them"
-    data: str = 'digits'            # a folder of pictures, shards like 'shards/{000..146}.tar', or 'digits'
+    data: str = 'digits'            # a folder of pictures, a table, shards like 'shards/{000..146}.tar', or 'digits'
     method: str = 'simclr'          # a recipe
     loss: str | None = None         # a loss in place of the recipe's
     speedups: str | None = None     # speedups, like 'comb_patches, suncet(weight=1)': see `parse_speedups`
@@ -24,7 +24,7 @@ class Run:
     head_epochs: int | None = None  # epochs in which the head learns alone; one with weights if not given
     size: int | None = None         # side of the pictures in pixels
     epochs: int = 100
-    batch_size: int = 256           # of all processes together
+    batch_size: int | None = None   # of all processes together; 256, or the pictures there are, if not given
     lr: float | None = None         # peak learning rate; the recipe's if not given
     labels: str | None = None       # labels that training may use: 'all', a fraction, or a file of names
     valid: float | str = 0.2        # share to judge by, where the data has no folder for it; or other pictures
@@ -33,6 +33,9 @@ class Run:
     precision: str = 'auto'         # of the model's arithmetic; 'auto': the device's best
     compile: bool = False           # the encoder, with torch.compile
     accumulate: int = 1             # chunks of a batch, for batches larger than the memory; the result is the same
+    unlabelled: bool = False        # leave labels alone, and take a folder as it is
+    column: str | None = None       # of a table, that has the pictures; path, file, filename or image if not given
+    label_column: str | None = None # and that has their labels; label, class or target if not given
     controls: bool = True           # also judge raw pixels and the untrained encoder
     seed: int = 0                   # of the split, the weights and the views
     workers: int | None = None      # processes that decode pictures which do not fit in memory
@@ -198,7 +201,7 @@ def _check_numbers(config: Run) -> None:
         if value is None: continue
         most = _MOST_OF.get(key, _MOST)
         whole(least=least, most=most if value > most else None, **{_option(key): value})
-    if config.batch_size % config.processes:
+    if config.batch_size is not None and config.batch_size % config.processes:
         raise InputError(f"--batch-size {config.batch_size} can't be divided among {config.processes} processes: "
                          f"give a multiple of {config.processes}.")
     if config.head_epochs and not config.weights:

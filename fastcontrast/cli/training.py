@@ -14,7 +14,7 @@ from ..core import InputError
 from ..files import megabytes, whole_file, write_whole
 from ..signals import Interrupted, Signals
 from .folder import ERROR, HISTORY, RunFolder, resume_command
-from .inputs import read_pictures, tell_undecodable
+from .inputs import read_pictures, tell_notes, tell_undecodable
 from .judging import control_results, features, file_embedder, judge, results_table, unjudged
 from .launch import ended_peer, meet, rank
 from .output import Ended, console, errors
@@ -81,7 +81,8 @@ def make_learner(
     torch.manual_seed(config.seed)
     dls = read_pictures(config.data, config.batch_size, size=config.size, labels=number_or_name(config.labels),
                         valid=config.valid, seed=config.seed, workers=config.workers,
-                        cache=config.cache_folder or config.cache)
+                        cache=config.cache_folder or config.cache, unlabelled=config.unlabelled, column=config.column,
+                        label_column=config.label_column)
     return contrastive_learner(
         dls, config.arch, methods()[config.method](config.setting), loss=config.loss,
         cbs=parse_speedups(config.speedups), small_input=config.small_input, weights=config.weights,
@@ -184,7 +185,7 @@ def _prepare(training: Training) -> None:
     learn = training.learn = make_learner(config, folder.path)
     training.cost, training.history, training.keeper = Cost(), History(folder/HISTORY), make_keeper(config)
     training.goes_on = folder.resumed and _checkpoint_in(folder)
-    training.unjudged = unjudged(learn.dls.train.data.y, learn.dls.valid.data.y)
+    training.unjudged = unjudged(learn.dls.bank.data, learn.dls.valid.data)
     record = record_of(config, learn)
     _check_space(training)
     folder.worth_keeping = True
@@ -226,10 +227,12 @@ def _draw_views(training: Training) -> None:
 def _announce(training: Training) -> None:
     dls, processes = training.learn.dls, training.folder.record['processes']
     to_judge = f", {len(dls.valid.data):,} to judge by" if len(dls.valid) else ''
+    if dls.within: to_judge += f" within {dls.within}"
     together = f" in {processes} processes" if processes > 1 else ''
     if training.folder.resumed:
         since = '' if training.goes_on else ", from its beginning: it has no checkpoint"
         console.print(f"going on with {training.folder}{since}")
+    tell_notes(dls)
     console.print(f"{len(dls.train.data):,} pictures to train on{to_judge}; "
                   f"{training.config.arch} on {training.device}{together}; results in {training.folder}")
 
@@ -304,7 +307,8 @@ def _outcome(training: Training, problem: BaseException | None) -> dict[str, Any
     reason = {} if problem is None else dict(reason=_reason(training, problem))
     fields = dict(reason, state=_state(problem), seconds=round(before + time.time() - training.start, 1),
                   notes=_notes(training), unjudged=training.unjudged)
-    if learn is not None: fields['undecodable'] = learn.dls.train.data.failed | learn.dls.valid.data.failed
+    if learn is not None:
+        fields['undecodable'] = {name: why for dl in learn.dls.loaders for name, why in dl.data.failed.items()}
     if not training.begun:
         kept = training.folder.record
         return fields | dict(epochs_done=kept.get('epochs_done', 0), results=kept.get('results', training.results))
@@ -358,7 +362,7 @@ def _saved(training: Training) -> str:
 
 
 def _report(training: Training) -> None:
-    if training.results: console.print(results_table(training.results))
+    if training.results: console.print(results_table(training.results, training.learn.dls.within))
     if training.unjudged: console.print(f"not judged: {training.unjudged}")
     console.print(f"{training.folder.record['seconds']:.0f} seconds; encoder.safetensors, config.json, history.csv, "
                   f"curves.png and views.png are in {training.folder}")

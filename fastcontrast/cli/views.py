@@ -23,6 +23,8 @@ def views(
         help="Two views of a kind, in place of a recipe's: {view_kinds}; those with _cifar leave out blur",
         show_default="the recipe's")] = None,
     size: Annotated[int | None, Option(help="Side of the views in pixels", show_default="as in pretrain")] = None,
+    unlabelled: Annotated[bool, Option(
+        '--unlabelled', help="Take a folder as it is: loose pictures and nested ones")] = False,
     n: Annotated[int, Option('--n', '-n', min=1, help="Pictures to draw")] = 6,
     seed: Annotated[int, Option(help="Another seed draws other pictures and other views")] = 0,
 ):
@@ -32,7 +34,8 @@ def views(
     make = methods().find(method)
     file = out_file(out, '.png', '.svg', '.pdf')
     # hardly any memory: only the pictures that are drawn are then decoded
-    dls = read_pictures(data, 2, size=size, valid=0, seed=seed, memory=1e-12, workers=0)
+    dls = read_pictures(data, 2, size=size, valid=0, seed=seed, memory=1e-12, workers=0,
+                        unlabelled=unlabelled)
     few = dls.train.ordered(n)
     few.bs = n
     torch.manual_seed(seed % 2**63)

@@ -8,18 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import InputError
-from . import metric, metric_name, needs_labels
+from . import LABELLED, metric, metric_name, needs_labels
 from .checks import unlabelled
 from .knn import knn_accuracy
 
 
 @dataclass(frozen=True)
 class Features:
-    "An encoder's features of the training pictures and, where pictures have labels, those of the test pictures"
+    """An encoder's features of the pictures that classifiers learn from and, where pictures have labels, of the test's
+
+    The first are those of training, unless others judge by themselves: then `h` are training's."""
     train_h: Tensor              # [N, D]
     train_y: Tensor | None = None # [N] class numbers; -1: unknown
     test_h: Tensor | None = None # [M, D]
     test_y: Tensor | None = None # [M]
+    h: Tensor | None = None      # [L, D], for metrics without labels; None: `train_h`
 
     @property
     def has_labels(self) -> bool:
@@ -27,12 +30,12 @@ class Features:
         return not any(x is None for x in (self.train_y, self.test_h, self.test_y))
 
     def compute(self,
-        metric: Callable[..., float], # of `(train_h, train_y, test_h, test_y)`, or of `(h)`: gets `train_h`
+        metric: Callable[..., float], # of `(train_h, train_y, test_h, test_y)`, or of `(h)`
     ) -> float:
         "What a metric says of these features. Raises `InputError` if it needs labels and there are none"
         name = metric_name(metric)
-        if not needs_labels(metric): value = metric(h=self.train_h)
-        elif self.has_labels: value = metric(**vars(self))
+        if not needs_labels(metric): value = metric(h=self.train_h if self.h is None else self.h)
+        elif self.has_labels: value = metric(**{name: getattr(self, name) for name in LABELLED})
         else: raise InputError(f"the metric '{name}' needs labels and test pictures, which these features are without.")
         try: return float(value)
         except (TypeError, ValueError, RuntimeError):

@@ -30,11 +30,14 @@ class EpochTable(StepCallback):
         found = [find_metric(metric) for metric in (USUAL if metrics is None else L(metrics))]
         _check_names([metric_name(metric) for metric in found])
         self.metrics = found if n else []
-        train, valid = (dl.ordered(n) for dl in (dls.train, dls.valid))
-        if not judgeable(train.labels(), valid.labels()):
+        bank, valid = (dl.ordered(n) for dl in (dls.bank, dls.valid))
+        if not judgeable(bank.labels(), valid.labels()):
             self.metrics = [metric for metric in self.metrics if not needs_labels(metric)]
-        labelled = any(needs_labels(metric) for metric in self.metrics)
-        self.parts = [] if not self.metrics else [train, valid] if labelled else [train]
+        asked = {needs_labels(metric) for metric in self.metrics}
+        self.parts = [bank, valid] if True in asked else []
+        # where others judge by themselves, metrics without labels still look at the training pictures
+        self.apart = False in asked and not (self.parts and dls.bank is dls.train)
+        if self.apart: self.parts = [*self.parts, dls.train.ordered(n)]
         self.values: dict[str, float] = {}
 
     def columns(self) -> list[ValueMetric]:
@@ -63,7 +66,9 @@ class EpochTable(StepCallback):
 
     def after_train(self):
         if not self.shares: return
-        features = Features(*(t for share in self.shares for t in self.embedded(share)))
+        judged = [self.embedded(share) for share in self.shares]
+        h = judged.pop()[0] if self.apart else None
+        features = Features(h) if not judged else Features(*(t for pair in judged for t in pair), h=h)
         try: self.values = {metric_name(metric): features.compute(metric) for metric in self.metrics}
         except InputError as e: self.stop(e)  # features that are not numbers any more
 

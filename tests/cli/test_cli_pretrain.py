@@ -231,7 +231,7 @@ def test_batches_in_chunks(run, refused, folder):
     (('--epoch', 3), '--epoch'),
     (('more',), 'more'),
     (('--cache',), 'leave cache (--cache) out'),
-    (('--valid', 'x.tar'), 'valid=x.tar should be a share in [0, 1) for the digits'),
+    (('--valid', 'x.tar'), "there is no shard 'x.tar'"),
     (('--batch-size', 5000), 'a batch takes 5000 and there are 1400, give a smaller --batch-size'),
     (('--small-input', '--arch', 'vit_tiny_patch16_224'), 'small_input'),
 ])

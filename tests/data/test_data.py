@@ -217,7 +217,7 @@ def test_labels_file_may_name_a_broken_picture(tmp_path):
     (dict(size='32'), "size='32' must be"),
     (dict(valid=1.0), 'valid=1.0 must be a finite number at least 0 and below 1'), (dict(valid=-.1), 'valid=-0.1 must'),
     (dict(valid=None), 'valid=None must be'), (dict(valid=True), 'valid=True must be'),
-    (dict(valid=float('nan')), 'valid=nan must be'), (dict(valid=[1]), 'another folder, not list'),
+    (dict(valid=float('nan')), 'valid=nan must be'), (dict(valid=[1]), 'item 0 of list should begin with'),
     (dict(labels=0), 'labels=0'), (dict(labels=1.5), 'labels=1.5'), (dict(labels=False), 'labels=False'),
     (dict(labels=float('nan')), 'labels=nan'),
     (dict(memory=0), 'memory=0 must be a finite number above 0 and at most 1'), (dict(memory=2), 'memory=2 must be'),
@@ -260,17 +260,17 @@ def test_bad_folders(tmp_path):
 def test_bad_datasets():
     pictures = [(picture(i), i % 2) for i in range(6)]
     with pytest.raises(InputError, match='Given is empty'): dls_of(Given([]))
-    with pytest.raises(InputError, match='one integer a picture'): dls_of(Given([(p, 'cat') for p, _ in pictures]))
-    with pytest.raises(InputError, match='not -2'): dls_of(Given(pictures, targets=[-2] * 6))
-    with pytest.raises(InputError, match='label 1, but training has 1 classes'): dls_of(Given(pictures, classes=['x']))
+    with pytest.raises(InputError, match='not -2'): dls_of(Given(pictures, targets=[-2] * 6), labels='all')
+    with pytest.raises(InputError, match='label 1, but there is 1 class'):
+        dls_of(Given(pictures, classes=['x']), labels='all')
     with pytest.raises(InputError, match='validation data Given has label 5'):
         dls_of(Given(pictures), valid=Given([(picture(0), 5)]))
     with pytest.raises(InputError, match='outside .0, 1.: remove Normalize'): dls_of(Given([torch.randn(3, 8, 8)] * 4))
     with pytest.raises(InputError, match='item 0 of Given should begin with .* not str'): dls_of(Given(['x.png'] * 4))
     with pytest.raises(InputError, match='uint8 or float'): dls_of(Given([torch.zeros(3, 8, 8).int()] * 4))
     with pytest.raises(InputError, match='NoneType has no pictures'): dls_of(None)
-    with pytest.raises(InputError, match='str has no pictures'): dls_of(Given(pictures), valid='folder')
-    with pytest.raises(InputError, match='for the digits'): image_dls('digits', valid='folder')
+    for source in (Given(pictures), 'digits'):
+        with pytest.raises(MissingPath, match="no validation folder 'folder'"): dls_of(source, valid='folder')
 
 
 # ---------------------------------------------------------------- with fastai's Learner

@@ -1,7 +1,7 @@
 """Folders and data sets of pictures, loaders over them, and what they give"""
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image as Pillow
 
 from fastcontrast import data, loaders
 from fastcontrast.data import image_dls
@@ -11,7 +11,7 @@ STREAM = dict(memory=1e-12, workers=0)
 
 def picture(i, size=(32, 32)):
     "A picture of its own for every number"
-    return Image.fromarray(np.random.default_rng(i).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    return Pillow.fromarray(np.random.default_rng(i).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 
 
 def make(folder, counts, size=(32, 32), suffix='png'):
@@ -30,6 +30,31 @@ class Given(torch.utils.data.Dataset):
 
     def __len__(self): return len(self.items)
     def __getitem__(self, i): return self.items[i]
+
+
+class Image:
+    "The type of a column of pictures, as Hugging Face's `datasets.Image`"
+
+
+class ClassLabel:
+    "The type of a column of classes, as Hugging Face's"
+    def __init__(self, names): self.names = names
+
+
+class HuggingFace:
+    "What `datasets.Dataset` answers: rows are dicts, and a column is asked for by its name"
+    def __init__(self, columns, features=None, transform=None):
+        self.columns, self.transform = columns, transform
+        self.features = {name: (features or {}).get(name) for name in columns}
+
+    @property
+    def column_names(self): return list(self.columns)
+    def __len__(self): return len(next(iter(self.columns.values())))
+    def with_format(self, kind=None): return HuggingFace(self.columns, self.features)
+    def __getitem__(self, key):
+        if isinstance(key, str): return self.columns[key]
+        row = {name: values[key] for name, values in self.columns.items()}
+        return self.transform(row) if self.transform else row
 
 
 def dls_of(source, **kwargs): return image_dls(source, **dict(bs=2, device='cpu') | kwargs)
