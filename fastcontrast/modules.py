@@ -110,16 +110,19 @@ def _try_out(encoder: nn.Module, name: str, size: int, in_chans: int) -> tuple[T
     finally:
         for hook in hooks: hook.remove()
     if not isinstance(out, Tensor) or out.ndim not in (2, 4) or len(out) != 2 or not out.numel():
-        raise InputError(f"arch={name}(…) makes {_said(out)} of pictures {given}: give a module that makes features "
-                         "[N, D] or maps [N, D, H, W].")
+        raise InputError(f"arch={name}(…) gives {_said(out)} for pictures {given}: give a module that makes features "
+                         "[N, D] or maps [N, D, H, W] of them.")
     trained = _in_training(encoder, torch.zeros(2, in_chans, size, size))
     if not isinstance(trained, Tensor) or trained.shape != out.shape:
-        raise InputError(f"arch={name}(…) makes {_said(trained)} in training and {_said(out)} in evaluation: give a "
-                         "module that makes the same of pictures in both.")
+        raise InputError(f"arch={name}(…) gives {_said(trained)} in training and {_said(out)} in evaluation, for "
+                         f"pictures {given}: give a module that makes the same of them in both.")
     return out, {place: shape for place, shape in shapes.items() if calls[place] == 1}
 
 
-def _said(out: Any) -> str: return str(list(out.shape)) if isinstance(out, Tensor) else f"a {type(out).__name__}"
+def _said(out: Any) -> str:
+    "How a message speaks of what a module gives, or of its error"
+    if isinstance(out, Tensor): return str(list(out.shape))
+    return type(out).__name__ + (f" ({clipped(out)})" if isinstance(out, Exception) else '')
 
 
 @torch.no_grad()
@@ -186,7 +189,8 @@ def measured_stages(
     They are its outermost modules whose outputs are maps, or tokens on a grid. A convolution with the normalisation and
     the activation that follow is one stage, called after the last of them; what pools everything is none."""
     found = {place: stage for place, shape in shapes.items() if (stage := _as_stage(place, shape, size))}
-    most = HOLDS_ALL * sum(p.numel() for p in encoder.parameters())
+    involved = {p for place in found for p in encoder.get_submodule(place).parameters()}  # and not in a classifier
+    most = HOLDS_ALL * sum(p.numel() for p in involved)
     places = set(_places(encoder, '', found, most))
     def matrices(stage): return any(p.ndim > 1 for p in encoder.get_submodule(stage.module).parameters())
     def is_layer(stage): return next(encoder.get_submodule(stage.module).children(), None) is None
@@ -200,6 +204,7 @@ def measured_stages(
         if alike and not (learns and has): stages.pop()
         else: has = False
         stages.append((stage, learns or has))
+    while stages and not stages[-1][1]: stages.pop()
     return [stage for stage, _ in stages]
 
 

@@ -52,6 +52,15 @@ class Wrapped(nn.Module):
     def forward(self, x): return self.body['trunk'](x).mean((2, 3))
 
 
+class Topped(nn.Module):
+    "Has most of its parameters after its maps, as VGG has"
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(block(3, 8, 2), block(8, 16, 2), nn.MaxPool2d(2))
+        self.top = nn.Sequential(nn.Flatten(), nn.Linear(256, 99))
+    def forward(self, x): return self.top(self.features(x))
+
+
 class Plain(nn.Module):
     "Gives features without anything that could be a stage"
     def __init__(self):
@@ -80,6 +89,7 @@ MAKES = dict( # the net, its stages at 32 pixels, and what is left out
          'heads.head'),
     swin=(small_swin, None, 'head'),
     mobilenet=(torchvision.models.mobilenet_v3_small, None, 'classifier.3'),
+    topped=(Topped, {'features.0': (8, 2), 'features.1': (16, 4)}, ''),
     squeezenet=(torchvision.models.squeezenet1_1, None, 'classifier'),
     timm=(lambda: timm.create_model('test_resnet', num_classes=7), None, 'fc'),
     timm_headless=(lambda: timm.create_model('test_vit', num_classes=0, img_size=SIDE), None, ''))
@@ -144,8 +154,9 @@ class Wordy(Plain):
     (nn.Identity(), ['Identity', 'no parameters']), (NotCopied(), ['NotCopied', 'copied', 'not this one']),
     (nn.Sequential(nn.LazyConv2d(4, 3)), ['without shapes']),
     (Gives(lambda x: x.flatten(2)), ['[2, 3, 1024]', '[N, D]']), (Gives(lambda x: x.mean((0, 2, 3))), ['[3]']),
-    (Gives(lambda x: (x, x)), ['a tuple']), (Gives(lambda x: dict(out=x)), ['a dict']),
-    (Gives(lambda x: x.mean((2, 3)), lambda x: (x,)), ['in training', 'tuple']),
+    (Gives(lambda x: (x, x)), ['gives tuple for pictures']), (Gives(lambda x: dict(out=x)), ['gives dict for']),
+    (Gives(lambda x: x.mean((2, 3)), lambda x: (x,)), ['tuple in training and [2, 3] in evaluation']),
+    (Gives(lambda x: x.mean((2, 3)), lambda x: x / 'a'), ['TypeError (unsupported', 'in training']),
     (nn.Sequential(nn.Conv2d(4, 4, 3)), ["can't take pictures [2, 3, 32, 32]"]),
     (nn.Sequential(nn.Conv2d(3, 4, 48)), ["can't take pictures"])])
 def test_modules_that_are_no_encoders(net, words): said(words, as_encoder, net, SIDE)
