@@ -111,7 +111,9 @@ def test_the_size_of_every_step(until, steps, epochs):
 
 @pytest.mark.parametrize('kwargs,sizes', [
     (dict(end=0.75), (16, 20, 24)), (dict(start=0.75, end=0.75), (24,)), (dict(steps=(16, 20), end=0.75), (16, 20, 24)),
-    (dict(start=3 / 8, end=0.75, steps=2), (12, 24)), (dict(end=0.5), (16,)), (dict(steps=3, end=1), (16, 24, 32))])
+    (dict(start=3 / 8, end=0.75, steps=2), (12, 24)), (dict(end=0.5), (16,)), (dict(steps=3, end=1), (16, 24, 32)),
+    (dict(start=0.25, floor=16), (16, 24, 32)), (dict(start=0.25, end=0.5, floor=16), (16,)),
+    (dict(start=0.25, steps=2, floor=20), (24, 32))])
 def test_a_run_ends_with_the_size_that_it_is_given(kwargs, sizes):
     learn = learner(ProgressiveSize(**kwargs), seen := Sizes())
     learn.fit(2, 1e-3)
@@ -359,6 +361,7 @@ def test_an_encoder_trains_or_is_refused(arch, side):
     (dict(start=1.5), 'start=1.5'), (dict(start='half'), "start='half'"), (dict(until=0), 'until=0'),
     (dict(until=2), 'until=2'), (dict(strength=-0.1), 'strength=-0.1'), (dict(strength=2), 'at most 1, or None'),
     (dict(end=0), 'end=0'), (dict(end=1.5), 'end=1.5'),
+    (dict(floor=1), 'floor=1 of ProgressiveSize must be a whole number of at least 2'),
     (dict(end=0.25), 'start=0.5 of ProgressiveSize is above end=0.25'),
     (dict(steps=1), 'steps=1 of ProgressiveSize must be a whole number of at least 2'),
     *((dict(steps=steps), 'must be a number of sizes, at least 2, or sizes in pixels')
