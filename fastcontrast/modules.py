@@ -168,14 +168,14 @@ def _as_stage(module: str, shape: tuple[int, ...], size: int) -> Stage | None:
 
 
 def _places(parent: nn.Module, prefix: str, found: Mapping[str, Stage], most: float) -> list[str]:
-    "The names of the modules that may be stages: the outermost ones that do not hold nearly all there is"
+    "The names of the modules that may be stages: the outermost ones, and those in one that holds nearly all there is"
     places = []
     for name, child in parent.named_children():
         place = prefix + name
         inner = next(child.children(), None) is not None
         holds_all = inner and sum(p.numel() for p in child.parameters()) > most
         if place in found and not holds_all: places.append(place)
-        elif inner: places += _places(child, f'{place}.', found, most) or ([place] if place in found else [])
+        elif inner: places += [*_places(child, f'{place}.', found, most), *([place] if place in found else [])]
     return places
 
 
@@ -187,7 +187,8 @@ def measured_stages(
     """The stages of a module that describes none
 
     They are its outermost modules whose outputs are maps, or tokens on a grid. A convolution with the normalisation and
-    the activation that follow is one stage, called after the last of them; what pools everything is none."""
+    the activation that follow is one stage, called after the last of them; what pools everything is none. The last
+    stage within a module that holds nearly all there is goes by that module's name."""
     found = {place: stage for place, shape in shapes.items() if (stage := _as_stage(place, shape, size))}
     involved = {p for place in found for p in encoder.get_submodule(place).parameters()}  # and not in a classifier
     most = HOLDS_ALL * sum(p.numel() for p in involved)
@@ -201,7 +202,8 @@ def measured_stages(
         before, has = stages[-1] if stages else (None, False)
         alike = before is not None and _measures(before) == _measures(stage)
         if alike and not learns and not is_layer(before): continue
-        if alike and not (learns and has): stages.pop()
+        holds = before is not None and before.module.startswith(f'{stage.module}.')  # and ends with it
+        if alike and (holds or not (learns and has)): stages.pop()
         else: has = False
         stages.append((stage, learns or has))
     while stages and not stages[-1][1]: stages.pop()

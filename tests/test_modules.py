@@ -79,17 +79,17 @@ def small_swin():
 
 MAKES = dict( # the net, its stages at 32 pixels, and what is left out
     maps=(Maps, dict(act=(8, 2), keys=(12, 4), final=(16, 4), last=(20, 8)), ''),
-    wrapped=(Wrapped, {'body.trunk.0': (8, 2), 'body.trunk.1': (16, 4), 'body.trunk.2': (24, 8)}, ''),
+    wrapped=(Wrapped, {'body.trunk.0': (8, 2), 'body.trunk.1': (16, 4), 'body.trunk': (24, 8)}, ''),
     plain=(Plain, {}, ''),
     sequential=(lambda: nn.Sequential(*list(torchvision.models.resnet18().children())[:-1]),
                 {'2': (64, 2), '4': (64, 4), '5': (128, 8), '6': (256, 16), '7': (512, 32)}, ''),
     resnet=(torchvision.models.resnet18, dict(relu=(64, 2), layer1=(64, 4), layer2=(128, 8), layer3=(256, 16),
                                               layer4=(512, 32)), 'fc'),
-    vit=(small_vit, {'conv_proj': (32, 8), **{f'encoder.layers.encoder_layer_{i}': (32, 8) for i in range(6)}},
-         'heads.head'),
+    vit=(small_vit, {'conv_proj': (32, 8), **{f'encoder.layers.encoder_layer_{i}': (32, 8) for i in range(5)},
+                     'encoder': (32, 8)}, 'heads.head'),
     swin=(small_swin, None, 'head'),
     mobilenet=(torchvision.models.mobilenet_v3_small, None, 'classifier.3'),
-    topped=(Topped, {'features.0': (8, 2), 'features.1': (16, 4)}, ''),
+    topped=(Topped, {'features.0': (8, 2), 'features.1': (16, 4), 'features': (16, 8)}, ''),
     squeezenet=(torchvision.models.squeezenet1_1, None, 'classifier'),
     timm=(lambda: timm.create_model('test_resnet', num_classes=7), None, 'fc'),
     timm_headless=(lambda: timm.create_model('test_vit', num_classes=0, img_size=SIDE), None, ''))
