@@ -267,6 +267,7 @@ def test_a_model_of_timm_that_a_name_makes_is_exported_by_that(dls, tmp_path):
     with torch.no_grad(): close(load_encoder(learn.export(tmp_path/'e'))(torch.ones(1, 3, SIDE, SIDE)),
                                 learn.model.encoder.eval()(torch.ones(1, 3, SIDE, SIDE)), rtol=0, atol=1e-6)
     said(['leave model out'], load_encoder, tmp_path/'e.safetensors', model=net)
+    assert learner(dls, net, head_epochs=1).head_warmup.epochs == 1  # its weights are given all the same
     # shapes and names may be alike, and features not
     odd = make_encoder('resnet10t', small_input=True)
     assert timm_name(as_encoder(odd, SIDE)[0], SIDE) is None
