@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+import torch._dynamo
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -15,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from .core import LARGEST_SIDE, InputError, clipped, whole
 from .models import Stage, architecture, evaluating, make_encoder
 
-__all__ = ['MODULE', 'as_encoder', 'class_path', 'measured_stages', 'timm_name']
+__all__ = ['MODULE', 'as_encoder', 'bare', 'class_path', 'measured_stages', 'timm_name']
 
 MODULE = 'module:' # how the name of an encoder begins that nothing but its class can make
 # a module with more than this share of the parameters is what holds the stages, and not one of them: the last stage of
@@ -23,6 +24,16 @@ MODULE = 'module:' # how the name of an encoder begins that nothing but its clas
 HOLDS_ALL = 0.85
 MOST_EXTRA = 8 # tokens beside those of a grid, at most: class and registers
 _CLASSIFIERS = ('fc', 'classifier', 'heads', 'head') # torchvision's names of it
+
+
+def bare(
+    module: nn.Module,
+) -> nn.Module:
+    "A module out of what runs it in several processes, or compiled"
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel): module = module.module
+        elif isinstance(module, torch._dynamo.OptimizedModule): module = module._orig_mod
+        else: return module
 
 
 def class_path(
@@ -53,6 +64,7 @@ def as_encoder(
     The classifier of timm's and torchvision's models is left out. `pretrained_cfg` says the mean and standard deviation
     of its pictures, ImageNet's where the module has none; `feature_info` its stages, measured where it has none. Raises
     `InputError` for a module that can't be copied, has nothing to train, or gives something else."""
+    module = bare(module)
     name = type(module).__name__
     if any(map(is_lazy, module.parameters())):
         raise InputError(f"arch={name}(…) has layers without shapes yet: run a picture through it before.")

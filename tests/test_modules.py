@@ -135,6 +135,14 @@ def test_stages_that_a_module_describes_itself():
     assert len(encoder_stages(as_encoder(net, SIDE)[0])) == 4
 
 
+@pytest.mark.parametrize('wrap', [nn.DataParallel, torch.compile, lambda net: torch.compile(nn.DataParallel(net))])
+def test_what_runs_a_module_is_left_out(dls, wrap):
+    net = Maps()
+    learn = learner(dls, wrap(net))
+    assert learn.arch == f'module:{class_path(net)}'
+    assert learn.model.encoder.state_dict().keys() == net.state_dict().keys()
+
+
 class Gives(nn.Module):
     def __init__(self, make, train=None):
         super().__init__()
