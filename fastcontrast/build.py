@@ -158,11 +158,12 @@ class Start:
     small_input: bool = False   # whether it has the stem for small pictures
     weights: str | None = None  # where its weights are from; None: drawn, or those that a module came with
     notes: list[str] = field(default_factory=list) # what is to be said of it
+    module: bool = False        # whether it was given as one
 
     @property
     def given(self) -> bool:
         "Whether its weights are not drawn here"
-        return self.weights is not None or self.arch.startswith(MODULE)
+        return self.weights is not None or self.module
 
 
 def choose_encoder(
@@ -202,14 +203,14 @@ def _from_module(dls, module: nn.Module, small_input: bool | None, pretrained: b
                          "with its weights: leave it out, and give head_epochs=1 if they are worth keeping.")
     encoder, notes = as_encoder(module, dls.size)
     arch = timm_name(encoder, dls.size) or MODULE + class_path(encoder)
-    if weights is None: return Start(encoder, arch, notes=notes)
+    if weights is None: return Start(encoder, arch, notes=notes, module=True)
     if timm_source(weights) is not None:
         raise InputError(f"weights='{clipped(weights)}' are of a model that timm makes, and arch={name}(…) is one "
                          "already: give the name as arch, or a file as weights.")
     read = read_weights(weights, module)
     note = fit_tensors(encoder, read).note(read.origin)
     _follow(encoder, read)
-    return Start(encoder, arch, weights=read.origin, notes=[*notes, note])
+    return Start(encoder, arch, weights=read.origin, notes=[*notes, note], module=True)
 
 
 def _from_timm(dls, arch: str | None, small_input: bool | None, source: str) -> Start:

@@ -31,7 +31,7 @@ class MissingPath(InputError, FileNotFoundError):
 
 def clipped(
     value: Any,     # what a message speaks of; somebody else's name, error or object
-    most: int = 80, # characters
+    most: int = 160, # characters
 ) -> str:
     "Its text in one line of printable characters, cut off where it is long"
     text = ''.join(c if c.isprintable() else '?' for c in ' '.join(str(value).split()))

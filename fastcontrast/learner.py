@@ -210,7 +210,7 @@ class ContrastiveLearner(Learner):
         print(f"{r.name} ({r.setting}): {r.opt}, lr {peak:.4g} ({origin}), wd {r.wd:g}, warm-up "
               f"{self._warmup(n_epoch) * n_epoch:.3g} of {n_epoch} epochs, {descent}", *self.notes,
               sep='\n', flush=True)
-        if self.weights_from is not None and origin != "given":
+        if self.weights_from is not None and origin != "given" and 'lr' not in r.changes:
             print(f"lr {peak:.4g} is the recipe's for training from scratch: give a lower one where kNN falls below "
                   "that of the weights", flush=True)
 

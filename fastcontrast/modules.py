@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+import torch._dynamo
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -15,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from .core import LARGEST_SIDE, InputError, clipped, whole
 from .models import Stage, architecture, evaluating, make_encoder
 
-__all__ = ['MODULE', 'as_encoder', 'class_path', 'measured_stages', 'timm_name']
+__all__ = ['MODULE', 'as_encoder', 'bare', 'class_path', 'measured_stages', 'timm_name']
 
 MODULE = 'module:' # how the name of an encoder begins that nothing but its class can make
 # a module with more than this share of the parameters is what holds the stages, and not one of them: the last stage of
@@ -23,6 +24,16 @@ MODULE = 'module:' # how the name of an encoder begins that nothing but its clas
 HOLDS_ALL = 0.85
 MOST_EXTRA = 8 # tokens beside those of a grid, at most: class and registers
 _CLASSIFIERS = ('fc', 'classifier', 'heads', 'head') # torchvision's names of it
+
+
+def bare(
+    module: nn.Module,
+) -> nn.Module:
+    "A module out of what runs it in several processes, or compiled"
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel): module = module.module
+        elif isinstance(module, torch._dynamo.OptimizedModule): module = module._orig_mod
+        else: return module
 
 
 def class_path(
@@ -53,6 +64,7 @@ def as_encoder(
     The classifier of timm's and torchvision's models is left out. `pretrained_cfg` says the mean and standard deviation
     of its pictures, ImageNet's where the module has none; `feature_info` its stages, measured where it has none. Raises
     `InputError` for a module that can't be copied, has nothing to train, or gives something else."""
+    module = bare(module)
     name = type(module).__name__
     if any(map(is_lazy, module.parameters())):
         raise InputError(f"arch={name}(…) has layers without shapes yet: run a picture through it before.")
@@ -168,14 +180,14 @@ def _as_stage(module: str, shape: tuple[int, ...], size: int) -> Stage | None:
 
 
 def _places(parent: nn.Module, prefix: str, found: Mapping[str, Stage], most: float) -> list[str]:
-    "The names of the modules that may be stages: the outermost ones that do not hold nearly all there is"
+    "The names of the modules that may be stages: the outermost ones, and those in one that holds nearly all there is"
     places = []
     for name, child in parent.named_children():
         place = prefix + name
         inner = next(child.children(), None) is not None
         holds_all = inner and sum(p.numel() for p in child.parameters()) > most
         if place in found and not holds_all: places.append(place)
-        elif inner: places += _places(child, f'{place}.', found, most) or ([place] if place in found else [])
+        elif inner: places += [*_places(child, f'{place}.', found, most), *([place] if place in found else [])]
     return places
 
 
@@ -187,7 +199,8 @@ def measured_stages(
     """The stages of a module that describes none
 
     They are its outermost modules whose outputs are maps, or tokens on a grid. A convolution with the normalisation and
-    the activation that follow is one stage, called after the last of them; what pools everything is none."""
+    the activation that follow is one stage, called after the last of them; what pools everything is none. The last
+    stage within a module that holds nearly all there is goes by that module's name."""
     found = {place: stage for place, shape in shapes.items() if (stage := _as_stage(place, shape, size))}
     involved = {p for place in found for p in encoder.get_submodule(place).parameters()}  # and not in a classifier
     most = HOLDS_ALL * sum(p.numel() for p in involved)
@@ -201,7 +214,8 @@ def measured_stages(
         before, has = stages[-1] if stages else (None, False)
         alike = before is not None and _measures(before) == _measures(stage)
         if alike and not learns and not is_layer(before): continue
-        if alike and not (learns and has): stages.pop()
+        holds = before is not None and before.module.startswith(f'{stage.module}.')  # and ends with it
+        if alike and (holds or not (learns and has)): stages.pop()
         else: has = False
         stages.append((stage, learns or has))
     while stages and not stages[-1][1]: stages.pop()

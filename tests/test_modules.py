@@ -79,17 +79,17 @@ def small_swin():
 
 MAKES = dict( # the net, its stages at 32 pixels, and what is left out
     maps=(Maps, dict(act=(8, 2), keys=(12, 4), final=(16, 4), last=(20, 8)), ''),
-    wrapped=(Wrapped, {'body.trunk.0': (8, 2), 'body.trunk.1': (16, 4), 'body.trunk.2': (24, 8)}, ''),
+    wrapped=(Wrapped, {'body.trunk.0': (8, 2), 'body.trunk.1': (16, 4), 'body.trunk': (24, 8)}, ''),
     plain=(Plain, {}, ''),
     sequential=(lambda: nn.Sequential(*list(torchvision.models.resnet18().children())[:-1]),
                 {'2': (64, 2), '4': (64, 4), '5': (128, 8), '6': (256, 16), '7': (512, 32)}, ''),
     resnet=(torchvision.models.resnet18, dict(relu=(64, 2), layer1=(64, 4), layer2=(128, 8), layer3=(256, 16),
                                               layer4=(512, 32)), 'fc'),
-    vit=(small_vit, {'conv_proj': (32, 8), **{f'encoder.layers.encoder_layer_{i}': (32, 8) for i in range(6)}},
-         'heads.head'),
+    vit=(small_vit, {'conv_proj': (32, 8), **{f'encoder.layers.encoder_layer_{i}': (32, 8) for i in range(5)},
+                     'encoder': (32, 8)}, 'heads.head'),
     swin=(small_swin, None, 'head'),
     mobilenet=(torchvision.models.mobilenet_v3_small, None, 'classifier.3'),
-    topped=(Topped, {'features.0': (8, 2), 'features.1': (16, 4)}, ''),
+    topped=(Topped, {'features.0': (8, 2), 'features.1': (16, 4), 'features': (16, 8)}, ''),
     squeezenet=(torchvision.models.squeezenet1_1, None, 'classifier'),
     timm=(lambda: timm.create_model('test_resnet', num_classes=7), None, 'fc'),
     timm_headless=(lambda: timm.create_model('test_vit', num_classes=0, img_size=SIDE), None, ''))
@@ -133,6 +133,14 @@ def test_stages_that_a_module_describes_itself():
     assert list(encoder_stages(as_encoder(net, SIDE)[0])) == ['keys.0', 'last']
     net.feature_info = 'mine'
     assert len(encoder_stages(as_encoder(net, SIDE)[0])) == 4
+
+
+@pytest.mark.parametrize('wrap', [nn.DataParallel, torch.compile, lambda net: torch.compile(nn.DataParallel(net))])
+def test_what_runs_a_module_is_left_out(dls, wrap):
+    net = Maps()
+    learn = learner(dls, wrap(net))
+    assert learn.arch == f'module:{class_path(net)}'
+    assert learn.model.encoder.state_dict().keys() == net.state_dict().keys()
 
 
 class Gives(nn.Module):
@@ -267,6 +275,7 @@ def test_a_model_of_timm_that_a_name_makes_is_exported_by_that(dls, tmp_path):
     with torch.no_grad(): close(load_encoder(learn.export(tmp_path/'e'))(torch.ones(1, 3, SIDE, SIDE)),
                                 learn.model.encoder.eval()(torch.ones(1, 3, SIDE, SIDE)), rtol=0, atol=1e-6)
     said(['leave model out'], load_encoder, tmp_path/'e.safetensors', model=net)
+    assert learner(dls, net, head_epochs=1).head_warmup.epochs == 1  # its weights are given all the same
     # shapes and names may be alike, and features not
     odd = make_encoder('resnet10t', small_input=True)
     assert timm_name(as_encoder(odd, SIDE)[0], SIDE) is None
