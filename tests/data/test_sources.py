@@ -368,6 +368,13 @@ def test_a_program_error_in_dicts_is_passed_on():
     with pytest.raises(KeyError, match='image'): dls_of(source)
 
 
+def test_a_data_set_without_its_files(tmp_path):
+    class Elsewhere(Given):
+        def __getitem__(self, i): return open(tmp_path/self.items[i]), 0
+    with pytest.raises(FileNotFoundError, match='none.png') as e: dls_of(Elsewhere(['none.png'] * 4))
+    assert not isinstance(e.value, InputError)
+
+
 def test_broken_files_of_a_data_set_are_left_out(tmp_path):
     "Whether the decoder raises where the data set opens it, or where we read it"
     root = make(tmp_path/'x', dict(a=4, b=4))
