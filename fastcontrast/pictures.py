@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -230,10 +231,16 @@ def skipped(
 ) -> bool:
     """Is a picture that can't be read the cause, rather than an error of the program?
 
-    So it is with the system's errors, and with what is raised inside a decoder, Pillow's or torchvision's."""
-    frames, trace = [], e.__traceback__
-    while trace is not None: frames, trace = [*frames, trace.tb_frame.f_globals.get('__name__', '')], trace.tb_next
-    return isinstance(e, OSError) or any(name.startswith(('PIL.', 'torchvision.io.')) for name in frames)
+    So it is with the system's errors, and with what is raised inside a decoder."""
+    return isinstance(e, OSError) or in_decoder(e)
+
+
+def in_decoder(
+    e: Exception,
+) -> bool:
+    "Was it raised by Pillow, or by torchvision's decoders?"
+    modules = (frame.f_globals.get('__name__', '') for frame, _ in traceback.walk_tb(e.__traceback__))
+    return any(name.startswith(('PIL.', 'torchvision.io.')) for name in modules)
 
 # --- those that cannot be decoded
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from .core import InputError, MissingPath, suggest
-from .pictures import Files, Items, Pictures, channel_axis, picture_suffixes, skipped
+from .pictures import Files, Items, Pictures, channel_axis, in_decoder, picture_suffixes, skipped
 from .shards import Shards
 
 PATH_COLUMNS = ('path', 'file', 'filename', 'image')
@@ -407,12 +407,17 @@ def _check_dataset(dataset: Any):
 
 
 def _first_item(dataset: Any) -> Any:
-    "The first item of a data set that can be read; None if none of ten can"
+    """The first item of a data set that can be read; None if none of ten can be decoded
+
+    Where the system has none of them for it, what it raises says more than we could."""
+    error = None
     for i in range(min(10, len(dataset))):
         try: return dataset[i]
         except Exception as e:
             if not skipped(e): raise
-    return None
+            error = error or e
+    if in_decoder(error): return None
+    raise error
 
 
 def _item_labels(dataset: Any, key: str | int) -> list[Any]:

@@ -63,17 +63,11 @@ def split_of(
     Of other pictures it knows only the share; and those that judged it are held out of each other in the same way."""
     run: dict[str, Any] = {}
     with suppress(InputError): run = read_record(encoder.parent)
+    if isinstance(run.get('settings'), dict): run = run['settings']  # whose paths are found from anywhere
     valid, seed = run.get('valid', Run.valid), run.get('seed', Run.seed)
-    if _is_data_of(run, data):
+    if os.path.abspath(str(run.get('data'))) == os.path.abspath(Path(data).expanduser()):
         return dict(valid=valid, seed=seed, **{key: run.get(key, getattr(Run, key)) for key in _READ})
     return dict(valid=Run.valid if isinstance(valid, str) else valid, seed=seed)
 
 
 _READ = ('unlabelled', 'column', 'label_column') # settings of how data are read
-
-
-def _is_data_of(run: dict[str, Any], data: str) -> bool:
-    "Whether a run was trained on these"
-    kept = run.get('settings')
-    trained = kept.get('data') if isinstance(kept, dict) else run.get('data')
-    return isinstance(trained, str) and os.path.abspath(trained) == os.path.abspath(Path(data).expanduser())

@@ -74,6 +74,20 @@ def test_an_empty_folder_is_taken(run, folder):
 
 # ---------------------------------------------------------------- pictures
 
+def test_what_are_classes_is_the_first_line(run, refused, folder):
+    pictures(folder/'p', {'2023/jan': 6, '2024/feb': 6})
+    code, out, err = run('pretrain', 'p', *TINY, '--no-controls', '--out', 'r')
+    assert (code, err) == (0, '') and out.startswith('2 classes from folders: 2023, 2024\n10 pictures to train on')
+    assert run('eval', 'r', 'p', '--no-probe')[1].startswith('2 classes from folders: 2023, 2024\n')
+    picture(0).save(folder/'p/loose.png')
+    assert 'loose.png' in refused('pretrain', 'p', *TINY)
+    code, out, err = run('pretrain', 'p', '--unlabelled', *TINY, '--out', 's')
+    assert (code, err) == (0, '') and out.startswith('13 pictures to train on; ') and 'not judged' in out
+    assert config('s')['n_valid'] == 0 and config('s')['classes'] is None
+    assert 'give one of the two' in refused('pretrain', 'p', '--unlabelled', '--labels', .5, *TINY)
+    assert run('views', 'p', '--unlabelled', '-n', 2)[0] == 0
+
+
 def test_odd_pictures_are_reported_and_recorded(run, folder):
     pictures(folder/'p', dict(a=8, bb=8))
     (folder/'p/a/[bold]:smile:.png').write_bytes(b'not a picture')

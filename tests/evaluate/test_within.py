@@ -7,6 +7,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from fastai.callback.core import Callback
 from helpers.cli import TINY, config
 from helpers.folders import STREAM, Given, dls_of, everything, make, picture, same
 from helpers.learners import small
@@ -252,3 +253,34 @@ def test_a_run_on_a_table(run, b):
     c = config('runs/odd')
     assert c['column'] == 'where' and c['unlabelled'] and c['classes'] is None and c['n_train'] == 30 == c['batch_size']
     assert out.startswith('a batch has 30 pictures, as there are 30 to train on\n') and 'not judged' in out
+
+
+# ---------------------------------------------------------------- runs that are taken up
+
+class Stop(Callback):
+    def before_epoch(self):
+        if self.epoch == 1: raise ZeroDivisionError
+
+
+def run_of(source, folder, b, *cbs):
+    "Weights and table of a run of two epochs"
+    torch.manual_seed(3)
+    learn = learner(dls_of(source, valid=b, bs=4, size=32))
+    with learn.no_logging():
+        try: learn.fit_contrastive(2, cbs=cbs, resume=folder)
+        except ZeroDivisionError: pass
+    return learn.model.state_dict(), [row[:2] for row in learn.recorder.values]
+
+
+@pytest.mark.parametrize('kind', ['paths', 'array', 'items', 'frame', 'folder'])
+def test_a_run_on_any_source_goes_on(a, b, tmp_path, kind):
+    files = sorted(a.glob('*.png'))
+    x = np.stack([np.asarray(Image.open(p)) for p in files])
+    source = dict(paths=files, array=x, items=Given([dict(image=p) for p in x]), folder=a,
+                  frame=pandas.DataFrame(dict(path=files)))[kind]
+    whole, table = run_of(source, tmp_path/'whole', b)
+    run_of(source, tmp_path/'cut', b, Stop())
+    weights, rows = run_of(source, tmp_path/'cut', b)
+    assert rows == table[-len(rows):] and all(torch.equal(whole[name], weights[name]) for name in whole)
+    for other in (files[1:9], Given([dict(image=p) for p in x[:8]])):
+        with pytest.raises(InputError, match='pictures to train on'): run_of(other, tmp_path/'cut', b)
