@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader, Dataset
 
 from .core import InputError
-from .files import check_file, megabytes, shown, user_path
+from .files import check_file, check_utf8, megabytes, shown, user_path
 from .pictures import Files, attempt, first_ten, undecodable
 
 FORMAT = 'fastcontrast pictures 1' # another one whenever the same files would be decoded to other bytes
@@ -49,6 +49,7 @@ def open_store(
     strict: bool = False, # is a picture that cannot be decoded an error?
 ) -> tuple[torch.Tensor, dict[int, str]]: # uint8 [N, 3, side, side], mapped onto the file; failed pictures, and why
     "The store of these pictures, built if there is none that is whole and of now. Raises `InputError`"
+    check_utf8(path, 'cache')
     store = _Store(pictures, side, path, dict(format=FORMAT, digest=pictures.digest(), side=str(side)))
     content, fault = store.read()
     if content is None:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .core import InputError, MissingPath, is_number, is_whole, one_of
-from .files import user_path, write_whole
+from .files import check_utf8, user_path, write_whole
 from .models import make_encoder
 from .pictures import MOST_SIDE
 
@@ -54,6 +54,7 @@ def export_encoder(
 ) -> Path:                     # the file written
     "Save an encoder for timm: its weights under timm's names, and in the header what is needed to use them"
     path = user_path(path, 'path')
+    check_utf8(path, 'path')
     if not path.suffix: path = path.with_suffix('.safetensors')
     if path.suffix != '.safetensors':
         raise InputError(f"an encoder is exported as .safetensors, not as '{path.name}': "
@@ -131,6 +132,7 @@ def read_header(
 ) -> dict[str, str]:    # as written; every value is JSON but those of `format` and `sha256`
     "The header of an exported encoder; `InputError` if the file is anything else"
     path = user_path(path, 'path')
+    check_utf8(path, 'path')
     if not path.is_file(): raise MissingPath(f"no file '{path}': give an encoder that was exported to .safetensors")
     try:
         with safe_open(path, 'pt') as file: header = file.metadata() or {}

@@ -66,6 +66,16 @@ def user_path(
         raise InputError(f"{name}={text} begins with the home folder of somebody unknown here: write it in full.")
     return Path(found)
 
+def check_utf8(
+    path: Path,
+    name: str, # of the option or argument, for the message
+) -> None:
+    "Raise `InputError` for a path that safetensors can't open"
+    try: os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{name}={shown(path)} is no UTF-8, and files of safetensors are opened by no other name: "
+                         "give it another one.") from None
+
 # --- what is read
 
 _KINDS = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"),
