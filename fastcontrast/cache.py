@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +21,12 @@ from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader, Dataset
 
 from .core import InputError
-from .files import megabytes
+from .files import check_file, check_utf8, megabytes, shown, user_path
 from .pictures import Files, attempt, first_ten, undecodable
 
 FORMAT = 'fastcontrast pictures 1' # another one whenever the same files would be decoded to other bytes
 HEADER = 4096                      # bytes before the first picture, so that their places are known before anything else
+_NO_STORE = "is truncated, or no store of pictures"
 
 
 def store_path(
@@ -35,7 +37,7 @@ def store_path(
 ) -> Path:                    # the store's file
     "Where the store of a folder of pictures lies"
     root = Path(os.path.abspath(Path(root).expanduser()))
-    folder = root.with_name(f'{root.name}.cache') if cache is True else Path(cache).expanduser()
+    folder = root.with_name(f'{root.name}.cache') if cache is True else user_path(cache, 'cache')
     return folder/f'{root.name}-{split}-{side}px.safetensors'
 
 
@@ -47,6 +49,7 @@ def open_store(
     strict: bool = False, # is a picture that cannot be decoded an error?
 ) -> tuple[torch.Tensor, dict[int, str]]: # uint8 [N, 3, side, side], mapped onto the file; failed pictures, and why
     "The store of these pictures, built if there is none that is whole and of now. Raises `InputError`"
+    check_utf8(path, 'cache')
     store = _Store(pictures, side, path, dict(format=FORMAT, digest=pictures.digest(), side=str(side)))
     content, fault = store.read()
     if content is None:
@@ -71,7 +74,7 @@ def _alone(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try: lock.acquire(timeout=0)
         except Timeout:
-            print(f"waiting for the process that builds '{path}'", file=sys.stderr)
+            print(f"waiting for the process that builds '{shown(path)}'", file=sys.stderr)
             lock.acquire()
     except (OSError, NotImplementedError) as e:
         raise _unwritable(path, getattr(e, 'strerror', None) or str(e)) from None
@@ -131,18 +134,35 @@ class _Store:
     def read(self) -> tuple[tuple[torch.Tensor, dict[int, str]] | None, str]:
         "Pixels and failures of a store that is whole and of these pictures; or None and its fault ('': there is none)"
         try:
+            check_file(self.path)
             with safe_open(self.path, 'np') as file:  # which looks whether everything that the header promises is there
                 metadata = file.metadata() or {}
                 if metadata.get('format') != FORMAT: return None, "was written by another program or version"
                 if metadata != self.metadata: return None, "is of other pictures, or these have changed since"
-                shape = file.get_slice('pixels').get_shape()
-                failed = json.loads(file.get_tensor('failed').tobytes())
+                if not self._is_shaped(file): return None, _NO_STORE
+                failed = self._failures(file.get_tensor('failed').tobytes())
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # nobody may write to it: that is meant
-                pixels = torch.from_numpy(np.memmap(self.path, np.uint8, 'r', HEADER, tuple(shape)))
-            return (pixels, {int(i): reason for i, reason in failed.items()}), ''
+                pixels = torch.from_numpy(np.memmap(self.path, np.uint8, 'r', HEADER, self.shape))
+            return (pixels, failed), ''
         except FileNotFoundError: return None, ''
-        except (SafetensorError, OSError): return None, "is truncated, or no store of pictures"
+        # the values are those of a header that promises something else
+        except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError): return None, _NO_STORE
+
+    def _is_shaped(self, file: Any) -> bool:
+        "Do the header's tensors have the shapes, types and places that `_header` gives them?"
+        if set(file.keys()) != {'pixels', 'failed'}: return False
+        pixels, failed = file.get_slice('pixels'), file.get_slice('failed')
+        with open(self.path, 'rb') as start: length = int.from_bytes(start.read(8), 'little')
+        return (pixels.get_shape() == list(self.shape) and len(failed.get_shape()) == 1 and length == HEADER - 8
+                and pixels.get_dtype() == failed.get_dtype() == 'U8'
+                and self.path.stat().st_size == self.end + failed.get_shape()[0])
+
+    def _failures(self, content: bytes) -> dict[int, str]:
+        "What the tail says could not be decoded, and why. Raises `ValueError` for anything else"
+        failed = {int(i): str(reason) for i, reason in json.loads(content).items()}
+        if any(not 0 <= i < len(self.pictures) for i in failed): raise ValueError
+        return failed
 
     def build(self,
         workers: int, # processes that decode; 0: this one
@@ -170,8 +190,9 @@ class _Store:
                          "disk, or a smaller size")
 
     def _announce(self, fault: str):
-        again = f"the cache '{self.path}' {fault}, it is built again: " if fault else ''
-        where = '' if fault else f" into '{self.path}'"
+        path = shown(self.path)
+        again = f"the cache '{path}' {fault}, it is built again: " if fault else ''
+        where = '' if fault else f" into '{path}'"
         print(f"{again}decoding {len(self.pictures):,} pictures at {self.side} px{where} ({megabytes(self.end)})",
               file=sys.stderr)
 
@@ -179,8 +200,9 @@ class _Store:
         "Write the pixels of all pictures; those that could not be decoded, and why"
         failed: dict[int, str] = {}
         # the generator: the loader draws a number from one, and were it everybody's, a run would depend on who built
-        chunks = DataLoader(_Chunks(self.pictures, self.side, file), batch_size=None, num_workers=workers,
-                            generator=torch.Generator())
+        chunks = _Chunks(self.pictures, self.side, file)
+        workers = min(workers, len(chunks)) if len(chunks) > 1 else 0
+        chunks = DataLoader(chunks, batch_size=None, num_workers=workers, generator=torch.Generator())
         if sys.stderr.isatty(): chunks = track(chunks, "decoding", console=Console(stderr=True), transient=True)
         for broken, error in chunks:
             if error: raise _unwritable(self.path, error)

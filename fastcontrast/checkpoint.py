@@ -29,7 +29,7 @@ from torch import Tensor
 from . import __version__
 from .core import InputError, is_whole, whole
 from .distributed import gather_objects, rank, world_size
-from .files import sweep, write_whole
+from .files import sweep, user_path, write_whole
 from .generators import generator_states, set_generators
 from .loaders import ImageLoader
 from .signals import Interrupted, Signals, watched
@@ -204,7 +204,8 @@ class _Damaged(Exception):
 def _files(folder: Path) -> list[Path]:
     "Of the checkpoints in a folder, and nobody else's; the newest first"
     ours = re.compile(r'step-\d{9,}\.(json|\d+\.pt)')
-    return sorted((path for path in folder.glob('step-*') if ours.fullmatch(path.name)), reverse=True)
+    return sorted((path for path in folder.glob('step-*')
+                  if ours.fullmatch(path.name) and path.is_file()), reverse=True)
 
 
 def _manifests(folder: Path) -> list[Path]: return [path for path in _files(folder) if path.suffix == '.json']
@@ -219,7 +220,7 @@ def _is_pinned(path: Path) -> bool:
 def _manifest(path: Path) -> dict[str, Any]:
     "What a manifest says. Raises `_Damaged`"
     try: content = json.loads(path.read_text())
-    except (OSError, ValueError): raise _Damaged(f"{path.name} can't be read") from None
+    except (OSError, ValueError, RecursionError): raise _Damaged(f"{path.name} can't be read") from None
     if not isinstance(content, dict) or content.get('format') != FORMAT:
         raise _Damaged(f"{path.name} is of something else")
     if content.get('version') != VERSION:
@@ -346,7 +347,8 @@ class Checkpoint(StepCallback):
     ):
         self.moments = moments(every)
         whole(self, keep=keep)
-        self.every, self.keep, self.folder = every, keep, None if folder is None else Path(folder)
+        self.every, self.keep = every, keep
+        self.folder = None if folder is None else user_path(folder, 'folder')
         self.problems: list[str] = []    # what could not be written, and why
         self.saved: int | None = None    # step of the newest that is whole
         self.pin_at = 0                  # step of one that is kept for good; 0: of none

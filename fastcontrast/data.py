@@ -2,6 +2,7 @@
 
 Docs: https://fastcontrast.github.io/fastcontrast/data.html.md"""
 import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,11 +21,13 @@ from fastai.torch_core import default_device
 from torch.utils.data import Dataset
 
 from .cache import open_store, store_path
-from .core import InputError, MissingPath, is_number, number, suggest, whole
+from .core import LARGEST_SIDE, InputError, MissingPath, is_number, number, suggest, whole
 from .distributed import join_processes, local_world_size, rank, world_size
+from .files import from_list, read_text
+from .folders import by_folder, find_pictures, left_out, list_folder
 from .loaders import (FastaiLoader, ImageData, ImageLoader, ImageLoaders, MappedLoader, PictureStream, ResidentLoader,
                       ShardLoader, StratifiedLoader, StreamingLoader, decode_all, empty_loader, load_rows)
-from .pictures import Files, common_size, first_ten, picture_suffixes
+from .pictures import Files, common_size, first_ten
 from .shards import Shards, shard_paths
 from .sources import (TABLES, Columns, Labels, Part, are_labelled, are_shards, is_table, open_collection,
                       without_labels)
@@ -39,36 +42,14 @@ WITHIN = 0.2 # share of pictures that are judged within themselves which is test
 
 # --- folders
 
-def _visible(name: str) -> bool: return not name.startswith('.') and name != '__MACOSX'
-
-
-def find_pictures(
-    folder: Path,        # where to look, sub-folders included
-    nested: bool = True, # also in sub-folders?
-) -> list[str]:          # paths relative to the folder, with '/', sorted
-    "Every file with a picture's suffix. Raises `InputError` for a folder that can't be looked into"
-    def complain(e: OSError): raise InputError(f"cannot look into '{e.filename}': {e.strerror}")
-    suffixes = picture_suffixes()
-    found, seen = [], set()
-    for path, folders, files in os.walk(folder, followlinks=True, onerror=complain):
-        real = os.path.realpath(path)
-        folders[:] = [f for f in folders if _visible(f)] if nested and real not in seen else []
-        if real in seen: continue  # a link that leads back to where it lies
-        seen.add(real)
-        found += [Path(path, f).relative_to(folder).as_posix() for f in files
-                  if _visible(f) and f.lower().endswith(suffixes)]
-    return sorted(found)
-
-
 def _scan(folder: Path, classes: list[str] | None = None) -> tuple[Files, list[str] | None]:
     "The pictures of one split and its classes (None: unlabelled); `classes` given: there must be no others"
-    loose = find_pictures(folder, nested=False)
-    below = {f: find_pictures(folder/f) for f in sorted(os.listdir(folder)) if _visible(f) and (folder/f).is_dir()}
-    below = {f: names for f, names in below.items() if names}
+    loose, below, others = by_folder(folder)
     if loose and below:
         raise InputError(f"'{folder}' holds loose pictures ({loose[0]}) beside folders of pictures "
                          f"({next(iter(below))}): put every picture into a class folder, or none")
-    if not loose and not below: raise InputError(f"there is no picture in '{folder}' or in its folders")
+    if not loose and not below: raise _nothing_there(folder, others)
+    if others and not rank(): print(others, file=sys.stderr)
     if loose: return Files(folder, loose, np.full(len(loose), -1)), None
     unknown = sorted(set(below) - set(classes or below))
     if unknown:
@@ -90,9 +71,15 @@ def _folder_part(folder: Path, name: str, unlabelled: bool) -> Part:
     if not unlabelled:
         files, classes = _scan(folder)
         return Part(files, Labels(files.y, classes, named=True), name, origin='folders')
-    names = find_pictures(folder)
-    if not names: raise InputError(f"there is no picture in '{folder}' or in its folders")
+    listing = list_folder(folder)
+    names, others = listing.pictures, left_out(listing.others)
+    if not names: raise _nothing_there(folder, others)
+    if others and not rank(): print(others, file=sys.stderr)
     return without_labels(Files(folder, names, np.full(len(names), -1)), name)
+
+
+def _nothing_there(folder: Path, others: str) -> InputError:
+    return InputError(f"there is no picture in '{folder}' or in its folders" + (others and f": {others}"))
 
 
 def _open_folder(source: str | Path, unlabelled: bool, held: bool = True) -> tuple[Part, Part | None]:
@@ -162,9 +149,11 @@ def _labels_file(path: Path, names: list[str]) -> np.ndarray:
     for i, name in enumerate(names): known.setdefault(name.rpartition('/')[2], []).append(i)
     for i, name in enumerate(names): known[name] = [i]  # a whole path goes before a file name
     chosen = np.zeros(len(names), dtype=bool)
-    for row, line in enumerate(path.read_text(encoding='utf-8-sig').splitlines(), 1):
-        name = line.strip()
-        if not name or name.startswith('#'): continue
+    try: lines = read_text(path, most=2**30).splitlines()
+    except (OSError, ValueError) as e: raise InputError(f"the names in '{path}' can't be read: {e}") from None
+    for row, line in enumerate(lines, 1):
+        name = from_list(line)
+        if not name: continue
         found = known.get(name, [])
         if len(found) != 1:
             reason = "no picture has it"
@@ -238,7 +227,7 @@ class _Settings:
         if self.workers is None: self.workers = min(8, max(1, os.cpu_count() // local_world_size()))
 
     def _check(self):
-        whole(size=self.size, optional=True)
+        whole(size=self.size, most=LARGEST_SIDE, optional=True)
         whole(bs=self.bs, least=2)  # a picture needs another to be told from
         whole(seed=self.seed, least=0)
         whole(workers=self.workers, least=0, optional=True)

@@ -11,6 +11,8 @@ __all__ = ['FORMAT', 'VERSION', 'LIBRARIES', 'digest', 'export_encoder', 'load_w
 # %% ../nbs/350_export.ipynb #43ccf861
 import hashlib
 import json
+import reprlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .core import InputError, MissingPath, one_of
-from .files import write_whole
+from .core import LARGEST_SIDE, InputError, MissingPath, is_number, is_whole, one_of
+from .files import check_utf8, user_path, write_whole
 from .models import make_encoder
 from .modules import MODULE, as_encoder
 
@@ -53,7 +55,8 @@ def export_encoder(
     """Save an encoder for timm: its weights under timm's names, and in the header what is needed to use them
 
     Of an encoder that timm does not make, the header says where its class is found: the class itself is not saved."""
-    path = Path(path)
+    path = user_path(path, 'path')
+    check_utf8(path, 'path')
     if not path.suffix: path = path.with_suffix('.safetensors')
     if path.suffix != '.safetensors':
         raise InputError(f"an encoder is exported as .safetensors, not as '{path.name}': "
@@ -100,17 +103,39 @@ def load_weights(
 def encoder_info(
     path: str | Path, # a file of `export_encoder`
 ) -> dict[str, Any]:  # version, arch, in_chans, size, mean, std, small_input, recipe, extra, sha256
-    "What the header of an exported encoder says; the weights are not read"
-    header = read_header(path)
-    try: return {k: v if k == 'sha256' else json.loads(v) for k, v in header.items() if k != 'format'}
-    except ValueError as e:
-        raise InputError(f"the header of '{path}' was altered or damaged ({e}): copy or export it again") from e
+    "What the header of an exported encoder says, checked; the weights are not read"
+    info: dict[str, Any] = {}
+    for name, text in read_header(path).items():
+        if name == 'format': continue
+        try: info[name] = text if name == 'sha256' else json.loads(text)
+        except (ValueError, RecursionError): raise _damaged(path, f"its {name} can't be read") from None
+    for name, is_right in _FIELDS.items():
+        if name not in info: raise _damaged(path, f"it lacks '{name}'")
+        if not is_right(info[name]): raise _damaged(path, f"its {name} is {reprlib.repr(info[name])}")
+    if not len(info['mean']) == len(info['std']) == info['in_chans']:
+        raise _damaged(path, f"it has {len(info['mean'])} means and {len(info['std'])} standard deviations for "
+                             f"{info['in_chans']} channels")
+    return info
+
+def _are_numbers(value: Any) -> bool: return isinstance(value, list) and all(map(is_number, value))
+
+_FIELDS: dict[str, Callable[[Any], bool]] = dict(
+    arch=lambda value: isinstance(value, str) and value != '' and value.isprintable(),
+    in_chans=lambda value: is_whole(value) and value > 0,
+    size=lambda value: is_whole(value) and 0 < value <= LARGEST_SIDE, mean=_are_numbers,
+    std=lambda value: _are_numbers(value) and min(value, default=1) > 0,
+    small_input=lambda value: isinstance(value, bool), recipe=lambda value: value is None or isinstance(value, str),
+    extra=lambda value: isinstance(value, dict))
+
+def _damaged(path: str | Path, reason: str) -> InputError:
+    return InputError(f"the header of '{path}' was altered or damaged ({reason}): copy or export it again")
 
 def read_header(
     path: str | Path,   # a file of `export_encoder`
 ) -> dict[str, str]:    # as written; every value is JSON but those of `format` and `sha256`
     "The header of an exported encoder; `InputError` if the file is anything else"
-    path = Path(path)
+    path = user_path(path, 'path')
+    check_utf8(path, 'path')
     if not path.is_file(): raise MissingPath(f"no file '{path}': give an encoder that was exported to .safetensors")
     try:
         with safe_open(path, 'pt') as file: header = file.metadata() or {}
@@ -148,18 +173,37 @@ def load_encoder(
     model: nn.Module | None = None, # what was given as `arch`, for weights of a module that timm does not make
 ) -> nn.Module:       # maps [N,C,S,S] to [N,D]; in eval mode, on the CPU
     "An exported encoder as a timm model; its `pretrained_cfg` has the mean, std and size of its training pictures"
-    header = read_header(path)
+    path = user_path(path, 'path')
+    header, info = read_header(path), encoder_info(path)
+    _check_tensors(path, info)
     tensors = load_file(path)
     if header.pop('sha256', None) != digest(tensors, header):
         raise InputError(f"'{path}' was altered or damaged after it was exported (its digest does not match): "
                          "copy or export it again")
-    info = encoder_info(path)
     encoder = _blank(info, path, model)
     load_weights(encoder, tensors, f"'{path}'", info['arch'])
     # in place: timm keeps the same dict as `default_cfg`
     encoder.pretrained_cfg.update(mean=tuple(info['mean']), std=tuple(info['std']),
                                   input_size=(info['in_chans'], info['size'], info['size']))
     return encoder.eval()
+
+def _check_tensors(path: Path, info: dict[str, Any]) -> None:
+    "Raise `InputError` unless the tensors of a file are its architecture's, before there is memory for either"
+    with safe_open(path, 'pt') as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}
+        shapes = {name: part.get_shape() for name, part in parts.items()}
+        kinds = {name: part.get_dtype() for name, part in parts.items()}
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device('meta'):
+            blank = make_encoder(info['arch'], small_input=info['small_input'], in_chans=info['in_chans'],
+                                 size=info['size'])
+    except InputError: return  # there is no such, or it computes while it is made: then `load_encoder` makes it
+    tensors = {name: torch.empty(shape, device='meta') for name, shape in shapes.items()}
+    load_weights(blank, tensors, f"'{path}'", info['arch'])
+    for name, tensor in blank.state_dict().items():
+        if kinds[name].lstrip('B').startswith('F') == tensor.is_floating_point(): continue
+        raise InputError(f"'{path}' does not fit the architecture '{info['arch']}': '{name}' holds {kinds[name]}; "
+                         "copy or export it again")
 
 # %% ../nbs/350_export.ipynb #ee6a915b
 LIBRARIES = ('timm', 'torchvision')

@@ -1,8 +1,126 @@
-"""Files that are whole or not there: written beside their place, brought to the disk, and put there in one move."""
+"""A user's files: named so that they can be shown, opened only if they are files, and written whole or not at all."""
+import errno
+import json
 import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from .core import InputError
+
+# --- names
+
+# control characters, of which a terminal obeys some, line ends, marks that turn the direction of writing, and halves of
+# characters, which Python also has in place of the bytes of a name that is no UTF-8
+_UNSHOWN = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
+_LINES = re.compile(r'(?!\n)' + _UNSHOWN.pattern)
+
+
+def _escape(match: re.Match) -> str:
+    "One character as Python writes it; a byte that is no UTF-8 as that byte"
+    code = ord(match[0])
+    if 0xdc80 <= code <= 0xdcff: return f'\\x{code - 0xdc00:02x}'
+    return match[0].encode('unicode_escape', 'surrogatepass').decode('ascii')
+
+
+def shown(
+    name: object,        # of a file, a class, a picture: text, or what is shown as its text
+    lines: bool = False, # keep line ends?
+) -> str:
+    "A name for a terminal, a log or a message: what could move the cursor, break a line or hide a part is escaped"
+    return (_LINES if lines else _UNSHOWN).sub(_escape, str(name))
+
+
+def listed(
+    name: str,
+) -> str: # one line
+    "A name as a line of a list of names, for `from_list` to read: any but a plain one in quotes, as JSON has it"
+    plain = name.isprintable() and name == name.strip() and not name.startswith(('#', '"'))
+    return name if plain else json.dumps(name)
+
+
+def from_list(
+    line: str, # of a list of names
+) -> str:      # '': it names nothing
+    "The name in a line that `listed` or somebody's editor has written; comments begin with #"
+    line = line.strip()
+    if line.startswith('#'): return ''
+    if not line.startswith('"'): return line
+    try: name = json.loads(line)
+    except ValueError: return line
+    return name if isinstance(name, str) else line
+
+
+def user_path(
+    path: str | os.PathLike, # as a user wrote it
+    name: str,               # of the option or argument, for the message
+) -> Path:                   # with the home folder in place of ~
+    "A path that a user gave. Raises `InputError` if it is empty, or ~ stands for nobody"
+    text = os.fspath(path)
+    if not text or '\0' in text: raise InputError(f"{name}={text!r} is no path: give the name of a file or folder.")
+    found = os.path.expanduser(text)
+    if text[0] == found[0] == '~':
+        raise InputError(f"{name}={text} begins with the home folder of somebody unknown here: write it in full.")
+    return Path(found)
+
+def check_utf8(
+    path: Path,
+    name: str, # of the option or argument, for the message
+) -> None:
+    "Raise `InputError` for a path that safetensors can't open"
+    try: os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{name}={shown(path)} is no UTF-8, and files of safetensors are opened by no other name: "
+                         "give it another one.") from None
+
+# --- what is read
+
+_KINDS = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"),
+          (stat.S_ISBLK, "a device"), (stat.S_ISDIR, "a folder"))
+
+
+class NotAFile(OSError):
+    "Where a file was looked for there is a pipe, a socket, a device or a folder; opening it might wait for ever"
+
+
+def check_file(
+    path: str | os.PathLike,
+) -> os.stat_result:
+    "Raise `NotAFile`, unless a path leads to a regular file, or another `OSError` if it leads nowhere"
+    found = os.stat(path)
+    if stat.S_ISREG(found.st_mode): return found
+    kind = next((words for is_kind, words in _KINDS if is_kind(found.st_mode)), "something else")
+    raise NotAFile(errno.EINVAL, f"{kind}, not a file", os.fspath(path))
+
+
+def read_text(
+    path: str | os.PathLike,
+    most: int = 2**26, # bytes
+) -> str:              # UTF-8, with or without a mark
+    "A whole file of text. Raises `OSError`, and `ValueError` for one that is larger or no text"
+    if check_file(path).st_size > most: raise ValueError(f"it is larger than {megabytes(most)}")
+    with open(path, 'rb') as file: content = file.read(most + 1)
+    try: return content.decode('utf-8-sig')
+    except UnicodeDecodeError as e: raise ValueError(f"it is no text in UTF-8, at byte {e.start:,}") from None
+
+
+def read_json(
+    path: str | os.PathLike,
+    most: int = 2**26, # bytes
+) -> Any:
+    "What a JSON file holds. Raises `OSError`, and `ValueError` for what is none or can't be used"
+    text = read_text(path, most)
+    try:
+        content = json.loads(text)
+        json.dumps(content, ensure_ascii=False).encode(errors='surrogateescape')  # names are looked for as they are
+    except RecursionError: raise ValueError("it is nested too deeply") from None
+    except UnicodeEncodeError: raise ValueError("it holds half a character") from None
+    return content
+
+# --- what is written
 
 
 def _to_disk(path: Path) -> None:

@@ -38,6 +38,7 @@ from .evaluate.knn import extract_features, knn_accuracy
 from .evaluate.linear import linear_probe
 from .evaluate.table import EpochTable
 from .export import export_encoder
+from .files import user_path
 from .guards import Collapse, FiniteLoss, chance_level
 from .loaders import ImageLoader, ImageLoaders
 from .modules import MODULE
@@ -155,8 +156,8 @@ class ContrastiveLearner(Learner):
         so, where the warm-up is equal. Raises `InputError` where the folder's run is another, and `Interrupted` at a
         signal."""
         whole(n_epoch=n_epoch)
-        number(above=0, optional=True, lr=lr)
-        if resume is not None and (not isinstance(resume, str | Path) or Path(resume).is_file()):
+        number(above=0, most=1e30, optional=True, lr=lr)  # 32 bits hold no more than 3e38
+        if resume is not None and (not isinstance(resume, str | Path) or user_path(resume, 'resume').is_file()):
             raise InputError(f"resume={resume!r} is no folder: give the name of one, there already or not.")
         if schedule is not None:
             SCHEDULES.find(schedule)
@@ -189,7 +190,7 @@ class ContrastiveLearner(Learner):
         "The callback that keeps checkpoints in a folder, unless there is one"
         there = [cb for cb in (*self.cbs, *cbs) if isinstance(cb, Checkpoint)]
         made = [] if there else [Checkpoint()]
-        for cb in (*there, *made): cb.folder = Path(folder)
+        for cb in (*there, *made): cb.folder = user_path(folder, 'resume')
         return made
 
     def _take_up(self, n_epoch: int, peak: float, folder: str | Path | None) -> None:

@@ -8,7 +8,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,37 +21,124 @@ from rich.progress import track
 from torch.utils.data import Dataset
 
 from .core import InputError
+from .decoding import MEMORY, check_icon, decoding_memory
+from .files import check_file, shown
 
 T = TypeVar('T')
 TRIES = 100 # so many failures in a row are no longer a matter of a few bad files
+BAND = 2**18 # pixels of a picture that are converted at a time
+USUAL = 'JPEG', 'PNG'
 
 # --- one picture
 
-def _to_8bit(picture: Image.Image) -> Image.Image:
-    "Integers of 16 or 32 bits, or floats, as 8-bit grey: scaled, not clipped"
-    x = np.asarray(picture).astype(np.float64)
-    low, high = x.min(), x.max()
+def _tiles(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    "A picture in pieces of at most `BAND` pixels"
+    columns = min(width, BAND)
+    rows = max(1, BAND // columns)
+    for y in range(0, height, rows):
+        for x in range(0, width, columns): yield x, y, min(x + columns, width), min(y + rows, height)
+
+
+def _span(picture: Image.Image) -> tuple[float, float]:
+    "The values that become 0 and 255 in integers of 16 or 32 bits, or floats"
+    pieces = (np.asarray(picture.crop(tile)) for tile in _tiles(*picture.size))
+    extremes = np.array([(x.min(), x.max()) for x in pieces], dtype=np.float64)
+    low, high = extremes[:, 0].min(), extremes[:, 1].max()
     full = 1. if picture.mode == 'F' else 65535.
     if not np.isfinite(high - low): raise ValueError('holds values that are not finite')
-    if 0 <= low and high <= full: low, high = 0., full
-    return Image.fromarray(np.rint((x - low) * (255 / (high - low))).astype(np.uint8))
+    return (0., full) if 0 <= low and high <= full else (low, high)
+
+
+def _to_8bit(
+    picture: Image.Image,       # integers of 16 or 32 bits, or floats
+    span: tuple[float, float],  # its values that become 0 and 255
+) -> Image.Image:
+    "8-bit grey: scaled, not clipped"
+    x, (low, high) = np.asarray(picture).astype(np.float64), span
+    return Image.fromarray(np.rint((x - low) * (255 / ((high - low) or 1))).astype(np.uint8))
+
+
+def _plain(
+    picture: Image.Image,                    # of any mode
+    span: tuple[float, float] | None = None, # from `_span`, of the whole of which this is a part; None: this is all
+) -> Image.Image:                            # L or RGB
+    "Eight bits, and white under what is transparent"
+    if picture.mode.startswith(('I', 'F')): picture = _to_8bit(picture, span or _span(picture))
+    if picture.has_transparency_data:
+        white = Image.new('RGBA', picture.size, 'white')
+        picture = Image.alpha_composite(white, picture.convert('RGBA'))
+    return picture if picture.mode in ('L', 'RGB') else picture.convert('RGB')
+
+
+# by EXIF orientation: how to turn a picture, and of what it was before: are its rows columns, are these counted from
+# the right, and rows from the bottom?
+_TURNS = {2: (Image.Transpose.FLIP_LEFT_RIGHT, False, True, False), 3: (Image.Transpose.ROTATE_180, False, True, True),
+          4: (Image.Transpose.FLIP_TOP_BOTTOM, False, False, True), 5: (Image.Transpose.TRANSPOSE, True, False, False),
+          6: (Image.Transpose.ROTATE_270, True, False, True), 7: (Image.Transpose.TRANSVERSE, True, True, True),
+          8: (Image.Transpose.ROTATE_90, True, True, False)}
+Turn = tuple[Image.Transpose, bool, bool, bool]
+
+
+def _part(
+    picture: Image.Image,
+    turn: Turn | None,               # of `_TURNS`
+    box: tuple[int, int, int, int],  # in the turned picture
+) -> Image.Image:
+    "A part of the turned picture, of which no more is turned"
+    if turn is None: return picture.crop(box)
+    method, swapped, from_right, from_bottom = turn
+    left, top, right, bottom = box
+    if swapped: left, top, right, bottom = top, left, bottom, right
+    if from_right: left, right = picture.width - right, picture.width - left
+    if from_bottom: top, bottom = picture.height - bottom, picture.height - top
+    return picture.crop((left, top, right, bottom)).transpose(method)
+
+
+def _fit_in_bands(picture: Image.Image, side: int, turn: Turn | None) -> Image.Image:
+    """What turning, `_plain` and `ImageOps.fit` make of a picture, band by band: no other copy of the whole is made
+
+    Pillow resizes along the rows and then along the columns, and so does this: the values are the same. Of tall
+    pictures Pillow 13 does the columns first, and there they may differ by one."""
+    width, height = picture.size[::-1] if turn and turn[1] else picture.size
+    square = min(width, height)
+    x, y, margin = (width - square) / 2, (height - square) / 2, square // side + 2  # as far as the filter looks
+    left, right = max(0, int(x) - margin), min(width, int(x) + square + margin)
+    top, bottom = max(0, int(y) - margin), min(height, int(y) + square + margin)
+    span = _span(picture) if picture.mode.startswith(('I', 'F')) else None
+    rows, narrow = max(1, BAND // (right - left)), None
+    for start in range(top, bottom, rows):
+        stop = min(start + rows, bottom)
+        band = _plain(_part(picture, turn, (left, start, right, stop)), span)
+        if narrow is None: narrow = Image.new(band.mode, (side, bottom - top))
+        box = (x - left, 0, x - left + square, stop - start)
+        narrow.paste(band.resize((side, stop - start), Image.Resampling.BILINEAR, box), (0, start - top))
+    return narrow.resize((side, side), Image.Resampling.BILINEAR, (0, y - top, side, y - top + square))
+
+
+def _decoded_square(picture: Image.Image, side: int) -> np.ndarray:
+    picture.load()  # what says how it lies may stand behind its pixels
+    turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    odd = picture.mode != 'RGB' or 'transparency' in picture.info
+    if (turn or odd) and picture.width * picture.height > BAND: picture = _fit_in_bands(picture, side, turn)
+    else:
+        if turn: picture = picture.transpose(turn[0])
+        if odd: picture = _plain(picture)
+        picture = ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)
+    if picture.mode != 'RGB': picture = picture.convert('RGB')
+    return np.array(picture).transpose(2, 0, 1)
 
 
 def square_pixels(
     picture: Image.Image, # a picture of any mode and shape
     side: int,            # side of the square wanted, pixels
 ) -> np.ndarray:          # uint8 [3, side, side], RGB
-    "The centre square of a picture, resized with antialiasing; pictures of that size already keep their values"
-    picture.load()  # what says how it lies may stand behind its pixels
-    # where there is nothing to do these two would copy
-    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1: picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith(('I', 'F')): picture = _to_8bit(picture)
-    if picture.has_transparency_data:
-        white = Image.new('RGBA', picture.size, 'white')
-        picture = Image.alpha_composite(white, picture.convert('RGBA'))
-    if picture.mode != 'RGB': picture = picture.convert('RGB')
-    picture = ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)
-    return np.array(picture).transpose(2, 0, 1)
+    """The centre square of a picture, resized with antialiasing; pictures of that size already keep their values
+
+    A large one waits until the process has the memory for it, see `decoding.MEMORY`. Raises `ValueError` for one that
+    is larger than all of that, and whatever its decoder raises."""
+    need = decoding_memory(picture)
+    if not need: return _decoded_square(picture, side)
+    with MEMORY.taken(need): return _decoded_square(picture, side)
 
 
 @functools.cache
@@ -58,7 +146,7 @@ def picture_formats() -> dict[str, list[str]]:
     "The formats Pillow can decode by itself, each with the suffixes of its files"
     # the first four are containers that Pillow recognises without reading; it hands the others to outside programs
     undecoded = {'BUFR', 'GRIB', 'HDF5', 'MPEG', 'EPS', 'WMF'}
-    found: dict[str, list[str]] = {'JPEG': [], 'PNG': []}  # a file is tried in this order
+    found: dict[str, list[str]] = {name: [] for name in USUAL}  # a file is tried in this order
     for suffix, name in Image.registered_extensions().items():
         if name in Image.OPEN and name not in undecoded: found.setdefault(name, []).append(suffix)
     return found
@@ -72,8 +160,19 @@ def picture_suffixes() -> tuple[str, ...]:
 def open_picture(
     file: Any,      # a path or a binary file
 ) -> Image.Image:   # not decoded yet; to be used in a `with` statement
-    "A picture file in one of `picture_formats`. Raises `UnidentifiedImageError` if it is none, and `OSError`"
-    return Image.open(file, formats=tuple(picture_formats()))
+    """A picture file in one of `picture_formats`
+
+    Raises `UnidentifiedImageError` if it is none, `OSError`, also where a path leads to a pipe or a device, and
+    `ValueError` for a picture of more pixels than Pillow opens (twice its `Image.MAX_IMAGE_PIXELS`)."""
+    is_path = isinstance(file, (str, os.PathLike))
+    if is_path: check_file(file)
+    try:
+        try: return Image.open(file, formats=USUAL)
+        except UnidentifiedImageError: pass
+        with open(file, 'rb') if is_path else nullcontext(file) as content: check_icon(content)
+        return Image.open(file, formats=tuple(picture_formats()))
+    except Image.DecompressionBombError:
+        raise ValueError(f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, where Pillow suspects an attack") from None
 
 
 def decoded(
@@ -83,7 +182,16 @@ def decoded(
     "`square_pixels` of a picture file; raises whatever its decoder raises"
     with open_picture(file) as picture:
         picture.draft(None, (side, side))  # a JPEG far too large is decoded at 1/2, 1/4 or 1/8 of its size
-        return square_pixels(picture, side)
+        need = decoding_memory(picture)
+        if not need: return _decoded_square(picture, side)
+    with MEMORY.taken(need):
+        picture = open_picture(file)
+        try:
+            picture.draft(None, (side, side))
+            return _decoded_square(picture, side)
+        finally:  # while the memory is taken
+            picture.close()
+            del picture
 
 # --- many pictures
 
@@ -263,7 +371,7 @@ def first_ten(
     "The first ten pictures with their reasons"
     failed = list(failed)
     more = f" and {len(failed) - 10:,} more" if len(failed) > 10 else ''
-    return ', '.join(f"{name} ({reason})" for name, reason in failed[:10]) + more
+    return ', '.join(f"{shown(name)} ({shown(reason)})" for name, reason in failed[:10]) + more
 
 
 def undecodable(
@@ -271,7 +379,7 @@ def undecodable(
 ) -> str:
     "The sentence for `strict=True`"
     name, reason = next(iter(failed.items()))
-    return f"{name} could not be decoded ({reason}): repair or remove it, or use strict=False"
+    return f"{shown(name)} could not be decoded ({shown(reason)}): repair or remove it, or use strict=False"
 
 
 def common_size(
@@ -284,7 +392,7 @@ def common_size(
     for pictures in lists:
         for i in np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), 1000)).astype(int)):
             size, why = attempt(pictures.size, i)
-            if size is None: reason = reason or f"{pictures.shown(i)} ({why})"
+            if size is None: reason = reason or f"{shown(pictures.shown(i))} ({shown(why)})"
             elif size[0] != size[1] or common not in (None, size[0]): return None
             else: common = size[0]
     if common is None: raise InputError(f"no picture could be decoded, the first is {reason}: are these picture files?")

@@ -19,11 +19,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from .core import InputError, MissingPath
-from .files import write_whole
+from .core import InputError, MissingPath, is_whole
+from .files import check_file, megabytes, read_json, shown, user_path, write_whole
 from .pictures import TRIES, attempt, decoded, first_ten, open_picture, picture_suffixes, progress
 
 MARK = 64 # pictures between two places at which reading a shard may begin
+PICTURE = 2**28 # bytes of a picture's file in a shard, at most: it is read whole
+LABEL = 100     # bytes of a label, at most
+EXTRA = 2**20   # bytes of a name or of other fields of a header, at most
+CLASSES = 2**20 # for which there are names, at least; for more if there are more pictures
 INDEX = 'fastcontrast-shards.json'
 
 # --- which files
@@ -48,7 +52,7 @@ def shard_paths(
         return _listed(source)
     if not isinstance(source, (str, Path)): return None
     pattern = os.fspath(source)
-    if not pattern.endswith('.tar'): return sorted(Path(pattern).expanduser().glob('*.tar')) or None
+    if not pattern.endswith('.tar'): return sorted(user_path(pattern, 'source').glob('*.tar')) or None
     return _expanded(pattern)
 
 
@@ -84,6 +88,27 @@ class Shard:
     marks: list[int]  # bytes before the first, 65th, 129th, … of them
     y: list[int]      # [count], their classes, -1 where there is none; [] if none has one
 
+    def is_plausible(self) -> bool:
+        "Could a tar file be like this? What an index says is not believed without"
+        numbers = [self.size, self.mtime, self.count, *self.marks, *self.y]
+        if not all(map(is_whole, numbers)) or not 0 < self.count <= self.size // tarfile.BLOCKSIZE: return False
+        if len(self.marks) != -(-self.count // MARK) or len(self.y) not in (0, self.count): return False
+        places = [-1, *self.marks, self.size]
+        return all(a < b for a, b in zip(places, places[1:])) and min(self.y, default=-1) >= -1
+
+
+class _Member(tarfile.TarInfo):
+    "The header of a file in a shard, believed within bounds"
+    _EXTRA = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+              tarfile.GNUTYPE_LONGLINK)
+
+    def _proc_member(self, tar):
+        "tarfile's, for subclasses to extend; before it reads what a header says"
+        if self.size < 0: raise tarfile.ReadError(f"the size of {shown(self.name)} is {self.size}")
+        if self.type in self._EXTRA and self.size > EXTRA:
+            raise tarfile.ReadError(f"a name in it takes {megabytes(self.size)}")
+        return super()._proc_member(tar)
+
 
 @functools.cache
 def _picture_kinds() -> frozenset[str]:
@@ -97,6 +122,18 @@ def _wanted(name: str) -> bool:
     return not name.startswith('__') and (kind == 'cls' or kind in _picture_kinds())
 
 
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    "The pictures and labels in a tar file. Raises `ValueError` for one that is not to be read into memory"
+    for member in tar:
+        tar.members = []  # else it keeps them all
+        if not member.isreg() or not _wanted(member.name): continue
+        most = LABEL if member.name.lower().endswith('.cls') else PICTURE
+        if member.issparse(): raise ValueError(f"{shown(member.name)} is a sparse file")
+        if member.size > most:
+            raise ValueError(f"{shown(member.name)} has {member.size:,} bytes, and {most:,} is the most")
+        yield member
+
+
 def _picture(sample: dict[str, Any]) -> Any:
     "The picture of a sample; None: it has none"
     return next((value for kind, value in sample.items() if kind in _picture_kinds()), None)
@@ -106,18 +143,19 @@ def _class(tar: tarfile.TarFile, sample: dict[str, Any]) -> int:
     "The class of a sample, -1 if it has none. Raises `ValueError`"
     if 'cls' not in sample: return -1
     c = int(tar.extractfile(sample['cls']).read())
-    if c < -1: raise ValueError(f"the class of {sample['__key__']} is {c}, which is below 0")
+    if c < -1: raise ValueError(f"the class of {shown(sample['__key__'])} is {c}, which is below 0")
     return c
 
 
 def _look_into(path: str) -> Shard:
     "Read the headers of a shard. Raises `InputError` naming it"
     group = _webdataset().tariterators.group_by_keys
-    stat = os.stat(path)
+    stat = check_file(path)
     marks, y = [], []
+    name = f"the shard '{shown(path)}'"
     try:
-        with tarfile.open(path, 'r:') as tar:
-            members = (dict(fname=m.name, data=m, __url__=path) for m in tar if m.isreg() and _wanted(m.name))
+        with tarfile.open(path, 'r:', tarinfo=_Member) as tar:
+            members = (dict(fname=m.name, data=m, __url__=path) for m in _members(tar))
             for sample in group(members):
                 if _picture(sample) is None: continue
                 if len(y) % MARK == 0:
@@ -125,11 +163,11 @@ def _look_into(path: str) -> Shard:
                 y.append(_class(tar, sample))
             tar.fileobj.seek(tar.offset)
             complete = tar.fileobj.read(512) == bytes(512)  # every tar file that was finished ends in zeros
-    except tarfile.TarError as e:
-        raise InputError(f"the shard '{path}' is truncated, or no plain tar file ({e})") from None
-    except ValueError as e: raise InputError(f"the shard '{path}' cannot be used: {e.args[0]}") from None
-    if not complete: raise InputError(f"the shard '{path}' is truncated: it breaks off after {len(y):,} pictures")
-    if not y: raise InputError(f"the shard '{path}' holds no pictures")
+    except tarfile.TarError as e: raise InputError(f"{name} is truncated, or no plain tar file ({e})") from None
+    except RecursionError: raise InputError(f"{name} is no plain tar file (headers in headers)") from None
+    except ValueError as e: raise InputError(f"{name} cannot be used: {shown(e.args[0])}") from None
+    if not complete: raise InputError(f"{name} is truncated: it breaks off after {len(y):,} pictures")
+    if not y: raise InputError(f"{name} holds no pictures")
     return Shard(stat.st_size, stat.st_mtime_ns, len(y), marks, y if max(y) >= 0 else [])
 
 
@@ -140,7 +178,7 @@ class _Headers(Dataset):
     def __getitem__(self, k: int) -> Shard | str:
         try: return _look_into(str(self.paths[k]))
         except InputError as e: return e.message
-        except OSError as e: return f"the shard '{self.paths[k]}' cannot be read: {e.strerror}"
+        except OSError as e: return f"the shard '{shown(self.paths[k])}' cannot be read: {e.strerror}"
 
 
 def _as_it_is(item: Any) -> Any: return item
@@ -149,8 +187,11 @@ def _as_it_is(item: Any) -> Any: return item
 def _read_index(folder: Path) -> dict[Path, Shard]:
     "What the index in a folder says of the shards there; nothing where there is none, or somebody else's"
     try:
-        shards = json.loads((folder/INDEX).read_text())['shards']
-        return {folder/name: Shard(**shard) for name, shard in shards.items()}
+        # a picture takes two blocks of its shard at least, and a few digits of the index
+        most = 2**20 + sum(path.stat().st_size for path in folder.glob('*.tar')) // 64
+        shards = read_json(folder/INDEX, most)['shards']
+        known = {folder/name: Shard(**shard) for name, shard in shards.items()}
+        return {path: shard for path, shard in known.items() if shard.is_plausible()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError): return {}
 
 
@@ -192,6 +233,12 @@ class Shards:
     ):
         self.paths, self.index = list(paths), _index(list(paths), workers) if index is None else index
         self.starts = np.cumsum([0, *(shard.count for shard in self.index)])
+        most = max(CLASSES, len(self))
+        for path, shard in zip(self.paths, self.index, strict=True):
+            top = max(shard.y, default=-1)
+            if top < most: continue
+            raise InputError(f"the shard '{shown(path)}' has class {top}, and there are names for {most:,} classes at "
+                             "most: number the classes from 0")
 
     def __len__(self) -> int: return int(self.starts[-1])
     def subset(self,
@@ -219,22 +266,23 @@ class Shards:
         stop: int,  # and the first not to
     ) -> Iterator[tuple[int, str, bytes]]: # number of the picture among all, its name, its file
         "Stream some pictures of a shard. Raises `InputError` where the shard is not what it was"
-        tar, path, mark = _webdataset().tariterators, str(self.paths[k]), start // MARK
+        group, path, mark = _webdataset().tariterators.group_by_keys, str(self.paths[k]), start // MARK
+        number = start
         try:
+            check_file(path)
             with open(path, 'rb') as file:
                 file.seek(self.index[k].marks[mark])
-                members = tar.tar_file_iterator(file, select_files=_wanted)
-                samples = tar.group_by_keys(member | dict(__url__=path) for member in members)
-                found = ((s['__key__'], _picture(s)) for s in samples if _picture(s) is not None)
-                number = start
-                for key, picture in islice(found, start - mark * MARK, stop - mark * MARK):
-                    yield int(self.starts[k]) + number, f'{path}/{key}', picture
-                    number += 1
-        except (OSError, tarfile.TarError, ValueError) as e:
+                with tarfile.open(fileobj=file, mode='r:', tarinfo=_Member) as tar:
+                    members = (dict(fname=m.name, data=tar.extractfile(m).read(), __url__=path) for m in _members(tar))
+                    found = ((s['__key__'], _picture(s)) for s in group(members) if _picture(s) is not None)
+                    for key, picture in islice(found, start - mark * MARK, stop - mark * MARK):
+                        yield int(self.starts[k]) + number, f'{path}/{key}', picture
+                        number += 1
+        except (OSError, tarfile.TarError, ValueError, RecursionError) as e:
             reason = getattr(e, 'strerror', None) or e.args[0]
-            raise InputError(f"the shard '{path}' cannot be read: {reason}") from None
+            raise InputError(f"the shard '{shown(path)}' cannot be read: {shown(reason)}") from None
         if number < stop:
-            raise InputError(f"the shard '{path}' ended after {number:,} of {self.index[k].count:,} pictures: "
+            raise InputError(f"the shard '{shown(path)}' ended after {number:,} of {self.index[k].count:,} pictures: "
                              "has it changed?")
 
     def shown(self, i: int) -> str:

@@ -26,6 +26,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from .core import InputError, one_of, whole
+from .files import user_path
 
 # %% ../nbs/120_views.ipynb #62b7b3d8
 Probabilities = float | tuple[float, ...]  # one probability for all views, or one for each view
@@ -592,5 +593,5 @@ def draw_views(
             ax.imshow(_drawable(batch[row]), cmap='gray', vmin=0, vmax=1)
             ax.set_axis_off()
             if row == 0: ax.set_title(title, fontsize=11)
-    if path is not None: fig.savefig(path, dpi=120)
+    if path is not None: fig.savefig(user_path(path, 'path'), dpi=120)
     return fig

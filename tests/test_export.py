@@ -3,11 +3,13 @@ import json
 import os
 import pickle
 import resource
+import time
 
 import pytest
 import safetensors.torch
 import timm
 import torch
+from helpers.odd import KINDS, no_file, within
 from safetensors.torch import load_file, save_file
 
 from fastcontrast.core import InputError, MissingPath
@@ -235,3 +237,79 @@ def test_consistent_files_that_fit_no_architecture(exported):
     rewrite(exported, version='2')
     with pytest.raises(InputError, match='update fastcontrast'):
         load_encoder(exported)
+
+
+# ---------------------------------------------------------------- files that lie
+
+def edited(path, **fields):
+    "The file with other header fields, as text; None: without. Its digest fits"
+    header = {k: v for k, v in (read_header(path) | fields).items() if v is not None}
+    header.pop('sha256', None)
+    tensors = load_file(path)
+    save_file(tensors, path, metadata={**header, 'sha256': digest(tensors, header)})
+
+
+FIELDS = dict(
+    arch=[None, '5', 'null', '["resnet10t"]', 'resnet10t', '"', '"\\ud800"', '""', '[' * 100_000],
+    in_chans=[None, '"3"', '0', '-3', '1e9', 'true', '3.0', '4'],
+    size=[None, '"32"', '0', '-1', '1e3', '16385', 'NaN', '[]'],
+    mean=[None, '5', '[]', '[1, 2]', '["a", "b", "c"]', '[NaN, 0, 0]', '[1e999, 0, 0]', '{}'],
+    std=[None, '5', '[0, 1, 1]', '[-1, 1, 1]', '[1, 1, 1, 1]', '[null, 1, 1]'], small_input=[None, '5', '"no"', 'null'],
+    recipe=[None, '5', '[]'], extra=[None, '5', '[]', '{' * 100])
+
+
+@pytest.mark.parametrize('field, text', [(field, text) for field, texts in FIELDS.items() for text in texts],
+                         ids=lambda x: str(x)[:20])
+def test_a_header_with_a_garbled_field(exported, field, text):
+    edited(exported, **{field: text})
+    for read in (encoder_info, load_encoder):
+        with pytest.raises(InputError) as caught: read(exported)
+        message = caught.value.message
+        assert '\n' not in message and len(message) < 600 and ('was altered or damaged' in message or (
+            field == 'arch' and read is load_encoder and "unknown architecture" in message)), message
+
+
+@pytest.mark.parametrize('arch', ['vit_giant_patch14_dinov2', 'vit_base_patch16_224', 'resnet50', 'convnext_base',
+                                  'swin_tiny_patch4_window7_224', 'efficientnet_b0'])
+def test_an_architecture_larger_than_the_file(exported, arch):
+    "...is refused in a moment, and before there is memory for it"
+    edited(exported, arch=json.dumps(arch))
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=f"does not fit the architecture '{arch}': '.*' is missing and .* more"):
+        load_encoder(exported)
+    seconds, grown = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert seconds < 5 and grown < 30_000  # kB
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda t: t[:1], 'has shape'), (lambda t: t.long(), 'holds I64'), (lambda t: t.bool(), 'holds BOOL'),
+    (lambda t: t.reshape(1, *t.shape), 'has shape'),
+])
+def test_tensors_of_other_shapes_and_types(exported, change, message):
+    tensors = load_file(exported)
+    rewrite(exported, tensors | {'bn1.weight': change(tensors['bn1.weight'])})
+    with pytest.raises(InputError, match=f"does not fit .*'bn1.weight' {message}"): load_encoder(exported)
+
+
+def test_loading_draws_no_more_numbers_than_before(exported):
+    torch.manual_seed(0)
+    make_encoder('resnet10t', size=32)
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    load_encoder(exported)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_only_files_are_opened(tmp_path, kind):
+    for read in (load_encoder, encoder_info):
+        with pytest.raises(MissingPath), within(10): read(no_file(tmp_path/f'{read.__name__}.safetensors', kind))
+
+
+def test_the_home_folder(small, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert export_encoder(small, '~/a/e', 'resnet10t', 32, **RGB) == tmp_path/'a/e.safetensors'
+    load_encoder('~/a/e.safetensors')
+    assert encoder_info('~/a/e.safetensors')['arch'] == 'resnet10t'
+    for call in (lambda: load_encoder(''), lambda: export_encoder(small, '', 'resnet10t', 32, **RGB)):
+        with pytest.raises(InputError, match="path='' is no path"): call()

@@ -1,24 +1,43 @@
 """A run's folder: claimed by one process, whole at every moment, and found again by whoever goes on with the run."""
 import csv
 import errno
-import json
 import os
+import reprlib
 import shlex
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..core import InputError, MissingPath
-from ..files import sweep
+from ..core import InputError, MissingPath, is_number, is_whole
+from ..files import check_file, check_utf8, read_json, shown, sweep, user_path
 from .output import save_json
 
 try: import fcntl
 except ImportError: fcntl = None  # Windows
 
 LOCK, RECORD, HISTORY, ERROR = '.lock', 'config.json', 'history.csv', 'error.txt'
+
+
+def _is(*kinds: type) -> Callable[[Any], bool]: return lambda value: isinstance(value, kinds)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, str) or isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _are_results(value: Any) -> bool:
+    rows = value.values() if isinstance(value, dict) else [value]
+    return all(isinstance(row, dict) and all(isinstance(value, int | float) for value in row.values()) for row in rows)
+
+
+# what readers rely on in a record, where it is there
+_FIELDS: dict[str, Callable[[Any], bool]] = dict(
+    state=_is(str), reason=_is(str), epochs=is_whole, epochs_done=is_whole, seconds=is_number, pid=is_whole,
+    host=_is(str), settings=_is(dict), results=_are_results, speedups=_are_names, seed=is_whole,
+    valid=_is(int, float, str), method=_is(str), loss=_is(str))
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # file systems without them
 
 
@@ -34,6 +53,7 @@ class _Lock:
     def take(self) -> bool:
         "Whether the file is this process's now. Raises `OSError` where it can't be written"
         while True:
+            if self.path.exists(): check_file(self.path)  # a pipe would have us wait
             handle = self.path.open('a')
             if not _locked(handle):
                 handle.close()
@@ -72,6 +92,7 @@ def owner_lives(
     "Whether a process is at work in a run's folder; not to be asked by that process"
     if fcntl is None: return True
     try:
+        check_file(path/LOCK)
         with (path/LOCK).open() as handle:  # to read, which a folder of another user's allows too
             fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
@@ -84,12 +105,15 @@ def read_record(
 ) -> dict[str, Any]:
     "What the config.json of a run says. Raises `MissingPath` if there is none, `InputError` if it can't be read"
     file = path/RECORD
-    try: record = json.loads(file.read_text(encoding='utf-8'))
+    try: record = read_json(file)
     except (FileNotFoundError, NotADirectoryError):
         reason = f"there is no {RECORD} in it" if path.is_dir() else "there is no such folder"
         raise MissingPath(f"{path} is no run to go on with: {reason}.") from None
     except (OSError, ValueError) as e: raise InputError(f"{file} can't be read: {e}.") from None
     if not isinstance(record, dict): raise InputError(f"{file} can't be read: it is no record of a run.")
+    for name, is_right in _FIELDS.items():
+        if record.get(name) is None or is_right(record[name]): continue
+        raise InputError(f"{file} can't be read: its {name} is {reprlib.repr(record[name])}.")
     return record
 
 
@@ -98,6 +122,7 @@ def history_rows(
 ) -> list[dict[str, str]]: # none where there is no history
     "A row for each epoch that a run has done"
     try:
+        check_file(path/HISTORY)
         with (path/HISTORY).open(newline='', encoding='utf-8') as file: return list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error): return []
 
@@ -122,7 +147,7 @@ class RunFolder:
         self.worth_keeping = False # whether it holds more than the claim
         self.vanished = False  # whether somebody has removed it meanwhile
 
-    def __str__(self) -> str: return str(self.path)
+    def __str__(self) -> str: return shown(self.path)
     def __truediv__(self, name: str) -> Path: return self.path/name
 
     @property
@@ -215,7 +240,9 @@ def claimed(
     resumed: bool = False,  # whether a run is to go on in it
 ) -> Iterator[RunFolder]:
     "The folder of a run. Raises `InputError` if it can't be written, holds files, or another process is at work there"
-    path = Path(out or Path('runs')/name)
+    if isinstance(out, str): out = user_path(out, '--out')
+    path = out or Path('runs')/name
+    check_utf8(path, '--out')
     try:
         path, new = _make(out, name)
         lock = _Lock(path/LOCK)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import InputError, MissingPath
+from ..files import user_path
 from .folder import read_record
 from .output import console, errors
 from .settings import Run
@@ -49,7 +50,8 @@ def encoder_file(
     path: str, # a run's folder, or an encoder's file
 ) -> Path:     # the file
     "The encoder that a path names. Raises `MissingPath` if there is none"
-    file = Path(path)/'encoder.safetensors' if Path(path).is_dir() else Path(path)
+    file = user_path(path, 'encoder')
+    if file.is_dir(): file = file/'encoder.safetensors'
     if file.exists(): return file
     raise MissingPath(f"no encoder at {file}: give the folder of a run that has one, or an encoder.safetensors.")
 

@@ -13,12 +13,19 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from ..core import InputError
-from ..files import write_whole
+from ..files import check_file, shown, user_path, write_whole
 
 # folders may have any name: no markup, no :emoji:, and no line broken
 _PLAIN = dict(soft_wrap=True, markup=False, emoji=False, highlight=False)
 LAUNCHER = 'FASTCONTRAST_LAUNCHER'  # in the environment of processes that `launch` has started: its folder
-console, errors = Console(**_PLAIN), Console(stderr=True, **_PLAIN)
+
+
+class _Terminal(Console):
+    "A console that obeys nobody's names: what a terminal would act on is shown escaped, in tables too"
+    def render_str(self, text, **kwargs): return super().render_str(shown(text, lines=True), **kwargs)
+
+
+console, errors = _Terminal(**_PLAIN), _Terminal(stderr=True, **_PLAIN)
 
 
 _DROPPED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # full disks; a terminal that is gone
@@ -73,6 +80,7 @@ def fail(
     code: int,     # of the exit: 2 for a user's mistake, above 128 for a signal, 1 for what else went wrong
 ) -> NoReturn:
     "End the program"
+    if sentence.startswith('error: '): sentence = shown(sentence)  # one line, whatever a name in it holds
     file = launched()
     if _orphaned(): shutil.rmtree(os.environ[LAUNCHER], ignore_errors=True)
     with suppress(OSError):  # of a terminal that is gone
@@ -86,11 +94,12 @@ def out_file(
     *suffixes: str,   # the endings it may have
 ) -> Path:            # the file
     "A file that can be written, found before the work is done. Raises `InputError` if it can't; makes its folder"
-    path = Path(path)
+    path = user_path(path, '--out')
     if path.suffix.lower() not in suffixes: raise InputError(f"--out {path} must end in {' or '.join(suffixes)}.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
+        if not new: check_file(path)
         with path.open('ab'): pass
         if new: path.unlink()
     except OSError as e: raise InputError(f"--out {path} can't be written: {e.strerror or e}.") from None

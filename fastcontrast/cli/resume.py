@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import InputError
+from ..files import user_path
 from .folder import RECORD, history_rows, read_record
 from .settings import ALIASES, Run
 
@@ -25,10 +26,12 @@ def run_to_resume(
     out: str | None,    # the folder that --out names
 ) -> Path | None:       # None: a new run is to begin
     "The folder of the run to go on with: also that of --out, if a run has begun there. Raises `InputError`"
-    if resume is not None and out is not None and Path(resume).absolute() != Path(out).absolute():
+    path = None if resume is None else user_path(resume, '--resume')
+    other = None if out is None else user_path(out, '--out')
+    if path and other and path.absolute() != other.absolute():
         raise InputError(f"--resume {resume} goes on in that folder, and --out {out} is another: give one of them.")
-    if resume is not None: return Path(resume)
-    try: return Path(out) if out and 'settings' in read_record(Path(out)) else None
+    if path: return path
+    try: return other if other and 'settings' in read_record(other) else None
     except InputError: return None
 
 

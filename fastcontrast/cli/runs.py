@@ -9,6 +9,7 @@ from rich.table import Column, Table
 from typer import Argument, Option
 
 from ..core import InputError, MissingPath
+from ..files import user_path
 from .folder import RECORD, history_rows, owner_lives, read_record, resume_command
 from .output import console
 from .verbs import verb
@@ -23,7 +24,7 @@ def runs(
     as_json: Annotated[bool, Option('--json', help="Write what is known as JSON, for programs")] = False,
 ):
     "List runs: how they stand, how good they are, and the commands that go on with those that ended early."
-    found = [run_row(path) for path in find_runs(Path(folder))]
+    found = [run_row(path) for path in find_runs(user_path(folder, 'folder'))]
     if as_json: return console.print(json.dumps(found, indent=2))
     console.print(runs_table(found))
     for row in found:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..core import LARGEST_SIDE, InputError, MissingPath, number, one_of, suggest, whole
+from ..files import read_text, user_path
 from .registries import architectures, losses, methods, precisions, schedules, speedups
 
 
@@ -79,8 +80,8 @@ def _read(file: Path) -> configparser.ConfigParser:
     "A settings file; two names of a setting are one key"
     ini = configparser.ConfigParser(interpolation=None)
     ini.optionxform = lambda key: ALIASES.get(key.lower(), key.lower())
-    try: ini.read_string(file.read_text(encoding='utf-8-sig'), source=str(file))
-    except (configparser.Error, UnicodeDecodeError, OSError) as e:
+    try: ini.read_string(read_text(file), source=str(file))
+    except (configparser.Error, ValueError, OSError) as e:
         raise InputError(f"{file} can't be read: {' '.join(str(e).split())}") from None
     return ini
 
@@ -178,6 +179,7 @@ def resolve(
     config = replace(config, valid=number_or_name(config.valid))
     read_calls(config.speedups)
     _check_numbers(config)
+    _check_paths(config)
     return config
 
 
@@ -210,8 +212,14 @@ def _check_numbers(config: Run) -> None:
     if (config.head_epochs or 0) >= config.epochs:
         raise InputError(f"--head-epochs {config.head_epochs} leaves none of --epochs {config.epochs} to the encoder: "
                          "give fewer, or train for more.")
-    if config.lr is not None: number(above=0, **{'--lr': config.lr})
+    if config.lr is not None: number(above=0, most=1e30, **{'--lr': config.lr})  # 32 bits hold no more than 3e38
     if not isinstance(config.valid, str): number(least=0, below=1, **{'--valid': config.valid})
+
+
+def _check_paths(config: Run) -> None:
+    paths = dict(data=config.data or None, labels=config.labels, valid=config.valid, cache_folder=config.cache_folder)
+    for key, path in paths.items():
+        if isinstance(path, str): user_path(path, _option(key))
 
 
 def _check_moments(text: str) -> None:

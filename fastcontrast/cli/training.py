@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import InputError
-from ..files import megabytes, whole_file, write_whole
+from ..files import listed, megabytes, whole_file, write_whole
 from ..signals import Interrupted, Signals
 from .folder import ERROR, HISTORY, RunFolder, resume_command
 from .inputs import read_pictures, tell_notes, tell_undecodable
@@ -192,7 +192,7 @@ def _prepare(training: Training) -> None:
     folder.save(**record)
     data = learn.dls.train.data
     if 0 < record['n_labeled'] < len(data):  # --labels takes such a file
-        names = [f'{name}\n' for name, known in zip(data.names, data.labeled) if known]
+        names = [f'{listed(name)}\n' for name, known in zip(data.names, data.labeled) if known]
         write_whole(folder/'labeled.txt', ''.join(names))
 
 

@@ -9,7 +9,6 @@ __all__ = ['PANELS', 'AXES', 'EMPTY', 'read_history', 'plot_history', 'compare_r
 
 # %% ../../nbs/330_plots.ipynb #fc251828
 import csv
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from matplotlib.lines import Line2D
 
 from ..core import InputError, MissingPath, number
 from . import load
+from ..files import read_json, user_path
 
 # %% ../../nbs/330_plots.ipynb #77dcd8ac
 PANELS = {'train_loss': 'training loss', 'knn': 'kNN accuracy', 'spread': 'spread of features', 'lr': 'learning rate'}
@@ -42,7 +42,7 @@ def read_history(
 ) -> dict[str, list[float]]:          # 'epoch' and the columns that hold a number, NaN where a cell is empty
     "The columns of a run's history that can be drawn, all of one length. Raises `InputError` for what is no history"
     stored = isinstance(history, str | Path)
-    rows, name = (_rows_of(Path(history)), f"'{history}'") if stored else (history, 'the history')
+    rows, name = (_rows_of(user_path(history, 'history')), f"'{history}'") if stored else (history, 'the history')
     if not rows: raise InputError(f"{name} has no rows: there is nothing to draw before the first epoch ends")
     for column in ('epoch', 'train_loss'):
         if not any(column in row for row in rows):
@@ -63,7 +63,7 @@ def _line(axis: Axes, x: list[float], y: list[float], **style: Any) -> Line2D:
 
 def _save(figure: Figure, path: str | Path | None) -> None:
     if path is None: return
-    try: figure.savefig(path, dpi=150)
+    try: figure.savefig(user_path(path, 'path'), dpi=150)
     except (OSError, ValueError) as e:
         raise InputError(f"the figure cannot be saved to '{path}' ({e}): "
                          "give a file in a folder that is there, ending in .png") from e
@@ -96,12 +96,13 @@ def plot_history(
 # %% ../../nbs/330_plots.ipynb #51843b40
 def _described(folder: Path) -> tuple[str, str]:
     "What a run was made of, and how it stands, by its config.json"
-    try: config = json.loads((folder/'config.json').read_text(encoding='utf-8'))
+    try: config = read_json(folder/'config.json')
     except (OSError, ValueError): config = None
     if not isinstance(config, dict): return '', ''
     loss = str(config.get('loss') or '').split('(')[0]
     method = ', '.join(str(name) for name in (config.get('method'), loss) if name)
-    setup = [method, *map(str, config.get('speedups') or ())]
+    speedups = config.get('speedups')
+    setup = [method, *map(str, speedups if isinstance(speedups, list) else ())]
     return ' + '.join(filter(None, setup)), str(config.get('state') or '').split(':')[0]
 
 def _columns_of(folder: Path) -> dict[str, list[float]]:
@@ -154,7 +155,7 @@ def compare_runs(
     `setup`, `state`, `epochs`, `knn` (the last), `best`, `target`, and `epochs_to`, `tflop_to` and `seconds_to`: what
     the target took (None: not reached, or not recorded). Raises `InputError` for folders without a judged run"""
     number(above=0, most=1, optional=True, target=target)
-    folders = [Path(folder) for folder in folders]
+    folders = [user_path(folder, 'folder') for folder in folders]
     if len(folders) < 2:
         raise InputError(f"{'one run' if folders else 'no run'} was given: "
                          "give the folders of two or more, the base first")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.folders import everything, make, picture, same
+from helpers.odd import KINDS, no_file, within
 from PIL import Image
 from safetensors import safe_open
 
@@ -172,6 +173,106 @@ def test_any_program_can_read_it(root):
         x = file.get_tensor('pixels')
         assert json.loads(bytes(file.get_tensor('failed').tolist())) == {}
     assert torch.equal(x, everything(dls_of(root, valid=0).train.ordered())[0])
+
+
+def rewrite(path, head=lambda head: None, tail=None):
+    "A store with another header or other failures, whole in itself"
+    content = path.read_bytes()
+    described = json.loads(content[8:4096])
+    failed = content[4096 + described['pixels']['data_offsets'][1]:] if tail is None else tail
+    begin = described['pixels']['data_offsets'][1]
+    described['failed'] = dict(dtype='U8', shape=[len(failed)], data_offsets=[begin, begin + len(failed)])
+    head(described)
+    path.write_bytes(content[:8] + json.dumps(described).encode().ljust(4088) + content[4096:4096 + begin] + failed)
+
+
+def shaped(shape, dtype='U8'):
+    def change(head): head['pixels'] |= dict(shape=shape, dtype=dtype)
+    return change
+
+
+N = 17 * 3 * 28 * 28
+
+@pytest.mark.parametrize('change', [
+    dict(head=shaped([17, 3, 784])), dict(head=shaped([17, 28, 28, 3])), dict(head=shaped([N])),
+    dict(head=shaped([17, 3, 14, 14], 'F32')), dict(head=shaped([17, 3, 28, 28], 'I8')),
+    dict(head=shaped([17, 3, 28, 28], 'BOOL')), dict(head=shaped([34, 3, 14, 28])), dict(tail=b''), dict(tail=b'[]'),
+    dict(tail=b'{'), dict(tail=b'{"99": "x"}'), dict(tail=b'{"-1": "x"}'), dict(tail=b'{"a": "x"}'), dict(tail=b'\xff'),
+    dict(tail=b'[' * 100_000), dict(tail=b'5'), dict(head=lambda head: head.pop('failed')),
+    dict(head=lambda head: head['failed'].update(dtype='I8')),
+    dict(head=lambda head: head.update(other=head['failed'])),
+], ids=str)
+def test_a_header_that_lies_is_refused_and_the_store_built_again(root, change, capsys):
+    expected = everything(dls_of(root).train.ordered())
+    rewrite(store(root), **change)
+    capsys.readouterr()
+    got = everything(dls_of(root).train.ordered())
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"the cache '{store(root)}' is truncated, or no store of pictures, it is built again: ")
+
+
+def test_a_store_with_a_header_of_another_length(root, capsys):
+    "Whose pixels so lie elsewhere"
+    from safetensors.numpy import save_file
+    dls_of(root)
+    with safe_open(store(root), 'np') as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in ('pixels', 'failed')}
+    store(root).unlink()
+    save_file(tensors, store(root), metadata=metadata)
+    capsys.readouterr()
+    same(dls_of(root).train, dls_of(root, cache=None).train)
+    assert 'no store of pictures, it is built again' in capsys.readouterr().err
+
+
+def test_a_store_with_failures_written_anew_is_the_same(root):
+    (root/'a/bad.png').write_bytes(b'')
+    expected = dls_of(root).report()
+    rewrite(store(root))
+    assert dls_of(root).report() == expected
+
+
+@pytest.mark.parametrize('cut', [1, 100, 4096 + 10, 10**9])
+def test_a_store_cut_short_is_no_bus_error(root, cut):
+    "Were it mapped as its header has it, the first look would end the process"
+    expected = everything(dls_of(root, valid=0).train.ordered())[0]
+    os.truncate(store(root), max(0, store(root).stat().st_size - cut))
+    assert torch.equal(everything(dls_of(root, valid=0).train.ordered())[0], expected)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_what_is_no_file_in_the_store_s_place(root, kind):
+    store(root).parent.mkdir()
+    no_file(store(root), kind)
+    with within(30): dls_of(root)
+    assert store(root).is_file() and not store(root).is_symlink()
+
+
+@pytest.mark.parametrize('n, workers, expected', [
+    (1, 40, 0), (32, 40, 0), (33, 40, 2), (70, 40, 3), (70, 2, 2), (70, 0, 0)])
+def test_no_more_processes_than_chunks(tmp_path, monkeypatch, n, workers, expected):
+    seen = []
+    class Loader(cache_module.DataLoader):
+        def __init__(self, *args, **kwargs):
+            seen.append(kwargs['num_workers'])
+            super().__init__(*args, **kwargs | dict(num_workers=0))
+    monkeypatch.setattr(cache_module, 'DataLoader', Loader)
+    root = make(tmp_path/'x', dict(a=n), size=(4, 4))
+    open_store(Files(root, find_pictures(root), np.zeros(n, int)), 4, tmp_path/'s.safetensors', workers)
+    assert seen == [expected]
+
+
+def test_names_are_shown_and_not_obeyed(tmp_path, capsys):
+    root = make(tmp_path/'\x1b[2J\n', dict(a=4))
+    dls_of(root, valid=0)
+    said = capsys.readouterr().err
+    assert '\\x1b[2J\\n.cache' in said and '\x1b' not in said and said.count('\n') == 1
+
+
+def test_the_home_folder(root, monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    for cache in ('~/kept', Path('~/kept')): assert store_path(cache, root, 'all', 28).parent == tmp_path/'kept'
+    assert store_path(True, '~/x', 'all', 28).parent == tmp_path/'x.cache'
 
 
 def slow_build(said, root, pause, workers, limit):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.folders import as_process, everything
+from helpers.odd import KINDS, no_file, within
 from PIL import Image
 from webdataset import TarWriter
 
@@ -256,6 +257,139 @@ def test_broken_shards(root, tmp_path):
             member = tarfile.TarInfo('twice.png')
             tar.addfile(member, io.BytesIO())
     with pytest.raises(InputError, match=f"^the shard '{path}' cannot be used: .*duplicate"): dls_of(root)
+
+
+def members(path, *files, form=tarfile.PAX_FORMAT):
+    "A tar file of (name, content, fields of the header)"
+    with tarfile.open(path, 'w', format=form) as tar:
+        for name, content, fields in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            for key, value in fields.items(): setattr(member, key, value)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def header(name, size, kind=b'0'):
+    "One that a writer would not write"
+    block = tarfile.TarInfo(name)
+    block.type = kind
+    content = bytearray(block.tobuf(tarfile.GNU_FORMAT))
+    content[124:136] = (b'\xff' if size < 0 else b'\x80') + (size % 2**88).to_bytes(11, 'big')
+    content[148:156] = b' ' * 8
+    content[148:156] = b'%06o\0 ' % sum(content)
+    return bytes(content)
+
+
+@pytest.mark.parametrize('label, message', [
+    ('3000000000', "has class 3000000000, and there are names for 1,048,576 classes at most"),
+    ('1048576', "has class 1048576, and"), (str(10**30), "has class 10{30}, and"), ('-2', 'is -2, which is below 0'),
+    ('-' + '9' * 40, 'which is below 0'), ('cat', "invalid literal"), ('1.5', "invalid literal"),
+    ('', "invalid literal"), ('1' * 101, "0.cls has 101 bytes, and 100 is the most"), ('0' * 5000, 'has 5,000 bytes'),
+    ('\x1b[2J', "invalid literal .*x1b"), ('\u0661\u0662', "invalid literal"), (' 7\n', None), ('1048575', None),
+])
+def test_classes_are_plausible(tmp_path, label, message):
+    write(tmp_path/'b.tar', range(8))
+    path = members(tmp_path/'a.tar', ('0.png', encoded(0), {}), ('0.cls', label.encode(), {}))
+    for _ in range(2):  # read, and from the index
+        if message is None: dls_of(tmp_path)
+        else:
+            with pytest.raises(InputError, match=f"^the shard '{path}' .*{message}") as caught: dls_of(tmp_path)
+            assert caught.value.message.isprintable()
+
+
+def test_as_many_classes_as_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards_module, 'CLASSES', 4)
+    members(tmp_path/'a.tar', *[(f'{i}.{k}', c, {}) for i in range(8) for k, c in (('png', encoded(i)), ('cls', b'7'))])
+    assert len(dls_of(tmp_path).classes) == 8
+    members(tmp_path/'b.tar', ('9.png', encoded(9), {}), ('9.cls', b'9', {}))
+    with pytest.raises(InputError, match="class 9, and there are names for 9 classes"): dls_of(tmp_path)
+
+
+SPARSE = {'GNU.sparse.major': '1', 'GNU.sparse.minor': '0', 'GNU.sparse.name': '0.png',
+          'GNU.sparse.realsize': str(2**42)}
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('sparse', lambda path: members(path, ('x/0.png', b'1\n0\n1\n'.ljust(512, b'\0') + b'x', dict(pax_headers=SPARSE))),
+     "cannot be used: 0.png is a sparse file"),
+    ('picture', lambda path: path.write_bytes(header('0.png', 2**40) + bytes(1024)),
+     "cannot be used: 0.png has 1,099,511,627,776 bytes, and 268,435,456 is the most"),
+    ('label', lambda path: path.write_bytes(header('0.cls', 2**40) + bytes(1024)),
+     "cannot be used: 0.cls has 1,099,511,627,776 bytes"),
+    ('backwards', lambda path: path.write_bytes(header('a.txt', -512) + bytes(1024)),
+     "truncated, or no plain tar file .the size of a.txt is -512"),
+    ('backwards label', lambda path: path.write_bytes(header('a.cls', -1024) + bytes(1024)), "size of a.cls is -1024"),
+    ('long name', lambda path: path.write_bytes(header('a', 2**40, tarfile.GNUTYPE_LONGNAME) + bytes(1024)),
+     "no plain tar file .a name in it takes 1,099.5 GB"),
+    ('fields', lambda path: path.write_bytes(header('a', 2**40, tarfile.XHDTYPE) + bytes(1024)), "a name in it takes"),
+    ('headers in headers', lambda path: path.write_bytes((header('a', 0, tarfile.XHDTYPE)) * 3000 + bytes(1024)),
+     "headers in headers"),
+    ('escapes', lambda path: members(path, ('\x1b[2J\n.png', encoded(0), {}), ('\x1b[2J\n.cls', b'-3', {})),
+     r"the class of \\x1b\[2J\\n is -3"),
+])
+def test_members_that_lie(tmp_path, name, content, message):
+    content(tmp_path/'a.tar')
+    with pytest.raises(InputError, match=f"^the shard '{tmp_path}/a.tar' .*{message}") as caught, within(30):
+        dls_of(tmp_path)
+    assert caught.value.message.isprintable()
+
+
+def test_a_large_file_that_is_not_wanted(tmp_path):
+    "...is passed over"
+    with tarfile.open(tmp_path/'a.tar', 'w') as tar:
+        member = tarfile.TarInfo('weights.bin')
+        member.size = 3 * 2**20
+        tar.addfile(member, io.BytesIO(bytes(member.size)))
+        for i in range(8):
+            member = tarfile.TarInfo(f'{i}.png')
+            member.size = len(encoded(i))
+            tar.addfile(member, io.BytesIO(encoded(i)))
+    assert numbers(dls_of(tmp_path).train.ordered()) == list(range(8))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_only_files_are_opened(tmp_path, kind):
+    write(tmp_path/'s/b.tar', range(8))
+    path = no_file(tmp_path/'s/a.tar', kind)
+    for source in (tmp_path/'s', [tmp_path/'s']):
+        with pytest.raises(InputError, match=f"^the shard '{path}' cannot be read: {KINDS[kind]}"), within(20):
+            dls_of(source)
+    for source in (path, [path, tmp_path/'s/b.tar'], f'{tmp_path}/s/{{a,b}}.tar'):
+        with pytest.raises(MissingPath, match='there is no shard'), within(20): dls_of(source)
+    path.unlink()
+    (tmp_path/'s'/INDEX).unlink(missing_ok=True)
+    no_file(tmp_path/'s'/INDEX, kind)
+    with within(20): assert len(dls_of(tmp_path/'s').train.data) == 8
+
+
+def test_a_file_that_becomes_a_pipe(root):
+    train = dls_of(root).train
+    (root/'001.tar').unlink()
+    no_file(root/'001.tar', 'pipe')
+    with pytest.raises(InputError, match='001.tar. cannot be read: a named pipe, not a file'), within(20):
+        list(train.ordered())
+
+
+@pytest.mark.parametrize('change', [
+    dict(count=10**12), dict(count=0), dict(count=-5), dict(count='70'), dict(marks=[]), dict(marks=[0]),
+    dict(marks=[0, 10**15]), dict(marks=[-512, 512]), dict(marks=[512, 0]), dict(marks=[0.5, 512]), dict(y=[0]),
+    dict(y=['a'] * 70), dict(y=[-7] * 70), dict(y=[[0]] * 70), dict(y=None), dict(marks=None), dict(count=None),
+])
+def test_an_index_that_lies_is_not_believed(root, change):
+    expected = numbers(dls_of(root).train.ordered())
+    index = json.loads((root/INDEX).read_text())
+    index['shards']['000.tar'] |= change
+    (root/INDEX).write_text(json.dumps(index))
+    assert numbers(dls_of(root).train.ordered()) == expected
+    assert json.loads((root/INDEX).read_text())['shards']['000.tar']['count'] == 70
+
+
+def test_an_index_that_is_no_list_of_shards(root):
+    half = '"\\ud800"'
+    for content in ('[' * 100_000, '{"shards": {"000.tar": {"size": 1e999}}}', half, '{"shards": []}', ' ' * 2**22):
+        (root/INDEX).write_text(content)
+        assert len(dls_of(root).train.data) == 200
 
 
 @pytest.mark.parametrize('workers', [0, 2])
