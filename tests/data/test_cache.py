@@ -201,7 +201,7 @@ N = 17 * 3 * 28 * 28
     dict(tail=b'[' * 100_000), dict(tail=b'5'), dict(head=lambda head: head.pop('failed')),
     dict(head=lambda head: head['failed'].update(dtype='I8')),
     dict(head=lambda head: head.update(other=head['failed'])),
-], ids=str)
+], ids=[f"lie {i}" for i in range(19)])
 def test_a_header_that_lies_is_refused_and_the_store_built_again(root, change, capsys):
     expected = everything(dls_of(root).train.ordered())
     rewrite(store(root), **change)
