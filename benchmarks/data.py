@@ -1,18 +1,25 @@
 """How fast pictures are decoded, kept and read."""
 import functools
+import io
+import re
 import shutil
+import struct
 import tempfile
-from collections.abc import Callable
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from common import Group, Lacking, Run, alternate, seconds_of, spelled
-from PIL import Image, ImageOps
+from common import Group, Lacking, Run, alternate, resident, seconds_of, spelled
+from PIL import Image, ImageOps, features
 
 from fastcontrast.cache import open_store
 from fastcontrast.data import find_pictures, image_dls
-from fastcontrast.pictures import Files
+from fastcontrast.pictures import Files, attempt, decoded
 
 group = Group("data", "How fast pictures are decoded, kept and read")
 
@@ -110,3 +117,109 @@ def bare_loop(root: Path, names: list, side: int, workers: int) -> Callable[[], 
         if any(process.exitcode for process in processes):
             raise SystemExit("the bare loop failed: are all files pictures that Pillow reads?")
     return loop
+
+
+@group.measurement(quick=dict(side=1000))
+def odd(
+    run: Run,
+    side: int = 13_300, # of the largest pictures, pixels; Pillow opens no more than 178,956,970 in all
+    size: int = 147,    # side that they are decoded to
+) -> None:
+    """How much memory do pictures take that are hostile or odd: small files of many pixels, in many formats?
+
+    Each is decoded alone, and eight at once by threads, in a process of its own that has decoded a small one before.
+    Counted is by how much that process grows at its peak, also where a picture is refused. Goal: at most 500 MB.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        paths = list(odd_pictures(Path(folder), side))
+        rows = []
+        for path in paths:
+            peak, (reason,) = peak_of([path], size)
+            rows.append(dict(name=path.name, file_kb=path.stat().st_size / 1000, peak_mb=peak, refused=reason))
+            print(f"{path.name:28} {rows[-1]['file_kb']:9,.0f} kB  {peak:6.0f} MB  {reason}", flush=True)
+        eights = [peak_of(paths[i::-(-len(paths) // 8)], size)[0] for i in range(-(-len(paths) // 8))]
+    alone, eight = max(row["peak_mb"] for row in rows), max(eights)
+    print(f"{len(paths)} pictures: {alone:.0f} MB at most alone, {eight:.0f} MB eight at once")
+    run.save(dict(goal="at most 500 MB", alone_mb=alone, eight_mb=eight, eights_mb=eights, rows=rows))
+
+
+def peak_of(paths: list[Path], size: int) -> tuple[float, list[str]]:
+    """MB by which a process grows that decodes pictures at once, and why each could not be decoded, or ''"""
+    context = get_context("fork")
+    mine, other = context.Pipe()
+    process = context.Process(target=decode_at_once, args=(paths, size, other))
+    process.start()
+    other.close()  # the process alone has it, so its end is seen here, whatever ends it
+    try: got = mine.recv()
+    except EOFError: raise SystemExit(f"decoding {', '.join(path.name for path in paths)} ended the process") from None
+    process.join()
+    return got
+
+
+def decode_at_once(paths: list[Path], size: int, pipe: Any) -> None:
+    """What the process does"""
+    warnings.simplefilter("ignore")  # Pillow's, of large pictures
+    small = io.BytesIO()
+    Image.new("RGB", (500, 400)).save(small, "JPEG")
+    decoded(small, size)
+    before = resident()  # with what it has from this program
+    with ThreadPoolExecutor(len(paths)) as threads:
+        reasons = list(threads.map(lambda path: attempt(decoded, path, size)[1], paths))
+    # of this process alone; getrusage also counts what has started it
+    peak = int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    pipe.send(((peak - before) / 1e6, reasons))
+
+
+def odd_pictures(folder: Path, side: int) -> Iterator[Path]:
+    """Writes them"""
+    shapes = dict(square=(side, side), half=(side // 2, side // 2), wide=(side * 8, side // 8), line=(side**2 // 4, 1))
+    for name, (width, height) in shapes.items():
+        for kind, (colour, depth) in PNGS.items():
+            path = folder / f"{kind}-{name}.png"
+            path.write_bytes(png(width, height, colour, depth))
+            yield path
+    inner = png(side, side, 6, 8)
+    for name, content in dict(ico=icon(inner), icns=icon_of_mac(inner)).items():
+        (folder / f"icon.{name}").write_bytes(content)
+        yield folder / f"icon.{name}"
+    third = side // 3
+    for name, mode, options in OTHERS:
+        path = folder / f"{mode.replace(';', '')}-{name}"
+        if path.suffix == ".avif" and not features.check("avif"): continue
+        Image.new(mode, (third, third)).save(path, **options)
+        yield path
+
+
+# a PNG's kinds: type of colour and bits
+PNGS = {"grey1": (0, 1), "grey8": (0, 8), "grey16": (0, 16), "rgb8": (2, 8), "rgb16": (2, 16), "palette1": (3, 1),
+        "palette8": (3, 8), "grey-alpha8": (4, 8), "grey-alpha16": (4, 16), "rgb-alpha8": (6, 8),
+        "rgb-alpha16": (6, 16)}
+OTHERS = [("a.jpg", "RGB", {}), ("b.jpg", "RGB", dict(progressive=True)), ("c.jpg", "CMYK", dict(progressive=True)),
+          ("a.tif", "I;16", {}), ("b.tif", "I", {}), ("c.tif", "F", dict(compression="tiff_adobe_deflate")),
+          ("d.tif", "RGBA", dict(compression="tiff_lzw")), ("e.tif", "LAB", {}), ("a.webp", "RGBA", {}),
+          ("a.gif", "P", {}), ("a.bmp", "RGB", {}), ("a.tga", "RGBA", dict(compression="tga_rle")),
+          ("a.jp2", "RGB", {}), ("a.avif", "RGB", dict(speed=10)), ("a.ppm", "RGB", {}), ("a.sgi", "RGB", {}),
+          ("a.pcx", "RGB", {})]
+
+
+def png(width: int, height: int, colour: int, depth: int) -> bytes:
+    """The file of a picture of zeros, which takes hardly any memory to write; a palette is half transparent"""
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    row = b"\0" * (1 + -(-width * depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour] // 8))
+    pack = zlib.compressobj(1)
+    packed = b"".join([pack.compress(row) for _ in range(height)]) + pack.flush()
+    parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))]
+    if colour == 3: parts += [chunk(b"PLTE", bytes(6)), chunk(b"tRNS", b"\x80\xff")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join([*parts, chunk(b"IDAT", packed), chunk(b"IEND", b"")])
+
+
+def icon(inner: bytes) -> bytes:
+    """A Windows icon that says it is of 16 x 16 pixels and holds a PNG"""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
+
+
+def icon_of_mac(inner: bytes) -> bytes:
+    """One of a Mac's, of 128 x 128"""
+    return b"icns" + struct.pack(">I", len(inner) + 16) + b"ic07" + struct.pack(">I", len(inner) + 8) + inner

@@ -53,6 +53,7 @@ FIGURES = dict(
     reuse=lambda r: [r["simclr test_resnet 32 8"][k] for k in ("time_ratio", "memory_ratio")],
     cache=lambda r: [r["ratio"], r["reading_ratio"], r["n"], r["side"],
                      *(x / 1e5 for x in r["reading_images_per_s"].values())],
+    odd=lambda r: [1 + r["alone_mb"] / 10, 1 + r["eight_mb"] / 10],
     processes=lambda r: r["ratios"] + r["one_s"] + r["two_s"],
     epoch_time=lambda r: [r["ratio"], r["checkpoint_mib"]],
     size=lambda r: r["ratios"].values(),
@@ -103,6 +104,12 @@ def test_measurement(group, name, tmp_path):
 def check_throughput(result, file):
     assert file.name == "speed_throughput_noise_cpu.json" and "lightly" not in result["images_per_s"]
     assert set(result["ratio"]) <= {"ours over encoder", "ours fp32 over encoder fp32"}
+
+
+def check_odd(result, file):
+    refused = {row["name"] for row in result["rows"] if row["refused"]}
+    # whose size Pillow holds against what it says; as small as this, all others are decoded
+    assert len(result["rows"]) >= 60 and refused == {"icon.icns"}
 
 
 def check_methods(result, file):
