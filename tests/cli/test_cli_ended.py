@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import termios
 import time
 from contextlib import suppress
@@ -64,12 +65,21 @@ def test_ctrl_c_in_training_on_a_terminal(folder):
 
 def test_interrupted_while_pictures_are_read(folder):
     pictures(folder/'p', dict(a=4, bb=4))
-    os.mkfifo(folder/'p/a/0.png')  # a reader waits here until there is a writer, so the moment is known
-    process = started('pretrain', 'p', *TINY, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    writer = os.open(folder/'p/a/0.png', os.O_WRONLY)
+    (folder/'slow.py').write_text(  # which says when a picture is read
+        "import os, time\n"
+        "from fastcontrast import pictures\n"
+        "from fastcontrast.cli import main\n"
+        "def pixels(*args):\n"
+        "    os.write(1, b'.')\n"
+        "    time.sleep(3)\n"
+        "pictures.Files.pixels = pixels\n"
+        "main()\n")
+    process = subprocess.Popen([sys.executable, 'slow.py', 'pretrain', 'p', *map(str, TINY)], cwd=folder, env=ENV,
+                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.read(1) == '.'
     process.send_signal(signal.SIGINT)
-    assert finish(process, 130) == ('', 'interrupted\n')
-    os.close(writer)
+    out, err = finish(process, 130)
+    assert (out.strip('.'), err) == ('', 'interrupted\n')
     assert not (folder/'runs').exists()
 
 
