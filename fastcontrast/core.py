@@ -33,8 +33,9 @@ def clipped(
     value: Any,     # what a message speaks of; somebody else's name, error or object
     most: int = 160, # characters
 ) -> str:
-    "Its text in one line of printable characters, cut off where it is long"
-    text = ''.join(c if c.isprintable() else '?' for c in ' '.join(str(value).split()))
+    "Its text in one line, cut off where it is long; what can't be printed is escaped, lines of an error are joined"
+    text = str(value) if isinstance(value, str) else ' '.join(str(value).split())
+    text = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
     return text if len(text) <= most else f'{text[:most - 1]}…'
 
 
