@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.cli import TINY, config, pictures
+from helpers.cli import TINY, config, ended_after_an_epoch, pictures
 
 from fastcontrast.cli import training
 from fastcontrast.export import load_encoder
-from fastcontrast.history import History
 from fastcontrast.signals import Interrupted
 
 COMMAND = ('pretrain', 'p', *TINY[:2], '--batch-size', 4, '--epochs', 3)
@@ -20,13 +19,7 @@ COMMAND = ('pretrain', 'p', *TINY[:2], '--batch-size', 4, '--epochs', 3)
 def interrupted(run, folder, monkeypatch):
     "What was said of a run in the folder r, of which one epoch of three is done"
     pictures(folder/'p', dict(a=6, bb=6))
-    after_epoch = History.after_epoch
-    def signalled(self):
-        after_epoch(self)
-        signal.raise_signal(signal.SIGTERM)
-    with monkeypatch.context() as patch:
-        patch.setattr(History, 'after_epoch', signalled)
-        code, _, err = run(*COMMAND, '--out', 'r')
+    with ended_after_an_epoch(monkeypatch): code, _, err = run(*COMMAND, '--out', 'r')
     assert code == 143 and config('r')['state'] == 'interrupted', err
     return err
 

@@ -1,16 +1,14 @@
 """`fastcontrast pretrain --weights`: from the file of a run to a run of its own, with its record, and taken up."""
 import json
 import os
-import signal
 
 import pytest
 import timm
 import torch
-from helpers.cli import TINY, config, pictures
+from helpers.cli import TINY, config, ended_after_an_epoch, pictures
 from safetensors.torch import load_file
 
 from fastcontrast.export import encoder_info
-from fastcontrast.history import History
 
 FAST = ('--no-controls', '--seed', 1)
 
@@ -57,12 +55,7 @@ def test_a_run_that_is_taken_up_while_the_head_learns(run, first, folder, monkey
     "It ends as one in one piece, from another folder too"
     common = ('pretrain', *rest(first), '--head-epochs', 2, '--epochs', 3)
     assert run(*common, '--weights', first/'run', '--out', 'whole')[0] == 0
-    after_epoch = History.after_epoch
-    def signalled(self):
-        after_epoch(self)
-        signal.raise_signal(signal.SIGTERM)
-    with monkeypatch.context() as patch:
-        patch.setattr(History, 'after_epoch', signalled)
+    with ended_after_an_epoch(monkeypatch):
         code, _, err = run(*common, '--weights', os.path.relpath(first/'run'), '--out', 'cut')
     assert code == 143 and config('cut')['epochs_done'] == 1, err
     assert encoder_info('cut/encoder.safetensors')['sha256'] != encoder_info('whole/encoder.safetensors')['sha256']

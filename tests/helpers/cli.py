@@ -1,13 +1,17 @@
 "The program as a user starts it, small pictures for it, and what its runs leave"
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from fastcontrast.history import History
 
 PROGRAM = [sys.executable, '-m', 'fastcontrast']
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'COLUMNS': '80'}
@@ -48,3 +52,15 @@ def until(history, epochs=1):
     while not history.exists() or history.read_text().count('\n') <= epochs:
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+@contextmanager
+def ended_after_an_epoch(monkeypatch):
+    "Runs of this process are sent SIGTERM when an epoch's row is written"
+    after_epoch = History.after_epoch
+    def signalled(self):
+        after_epoch(self)
+        signal.raise_signal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(History, 'after_epoch', signalled)
+        yield
