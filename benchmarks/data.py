@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, features
 
 from fastcontrast.cache import open_store
 from fastcontrast.data import find_pictures, image_dls
+from fastcontrast.formats import PixelFormat
 from fastcontrast.pictures import Files, attempt, decoded
 
 group = Group("data", "How fast pictures are decoded, kept and read")
@@ -94,7 +95,7 @@ def links(root: Path, names: list, folder: Path) -> Path:
 def filling(root: Path, names: list, side: int, store: Path, workers: int) -> Callable[[], object]:
     """A function that decodes pictures into the cache's file"""
     pictures = Files(root, names, np.zeros(len(names), int))
-    return lambda: open_store(pictures, side, store, workers)
+    return lambda: open_store(pictures, PixelFormat(side), store, workers)
 
 
 def decode(paths: list[Path], side: int) -> None:
@@ -161,10 +162,10 @@ def decode_at_once(paths: list[Path], size: int, pipe: Any) -> None:
     warnings.simplefilter("ignore")  # Pillow's, of large pictures
     small = io.BytesIO()
     Image.new("RGB", (500, 400)).save(small, "JPEG")
-    decoded(small, size)
+    decoded(small, PixelFormat(size))
     before = resident()  # with what it has from this program
     with ThreadPoolExecutor(len(paths)) as threads:
-        reasons = list(threads.map(lambda path: attempt(decoded, path, size)[1], paths))
+        reasons = list(threads.map(lambda path: attempt(decoded, path, PixelFormat(size))[1], paths))
     # of this process alone; getrusage also counts what has started it
     peak = int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
     pipe.send(((peak - before) / 1e6, reasons))

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .core import InputError
 from .files import check_file, check_utf8, megabytes, shown, user_path
+from .formats import PixelFormat
 from .pictures import Files, attempt, first_ten, undecodable
 
 FORMAT = 'fastcontrast pictures 1' # another one whenever the same files would be decoded to other bytes
@@ -43,14 +44,14 @@ def store_path(
 
 def open_store(
     pictures: Files,      # a folder's
-    side: int,            # of the stored pictures, pixels
+    form: PixelFormat,    # of the stored pictures
     path: Path,           # the store's file, see `store_path`
     workers: int,         # processes that decode; 0: this one
     strict: bool = False, # is a picture that cannot be decoded an error?
-) -> tuple[torch.Tensor, dict[int, str]]: # uint8 [N, 3, side, side], mapped onto the file; failed pictures, and why
+) -> tuple[torch.Tensor, dict[int, str]]: # [N, *form.shape], mapped onto the file; failed pictures, and why
     "The store of these pictures, built if there is none that is whole and of now. Raises `InputError`"
     check_utf8(path, 'cache')
-    store = _Store(pictures, side, path, dict(format=FORMAT, digest=pictures.digest(), side=str(side)))
+    store = _Store(pictures, form, path, dict(format=FORMAT, digest=pictures.digest(), side=str(form.side)))
     content, fault = store.read()
     if content is None:
         with _alone(path):
@@ -90,8 +91,8 @@ def _unwritable(path: Path, reason: str | None) -> InputError:
 class _Chunks(Dataset):
     "What the worker processes run: chunk `k` of the pictures is decoded and written to the file"
     size = 32  # pictures
-    def __init__(self, pictures: Files, side: int, path: Path):
-        self.pictures, self.side, self.path = pictures, side, path
+    def __init__(self, pictures: Files, form: PixelFormat, path: Path):
+        self.pictures, self.form, self.path = pictures, form, path
         self.rows: np.ndarray | None = None  # the chunk, in memory that each worker takes once
 
     def __len__(self): return -(-len(self.pictures) // self.size)
@@ -99,10 +100,10 @@ class _Chunks(Dataset):
     def __getitem__(self, k: int) -> tuple[dict[int, str], str]:
         "The pictures that could not be decoded, and the error that kept the chunk from being written, or ''"
         indices = range(k * self.size, min((k + 1) * self.size, len(self.pictures)))
-        if self.rows is None: self.rows = np.empty((self.size, 3, self.side, self.side), dtype=np.uint8)
+        if self.rows is None: self.rows = np.empty((self.size, *self.form.shape), dtype=np.uint8)
         rows, failed = self.rows[:len(indices)], {}
         for row, i in zip(rows, indices, strict=True):
-            pixels, reason = attempt(self.pictures.pixels, i, self.side)
+            pixels, reason = attempt(self.pictures.pixels, i, self.form)
             row[:] = 0 if pixels is None else pixels
             if pixels is None: failed[i] = reason
         try:
@@ -118,12 +119,12 @@ class _Chunks(Dataset):
 class _Store:
     "One file of decoded pictures, there or to be built"
     pictures: Files
-    side: int                # of a stored picture, pixels
+    form: PixelFormat        # of the stored pictures
     path: Path
     metadata: dict[str, str] # what the file says of itself if it is of these pictures as they are now
 
     @property
-    def shape(self) -> tuple[int, int, int, int]: return len(self.pictures), 3, self.side, self.side
+    def shape(self) -> tuple[int, int, int, int]: return len(self.pictures), *self.form.shape
     @property
     def end(self) -> int: return HEADER + int(np.prod(self.shape, dtype=np.int64)) # bytes before what failed
 
@@ -193,14 +194,14 @@ class _Store:
         path = shown(self.path)
         again = f"the cache '{path}' {fault}, it is built again: " if fault else ''
         where = '' if fault else f" into '{path}'"
-        print(f"{again}decoding {len(self.pictures):,} pictures at {self.side} px{where} ({megabytes(self.end)})",
+        print(f"{again}decoding {len(self.pictures):,} pictures at {self.form.side} px{where} ({megabytes(self.end)})",
               file=sys.stderr)
 
     def _decode(self, file: Path, workers: int, strict: bool) -> dict[int, str]:
         "Write the pixels of all pictures; those that could not be decoded, and why"
         failed: dict[int, str] = {}
         # the generator: the loader draws a number from one, and were it everybody's, a run would depend on who built
-        chunks = _Chunks(self.pictures, self.side, file)
+        chunks = _Chunks(self.pictures, self.form, file)
         workers = min(workers, len(chunks)) if len(chunks) > 1 else 0
         chunks = DataLoader(chunks, batch_size=None, num_workers=workers, generator=torch.Generator())
         if sys.stderr.isatty(): chunks = track(chunks, "decoding", console=Console(stderr=True), transient=True)

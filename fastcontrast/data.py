@@ -24,6 +24,7 @@ from .cache import open_store, store_path
 from .core import LARGEST_SIDE, InputError, MissingPath, is_number, number, suggest, whole
 from .distributed import join_processes, local_world_size, rank, world_size
 from .files import from_list, read_text
+from .formats import PixelFormat
 from .folders import by_folder, find_pictures, left_out, list_folder
 from .loaders import (FastaiLoader, ImageData, ImageLoader, ImageLoaders, MappedLoader, PictureStream, ResidentLoader,
                       ShardLoader, StratifiedLoader, StreamingLoader, decode_all, empty_loader, load_rows)
@@ -397,26 +398,26 @@ def _stores(
     splits: list[_Split],
     judges: _Judges,
     source: str,      # beside which they lie
-    sides: list[int], # of the stored pictures
+    forms: list[PixelFormat], # of the stored pictures
     settings: _Settings,
 ) -> list[tuple[torch.Tensor, dict[int, str]] | None]: # pixels and failures; None: there is no store
     "The store of each split, where there is to be one; of all pictures of its place, so that it does for any split"
-    def opened(split, name, side):
+    def opened(split, name, form):
         if not settings.cache or not isinstance(split.listed.pictures, Files): return None
-        path = store_path(settings.cache, source, name, side)
-        return open_store(split.listed.pictures, side, path, settings.builders, settings.strict)
-    if judges.queries is None: return [opened(splits[0], 'all', sides[0])] * 2
-    return [opened(*each) for each in zip(splits, ('train', 'valid', 'bank'), sides)]
+        path = store_path(settings.cache, source, name, form.side)
+        return open_store(split.listed.pictures, form, path, settings.builders, settings.strict)
+    if judges.queries is None: return [opened(splits[0], 'all', forms[0])] * 2
+    return [opened(*each) for each in zip(splits, ('train', 'valid', 'bank'), forms)]
 
 
 def _make_loader(
     split: _Split,
     store: tuple[torch.Tensor, dict[int, str]] | None, # see `_stores`
-    side: int,      # of the pictures in a batch
+    form: PixelFormat, # of the pictures in a batch
     resident: bool, # do they fit in the device's memory?
     settings: _Settings,
 ) -> ImageLoader:
-    if split.sharded: return _shard_loader(split, side, settings)
+    if split.sharded: return _shard_loader(split, form, settings)
     pictures, labels, device = split.part.pictures, split.part.labels, settings.device
     good, failed = np.ones(len(pictures), dtype=bool), {}
     if store:
@@ -429,9 +430,9 @@ def _make_loader(
         if resident and device.type == 'cuda': make = partial(ResidentLoader, load_rows(pixels, rows, device))
         else: make = partial(MappedLoader, pixels, rows)
     elif resident:
-        images, good, failed = decode_all(pictures, side, device, settings.strict)
+        images, good, failed = decode_all(pictures, form, device, settings.strict)
         make = partial(ResidentLoader, images)
-    else: make = partial(StreamingLoader, PictureStream(pictures, side), settings.workers, settings.strict)
+    else: make = partial(StreamingLoader, PictureStream(pictures, form), settings.workers, settings.strict)
     labeled = split.labeled if split.training else labels.y >= 0
     data = ImageData([pictures.names[i] for i in np.flatnonzero(good)], torch.from_numpy(labels.y[good]),
                      torch.from_numpy(labeled[good]), labels.classes, failed, labels.reason)
@@ -439,12 +440,12 @@ def _make_loader(
     return make(data, settings.bs, device, training=split.training, seed=settings.seed)
 
 
-def _sides(splits: list[_Split], within: bool, settings: _Settings) -> tuple[int, list[int]]:
-    "Side of what the model sees, and of the pictures of each split; those that judge by themselves have their own"
+def _formats(splits: list[_Split], within: bool, settings: _Settings) -> tuple[int, list[PixelFormat]]:
+    "Side of what the model sees, and how the pictures of each split are kept; each judge by itself in its own"
     parts = [split.part for split in splits]
     size, side = _sizes(parts[:1] if within else parts, settings.size)
     other = _sizes(parts[1:], size)[1] if within else side
-    return size, [side, *[other] * (len(parts) - 1)]
+    return size, [PixelFormat(side), *[PixelFormat(other)] * (len(parts) - 1)]
 
 
 def _load(train: Part, judges: _Judges, settings: _Settings) -> ImageLoaders:
@@ -452,17 +453,18 @@ def _load(train: Part, judges: _Judges, settings: _Settings) -> ImageLoaders:
     splits = _splits(train, judges, settings)
     settings.check_batch(len(splits[0].part), train.name)
     _tell(train, judges, settings)
-    size, sides = _sides(splits, judges.bank is not None, settings)
+    size, forms = _formats(splits, judges.bank is not None, settings)
     copies = local_world_size() if settings.device.type == 'cpu' else 1
-    need = sum(len(split.part) * 3 * side**2 for split, side in zip(splits, sides) if not split.sharded) * copies
+    need = sum(len(split.part) * form.nbytes for split, form in zip(splits, forms) if not split.sharded) * copies
     resident = need <= settings.memory * _free_memory(settings.device)
-    stores = _stores(splits, judges, train.name, sides, settings)
-    loaders = [_make_loader(*each, resident, settings) for each in zip(splits, stores, sides, strict=True)]
+    stores = _stores(splits, judges, train.name, forms, settings)
+    loaders = [_make_loader(*each, resident, settings) for each in zip(splits, stores, forms, strict=True)]
     settings.check_batch(len(loaders[0].data), train.name)  # what could not be decoded is left out
     for loader in loaders: loader.bs = settings.bs
     if settings.fits and settings.bs < BATCH - BATCH % world_size():
         settings.note(f"a batch has {settings.bs} pictures, as there are {len(loaders[0].data)} to train on")
-    return ImageLoaders(*loaders, size=size, source=train.name, within=judges.within, notes=settings.notes)
+    return ImageLoaders(*loaders, size=size, source=train.name, channels=forms[0].channels,
+                        within=judges.within, notes=settings.notes)
 
 
 def _tell(train: Part, judges: _Judges, settings: _Settings):
@@ -543,14 +545,14 @@ def _shard_labels(train: Part, settings: _Settings) -> np.ndarray:
     return train.y >= 0 if known else np.broadcast_to(False, len(train))
 
 
-def _shard_loader(split: _Split, side: int, settings: _Settings) -> ShardLoader:
+def _shard_loader(split: _Split, form: PixelFormat, settings: _Settings) -> ShardLoader:
     "A loader that reads shards from front to back"
     part = split.part
     labeled = split.labeled if split.training else part.y >= 0
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # one value that stands for all may not be written to: that is meant
         data = ImageData(range(len(part)), torch.from_numpy(part.y), torch.from_numpy(labeled), part.classes)
-    return ShardLoader(part.pictures, side, settings.workers, settings.strict, data, settings.bs, settings.device,
+    return ShardLoader(part.pictures, form, settings.workers, settings.strict, data, settings.bs, settings.device,
                        training=split.training, seed=settings.seed)
 
 # --- loaders of fastai's

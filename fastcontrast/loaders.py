@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .core import InputError, whole
 from .distributed import rank, world_size
+from .formats import PixelFormat
 from .generators import OwnDraws
 from .pictures import TRIES, Pictures, attempt, first_ten, progress, undecodable
 from .shards import Shards, ShardStream
@@ -158,20 +159,20 @@ class ImageLoader:
 
 def decode_all(
     pictures: Pictures,
-    side: int,             # of the squares wanted, pixels
+    form: PixelFormat,     # what they become
     device: torch.device,  # where they go
     strict: bool,          # is a picture that cannot be decoded an error?
-) -> tuple[torch.Tensor, np.ndarray, dict[str, str]]: # uint8 [n, 3, side, side]; bool [N]; the others and why
+) -> tuple[torch.Tensor, np.ndarray, dict[str, str]]: # [n, *form.shape]; bool [N]; the others and why
     "All pictures that can be decoded, in one tensor, and which they are"
     n, chunk = len(pictures), 256
-    images = torch.empty(n, 3, side, side, dtype=torch.uint8, device=device)
+    images = torch.empty(n, *form.shape, dtype=form.dtype, device=device)
     good, failed = np.zeros(n, dtype=bool), {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # of a small picture so little is spent outside the interpreter lock that threads only wait for one another
-        through = pool.map if pictures.threaded and side >= 128 else map
+        through = pool.map if pictures.threaded and form.side >= 128 else map
         for start in progress(range(0, n, chunk), f"decoding {n:,} pictures"):
             indices, done, pixels = range(start, min(start + chunk, n)), good.sum(), []
-            tried = through(lambda i: attempt(pictures.pixels, i, side), indices)
+            tried = through(lambda i: attempt(pictures.pixels, i, form), indices)
             for i, (x, reason) in zip(indices, tried, strict=True):
                 good[i] = x is not None
                 if good[i]: pixels.append(x)
@@ -327,22 +328,22 @@ class PictureStream(Dataset):
     The next picture that can be decoded stands in for one that can't; where too many fail in a row the index is -1."""
     def __init__(self,
         pictures: Pictures,
-        side: int, # of the squares wanted, pixels
+        form: PixelFormat, # what they become
     ):
-        self.pictures, self.side = pictures, side
+        self.pictures, self.form = pictures, form
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int, list[tuple[str, str]]]:
         failures, n = [], len(self.pictures)
         for j in range(i, i + min(n, TRIES)):
-            x, reason = attempt(self.pictures.pixels, j % n, self.side)
+            x, reason = attempt(self.pictures.pixels, j % n, self.form)
             if x is not None: return torch.from_numpy(x), j % n, failures
             failures.append((self.pictures.shown(j % n), reason))
-        return torch.zeros(3, self.side, self.side, dtype=torch.uint8), -1, failures
+        return torch.zeros(self.form.shape, dtype=self.form.dtype), -1, failures
 
     @staticmethod
     def collate(
         items: list[tuple],
-    ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]: # uint8 [B, 3, side, side]; int64 [B]; all failures
+    ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]: # [B, *form.shape]; int64 [B]; all failures
         "A batch of items"
         images, indices, failures = zip(*items, strict=True)
         return default_collate(list(images)), torch.tensor(indices), [f for some in failures for f in some]
@@ -369,7 +370,7 @@ class StreamingLoader(DecodingLoader):
 
     def only(self, indices, bs):
         other = super().only(indices, bs)
-        other.stream = PictureStream(self.stream.pictures.subset(indices.numpy()), self.stream.side)
+        other.stream = PictureStream(self.stream.pictures.subset(indices.numpy()), self.stream.form)
         other.workers = min(self.workers, -(-self.workers * bs // self.bs))  # in proportion to the pictures
         return other
 
@@ -400,10 +401,10 @@ class ShardLoader(DecodingLoader):
 
     def __init__(self,
         shards: Shards,
-        side: int,       # of the pictures, pixels
+        form: PixelFormat, # what pictures become
         *args, **kwargs, # of `DecodingLoader`
     ):
-        self.shards, self.side = shards, side
+        self.shards, self.form = shards, form
         super().__init__(*args, **kwargs)
 
     def ordered(self, n=None):  # the first ones: those that lie anywhere would all have to be read past
@@ -426,7 +427,7 @@ class ShardLoader(DecodingLoader):
         if self.shuffle:
             order = np.random.default_rng((self.seed, 3, epoch)).permutation(order)
             runs, seed = self._runs(), f'{self.seed} {epoch} {rank()}'
-        return ShardStream(self.shards, self.side, self.share, order.tolist(), runs, seed, begin)
+        return ShardStream(self.shards, self.form, self.share, order.tolist(), runs, seed, begin)
 
     def _runs(self) -> list[list[tuple[int, int]]]:
         "In training a run for each worker: whole batches, the same number in all processes"
@@ -533,11 +534,13 @@ class ImageLoaders(DataLoaders):
         *,
         size: int,       # side of the square the model will see
         source: str,     # where the pictures come from, for the reader
+        channels: int = 3, # of the pictures
         within: str = '', # the same of those that judge by themselves
         notes: Iterable[str] = (), # what was said of the source when it was opened
     ):
         super().__init__(train, valid, *([] if bank is None else [bank]), device=train.device)
-        self.size, self.source, self.within, self.notes = size, source, within, list(notes)
+        self.size, self.channels = size, channels
+        self.source, self.within, self.notes = source, within, list(notes)
         self.classes = train.data.classes
 
     @property

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from .core import InputError
 from .decoding import MEMORY, check_icon, decoding_memory
 from .files import check_file, shown
+from .formats import PixelFormat
 
 T = TypeVar('T')
 TRIES = 100 # so many failures in a row are no longer a matter of a few bad files
@@ -94,13 +95,13 @@ def _part(
     return picture.crop((left, top, right, bottom)).transpose(method)
 
 
-def _fit_in_bands(picture: Image.Image, side: int, turn: Turn | None) -> Image.Image:
+def _fit_in_bands(picture: Image.Image, form: PixelFormat, turn: Turn | None) -> Image.Image:
     """What turning, `_plain` and `ImageOps.fit` make of a picture, band by band: no other copy of the whole is made
 
     Pillow resizes along the rows and then along the columns, and so does this: the values are the same. Of tall
     pictures Pillow 13 does the columns first, and there they may differ by one."""
     width, height = picture.size[::-1] if turn and turn[1] else picture.size
-    square = min(width, height)
+    side, square = form.side, min(width, height)
     x, y, margin = (width - square) / 2, (height - square) / 2, square // side + 2  # as far as the filter looks
     left, right = max(0, int(x) - margin), min(width, int(x) + square + margin)
     top, bottom = max(0, int(y) - margin), min(height, int(y) + square + margin)
@@ -115,30 +116,30 @@ def _fit_in_bands(picture: Image.Image, side: int, turn: Turn | None) -> Image.I
     return narrow.resize((side, side), Image.Resampling.BILINEAR, (0, y - top, side, y - top + square))
 
 
-def _decoded_square(picture: Image.Image, side: int) -> np.ndarray:
+def _decoded_square(picture: Image.Image, form: PixelFormat) -> np.ndarray:
     picture.load()  # what says how it lies may stand behind its pixels
     turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     odd = picture.mode != 'RGB' or 'transparency' in picture.info
-    if (turn or odd) and picture.width * picture.height > BAND: picture = _fit_in_bands(picture, side, turn)
+    if (turn or odd) and picture.width * picture.height > BAND: picture = _fit_in_bands(picture, form, turn)
     else:
         if turn: picture = picture.transpose(turn[0])
         if odd: picture = _plain(picture)
-        picture = ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)
+        picture = ImageOps.fit(picture, (form.side, form.side), Image.Resampling.BILINEAR)
     if picture.mode != 'RGB': picture = picture.convert('RGB')
     return np.array(picture).transpose(2, 0, 1)
 
 
 def square_pixels(
     picture: Image.Image, # a picture of any mode and shape
-    side: int,            # side of the square wanted, pixels
-) -> np.ndarray:          # uint8 [3, side, side], RGB
+    form: PixelFormat,    # what it is to become
+) -> np.ndarray:          # `form.shape`, RGB
     """The centre square of a picture, resized with antialiasing; pictures of that size already keep their values
 
     A large one waits until the process has the memory for it, see `decoding.MEMORY`. Raises `ValueError` for one that
     is larger than all of that, and whatever its decoder raises."""
     need = decoding_memory(picture)
-    if not need: return _decoded_square(picture, side)
-    with MEMORY.taken(need): return _decoded_square(picture, side)
+    if not need: return _decoded_square(picture, form)
+    with MEMORY.taken(need): return _decoded_square(picture, form)
 
 
 @functools.cache
@@ -176,19 +177,19 @@ def open_picture(
 
 
 def decoded(
-    file: Any,   # a path or a binary file
-    side: int,   # side of the square wanted, pixels
-) -> np.ndarray: # uint8 [3, side, side], RGB
+    file: Any,         # a path or a binary file
+    form: PixelFormat, # what it is to become
+) -> np.ndarray:       # `form.shape`, RGB
     "`square_pixels` of a picture file; raises whatever its decoder raises"
     with open_picture(file) as picture:
-        picture.draft(None, (side, side))  # a JPEG far too large is decoded at 1/2, 1/4 or 1/8 of its size
+        picture.draft(None, (form.side, form.side))  # a JPEG far too large is decoded at 1/2, 1/4 or 1/8 of its size
         need = decoding_memory(picture)
-        if not need: return _decoded_square(picture, side)
+        if not need: return _decoded_square(picture, form)
     with MEMORY.taken(need):
         picture = open_picture(file)
         try:
-            picture.draft(None, (side, side))
-            return _decoded_square(picture, side)
+            picture.draft(None, (form.side, form.side))
+            return _decoded_square(picture, form)
         finally:  # while the memory is taken
             picture.close()
             del picture
@@ -220,9 +221,9 @@ class Pictures:
         raise NotImplementedError
 
     def pixels(self,
-        i: int,      # which picture
-        side: int,   # of the square wanted, pixels
-    ) -> np.ndarray: # uint8 [3, side, side], RGB
+        i: int,            # which picture
+        form: PixelFormat, # what it is to become
+    ) -> np.ndarray:       # `form.shape`, RGB
         "`square_pixels` of picture `i`"
         raise NotImplementedError
 
@@ -245,8 +246,8 @@ class Files(Pictures):
     def size(self, i):
         with open_picture(self.shown(i)) as picture: return picture.size
 
-    def pixels(self, i, side):
-        try: return decoded(self.shown(i), side)
+    def pixels(self, i, form):
+        try: return decoded(self.shown(i), form)
         except UnidentifiedImageError:
             if os.path.getsize(self.shown(i)): raise
             raise ValueError('empty file') from None
@@ -280,7 +281,7 @@ class Items(Pictures):
     def shown(self, i): return f"item {self.indices[i]} of {type(self.dataset).__name__}"
     def subset(self, indices): return Items(self.dataset, self.indices[indices], self.y[indices], self.column)
     def size(self, i): return self._picture(i).size
-    def pixels(self, i, side): return square_pixels(self._picture(i), side)
+    def pixels(self, i, form): return square_pixels(self._picture(i), form)
 
     def _content(self, i: int) -> Any:
         "What the data set has as picture `i`"

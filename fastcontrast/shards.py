@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from .core import InputError, MissingPath, is_whole
 from .files import check_file, megabytes, read_json, shown, user_path, write_whole
+from .formats import PixelFormat
 from .pictures import TRIES, attempt, decoded, first_ten, open_picture, picture_suffixes, progress
 
 MARK = 64 # pictures between two places at which reading a shard may begin
@@ -305,7 +306,7 @@ class Shards:
 class ShardStream(IterableDataset):
     """A pass over shards, in batches `(images, numbers, failures, error)`
 
-    `images`: uint8 [B, 3, side, side]; `numbers`: of the pictures, int64 [B]; `failures`: names of the pictures that
+    `images`: [B, *form.shape]; `numbers`: of the pictures, int64 [B]; `failures`: names of the pictures that
     could not be decoded on the way, and why; `error`: a sentence, after which nothing follows, or ''.
 
     Where batches are passed over, nothing of them is decoded, and reading begins with the first picture that none of
@@ -313,14 +314,14 @@ class ShardStream(IterableDataset):
     buffer = 1000 # encoded pictures among which a worker draws the next
     def __init__(self,
         shards: Shards,
-        side: int,               # of the pictures, pixels
+        form: PixelFormat,       # what pictures become
         bs: int,                 # pictures a batch
         order: Sequence[int],    # of the shards, which so make one row of pictures
         runs: list[list[tuple[int, int]]], # for each worker, stretches of that row
         seed: str | None = None, # of the draws from the buffer; None: none, in order
         begin: int = 0,          # batches that are passed over, of all workers together
     ):
-        self.shards, self.side, self.bs, self.order, self.runs, self.seed = shards, side, bs, order, runs, seed
+        self.shards, self.form, self.bs, self.order, self.runs, self.seed = shards, form, bs, order, runs, seed
         self.begin = begin
 
     def __iter__(self):
@@ -353,7 +354,7 @@ class ShardStream(IterableDataset):
         The next picture that can be decoded stands in for it; at the end of the runs, the last."""
         owed, last = 0, None
         for number, name, file in self._files(worker, begin):
-            pixels, reason = attempt(decoded, io.BytesIO(file), self.side)
+            pixels, reason = attempt(decoded, io.BytesIO(file), self.form)
             if pixels is None:
                 failed.append((name, reason))
                 owed += 1
@@ -370,7 +371,7 @@ class ShardStream(IterableDataset):
         "Pixels and number of the last picture that can be decoded of those that were passed over"
         passed = deque(islice(self._files(worker, 0), begin), maxlen=TRIES)
         for number, _, file in reversed(passed):
-            pixels, _ = attempt(decoded, io.BytesIO(file), self.side)
+            pixels, _ = attempt(decoded, io.BytesIO(file), self.form)
             if pixels is not None: return pixels, number
         return None
 

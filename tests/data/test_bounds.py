@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 from fastcontrast import decoding, pictures
 from fastcontrast.core import LARGEST_SIDE, InputError
 from fastcontrast.decoding import MEMORY, Memory
+from fastcontrast.formats import PixelFormat
 from fastcontrast.pictures import attempt, decoded, square_pixels
 
 # ---------------------------------------------------------------- only files are opened
@@ -63,17 +64,18 @@ from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 from fastcontrast.decoding import MEMORY
+from fastcontrast.formats import PixelFormat
 from fastcontrast.pictures import attempt, decoded
 small = io.BytesIO()
 Image.new('RGB', (500, 400)).save(small, 'JPEG')
-decoded(small, 32)
+decoded(small, PixelFormat(32))
 limit, *files = sys.argv[1:]
 MEMORY.limit = int(limit)
 def memory(kind):  # of this program alone: getrusage also counts what has started it
     return int(re.search(kind + r':\\s*(\\d+) kB', Path('/proc/self/status').read_text())[1]) * 1024
 before = memory('VmRSS')
 with ThreadPoolExecutor(len(files)) as threads:
-    reasons = list(threads.map(lambda file: attempt(decoded, file, 32)[1], files))
+    reasons = list(threads.map(lambda file: attempt(decoded, file, PixelFormat(32))[1], files))
 print(json.dumps([memory('VmHWM') - before, reasons]))
 """
 
@@ -158,7 +160,8 @@ def test_a_jpeg_in_several_scans_without_saying_so(tmp_path):
 def test_more_pixels_than_pillow_opens(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
     picture(0, (20, 20)).save(tmp_path/'x.png')
-    assert attempt(decoded, tmp_path/'x.png', 8)[1] == 'more than 200 pixels, where Pillow suspects an attack'
+    reason = attempt(decoded, tmp_path/'x.png', PixelFormat(8))[1]
+    assert reason == 'more than 200 pixels, where Pillow suspects an attack'
 
 
 def test_a_side_that_no_memory_has(tmp_path):
@@ -220,7 +223,8 @@ def as_it_was(picture, side):
 
 def alike(picture, side, expected):
     "The same values; of a tall picture Pillow may resize the columns first, which is rounded otherwise"
-    got, tall = square_pixels(picture, side), picture.height >= 2 * picture.width or picture.width >= 2 * picture.height
+    got = square_pixels(picture, PixelFormat(side))
+    tall = picture.height >= 2 * picture.width or picture.width >= 2 * picture.height
     assert np.abs(got.astype(int) - expected).max() <= tall * (pictures.BAND < picture.width * picture.height)
 
 
@@ -290,5 +294,5 @@ def test_values_that_are_not_finite(monkeypatch):
         for value in (np.nan, np.inf, -np.inf):
             x = np.zeros((20, 20), np.float32)
             x[13, 7] = value
-            assert attempt(square_pixels, Image.fromarray(x), 8)[1] == 'holds values that are not finite'
-        assert (square_pixels(Image.fromarray(np.full((20, 20), -5, np.int32)), 8) == 0).all()
+            assert attempt(square_pixels, Image.fromarray(x), PixelFormat(8))[1] == 'holds values that are not finite'
+        assert (square_pixels(Image.fromarray(np.full((20, 20), -5, np.int32)), PixelFormat(8)) == 0).all()

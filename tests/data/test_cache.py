@@ -22,6 +22,7 @@ from fastcontrast import cache as cache_module
 from fastcontrast.cache import open_store, store_path
 from fastcontrast.core import InputError
 from fastcontrast.data import StratifiedLoader, find_pictures, image_dls
+from fastcontrast.formats import PixelFormat
 from fastcontrast.loaders import load_rows
 from fastcontrast.pictures import Files
 
@@ -119,9 +120,10 @@ def test_nothing_can_be_decoded(tmp_path):
 def test_resident_pictures_come_from_the_store(root):
     "As on a GPU whose memory they fit in"
     pictures = Files(root, find_pictures(root), np.zeros(17, dtype=int))
-    pixels, _ = open_store(pictures, 28, store(root), 0)
+    pixels, _ = open_store(pictures, PixelFormat(28), store(root), 0)
     loaded = load_rows(pixels, torch.tensor([3, 0, 16]), torch.device('cpu'))
-    assert torch.equal(loaded, torch.stack([torch.from_numpy(pictures.pixels(i, 28).copy()) for i in (3, 0, 16)]))
+    form = PixelFormat(28)
+    assert torch.equal(loaded, torch.stack([torch.from_numpy(pictures.pixels(i, form).copy()) for i in (3, 0, 16)]))
 
 
 def test_epochs_do_not_decode(root, monkeypatch):
@@ -258,7 +260,7 @@ def test_no_more_processes_than_chunks(tmp_path, monkeypatch, n, workers, expect
             super().__init__(*args, **kwargs | dict(num_workers=0))
     monkeypatch.setattr(cache_module, 'DataLoader', Loader)
     root = make(tmp_path/'x', dict(a=n), size=(4, 4))
-    open_store(Files(root, find_pictures(root), np.zeros(n, int)), 4, tmp_path/'s.safetensors', workers)
+    open_store(Files(root, find_pictures(root), np.zeros(n, int)), PixelFormat(4), tmp_path/'s.safetensors', workers)
     assert seen == [expected]
 
 

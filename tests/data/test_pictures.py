@@ -6,6 +6,7 @@ import pytest
 from helpers.folders import dls_of, everything, picture
 from PIL import Image
 
+from fastcontrast.formats import PixelFormat
 from fastcontrast.pictures import progress, square_pixels
 
 
@@ -38,17 +39,18 @@ DEEP = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
      np.where(GREY > 100, GREY, 255)),
 ], ids='grey palette gif cmyk bilevel png16 tiff16 tiff32 big-endian int32 float float-range alpha'.split())
 def test_modes(source, expected):
-    pixels = square_pixels(source, 8)
+    pixels = square_pixels(source, PixelFormat(8))
     assert pixels.shape == (3, 8, 8) and pixels.dtype == np.uint8
     assert np.abs(pixels.astype(int) - expected).max() <= 1
 
 
 def test_transparency_is_white():
     red = Image.new('RGBA', (8, 8), (200, 0, 0, 128))
-    assert square_pixels(saved(red, format='PNG'), 8)[:, 4, 4].tolist() == pytest.approx([227, 127, 127], abs=1)
+    pixels = square_pixels(saved(red, format='PNG'), PixelFormat(8))
+    assert pixels[:, 4, 4].tolist() == pytest.approx([227, 127, 127], abs=1)
     palette = Image.new('P', (8, 8), 3)
     palette.putpalette([0, 0, 0] * 256)
-    assert (square_pixels(saved(palette, format='PNG', transparency=3), 4) == 255).all()
+    assert (square_pixels(saved(palette, format='PNG', transparency=3), PixelFormat(4)) == 255).all()
 
 
 def test_exif_rotation():
@@ -56,22 +58,23 @@ def test_exif_rotation():
     lying[:, 7:] = 255  # white on the right
     exif = Image.Exif()
     exif[0x112] = 6     # to be turned by 90 degrees clockwise: what was right is then below
-    pixels = square_pixels(saved(Image.fromarray(lying), format='PNG', exif=exif), 10)
+    pixels = square_pixels(saved(Image.fromarray(lying), format='PNG', exif=exif), PixelFormat(10))
     assert (pixels[:, 7:] == 255).all() and (pixels[:, :7] == 0).all()
 
 
 def test_animation_shows_its_first_frame():
     frames = [Image.new('RGB', (6, 6), c) for c in ('red', 'blue')]
-    pixels = square_pixels(saved(frames[0], format='GIF', save_all=True, append_images=frames[1:]), 6)
+    pixels = square_pixels(saved(frames[0], format='GIF', save_all=True, append_images=frames[1:]), PixelFormat(6))
     assert pixels[:, 0, 0].tolist() == [255, 0, 0]
 
 
 def test_single_pixel_and_shapes():
-    assert (square_pixels(Image.new('RGB', (1, 1), (1, 2, 3)), 9) == np.array([1, 2, 3])[:, None, None]).all()
+    dot = square_pixels(Image.new('RGB', (1, 1), (1, 2, 3)), PixelFormat(9))
+    assert (dot == np.array([1, 2, 3])[:, None, None]).all()
     wide = np.zeros((10, 1000), np.uint8)
     wide[:, 495:505] = 255
-    assert (square_pixels(Image.fromarray(wide), 10) == 255).all()  # the centre
-    assert square_pixels(picture(0, (3, 500)), 7).shape == (3, 7, 7)
+    assert (square_pixels(Image.fromarray(wide), PixelFormat(10)) == 255).all()  # the centre
+    assert square_pixels(picture(0, (3, 500)), PixelFormat(7)).shape == (3, 7, 7)
 
 
 def test_large_jpegs_are_decoded_small(tmp_path):
