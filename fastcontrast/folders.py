@@ -112,7 +112,7 @@ def _files(folder: Path, nested: bool, whole: Path | None) -> Iterator[str]:
 def _entries(folder: str) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries: return [entry for entry in entries if visible(entry.name)]
-    except OSError as e: raise InputError(f"cannot look into '{shown(e.filename)}': {e.strerror}") from None
+    except OSError as e: raise InputError(f"cannot look into '{e.filename}': {e.strerror}") from None
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
