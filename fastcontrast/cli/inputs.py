@@ -1,6 +1,5 @@
 """What the verbs are given: pictures, and encoders of earlier runs."""
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,10 @@ def read_pictures(
     bs: int | None, # pictures in a batch; None: 256, or as many as there are
     **kwargs,       # the other arguments of `image_dls`
 ):             # its `DataLoaders`
-    "`image_dls` for the command line, which has another name for `bs`; elsewhere than on a terminal its notes wait"
+    "`image_dls` for the command line; elsewhere than on a terminal its notes wait"
     from ..data import image_dls
     if not data: raise InputError("the name of the data is empty: give a folder of pictures, or 'digits'.")
-    try: return image_dls(data, bs=bs, tell=console.print if console.is_terminal else lambda note: None, **kwargs)
-    except InputError as e:
-        few = re.match(rf'bs={bs} is larger than the training part of .* \((\d+) pictures\)', str(e))
-        if not few: raise
-        advice = "a smaller --batch-size" if bs > 2 else "more pictures"
-        raise InputError(f"too few pictures to train on in {data}: a batch takes {bs} and there are {few[1]}, "
-                         f"give {advice}.") from None
+    return image_dls(data, bs=bs, tell=console.print if console.is_terminal else lambda note: None, **kwargs)
 
 
 def tell_notes(
