@@ -341,7 +341,8 @@ def open_table(
     pictures, labels = columns.find(table, owner, PATH_COLUMNS)
     part = without_labels(open_paths(table[pictures], base, owner), name)
     if unlabelled or labels is None: return part
-    read = read_labels(typed(table[labels]), f"{owner}, column '{labels}',", asked=columns.labels is not None, by_value=True)
+    asked = columns.labels is not None
+    read = read_labels(typed(table[labels]), f"{owner}, column '{labels}',", asked=asked, by_value=True)
     return replace(part, labels=read, origin=f"column '{labels}'")
 
 # --- arrays
