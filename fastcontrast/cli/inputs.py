@@ -60,7 +60,7 @@ def split_of(
     with suppress(InputError): run = read_record(encoder.parent)
     if isinstance(run.get('settings'), dict): run = run['settings']  # whose paths are found from anywhere
     valid, seed = run.get('valid', Run.valid), run.get('seed', Run.seed)
-    if os.path.abspath(str(run.get('data'))) == os.path.abspath(Path(data).expanduser()):
+    if os.path.abspath(str(run.get('data'))) == os.path.abspath(user_path(data, 'data')):
         return dict(valid=valid, seed=seed, **{key: run.get(key, getattr(Run, key)) for key in _READ})
     return dict(valid=Run.valid if isinstance(valid, str) else valid, seed=seed)
 
