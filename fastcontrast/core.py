@@ -4,6 +4,7 @@ import importlib
 import math
 import operator
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
@@ -13,13 +14,34 @@ from typing import Any
 LARGEST_SIDE = 8192 # pixels of a view's side; one picture of that side takes 800 MB before anything is made of it
 
 
+# control characters, of which a terminal obeys some, line ends, marks that turn the direction of writing, and halves of
+# characters, which Python also has in place of the bytes of a name that is no UTF-8
+_UNSHOWN = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
+_LINES = re.compile(r'(?!\n)' + _UNSHOWN.pattern)
+
+
+def _escape(match: re.Match) -> str:
+    "One character as Python writes it; a byte that is no UTF-8 as that byte"
+    code = ord(match[0])
+    if 0xdc80 <= code <= 0xdcff: return f'\\x{code - 0xdc00:02x}'
+    return match[0].encode('unicode_escape', 'surrogatepass').decode('ascii')
+
+
+def shown(
+    name: object,        # of a file, a class, a picture: text, or what is shown as its text
+    lines: bool = False, # keep line ends?
+) -> str:
+    "A name for a terminal, a log or a message: what could move the cursor, break a line or hide a part is escaped"
+    return (_LINES if lines else _UNSHOWN).sub(_escape, str(name))
+
+
 class InputError(ValueError):
     "What the user gave cannot work; the message is one sentence that says what to do"
     def __init__(self,
         message: str, # one sentence: what was wrong, with which value or file, and what to do
     ):
-        super().__init__(message)
-        self.message = message
+        self.message = shown(message)  # it names files and classes, which may be called anything
+        super().__init__(self.message)
 
     # the sentence stays as it is: fastai rewrites arguments of what a callback raises, and `OSError` has its own form
     def __str__(self) -> str: return self.message
@@ -33,9 +55,8 @@ def clipped(
     value: Any,     # what a message speaks of; somebody else's name, error or object
     most: int = 160, # characters
 ) -> str:
-    "Its text in one line, cut off where it is long; what can't be printed is escaped, lines of an error are joined"
-    text = str(value) if isinstance(value, str) else ' '.join(str(value).split())
-    text = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+    "Its text in one line, as `shown`, cut off where it is long; lines of an error are joined"
+    text = shown(value if isinstance(value, str) else ' '.join(str(value).split()))
     return text if len(text) <= most else f'{text[:most - 1]}…'
 
 

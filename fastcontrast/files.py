@@ -2,37 +2,15 @@
 import errno
 import json
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .core import InputError
+from .core import InputError, shown
 
 # --- names
-
-# control characters, of which a terminal obeys some, line ends, marks that turn the direction of writing, and halves of
-# characters, which Python also has in place of the bytes of a name that is no UTF-8
-_UNSHOWN = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
-_LINES = re.compile(r'(?!\n)' + _UNSHOWN.pattern)
-
-
-def _escape(match: re.Match) -> str:
-    "One character as Python writes it; a byte that is no UTF-8 as that byte"
-    code = ord(match[0])
-    if 0xdc80 <= code <= 0xdcff: return f'\\x{code - 0xdc00:02x}'
-    return match[0].encode('unicode_escape', 'surrogatepass').decode('ascii')
-
-
-def shown(
-    name: object,        # of a file, a class, a picture: text, or what is shown as its text
-    lines: bool = False, # keep line ends?
-) -> str:
-    "A name for a terminal, a log or a message: what could move the cursor, break a line or hide a part is escaped"
-    return (_LINES if lines else _UNSHOWN).sub(_escape, str(name))
-
 
 def listed(
     name: str,
@@ -65,6 +43,7 @@ def user_path(
     if text[0] == found[0] == '~':
         raise InputError(f"{name}={text} begins with the home folder of somebody unknown here: write it in full.")
     return Path(found)
+
 
 def check_utf8(
     path: Path,

@@ -85,7 +85,7 @@ def by_folder(
     """The pictures that lie in a folder itself, those in each of its folders that has any, and a note of what was left
     out, or ''; names are those of `list_folder`"""
     top = list_folder(folder, nested=False)
-    names = sorted(name for name in os.listdir(folder) if visible(name) and (folder/name).is_dir())
+    names = sorted(entry.name for entry in _entries(os.fspath(folder)) if _is_folder(entry))
     below = {name: list_folder(folder/name, whole=folder) for name in names}
     others = top.others + [f'{name}/{other}' for name, listing in below.items() for other in listing.others]
     return top.pictures, {name: found.pictures for name, found in below.items() if found.pictures}, left_out(others)
@@ -112,7 +112,7 @@ def _files(folder: Path, nested: bool, whole: Path | None) -> Iterator[str]:
 def _entries(folder: str) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries: return [entry for entry in entries if visible(entry.name)]
-    except OSError as e: raise InputError(f"cannot look into '{shown(e.filename)}': {e.strerror}") from None
+    except OSError as e: raise InputError(f"cannot look into '{e.filename}': {e.strerror}") from None
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

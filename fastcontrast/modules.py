@@ -107,15 +107,16 @@ def _try_out(encoder: nn.Module, name: str, size: int, in_chans: int) -> tuple[T
     "What the module makes of two pictures, and the shapes of what its parts made that ran once, the first to end first"
     whole(most=LARGEST_SIDE, size=size)
     shapes, calls = {}, Counter()
-    def look(part):
+    def look(place):
         def hook(module, args, out):
-            calls[part] += 1
-            if isinstance(out, Tensor): shapes[part] = tuple(out.shape)
+            calls[place] += 1
+            if isinstance(out, Tensor): shapes[place] = tuple(out.shape)
         return hook
-    hooks = [part.register_forward_hook(look(place)) for place, part in encoder.named_modules() if place]
+    hooks = [module.register_forward_hook(look(place)) for place, module in encoder.named_modules() if place]
     given = f"[2, {in_chans}, {size}, {size}]"
     try:
-        with evaluating(encoder): out = encoder(torch.zeros(2, in_chans, size, size))
+        pictures = torch.zeros(2, in_chans, size, size)
+        with evaluating(encoder): out = encoder(pictures)
     except Exception as e:
         raise InputError(f"arch={name}(…) can't take pictures {given} ({type(e).__name__}: {clipped(e, 120)}): give a "
                          "module that can, or another size.") from None
@@ -124,7 +125,7 @@ def _try_out(encoder: nn.Module, name: str, size: int, in_chans: int) -> tuple[T
     if not isinstance(out, Tensor) or out.ndim not in (2, 4) or len(out) != 2 or not out.numel():
         raise InputError(f"arch={name}(…) gives {_said(out)} for pictures {given}: give a module that makes features "
                          "[N, D] or maps [N, D, H, W] of them.")
-    trained = _in_training(encoder, torch.zeros(2, in_chans, size, size))
+    trained = _in_training(encoder, pictures)
     if not isinstance(trained, Tensor) or trained.shape != out.shape:
         raise InputError(f"arch={name}(…) gives {_said(trained)} in training and {_said(out)} in evaluation, for "
                          f"pictures {given}: give a module that makes the same of them in both.")
@@ -137,16 +138,13 @@ def _said(out: Any) -> str:
     return type(out).__name__ + (f" ({clipped(out)})" if isinstance(out, Exception) else '')
 
 
-@torch.no_grad()
 def _in_training(encoder: nn.Module, pictures: Tensor) -> Any:
     "What it makes of pictures in training mode, or the error; its buffers and the random numbers stay as they were"
-    modes = {part: part.training for part in encoder.modules()}
     kept = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     try:
-        with torch.random.fork_rng(devices=[]): return encoder.train()(pictures)
+        with evaluating(encoder), torch.random.fork_rng(devices=[]): return encoder.train()(pictures)
     except Exception as e: return e
     finally:
-        for part, mode in modes.items(): part.training = mode
         for name, buffer in encoder.named_buffers(): buffer.copy_(kept.get(name, buffer))
 
 

@@ -2,7 +2,6 @@
 
 Docs: https://fastcontrast.github.io/fastcontrast/weights.html.md"""
 import argparse
-import json
 import pickle
 import sys
 from collections import Counter
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from .core import InputError, MissingPath, clipped
 from .export import FORMAT, encoder_info, load_encoder
+from .files import check_utf8, read_json, user_path
 from .models import SOURCES, architecture, pretrained_config
 from .modules import MODULE
 
@@ -31,6 +31,8 @@ _WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'network', 'net', 'stude
 _AVERAGES = ('momentum', 'encoder_k', 'ema', 'teacher', 'target', 'key')  # words in the names of moving averages
 _HEADS = ('fc', 'head', 'heads', 'head_dist', 'classifier', 'projector', 'projection_head', 'predictor',
           'prediction_head', 'prototypes', 'aux', 'aux1', 'aux2', 'AuxLogits')
+LOCAL = 'local-dir:' # what timm wants before the name of a folder
+_SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.tar', '.safetensors') # of files, and of no tag
 MOST_NAMED = 4 # tensors that a note names
 
 
@@ -46,7 +48,7 @@ def _names_timm(weights: str) -> bool:
     "Whether timm knows weights by this name, or there is nothing else that could have it"
     name, _, tag = weights.partition('.')
     if weights.startswith(SOURCES) or is_model_pretrained(weights): return True
-    return timm.is_model(name) and (not tag or not Path(weights).exists())
+    return timm.is_model(name) and (not tag or not weights.endswith(_SUFFIXES) and not Path(weights).exists())
 
 
 def _folder_file(folder: Path) -> Path | None:
@@ -72,17 +74,17 @@ def timm_source(
     if not isinstance(weights, str | Path) or not str(weights):
         raise InputError(f"weights={clipped(repr(weights))} is no name: give a timm tag like 'resnet50.a1_in1k', or a "
                          "file or folder of weights.")
+    if isinstance(weights, str) and weights.startswith(LOCAL): return LOCAL + str(_path(weights.removeprefix(LOCAL)))
     if isinstance(weights, str) and _names_timm(weights): return weights
-    path = Path(weights).expanduser()
+    path = _path(weights)
     if path.is_file(): return None
     if not path.is_dir():
         raise MissingPath(f"weights='{clipped(weights)}' is neither a file, nor a folder, nor a name that timm knows: "
                           "give one of these.")
     if _folder_file(path) is not None: return None
-    config = path/'config.json'
-    try: known = 'architecture' in json.loads(config.read_text(encoding='utf-8'))
-    except (OSError, ValueError, TypeError, RecursionError): known = False
-    if known: return f'local-dir:{path}'
+    try: known = 'architecture' in read_json(path/'config.json')
+    except (OSError, ValueError, TypeError): known = False
+    if known: return f'{LOCAL}{path}'
     raise InputError(f"the folder '{clipped(path)}' holds neither an encoder.safetensors of fastcontrast nor timm's "
                      "config.json with an architecture: give the file of weights itself.")
 
@@ -97,8 +99,15 @@ def architecture_of(
     return encoder_info(file)['arch'] if _is_ours(file) else None
 
 
+def _path(weights: str | Path) -> Path:
+    "A file or folder that a user named. Raises `InputError` for a name that can be none of weights"
+    path = user_path(weights, 'weights')
+    check_utf8(path, 'weights')
+    return path
+
+
 def _file_of(weights: str | Path) -> Path:
-    path = Path(weights).expanduser()
+    path = _path(weights)
     return _folder_file(path) if path.is_dir() else path
 
 

@@ -9,6 +9,8 @@ import torch
 from helpers.cli import TINY, config, ended_after_an_epoch, pictures
 
 from fastcontrast.cli import training
+from fastcontrast.cli.resume import kept_settings
+from fastcontrast.cli.settings import Run
 from fastcontrast.export import load_encoder
 from fastcontrast.signals import Interrupted
 
@@ -121,6 +123,14 @@ def test_what_is_no_run(refused, folder):
     assert '--out e already holds files' in refused('pretrain', '--out', 'e')
     assert json.loads((folder/'e/config.json').read_text()) == dict(state='interrupted')
     assert 'is another: give one of them' in refused('pretrain', '--resume', 'e', '--out', 'f')
+
+
+def test_names_that_are_files_here_too(folder):
+    "What is kept of settings means the same from anywhere"
+    for name in ('all', '0.5', 'resnet18'): (folder/name).mkdir()
+    kept = kept_settings(Run(data='all', labels='all', weights='resnet18'))
+    assert (kept['data'], kept['labels'], kept['weights']) == (str(folder/'all'), 'all', 'resnet18')
+    assert kept_settings(Run(labels='0.5'))['labels'] == '0.5'
 
 
 @pytest.mark.parametrize('args, words', [
