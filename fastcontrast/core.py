@@ -4,10 +4,32 @@ import importlib
 import math
 import operator
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
+
+
+# control characters, of which a terminal obeys some, line ends, marks that turn the direction of writing, and halves of
+# characters, which Python also has in place of the bytes of a name that is no UTF-8
+_UNSHOWN = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
+_LINES = re.compile(r'(?!\n)' + _UNSHOWN.pattern)
+
+
+def _escape(match: re.Match) -> str:
+    "One character as Python writes it; a byte that is no UTF-8 as that byte"
+    code = ord(match[0])
+    if 0xdc80 <= code <= 0xdcff: return f'\\x{code - 0xdc00:02x}'
+    return match[0].encode('unicode_escape', 'surrogatepass').decode('ascii')
+
+
+def shown(
+    name: object,        # of a file, a class, a picture: text, or what is shown as its text
+    lines: bool = False, # keep line ends?
+) -> str:
+    "A name for a terminal, a log or a message: what could move the cursor, break a line or hide a part is escaped"
+    return (_LINES if lines else _UNSHOWN).sub(_escape, str(name))
 
 
 LARGEST_SIDE = 8192 # pixels of a view's side; one picture of that side takes 800 MB before anything is made of it
@@ -18,8 +40,8 @@ class InputError(ValueError):
     def __init__(self,
         message: str, # one sentence: what was wrong, with which value or file, and what to do
     ):
-        super().__init__(message)
-        self.message = message
+        self.message = shown(message)  # names in it are somebody else's, and Python prints it as it is
+        super().__init__(self.message)
 
     # the sentence stays as it is: fastai rewrites arguments of what a callback raises, and `OSError` has its own form
     def __str__(self) -> str: return self.message

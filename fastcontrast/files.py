@@ -2,37 +2,15 @@
 import errno
 import json
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .core import InputError
+from .core import InputError, clipped, shown
 
 # --- names
-
-# control characters, of which a terminal obeys some, line ends, marks that turn the direction of writing, and halves of
-# characters, which Python also has in place of the bytes of a name that is no UTF-8
-_UNSHOWN = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
-_LINES = re.compile(r'(?!\n)' + _UNSHOWN.pattern)
-
-
-def _escape(match: re.Match) -> str:
-    "One character as Python writes it; a byte that is no UTF-8 as that byte"
-    code = ord(match[0])
-    if 0xdc80 <= code <= 0xdcff: return f'\\x{code - 0xdc00:02x}'
-    return match[0].encode('unicode_escape', 'surrogatepass').decode('ascii')
-
-
-def shown(
-    name: object,        # of a file, a class, a picture: text, or what is shown as its text
-    lines: bool = False, # keep line ends?
-) -> str:
-    "A name for a terminal, a log or a message: what could move the cursor, break a line or hide a part is escaped"
-    return (_LINES if lines else _UNSHOWN).sub(_escape, str(name))
-
 
 def listed(
     name: str,
@@ -64,7 +42,23 @@ def user_path(
     found = os.path.expanduser(text)
     if text[0] == found[0] == '~':
         raise InputError(f"{name}={text} begins with the home folder of somebody unknown here: write it in full.")
+    try: os.lstat(found)
+    except UnicodeEncodeError: raise InputError(f"{name}={text} holds half a character: give a path.") from None
+    except OSError as e: _check_lookup(e, f'{name}={clipped(text, 60)}', many='{' in text)
     return Path(found)
+
+
+def _check_lookup(
+    error: OSError, # from where a path was looked for
+    given: str,     # the path, for the message
+    many: bool,     # whether braces in it stand for many names
+) -> None:
+    "Raise `InputError` where it says more than that nothing is there"
+    if error.errno == errno.ENAMETOOLONG and not many:
+        raise InputError(f"{given} is too long to be the name of a file: give a path.")
+    if error.errno == errno.EACCES:
+        raise InputError(f"{given} lies in a folder that you may not look into: give another, or have it opened.")
+
 
 def check_utf8(
     path: Path,
