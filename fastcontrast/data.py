@@ -21,9 +21,9 @@ from fastai.torch_core import default_device
 from torch.utils.data import Dataset
 
 from .cache import open_store, store_path
-from .core import LARGEST_SIDE, InputError, MissingPath, is_number, number, suggest, whole
+from .core import LARGEST_SIDE, InputError, MissingPath, is_number, number, shown, suggest, whole
 from .distributed import join_processes, local_world_size, rank, world_size
-from .files import from_list, read_text
+from .files import from_list, read_text, user_path
 from .formats import PixelFormat
 from .folders import by_folder, find_pictures, left_out, list_folder
 from .loaders import (FastaiLoader, ImageData, ImageLoader, ImageLoaders, MappedLoader, PictureStream, ResidentLoader,
@@ -85,7 +85,7 @@ def _nothing_there(folder: Path, others: str) -> InputError:
 
 def _open_folder(source: str | Path, unlabelled: bool, held: bool = True) -> tuple[Part, Part | None]:
     "The pictures of a name that is to be a folder, and those of its validation split, where it has one (and `held`)"
-    root = Path(source).expanduser()
+    root = user_path(source, 'source')
     if not root.exists():
         if root.name == str(source): raise MissingPath(suggest(source, SOURCES, 'folder or data set'))
         raise MissingPath(f"there is no folder '{source}'")
@@ -174,7 +174,7 @@ def _labeled(labels: None | str | Path | float | bool, part: Part, train: np.nda
         raise InputError(f"labels={labels} but {reason}")
     if isinstance(labels, str) and labels == 'all' or labels is True: labels = 1.
     if isinstance(labels, (str, Path)):
-        return _labels_file(Path(labels).expanduser(), part.pictures.names)[train] & (y >= 0)
+        return _labels_file(user_path(labels, 'labels'), part.pictures.names)[train] & (y >= 0)
     if not is_number(labels) or not 0 < labels <= 1:
         raise InputError(f"labels={labels} should be None, 'all', a fraction in (0, 1] or a file of names")
     return stratified(y, labels, (seed, 2))
@@ -234,6 +234,7 @@ class _Settings:
         whole(workers=self.workers, least=0, optional=True)
         number(memory=self.memory, above=0, most=1)
         if self.valid is None or isinstance(self.valid, Real): number(valid=self.valid, least=0, below=1)
+        if isinstance(self.valid, (str, Path)): user_path(self.valid, 'valid')
         if not isinstance(self.cache, (type(None), bool, str, Path)) or self.cache == '':
             raise InputError(f"cache={self.cache!r} should be True, for a folder beside the pictures, "
                              "or another folder")
@@ -326,7 +327,7 @@ def _open_judge(source: Any, settings: _Settings) -> list[Part]:
     "The pictures of a source that is to judge, or its training and its validation split"
     if isinstance(source, (str, Path)) and not is_table(source) and source not in SOURCES:
         if paths := shard_paths(source): return [_shards_part(paths, settings, str(source))]
-        if not Path(source).expanduser().is_dir(): raise MissingPath(f"there is no validation folder '{source}'")
+        if not user_path(source, 'valid').is_dir(): raise MissingPath(f"there is no validation folder '{source}'")
     if are_shards(source): return [_shards_part(shard_paths(source), settings, f'{len(source)} shards')]
     parts = _open_any(source, replace(settings.columns, strict=False), settings.size)
     return [part for part in parts if part is not None]
@@ -484,14 +485,14 @@ def _classes(part: Part) -> str: return f"{len(part.classes):,} class{'es' if le
 def _some(names: list[str]) -> str: return ', '.join(names[:10]) + (', …' if len(names) > 10 else '')
 
 
-def _aloud(note: str): print(note, flush=True)  # where the learner says what it is going to do
+def _aloud(note: str): print(shown(note), flush=True)  # where the learner says what it is going to do
 
 
 # --- loaders of shards
 
 def _open_shards(source: Any, settings: _Settings) -> tuple[Part, Part | None] | None:
     "The pictures of shards, and those of their validation split; None: the source is none of shards"
-    root = Path(source).expanduser() if isinstance(source, (str, Path)) else None
+    root = user_path(source, 'source') if isinstance(source, (str, Path)) else None
     if root is None and not are_shards(source): return None
     nested = root is not None and (root/'train').is_dir()
     paths = shard_paths(root/'train' if nested else source)
@@ -506,7 +507,7 @@ def _open_shards(source: Any, settings: _Settings) -> tuple[Part, Part | None] |
         valid = beside
     elif not isinstance(valid, (str, Path)) and not are_shards(valid) or isinstance(valid, tuple): return train, None
     elif isinstance(valid, (str, Path)) and not shard_paths(valid):
-        if Path(valid).expanduser().exists(): return train, None  # other pictures judge
+        if user_path(valid, 'valid').exists(): return train, None  # other pictures judge
         raise InputError(f"valid={valid} names no shards, and no folder of pictures: give .tar files, or a folder")
     if not (paths := shard_paths(valid)):
         raise InputError(f"valid={valid} names no shards: give .tar files, or a folder of them")
