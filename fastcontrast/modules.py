@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from .core import LARGEST_SIDE, InputError, clipped, whole
 from .models import Stage, architecture, evaluating, make_encoder
 
-__all__ = ['MODULE', 'as_encoder', 'bare', 'class_path', 'measured_stages', 'timm_name']
+__all__ = ['MODULE', 'as_encoder', 'bare', 'check_trains', 'class_path', 'measured_stages', 'timm_name']
 
 MODULE = 'module:' # how the name of an encoder begins that nothing but its class can make
 # a module with more than this share of the parameters is what holds the stages, and not one of them: the last stage of
@@ -40,7 +40,7 @@ def class_path(
     module: nn.Module,
 ) -> str:
     "Where its class is found, like 'torchvision.models.resnet.ResNet'"
-    return f'{type(module).__module__}.{type(module).__qualname__}'
+    return clipped(f'{type(module).__module__}.{type(module).__qualname__}')
 
 
 def _is_of(library: str, module: nn.Module) -> bool:
@@ -74,6 +74,7 @@ def as_encoder(
                          "that copy.deepcopy takes.") from None
     if next(encoder.parameters(), None) is None:
         raise InputError(f"arch={name}(…) has no parameters, so there is nothing to train: give a network.")
+    _check_state(encoder, name)
     left_out = _leave_out_classifier(encoder)
     out, shapes = _try_out(encoder, name, size, in_chans)
     if out.ndim == 4: encoder.register_forward_hook(_Pool((1, 2) if _channels_last(out.shape) else (2, 3)))
@@ -82,6 +83,34 @@ def as_encoder(
     encoder.pretrained_cfg = usual | (dict(config) if isinstance(config, Mapping) else {})
     if not _describes_stages(encoder): encoder.feature_info = _as_infos(measured_stages(encoder, shapes, size))
     return encoder, [f"{name}'s classifier '{left_out}' was left out"] if left_out else []
+
+
+def _check_state(encoder: nn.Module, name: str) -> None:
+    "Raise `InputError` for a state that no export could hold: before a run, and not after it"
+    for key, value in encoder.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"arch={name}(…) keeps {clipped(key)} in its state_dict(), a {type(value).__name__}, and "
+                             "a file of weights holds tensors alone: leave get_extra_state() out of it.")
+
+
+def check_trains(
+    encoder: nn.Module, # from `as_encoder`
+    name: str,          # of its class, for the message
+    size: int,          # side of the pictures in pixels
+    in_chans: int = 3,  # channels of the pictures
+) -> None:
+    "Raise `InputError` for a module that training would leave as it is, or could make nothing of"
+    for key, p in encoder.named_parameters():
+        if p.isfinite().all(): continue
+        raise InputError(f"arch={name}(…) has weights that are not finite numbers, in '{clipped(key)}': give a module "
+                         "that is whole.")
+    if not any(p.requires_grad for p in encoder.parameters()):
+        raise InputError(f"arch={name}(…) has no parameter that may change (requires_grad is False in all of them): "
+                         "call its requires_grad_() before.")
+    with torch.enable_grad(): out = _in_training(encoder, torch.zeros(2, in_chans, size, size))
+    if isinstance(out, Tensor) and out.requires_grad: return
+    raise InputError(f"arch={name}(…) gives features through which no gradient passes, so nothing in it would learn: "
+                     "leave torch.no_grad() and detach() out of its forward.")
 
 
 def _leave_out_classifier(encoder: nn.Module) -> str:
@@ -121,23 +150,29 @@ def _try_out(encoder: nn.Module, name: str, size: int, in_chans: int) -> tuple[T
                          "module that can, or another size.") from None
     finally:
         for hook in hooks: hook.remove()
-    if not isinstance(out, Tensor) or out.ndim not in (2, 4) or len(out) != 2 or not out.numel():
+    if not _are_features(out):
         raise InputError(f"arch={name}(…) gives {_said(out)} for pictures {given}: give a module that makes features "
                          "[N, D] or maps [N, D, H, W] of them.")
-    trained = _in_training(encoder, torch.zeros(2, in_chans, size, size))
+    with torch.no_grad(): trained = _in_training(encoder, torch.zeros(2, in_chans, size, size))
     if not isinstance(trained, Tensor) or trained.shape != out.shape:
         raise InputError(f"arch={name}(…) gives {_said(trained)} in training and {_said(out)} in evaluation, for "
                          f"pictures {given}: give a module that makes the same of them in both.")
     return out, {place: shape for place, shape in shapes.items() if calls[place] == 1}
 
 
+def _are_features(out: Any) -> bool:
+    "Is it what an encoder makes of two pictures: features or maps of real numbers?"
+    return isinstance(out, Tensor) and out.is_floating_point() and out.layout is torch.strided and (
+        out.ndim in (2, 4) and len(out) == 2 and out.numel() > 0)
+
+
 def _said(out: Any) -> str:
     "How a message speaks of what a module gives, or of its error"
-    if isinstance(out, Tensor): return str(list(out.shape))
+    if isinstance(out, Tensor):
+        return str(list(out.shape)) + ('' if out.is_floating_point() else f" of {out.dtype}".replace('torch.', ''))
     return type(out).__name__ + (f" ({clipped(out)})" if isinstance(out, Exception) else '')
 
 
-@torch.no_grad()
 def _in_training(encoder: nn.Module, pictures: Tensor) -> Any:
     "What it makes of pictures in training mode, or the error; its buffers and the random numbers stay as they were"
     modes = {part: part.training for part in encoder.modules()}
@@ -147,7 +182,8 @@ def _in_training(encoder: nn.Module, pictures: Tensor) -> Any:
     except Exception as e: return e
     finally:
         for part, mode in modes.items(): part.training = mode
-        for name, buffer in encoder.named_buffers(): buffer.copy_(kept.get(name, buffer))
+        with torch.no_grad():
+            for name, buffer in encoder.named_buffers(): buffer.copy_(kept.get(name, buffer))
 
 
 def _describes_stages(encoder: nn.Module) -> bool:

@@ -150,6 +150,10 @@ class Gives(nn.Module):
     def forward(self, x): return (self.train_make if self.training else self.make)(x * self.weight[:, None, None])
 
 
+class Stateful(Plain):
+    def get_extra_state(self): return dict(version=1)
+
+
 class NotCopied(Plain):
     def __deepcopy__(self, memo): raise TypeError('not this one')
 
@@ -165,9 +169,34 @@ class Wordy(Plain):
     (Gives(lambda x: (x, x)), ['gives tuple for pictures']), (Gives(lambda x: dict(out=x)), ['gives dict for']),
     (Gives(lambda x: x.mean((2, 3)), lambda x: (x,)), ['tuple in training and [2, 3] in evaluation']),
     (Gives(lambda x: x.mean((2, 3)), lambda x: x / 'a'), ['TypeError (unsupported', 'in training']),
+    (Gives(lambda x: x.mean((2, 3)).long()), ['[2, 3] of int64', '[N, D]']),
+    (Gives(lambda x: torch.fft.fft(x.mean((2, 3)))), ['of complex64']), (Stateful(), ['_extra_state', 'a dict']),
     (nn.Sequential(nn.Conv2d(4, 4, 3)), ["can't take pictures [2, 3, 32, 32]"]),
     (nn.Sequential(nn.Conv2d(3, 4, 48)), ["can't take pictures"])])
 def test_modules_that_are_no_encoders(net, words): said(words, as_encoder, net, SIDE)
+
+
+def changed(change):
+    net = Maps()
+    change(net)
+    return net
+
+
+@pytest.mark.parametrize('net,words', [
+    (changed(lambda net: net.requires_grad_(False)), 'requires_grad is False'),
+    (Gives(lambda x: x.detach().mean((2, 3))), 'no gradient passes'),
+    (Gives(torch.no_grad()(lambda x: x.mean((2, 3)))), 'no gradient passes'),
+    (changed(lambda net: nn.init.constant_(net.last[0].weight, torch.nan)), "not finite numbers, in 'last.0.weight'")])
+def test_modules_that_would_learn_nothing(dls, net, words):
+    said([words], contrastive_learner, dls, net)
+    as_encoder(net, SIDE)  # as `load_encoder` takes them
+
+
+def test_a_class_that_is_in_no_module(dls, tmp_path):
+    "As those are of which torch.hub has run the code"
+    Lost = type('Lost', (Maps,), dict(__module__='gone'))
+    torch.save(Lost().state_dict(), tmp_path/'w.pth')
+    assert learner(dls, Lost(), weights=tmp_path/'w.pth').arch == 'module:gone.Lost'
 
 
 def test_refusals_are_sentences(dls):
