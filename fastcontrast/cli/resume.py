@@ -61,21 +61,28 @@ def kept_settings(
 ) -> dict[str, Any]:
     "What config.json keeps of settings: names of files as they are found from anywhere"
     settings = asdict(config)
-    for key in ('data', 'valid', 'labels', 'cache_folder', 'weights'):
-        source, value = _local_source(settings[key]) if key == 'weights' else ('', settings[key])
-        if _is_path(key, value): settings[key] = source + os.path.abspath(Path(value).expanduser())
+    for key in ('data', 'valid', 'labels', 'cache_folder'):
+        if _is_path(key, settings[key]): settings[key] = _absolute(settings[key])
+    if config.weights is not None: settings['weights'] = _kept_weights(config.weights)
     return settings
 
 
-def _local_source(weights: str | None) -> tuple[str, str | None]:
-    "What timm wants before the name of a folder, and the name"
-    source = 'local-dir:'
-    if weights is None or not weights.startswith(source): return '', weights
-    return source, weights.removeprefix(source)
+def _kept_weights(weights: str) -> str:
+    "A name of timm's stays, also where something else has it; what timm wants before that of a folder does, too"
+    from ..weights import timm_source
+    local = 'local-dir:'
+    if weights.startswith(local): return local + _absolute(weights.removeprefix(local))
+    return weights if os.path.isabs(weights) or timm_source(weights) == weights else _absolute(weights)
+
+
+def _absolute(path: str) -> str: return os.path.abspath(Path(path).expanduser())
+
+
+_NAMES = dict(data='digits', valid='digits', labels='all') # that are no path, even where there is one of that name
 
 
 def _is_path(key: str, value: Any) -> bool:
-    if not isinstance(value, str) or not value or value == 'digits': return False
+    if not isinstance(value, str) or not value or value == _NAMES.get(key): return False
     return key == 'cache_folder' or value.endswith('.tar') or Path(value).expanduser().exists()
 
 
