@@ -2,8 +2,9 @@
 
 Docs: https://fastcontrast.github.io/fastcontrast/modules.html.md"""
 import copy
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
@@ -48,6 +49,11 @@ def _is_of(library: str, module: nn.Module) -> bool:
     return any(cls.__module__.split('.')[0] == library for cls in type(module).__mro__)
 
 
+class _Float:
+    "A forward hook: features become those of 32 bits, which heads have"
+    def __call__(self, module: nn.Module, args: tuple, out: Tensor) -> Tensor: return out.float()
+
+
 class _Pool:
     "A forward hook: maps become their means"
     def __init__(self, dims: tuple[int, int]): self.dims = dims
@@ -66,6 +72,11 @@ def as_encoder(
     `InputError` for a module that can't be copied, has nothing to train, or gives something else."""
     module = bare(module)
     name = type(module).__name__
+    if not isinstance(module, nn.Module):
+        raise InputError(f"{clipped(repr(module), 60)} is no module: give an instance of a class of nn.Module.")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise InputError(f"arch={name}(…) is a program of TorchScript, whose layers can't be looked into: give the "
+                         "module that it was made of.")
     if any(map(is_lazy, module.parameters())):
         raise InputError(f"arch={name}(…) has layers without shapes yet: run a picture through it before.")
     try: encoder = copy.deepcopy(module).cpu().float()
@@ -77,12 +88,32 @@ def as_encoder(
     _check_state(encoder, name)
     left_out = _leave_out_classifier(encoder)
     out, shapes = _try_out(encoder, name, size, in_chans)
+    if out.dtype != torch.float32: encoder.register_forward_hook(_Float())
     if out.ndim == 4: encoder.register_forward_hook(_Pool((1, 2) if _channels_last(out.shape) else (2, 3)))
-    config = getattr(encoder, 'pretrained_cfg', None)
-    usual = dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
-    encoder.pretrained_cfg = usual | (dict(config) if isinstance(config, Mapping) else {})
-    if not _describes_stages(encoder): encoder.feature_info = _as_infos(measured_stages(encoder, shapes, size))
+    described = dict(pretrained_cfg=_config_of(encoder, name))
+    if not _describes_stages(encoder):
+        described['feature_info'] = _as_infos(measured_stages(encoder, shapes, size))
+    for key, value in described.items():
+        try: setattr(encoder, key, value)
+        except AttributeError:
+            raise InputError(f"arch={name}(…) has a {key} that can't be set, as a property: make it an attribute, or "
+                             "call it something else.") from None
     return encoder, [f"{name}'s classifier '{left_out}' was left out"] if left_out else []
+
+
+def _config_of(encoder: nn.Module, name: str) -> dict[str, Any]:
+    "What a module says of the pictures it is for, as timm has it; ImageNet's mean and standard deviation elsewhere"
+    given = getattr(encoder, 'pretrained_cfg', None)
+    config = dict(given) if isinstance(given, Mapping) else {}
+    if not isinstance(config.get('architecture', ''), str): del config['architecture']
+    for key, usual in (('mean', IMAGENET_DEFAULT_MEAN), ('std', IMAGENET_DEFAULT_STD)):
+        value = config.get(key, usual)
+        try: config[key] = tuple(float(number) for number in value)
+        except (TypeError, ValueError): config[key] = ()
+        if config[key] and all(map(math.isfinite, config[key])): continue
+        raise InputError(f"arch={name}(…) has the {key} {clipped(repr(value), 60)} in its pretrained_cfg: give a "
+                         "finite number for each channel.")
+    return config
 
 
 def _check_state(encoder: nn.Module, name: str) -> None:
@@ -91,6 +122,10 @@ def _check_state(encoder: nn.Module, name: str) -> None:
         if not isinstance(value, Tensor):
             raise InputError(f"arch={name}(…) keeps {clipped(key)} in its state_dict(), a {type(value).__name__}, and "
                              "a file of weights holds tensors alone: leave get_extra_state() out of it.")
+    try: encoder.load_state_dict(encoder.state_dict())
+    except Exception as e:
+        raise InputError(f"arch={name}(…) can't take back its own state_dict() ({clipped(e, 120)}), nor what is saved "
+                         "of it: look at its hooks.") from None
 
 
 def check_trains(
@@ -107,10 +142,17 @@ def check_trains(
     if not any(p.requires_grad for p in encoder.parameters()):
         raise InputError(f"arch={name}(…) has no parameter that may change (requires_grad is False in all of them): "
                          "call its requires_grad_() before.")
-    with torch.enable_grad(): out = _in_training(encoder, torch.zeros(2, in_chans, size, size))
-    if isinstance(out, Tensor) and out.requires_grad: return
-    raise InputError(f"arch={name}(…) gives features through which no gradient passes, so nothing in it would learn: "
-                     "leave torch.no_grad() and detach() out of its forward.")
+    trained = [p for p in encoder.parameters() if p.requires_grad]
+    def gradients(out): return out.requires_grad and torch.autograd.grad(out.float().sum(), trained, allow_unused=True)
+    with torch.enable_grad(): found = _in_training(encoder, torch.zeros(2, in_chans, size, size), gradients)
+    if isinstance(found, Exception):
+        raise InputError(f"arch={name}(…) gives {_said(found)} when it is trained: give a module that can be.")
+    if not found:
+        raise InputError(f"arch={name}(…) gives features through which no gradient passes, so nothing in it would "
+                         "learn: leave torch.no_grad() and detach() out of its forward.")
+    if any(gradient is not None for gradient in found): return
+    raise InputError(f"arch={name}(…) gives features that none of its own parameters has a part in, as where its "
+                     "forward is that of another module, which its copy does not take along: give that one.")
 
 
 def _leave_out_classifier(encoder: nn.Module) -> str:
@@ -143,8 +185,9 @@ def _try_out(encoder: nn.Module, name: str, size: int, in_chans: int) -> tuple[T
         return hook
     hooks = [part.register_forward_hook(look(place)) for place, part in encoder.named_modules() if place]
     given = f"[2, {in_chans}, {size}, {size}]"
+    pictures = torch.zeros(2, in_chans, size, size)
     try:
-        with evaluating(encoder): out = encoder(torch.zeros(2, in_chans, size, size))
+        with evaluating(encoder): out = encoder(pictures)
     except Exception as e:
         raise InputError(f"arch={name}(…) can't take pictures {given} ({type(e).__name__}: {clipped(e, 120)}): give a "
                          "module that can, or another size.") from None
@@ -153,10 +196,17 @@ def _try_out(encoder: nn.Module, name: str, size: int, in_chans: int) -> tuple[T
     if not _are_features(out):
         raise InputError(f"arch={name}(…) gives {_said(out)} for pictures {given}: give a module that makes features "
                          "[N, D] or maps [N, D, H, W] of them.")
+    if pictures._version:
+        raise InputError(f"arch={name}(…) changes the pictures that it is given, in place, and others look at them "
+                         "after it: have it change a copy.")
+    state = encoder.state_dict().keys()
     with torch.no_grad(): trained = _in_training(encoder, torch.zeros(2, in_chans, size, size))
     if not isinstance(trained, Tensor) or trained.shape != out.shape:
         raise InputError(f"arch={name}(…) gives {_said(trained)} in training and {_said(out)} in evaluation, for "
                          f"pictures {given}: give a module that makes the same of them in both.")
+    if encoder.state_dict().keys() != state:
+        raise InputError(f"arch={name}(…) has other names in its state_dict() after each pass, so that no file would "
+                         "fit it: make its buffers before.")
     return out, {place: shape for place, shape in shapes.items() if calls[place] == 1}
 
 
@@ -173,12 +223,15 @@ def _said(out: Any) -> str:
     return type(out).__name__ + (f" ({clipped(out)})" if isinstance(out, Exception) else '')
 
 
-def _in_training(encoder: nn.Module, pictures: Tensor) -> Any:
-    "What it makes of pictures in training mode, or the error; its buffers and the random numbers stay as they were"
+def _in_training(encoder: nn.Module, pictures: Tensor, look: Callable[[Tensor], Any] | None = None) -> Any:
+    """What it makes of pictures in training mode, or what `look` makes of that, or the error
+
+    Its buffers and the random numbers stay as they were."""
     modes = {part: part.training for part in encoder.modules()}
     kept = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     try:
-        with torch.random.fork_rng(devices=[]): return encoder.train()(pictures)
+        with torch.random.fork_rng(devices=[]): out = encoder.train()(pictures)
+        return out if look is None else look(out)
     except Exception as e: return e
     finally:
         for part, mode in modes.items(): part.training = mode
