@@ -3,7 +3,7 @@ import atexit
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import torch
@@ -84,6 +84,7 @@ class Pace:
 class EpochLines(Callback):
     "One line an epoch, in columns, in place of a progress bar; the last column is the time to go of the whole run"
     order, run_valid = Phase.LAST - 1, False
+    old_logger: Callable | None = None # while a fit has this one
 
     def before_fit(self):
         self.old_logger, self.pace = self.learn.logger, Pace()
@@ -98,7 +99,9 @@ class EpochLines(Callback):
         left = (self.n_epoch - self.epoch - 1) * len(self.dls.train)
         print(in_columns([*row, self.pace.to_go(left)], self.names), flush=True)
 
-    def after_fit(self): self.learn.logger = self.old_logger
+    def after_fit(self):
+        if self.old_logger is None: return  # another callback has ended the fit before it began here
+        self.learn.logger, self.old_logger = self.old_logger, None
 
 
 class RunBar(ProgressCallback):
@@ -108,6 +111,7 @@ class RunBar(ProgressCallback):
     every = 50         # steps between looks at the loss, each of which makes the host wait for the device
     interval = 0.2     # seconds between drawings; no thread draws, because decoding workers are forked beside it
     bar: Progress | None = None # while it is shown
+    old_logger: Callable | None = None # while a fit has this one
 
     def __init__(self,
         console: Console | None = None, # where it is drawn; None: on standard output
@@ -175,7 +179,8 @@ class RunBar(ProgressCallback):
 
     def after_fit(self):
         self._stop()
-        self.learn.logger = self.old_logger
+        if self.old_logger is None: return  # another callback has ended the fit before it began here
+        self.learn.logger, self.old_logger = self.old_logger, None
 
 
 def shows_bar() -> bool:

@@ -18,7 +18,7 @@ from .guards import ClipEach
 from .losses import LOSSES, Loss, as_step_loss
 from .models import (SOURCES, ContrastiveModel, architecture, drop_paths, feature_dim, fix_positions, has_large_stem,
                      make_encoder, small_stem)
-from .modules import MODULE, as_encoder, class_path, timm_name
+from .modules import MODULE, as_encoder, check_trains, class_path, timm_name
 from .multi_crop import MultiCrop
 from .recipes import METHODS, Recipe, check_parts, encoder_kind, make_part, pick_setting
 from .recipes.recipe import SMALL_PICTURES
@@ -202,6 +202,7 @@ def _from_module(dls, module: nn.Module, small_input: bool | None, pretrained: b
         raise InputError(f"pretrained=True is for architectures by name, and arch={name}(…) is a module, which comes "
                          "with its weights: leave it out, and give head_epochs=1 if they are worth keeping.")
     encoder, notes = as_encoder(module, dls.size)
+    check_trains(encoder, name, dls.size)
     arch = timm_name(encoder, dls.size) or MODULE + class_path(encoder)
     if weights is None: return Start(encoder, arch, notes=notes, module=True)
     if timm_source(weights) is not None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
-
 LARGEST_SIDE = 8192 # pixels of a view's side; one picture of that side takes 800 MB before anything is made of it
 
 

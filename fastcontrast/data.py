@@ -21,9 +21,9 @@ from fastai.torch_core import default_device
 from torch.utils.data import Dataset
 
 from .cache import open_store, store_path
-from .core import LARGEST_SIDE, InputError, MissingPath, is_number, number, suggest, whole
+from .core import LARGEST_SIDE, InputError, MissingPath, is_number, number, shown, suggest, whole
 from .distributed import join_processes, local_world_size, rank, world_size
-from .files import from_list, read_text, shown, user_path
+from .files import from_list, read_text, user_path
 from .formats import PixelFormat
 from .folders import by_folder, find_pictures, left_out, list_folder
 from .loaders import (FastaiLoader, ImageData, ImageLoader, ImageLoaders, MappedLoader, PictureStream, ResidentLoader,
@@ -235,6 +235,7 @@ class _Settings:
         whole(workers=self.workers, least=0, optional=True)
         number(memory=self.memory, above=0, most=1)
         if self.valid is None or isinstance(self.valid, Real): number(valid=self.valid, least=0, below=1)
+        if isinstance(self.valid, (str, Path)): user_path(self.valid, 'valid')
         if not isinstance(self.cache, (type(None), bool, str, Path)) or self.cache == '':
             raise InputError(f"cache={self.cache!r} should be True, for a folder beside the pictures, "
                              "or another folder")
@@ -485,7 +486,7 @@ def _classes(part: Part) -> str: return f"{len(part.classes):,} class{'es' if le
 def _some(names: list[str]) -> str: return ', '.join(names[:10]) + (', …' if len(names) > 10 else '')
 
 
-def _aloud(note: str): print(note, flush=True)  # where the learner says what it is going to do
+def _aloud(note: str): print(shown(note), flush=True)  # where the learner says what it is going to do
 
 # --- loaders of shards
 

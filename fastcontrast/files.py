@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .core import InputError, shown
+from .core import InputError, clipped, shown
 
 # --- names
 
@@ -42,7 +42,22 @@ def user_path(
     found = os.path.expanduser(text)
     if text[0] == found[0] == '~':
         raise InputError(f"{name}={text} begins with the home folder of somebody unknown here: write it in full.")
+    try: os.lstat(found)
+    except UnicodeEncodeError: raise InputError(f"{name}={text} holds half a character: give a path.") from None
+    except OSError as e: _check_lookup(e, f'{name}={clipped(text, 60)}', many='{' in text)
     return Path(found)
+
+
+def _check_lookup(
+    error: OSError, # from where a path was looked for
+    given: str,     # the path, for the message
+    many: bool,     # whether braces in it stand for many names
+) -> None:
+    "Raise `InputError` where it says more than that nothing is there"
+    if error.errno == errno.ENAMETOOLONG and not many:
+        raise InputError(f"{given} is too long to be the name of a file: give a path.")
+    if error.errno == errno.EACCES:
+        raise InputError(f"{given} lies in a folder that you may not look into: give another, or have it opened.")
 
 
 def check_utf8(

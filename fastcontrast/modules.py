@@ -2,8 +2,9 @@
 
 Docs: https://fastcontrast.github.io/fastcontrast/modules.html.md"""
 import copy
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
@@ -16,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from .core import LARGEST_SIDE, InputError, clipped, whole
 from .models import Stage, architecture, evaluating, make_encoder
 
-__all__ = ['MODULE', 'as_encoder', 'bare', 'class_path', 'measured_stages', 'timm_name']
+__all__ = ['MODULE', 'as_encoder', 'bare', 'check_trains', 'class_path', 'measured_stages', 'timm_name']
 
 MODULE = 'module:' # how the name of an encoder begins that nothing but its class can make
 # a module with more than this share of the parameters is what holds the stages, and not one of them: the last stage of
@@ -40,12 +41,17 @@ def class_path(
     module: nn.Module,
 ) -> str:
     "Where its class is found, like 'torchvision.models.resnet.ResNet'"
-    return f'{type(module).__module__}.{type(module).__qualname__}'
+    return clipped(f'{type(module).__module__}.{type(module).__qualname__}')
 
 
 def _is_of(library: str, module: nn.Module) -> bool:
     "Whether its class, or one that it is derived from, is a library's"
     return any(cls.__module__.split('.')[0] == library for cls in type(module).__mro__)
+
+
+class _Float:
+    "A forward hook: features become those of 32 bits, which heads have"
+    def __call__(self, module: nn.Module, args: tuple, out: Tensor) -> Tensor: return out.float()
 
 
 class _Pool:
@@ -66,6 +72,11 @@ def as_encoder(
     `InputError` for a module that can't be copied, has nothing to train, or gives something else."""
     module = bare(module)
     name = type(module).__name__
+    if not isinstance(module, nn.Module):
+        raise InputError(f"{clipped(repr(module), 60)} is no module: give an instance of a class of nn.Module.")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise InputError(f"arch={name}(…) is a program of TorchScript, whose layers can't be looked into: give the "
+                         "module that it was made of.")
     if any(map(is_lazy, module.parameters())):
         raise InputError(f"arch={name}(…) has layers without shapes yet: run a picture through it before.")
     try: encoder = copy.deepcopy(module).cpu().float()
@@ -74,14 +85,74 @@ def as_encoder(
                          "that copy.deepcopy takes.") from None
     if next(encoder.parameters(), None) is None:
         raise InputError(f"arch={name}(…) has no parameters, so there is nothing to train: give a network.")
+    _check_state(encoder, name)
     left_out = _leave_out_classifier(encoder)
     out, shapes = _try_out(encoder, name, size, in_chans)
+    if out.dtype != torch.float32: encoder.register_forward_hook(_Float())
     if out.ndim == 4: encoder.register_forward_hook(_Pool((1, 2) if _channels_last(out.shape) else (2, 3)))
-    config = getattr(encoder, 'pretrained_cfg', None)
-    usual = dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
-    encoder.pretrained_cfg = usual | (dict(config) if isinstance(config, Mapping) else {})
-    if not _describes_stages(encoder): encoder.feature_info = _as_infos(measured_stages(encoder, shapes, size))
+    described = dict(pretrained_cfg=_config_of(encoder, name))
+    if not _describes_stages(encoder):
+        described['feature_info'] = _as_infos(measured_stages(encoder, shapes, size))
+    for key, value in described.items():
+        try: setattr(encoder, key, value)
+        except AttributeError:
+            raise InputError(f"arch={name}(…) has a {key} that can't be set, as a property: make it an attribute, or "
+                             "call it something else.") from None
     return encoder, [f"{name}'s classifier '{left_out}' was left out"] if left_out else []
+
+
+def _config_of(encoder: nn.Module, name: str) -> dict[str, Any]:
+    "What a module says of the pictures it is for, as timm has it; ImageNet's mean and standard deviation elsewhere"
+    given = getattr(encoder, 'pretrained_cfg', None)
+    config = dict(given) if isinstance(given, Mapping) else {}
+    if not isinstance(config.get('architecture', ''), str): del config['architecture']
+    for key, usual in (('mean', IMAGENET_DEFAULT_MEAN), ('std', IMAGENET_DEFAULT_STD)):
+        value = config.get(key, usual)
+        try: config[key] = tuple(float(number) for number in value)
+        except (TypeError, ValueError): config[key] = ()
+        if config[key] and all(map(math.isfinite, config[key])): continue
+        raise InputError(f"arch={name}(…) has the {key} {clipped(repr(value), 60)} in its pretrained_cfg: give a "
+                         "finite number for each channel.")
+    return config
+
+
+def _check_state(encoder: nn.Module, name: str) -> None:
+    "Raise `InputError` for a state that no export could hold: before a run, and not after it"
+    for key, value in encoder.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"arch={name}(…) keeps {clipped(key)} in its state_dict(), a {type(value).__name__}, and "
+                             "a file of weights holds tensors alone: leave get_extra_state() out of it.")
+    try: encoder.load_state_dict(encoder.state_dict())
+    except Exception as e:
+        raise InputError(f"arch={name}(…) can't take back its own state_dict() ({clipped(e, 120)}), nor what is saved "
+                         "of it: look at its hooks.") from None
+
+
+def check_trains(
+    encoder: nn.Module, # from `as_encoder`
+    name: str,          # of its class, for the message
+    size: int,          # side of the pictures in pixels
+    in_chans: int = 3,  # channels of the pictures
+) -> None:
+    "Raise `InputError` for a module that training would leave as it is, or could make nothing of"
+    for key, p in encoder.named_parameters():
+        if p.isfinite().all(): continue
+        raise InputError(f"arch={name}(…) has weights that are not finite numbers, in '{clipped(key)}': give a module "
+                         "that is whole.")
+    if not any(p.requires_grad for p in encoder.parameters()):
+        raise InputError(f"arch={name}(…) has no parameter that may change (requires_grad is False in all of them): "
+                         "call its requires_grad_() before.")
+    trained = [p for p in encoder.parameters() if p.requires_grad]
+    def gradients(out): return out.requires_grad and torch.autograd.grad(out.float().sum(), trained, allow_unused=True)
+    with torch.enable_grad(): found = _in_training(encoder, torch.zeros(2, in_chans, size, size), gradients)
+    if isinstance(found, Exception):
+        raise InputError(f"arch={name}(…) gives {_said(found)} when it is trained: give a module that can be.")
+    if not found:
+        raise InputError(f"arch={name}(…) gives features through which no gradient passes, so nothing in it would "
+                         "learn: leave torch.no_grad() and detach() out of its forward.")
+    if any(gradient is not None for gradient in found): return
+    raise InputError(f"arch={name}(…) gives features that none of its own parameters has a part in, as where its "
+                     "forward is that of another module, which its copy does not take along: give that one.")
 
 
 def _leave_out_classifier(encoder: nn.Module) -> str:
@@ -114,38 +185,58 @@ def _try_out(encoder: nn.Module, name: str, size: int, in_chans: int) -> tuple[T
         return hook
     hooks = [module.register_forward_hook(look(place)) for place, module in encoder.named_modules() if place]
     given = f"[2, {in_chans}, {size}, {size}]"
+    pictures = torch.zeros(2, in_chans, size, size)
     try:
-        pictures = torch.zeros(2, in_chans, size, size)
         with evaluating(encoder): out = encoder(pictures)
     except Exception as e:
         raise InputError(f"arch={name}(…) can't take pictures {given} ({type(e).__name__}: {clipped(e, 120)}): give a "
                          "module that can, or another size.") from None
     finally:
         for hook in hooks: hook.remove()
-    if not isinstance(out, Tensor) or out.ndim not in (2, 4) or len(out) != 2 or not out.numel():
+    if not _are_features(out):
         raise InputError(f"arch={name}(…) gives {_said(out)} for pictures {given}: give a module that makes features "
                          "[N, D] or maps [N, D, H, W] of them.")
-    trained = _in_training(encoder, pictures)
+    if pictures._version:
+        raise InputError(f"arch={name}(…) changes the pictures that it is given, in place, and others look at them "
+                         "after it: have it change a copy.")
+    state = encoder.state_dict().keys()
+    with torch.no_grad(): trained = _in_training(encoder, torch.zeros(2, in_chans, size, size))
     if not isinstance(trained, Tensor) or trained.shape != out.shape:
         raise InputError(f"arch={name}(…) gives {_said(trained)} in training and {_said(out)} in evaluation, for "
                          f"pictures {given}: give a module that makes the same of them in both.")
+    if encoder.state_dict().keys() != state:
+        raise InputError(f"arch={name}(…) has other names in its state_dict() after each pass, so that no file would "
+                         "fit it: make its buffers before.")
     return out, {place: shape for place, shape in shapes.items() if calls[place] == 1}
+
+
+def _are_features(out: Any) -> bool:
+    "Is it what an encoder makes of two pictures: features or maps of real numbers?"
+    return isinstance(out, Tensor) and out.is_floating_point() and out.layout is torch.strided and (
+        out.ndim in (2, 4) and len(out) == 2 and out.numel() > 0)
 
 
 def _said(out: Any) -> str:
     "How a message speaks of what a module gives, or of its error"
-    if isinstance(out, Tensor): return str(list(out.shape))
+    if isinstance(out, Tensor):
+        return str(list(out.shape)) + ('' if out.is_floating_point() else f" of {out.dtype}".replace('torch.', ''))
     return type(out).__name__ + (f" ({clipped(out)})" if isinstance(out, Exception) else '')
 
 
-def _in_training(encoder: nn.Module, pictures: Tensor) -> Any:
-    "What it makes of pictures in training mode, or the error; its buffers and the random numbers stay as they were"
+def _in_training(encoder: nn.Module, pictures: Tensor, look: Callable[[Tensor], Any] | None = None) -> Any:
+    """What it makes of pictures in training mode, or what `look` makes of that, or the error
+
+    Its buffers and the random numbers stay as they were."""
+    modes = {part: part.training for part in encoder.modules()}
     kept = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     try:
-        with evaluating(encoder), torch.random.fork_rng(devices=[]): return encoder.train()(pictures)
+        with torch.random.fork_rng(devices=[]): out = encoder.train()(pictures)
+        return out if look is None else look(out)
     except Exception as e: return e
     finally:
-        for name, buffer in encoder.named_buffers(): buffer.copy_(kept.get(name, buffer))
+        for part, mode in modes.items(): part.training = mode
+        with torch.no_grad():
+            for name, buffer in encoder.named_buffers(): buffer.copy_(kept.get(name, buffer))
 
 
 def _describes_stages(encoder: nn.Module) -> bool:

@@ -5,7 +5,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from .core import InputError, MissingPath, suggest
+from .core import InputError, MissingPath, clipped, suggest
 from .files import read_text, user_path
 from .pictures import Files, Items, Pictures, channel_axis, in_decoder, picture_suffixes, skipped
 from .shards import Shards
@@ -23,6 +23,7 @@ PATH_COLUMNS = ('path', 'file', 'filename', 'image')
 PICTURE_COLUMNS = ('image', 'img', 'picture', *PATH_COLUMNS)
 LABEL_COLUMNS = ('label', 'class', 'target')
 TABLES = ('.csv', '.tsv')
+LONGEST = 4096 # bytes of a path: systems take no longer ones, and each takes as much memory as the longest of all
 MOST_CLASSES = 1_000_000 # a label above that is a number of something else
 
 
@@ -104,14 +105,18 @@ class Columns:
     ) -> tuple[str, str | None]: # the column of pictures, and that of labels (None: there is none)
         "The columns to be read. Raises `InputError` where a named one, or one of pictures, is not there"
         names = [str(name) for name in names]
-        unknown = [name for name in (self.pictures, self.labels) if name is not None and name not in names]
+        named = [None if name is None else str(name) for name in (self.pictures, self.labels)]
+        unknown = [name for name in named if name is not None and name not in names]
         if unknown and self.strict: raise InputError(suggest(unknown[0], names, f"column of {owner}"))
-        pictures, labels = (None if name in unknown else name for name in (self.pictures, self.labels))
-        found = pictures or _usual(names, usual)
+        pictures, labels = (None if name in unknown else name for name in named)
+        found, labels = pictures or _usual(names, usual), labels or _usual(names, LABEL_COLUMNS)
         if found is None:
             raise InputError(f"{owner} has no column {' or '.join(usual)}, but {', '.join(names[:20])}: "
                              "say which one has the pictures by column (--column)")
-        return found, labels or _usual(names, LABEL_COLUMNS)
+        for name in (found, labels):
+            if names.count(name) < 2: continue
+            raise InputError(f"{owner} has {names.count(name)} columns '{name}': give them names of their own")
+        return found, labels
 
 
 def _usual(names: list[str], usual: Sequence[str]) -> str | None:
@@ -263,6 +268,13 @@ def are_shards(
     return False
 
 
+def _may_exist(path: str | os.PathLike) -> bool:
+    "Could a file have this name?"
+    try: name = os.fsencode(path)
+    except UnicodeEncodeError: return False  # half a character
+    return b'\0' not in name and len(name) <= LONGEST
+
+
 def open_paths(
     paths: Iterable[Any], # str or Path, of picture files
     base: Path,           # the folder that relative ones begin in
@@ -274,6 +286,9 @@ def open_paths(
         if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
             kind = 'nothing' if isinstance(path, str) or _missing(path) else f'a {type(path).__name__}'
             raise InputError(f"{owner} should hold the paths of picture files, and has {kind} at place {place}")
+        if not _may_exist(path):
+            raise InputError(f"{owner} should hold the paths of picture files, and has '{clipped(path, 40)}' at place "
+                             f"{place}, which can be none")
         names.append(os.path.expanduser(path))
     if not names: raise InputError(f"{owner} is empty: there is no picture in it")
     folder = base
@@ -284,7 +299,7 @@ def open_paths(
         folder = Path(os.path.commonpath({os.path.dirname(name) for name in names}))
         names = [name[len(os.path.join(folder, '')):] for name in names]
     looked = np.linspace(0, len(names) - 1, min(len(names), 10)).astype(int)
-    if not any((folder/names[i]).exists() for i in looked):
+    if not any(os.path.exists(folder/names[i]) for i in looked):
         raise MissingPath(f"{owner} names files that are not there, the first is '{folder/names[0]}': "
                           f"relative paths begin in '{base}'")
     return Files(folder, names, np.full(len(names), -1))
@@ -299,31 +314,33 @@ def is_table(
 
 
 def _typed(cells: list[str]) -> list[Any]:
-    "Cells of `_read_csv` as whole numbers, floats or names, whichever all of them are; None for empty ones"
-    for kind in (int, float):
+    "Cells of a file as whole numbers, floats or names, whichever all of them are; None for empty ones"
+    cells = [cell.strip() for cell in cells]
+    for kind in () if any('_' in cell for cell in cells) else (int, float):  # Python takes 1_1 for 11
         try: return [kind(cell) if cell else None for cell in cells]
         except ValueError: pass
     return [cell or None for cell in cells]
 
 
-def _read_csv(path: Path) -> dict[str, list[str]]:
-    "The columns of a CSV file with a header; what stands between them is what the header has most of"
+def _read_csv(path: Path) -> list[tuple[str, list[str]]]:
+    "The columns of a CSV file with a header, by name; what stands between them is what the header has most of"
     try:
         text = read_text(path, most=2**32)
-        header = text.partition('\n')[0]
-        rows = list(csv.reader(io.StringIO(text, newline=''), delimiter=max(',;\t', key=header.count)))
+        header = next((line for line in io.StringIO(text) if line.strip()), '')
+        reader = csv.reader(io.StringIO(text, newline=''), delimiter=max(',;\t', key=header.count))
+        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except FileNotFoundError: raise MissingPath(f"there is no file '{path}'") from None
-    except (OSError, ValueError, csv.Error) as e: raise InputError(f"'{path}' can't be read: {e}") from None
-    rows = [row for row in rows if any(cell.strip() for cell in row)]
-    names = [name.strip() for name in rows[0]] if rows else []
+    except (OSError, ValueError, csv.Error) as e:
+        raise InputError(f"'{path}' can't be read: {getattr(e, 'strerror', None) or e}") from None
+    names = [name.strip() for name in rows[0][1]] if rows else []
     if any(name.lower().endswith(picture_suffixes()) for name in names):
         raise InputError(f"'{path}' begins with a picture, {names[0]}: write the names of the columns above it, "
                          "like path,label")
     if len(rows) < 2: raise InputError(f"'{path}' is empty: there is no picture in it")
-    uneven = next((i for i, row in enumerate(rows, 1) if len(row) != len(names)), None)
-    if uneven is not None:
-        raise InputError(f"'{path}' has {len(names)} columns, but {len(rows[uneven - 1])} in row {uneven}")
-    return {name: [row[i].strip() for row in rows[1:]] for i, name in enumerate(names)}
+    for line, row in rows:
+        if len(row) == len(names): continue
+        raise InputError(f"'{path}' has {len(names)} columns, but {len(row)} in line {line}")
+    return [(name, [row[i] for _, row in rows[1:]]) for i, name in enumerate(names)]
 
 
 def open_table(
@@ -332,17 +349,18 @@ def open_table(
     unlabelled: bool,  # are its labels left alone?
 ) -> Part:
     "The pictures that a table names, relative to the folder of its file, or to the current one"
-    if isinstance(source, (str, Path)):
-        path, name, owner = user_path(source, 'source'), str(source), f"'{source}'"
-        table, typed, base = _read_csv(path), _typed, Path(os.path.abspath(path)).parent
-    else:
-        name, owner = type(source).__name__, f"the {type(source).__name__}"
-        table, typed, base = {str(column): source[column] for column in source.columns}, list, Path.cwd()
-    pictures, labels = columns.find(table, owner, PATH_COLUMNS)
-    part = without_labels(open_paths(table[pictures], base, owner), name)
+    from_file = isinstance(source, (str, Path))
+    path = user_path(source, 'source') if from_file else None
+    owner = f"'{source}'" if from_file else f"the {type(source).__name__}"
+    table = _read_csv(path) if from_file else [(str(name), name) for name in source.columns]
+    pictures, labels = columns.find([name for name, _ in table], owner, PATH_COLUMNS)
+    found = {name: column if from_file else source[column] for name, column in table if name in (pictures, labels)}
+    base = Path(os.path.abspath(path)).parent if from_file else Path.cwd()
+    files = open_paths((cell.strip() for cell in found[pictures]) if from_file else found[pictures], base, owner)
+    part = without_labels(files, str(source) if from_file else type(source).__name__)
     if unlabelled or labels is None: return part
-    asked = columns.labels is not None
-    read = read_labels(typed(table[labels]), f"{owner}, column '{labels}',", asked=asked, by_value=True)
+    values = _typed(found[labels]) if from_file else list(found[labels])
+    read = read_labels(values, f"{owner}, column '{labels}',", asked=columns.labels is not None, by_value=True)
     return replace(part, labels=read, origin=f"column '{labels}'")
 
 # --- arrays
@@ -447,7 +465,9 @@ def _listed_labels(dataset: Any) -> Any:
     "The labels that a data set in torchvision's sense lists; None: it lists none, or changes them in its items"
     if getattr(dataset, 'target_transform', None) is not None: return None
     y = getattr(dataset, 'targets', getattr(dataset, 'labels', None))
-    return y if hasattr(y, '__len__') and len(y) == len(dataset) else None
+    # of a dict, say, nothing tells whose labels its values are
+    is_list = hasattr(y, '__len__') and not isinstance(y, (str, bytes, Mapping, Set))
+    return y if is_list and len(y) == len(dataset) else None
 
 
 def _column(dataset: Any, name: str) -> list[Any]:
@@ -496,7 +516,7 @@ def _open_dataset(dataset: Any, columns: Columns, unlabelled: bool) -> Part:
     keys = getattr(dataset, 'column_names', list(first) if isinstance(first, Mapping) else None)
     if keys is not None: column, label = _picture_column(dataset, columns).find(keys, name)
     else: columns.refuse(name)
-    if column is not None and isinstance(first, Mapping) and isinstance(first[column], str):
+    if column is not None and isinstance(first, Mapping) and isinstance(first[column], (str, os.PathLike)):
         pictures = open_paths(_column(dataset, column), Path.cwd(), name)
     else: pictures = Items(dataset, np.arange(len(dataset)), np.full(len(dataset), -1), column)
     part = without_labels(pictures, name)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .core import InputError, MissingPath, clipped
 from .export import FORMAT, encoder_info, load_encoder
-from .files import check_utf8, read_json, user_path
+from .files import check_file, check_utf8, read_json, user_path
 from .models import SOURCES, architecture, pretrained_config
 from .modules import MODULE
 
@@ -33,6 +33,7 @@ _HEADS = ('fc', 'head', 'heads', 'head_dist', 'classifier', 'projector', 'projec
           'prediction_head', 'prototypes', 'aux', 'aux1', 'aux2', 'AuxLogits')
 LOCAL = 'local-dir:' # what timm wants before the name of a folder
 _SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.tar', '.safetensors') # of files, and of no tag
+_LOOKED_FOR = ('.safetensors', '.pth', '.pth.tar', '.bin') # of files in which timm looks for weights
 MOST_NAMED = 4 # tensors that a note names
 
 
@@ -52,16 +53,24 @@ def _names_timm(weights: str) -> bool:
 
 
 def _folder_file(folder: Path) -> Path | None:
-    "The file in a folder that this library wrote, a run's or one by itself; None if there is none"
-    there = (folder/name for name in ('encoder.safetensors', 'model.safetensors'))
-    return next((file for file in there if file.is_file() and _is_ours(file)), None)
+    "The file in a folder that this library wrote, a run's (cut short or not) or one by itself; None if there is none"
+    run, file = folder/'encoder.safetensors', folder/'model.safetensors'
+    if run.is_file(): return run
+    return file if file.is_file() and _is_ours(file) else None
+
+
+def _check_files(folder: Path) -> None:
+    "Raise `InputError` for a folder of timm's with weights that are no file: it opens whatever has the name"
+    for file in (file for suffix in _LOOKED_FOR for file in folder.glob(f'*{suffix}')):
+        try: check_file(file)
+        except OSError as e: raise InputError(f"the weights '{clipped(file)}' can't be read: {e.strerror}.") from None
 
 
 def _is_ours(file: Path) -> bool:
     "Whether this library wrote a file"
     try:
         with safe_open(file, 'pt') as content: return (content.metadata() or {}).get('format') == FORMAT
-    except (OSError, SafetensorError): return False
+    except (OSError, SafetensorError, UnicodeEncodeError): return False
 
 
 def timm_source(
@@ -74,7 +83,10 @@ def timm_source(
     if not isinstance(weights, str | Path) or not str(weights):
         raise InputError(f"weights={clipped(repr(weights))} is no name: give a timm tag like 'resnet50.a1_in1k', or a "
                          "file or folder of weights.")
-    if isinstance(weights, str) and weights.startswith(LOCAL): return LOCAL + str(_path(weights.removeprefix(LOCAL)))
+    if isinstance(weights, str) and weights.startswith(LOCAL):
+        folder = _path(weights.removeprefix(LOCAL))
+        if folder.is_dir(): _check_files(folder)
+        return f'{LOCAL}{folder}'
     if isinstance(weights, str) and _names_timm(weights): return weights
     path = _path(weights)
     if path.is_file(): return None
@@ -82,9 +94,11 @@ def timm_source(
         raise MissingPath(f"weights='{clipped(weights)}' is neither a file, nor a folder, nor a name that timm knows: "
                           "give one of these.")
     if _folder_file(path) is not None: return None
-    try: known = 'architecture' in read_json(path/'config.json')
-    except (OSError, ValueError, TypeError): known = False
-    if known: return f'{LOCAL}{path}'
+    try: config = read_json(path/'config.json')
+    except (OSError, ValueError): config = None
+    if isinstance(config, dict) and 'architecture' in config:
+        _check_files(path)
+        return f'{LOCAL}{path}'
     raise InputError(f"the folder '{clipped(path)}' holds neither an encoder.safetensors of fastcontrast nor timm's "
                      "config.json with an architecture: give the file of weights itself.")
 
@@ -96,7 +110,9 @@ def architecture_of(
     source = timm_source(weights)
     if source is not None: return pretrained_config(source)['architecture'] if source.startswith(SOURCES) else source
     file = _file_of(weights)
-    return encoder_info(file)['arch'] if _is_ours(file) else None
+    if _is_ours(file): return encoder_info(file)['arch']
+    if file.suffix.lower() == '.safetensors': _check_safetensors(file)  # one of ours that was cut short says nothing
+    return None
 
 
 def _path(weights: str | Path) -> Path:
@@ -133,11 +149,22 @@ def read_weights(
     return Weights(origin, tensors)
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    try: return load_file(file)
+def _check_safetensors(file: Path) -> None:
+    "Raise `InputError` for a file that is no whole one of safetensors"
+    check_utf8(file, 'weights')
+    try:
+        with safe_open(file, 'pt'): pass
     except (OSError, SafetensorError) as e:
         raise InputError(f"'{clipped(file)}' is no whole safetensors file ({clipped(e, 120)}): copy or export it "
                          "again.") from None
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    _check_safetensors(file)
+    try: return load_file(file)
+    except Exception as e:  # types of numbers that PyTorch has not, or no memory
+        raise InputError(f"the tensors of '{clipped(file)}' can't be read ({clipped(e, 120)}): give a state dict in "
+                         "float32, say.") from None
 
 
 def _read_pickle(file: Path) -> Any:
@@ -153,16 +180,17 @@ def _read_pickle(file: Path) -> Any:
                          "torch.save has written, or a .safetensors.") from None
 
 
-def _unwrapped(content: Any) -> dict[str, Tensor]:
+def _unwrapped(
+    content: Any,
+    most: int = 4, # wrappers
+) -> dict[str, Tensor]:
     "The named tensors in what was read, out of the wrappers around them"
-    for _ in range(4):
-        if not isinstance(content, Mapping): return {}
-        tensors = {name: t for name, t in content.items()
-                   if isinstance(name, str) and isinstance(t, Tensor) and t.layout is torch.strided}
-        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None: return tensors
-        content = inner
-    return {}
+    if not isinstance(content, Mapping) or not most: return {}
+    for key in _WRAPPERS:
+        inner = _unwrapped(content.get(key), most - 1)
+        if inner: return inner
+    return {name: t for name, t in content.items() if isinstance(name, str) and isinstance(t, Tensor)
+            and t.layout is torch.strided and t.device.type != 'meta'}
 
 # --- what fits
 
@@ -171,7 +199,7 @@ class Fitted:
     "Tensors of a file by the names of an encoder, and those that found no place"
     taken: dict[str, Tensor]
     missing: list[str] = field(default_factory=list) # of the encoder, not in the file
-    other: list[str] = field(default_factory=list)   # of another shape, and which
+    other: list[str] = field(default_factory=list)   # of another shape, or type of numbers, and which
     unused: list[str] = field(default_factory=list)  # of the file, unknown to the encoder
     heads: int = 0                                   # tensors of the file's classifier and heads
 
@@ -223,7 +251,7 @@ def _renamed(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Ten
 
 def _adapted(encoder: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     "What timm does to tensors of other releases, other sides of the pictures (position embeddings) or other channels"
-    change = getattr(sys.modules[type(encoder).__module__], 'checkpoint_filter_fn', None)
+    change = getattr(sys.modules.get(type(encoder).__module__), 'checkpoint_filter_fn', None)
     if change is not None and type(encoder).__module__.startswith('timm.'):
         try: tensors = dict(change(dict(tensors), encoder))
         except Exception: pass  # they are none that it knows: what fits is found out next
@@ -235,6 +263,25 @@ def _adapted(encoder: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor
         if there.shape[1] != 3 or there.shape[0] != here.shape[0] or there.shape[2:] != here.shape[2:]: continue
         tensors[name] = adapt_input_conv(here.shape[1], there)
     return tensors
+
+
+def _fits(tensor: Tensor, own: Tensor) -> bool:
+    "Whether a tensor may take the place of an encoder's; whole numbers are no weights, but what was quantised"
+    return tensor.shape == own.shape and tensor.is_floating_point() == own.is_floating_point() and (
+        tensor.is_complex() == own.is_complex())
+
+
+def _form(tensor: Tensor, other: Tensor) -> str:
+    "What tells a tensor from another: its shape, or its type"
+    return str(list(tensor.shape)) if tensor.shape != other.shape else str(tensor.dtype).removeprefix('torch.')
+
+
+def _check_finite(taken: Mapping[str, Tensor], own: Mapping[str, Tensor], origin: str) -> None:
+    "Raise `InputError` for a tensor that is no number in some place, or is none of the encoder's type"
+    for name, t in taken.items():
+        if (t.to(own[name].dtype).isfinite() | ~own[name].isfinite()).all(): continue  # masks may be so by intention
+        raise InputError(f"{origin} holds values that are not finite numbers, in '{clipped(name, 100)}': give weights "
+                         "of a run that went well.")
 
 
 def has_small_stem(
@@ -254,19 +301,20 @@ def fit_tensors(
     encoder: nn.Module, # gets those that fit, in place
     weights: Weights,
 ) -> Fitted:
-    """Give an encoder the tensors of a file that fit: by name, with a prefix taken away, and by shape
+    """Give an encoder the tensors of a file that fit: by name, with a prefix taken away, and by shape and type
 
-    Raises `InputError`, which names some that do not, if no matrix or filter fits."""
+    Raises `InputError`, which names some that do not, if no matrix or filter fits, and for one that is not finite."""
     own = encoder.state_dict()
     tensors = _adapted(encoder, _renamed(encoder, weights.tensors))
-    taken = {name: t for name, t in tensors.items() if name in own and t.shape == own[name].shape}
-    other = [f"{name} {list(t.shape)} for {list(own[name].shape)}" for name, t in tensors.items()
+    taken = {name: t for name, t in tensors.items() if name in own and _fits(t, own[name])}
+    other = [f"{name} {_form(t, own[name])} for {_form(own[name], t)}" for name, t in tensors.items()
              if name in own and name not in taken]
     missing = [name for name in own if name not in tensors and not name.endswith('num_batches_tracked')]
     spare = [name for name in tensors if name not in own]
     heads = [name for name in spare if name.split('.')[0] in _HEADS]
     fitted = Fitted(taken, missing, other, [name for name in spare if name not in heads], len(heads))
     if any(t.ndim > 1 for t in taken.values()):
+        _check_finite(taken, own, weights.origin)
         encoder.load_state_dict(taken, strict=False)
         return fitted
     first = f"it has {_listed(list(weights.tensors)[:2])}, the encoder {_listed(list(own)[:2])}"

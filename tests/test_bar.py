@@ -18,6 +18,7 @@ from fastcontrast import bar
 from fastcontrast.bar import EpochLines, Pace, RunBar, clock, in_columns, in_width, shows_bar, teller
 from fastcontrast.core import InputError
 from fastcontrast.learner import ContrastiveLearner
+from fastcontrast.step import Phase, StepCallback
 
 HIDE, SHOW = '\x1b[?25l', '\x1b[?25h'
 
@@ -128,6 +129,24 @@ def test_so_does_one_outside_of_the_epochs(event, order):
     with pytest.raises(RuntimeError): learn.fit(2, 1e-3, cbs=cbs)
     if learn.progress.bar is not None: learn.progress._stop()  # as at the end of the program, or before the next fit
     assert out.getvalue().count(HIDE) == out.getvalue().count(SHOW)
+
+
+class Stops(StepCallback):
+    phase = Phase.TABLE
+    def before_fit(self): self.stop(InputError('told'))
+
+
+@pytest.mark.parametrize('make', [RunBar, EpochLines])
+def test_a_fit_that_ends_before_it_begins_here_says_why(make):
+    "As where the weights that it begins with give features that are no numbers"
+    learn, _ = with_bar()
+    learn.remove_cbs(RunBar)
+    learn.add_cb(make())
+    logger = learn.logger
+    with pytest.raises(InputError, match='told'): learn.fit(1, 1e-3, cbs=Stops())
+    assert learn.logger is logger
+    learn.fit(1, 1e-3)
+    assert learn.logger is logger
 
 
 def test_quiet_where_asked(capsys):

@@ -14,6 +14,11 @@ class Owner:
     "Something that has arguments"
 
 
+def test_a_sentence_shows_names_and_obeys_none():
+    "Python prints an error's text as it is"
+    assert str(InputError("no folder '\x1b[2Ja\nb\udcff'")) == "no folder '\\x1b[2Ja\\nb\\xff'"
+
+
 @pytest.mark.parametrize('value', [0, -1, 1.0, '1', None, True, math.nan, 4])
 def test_what_is_no_whole_number_from_1_to_3(value):
     text = refusal(whole, Owner(), least=1, most=3, n=value)

@@ -1,4 +1,5 @@
 "Names as they are shown and listed, paths as users write them, and files that are read only if they are files"
+import errno
 import json
 from pathlib import Path
 
@@ -45,6 +46,18 @@ def test_paths_of_users(monkeypatch, tmp_path):
     assert "--out='a\\x00' is no path" in refusal(user_path, 'a\0', '--out')
     assert 'cache=~nobody_is_called_this/x begins with the home folder of somebody unknown' in refusal(
         user_path, '~nobody_is_called_this/x', 'cache')
+
+
+def test_paths_that_no_file_can_have():
+    assert '… is too long to be the name of a file' in refusal(user_path, 'x' * 300, 'a')
+    assert user_path('x' * 300 + '/{000..146}.tar', 'a') and user_path('{' + 'x,' * 300 + '}.tar', 'a')
+    assert 'a=\\ud800 holds half a character' in refusal(user_path, '\ud800', 'a')
+
+
+def test_paths_that_are_not_ones_own(monkeypatch):
+    def lstat(path): raise PermissionError(errno.EACCES, 'Permission denied', path)
+    monkeypatch.setattr('os.lstat', lstat)
+    assert 'a=/root/x lies in a folder that you may not look into' in refusal(user_path, '/root/x', 'a')
 
 
 @pytest.mark.parametrize('kind', KINDS)

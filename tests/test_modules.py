@@ -150,6 +150,37 @@ class Gives(nn.Module):
     def forward(self, x): return (self.train_make if self.training else self.make)(x * self.weight[:, None, None])
 
 
+class InPlace(Plain):
+    def forward(self, x): return super().forward(x.sub_(0.5))
+
+
+class Fixed(Plain):
+    @property
+    def pretrained_cfg(self): return {}
+
+
+class Growing(Plain):
+    def forward(self, x):
+        self.register_buffer(f'seen{len(self._buffers)}', torch.ones(1))
+        return super().forward(x)
+
+
+def hooked():
+    net = Plain()
+    net.register_state_dict_post_hook(lambda net, state, prefix, local: state.update(extra=torch.ones(1)))
+    return net
+
+
+def described(**config):
+    net = Plain()
+    net.pretrained_cfg = dict(architecture=5) | config
+    return net
+
+
+class Stateful(Plain):
+    def get_extra_state(self): return dict(version=1)
+
+
 class NotCopied(Plain):
     def __deepcopy__(self, memo): raise TypeError('not this one')
 
@@ -165,9 +196,51 @@ class Wordy(Plain):
     (Gives(lambda x: (x, x)), ['gives tuple for pictures']), (Gives(lambda x: dict(out=x)), ['gives dict for']),
     (Gives(lambda x: x.mean((2, 3)), lambda x: (x,)), ['tuple in training and [2, 3] in evaluation']),
     (Gives(lambda x: x.mean((2, 3)), lambda x: x / 'a'), ['TypeError (unsupported', 'in training']),
+    (Gives(lambda x: x.mean((2, 3)).long()), ['[2, 3] of int64', '[N, D]']),
+    (InPlace(), ['in place', 'a copy']),
+    (torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), ['TorchScript']), (Plain, ['is no module']), (3, ['3 is no']),
+    (Fixed(), ["has a pretrained_cfg that can't be set"]), (Growing(), ['other names in its state_dict()']),
+    (hooked(), ["can't take back its own state_dict()", 'extra']),
+    (described(mean=None), ['the mean None']), (described(std=(1, float('nan'), 1)), ['the std (1, nan, 1)']),
+    (Gives(lambda x: torch.fft.fft(x.mean((2, 3)))), ['of complex64']), (Stateful(), ['_extra_state', 'a dict']),
     (nn.Sequential(nn.Conv2d(4, 4, 3)), ["can't take pictures [2, 3, 32, 32]"]),
     (nn.Sequential(nn.Conv2d(3, 4, 48)), ["can't take pictures"])])
 def test_modules_that_are_no_encoders(net, words): said(words, as_encoder, net, SIDE)
+
+
+def changed(change):
+    net = Maps()
+    change(net)
+    return net
+
+
+@pytest.mark.parametrize('net,words', [
+    (changed(lambda net: net.requires_grad_(False)), 'requires_grad is False'),
+    (Gives(lambda x: x.detach().mean((2, 3))), 'no gradient passes'),
+    (Gives(torch.no_grad()(lambda x: x.mean((2, 3)))), 'no gradient passes'),
+    (changed(lambda net: setattr(net, 'forward', Maps().forward)), 'none of its own parameters'),
+    (changed(lambda net: nn.init.constant_(net.last[0].weight, torch.nan)), "not finite numbers, in 'last.0.weight'")])
+def test_modules_that_would_learn_nothing(dls, net, words):
+    said([words], contrastive_learner, dls, net)
+    as_encoder(net, SIDE)  # as `load_encoder` takes them
+
+
+@pytest.mark.parametrize('kind', [torch.float64, torch.float16])
+def test_features_of_other_number_formats(dls, kind):
+    class Cast(Maps):
+        def forward(self, x): return super().forward(x).to(kind)
+    learn = learner(dls, Cast(), precision='fp32')
+    learn.fit_contrastive(1)
+    assert all(torch.isfinite(loss) for loss in learn.recorder.losses)
+    learn = learner(dls, described(mean=torch.zeros(3), std=(1, 2, 3)))
+    assert learn.mean == (0., 0., 0.) and learn.std == (1., 2., 3.) and learn.arch.endswith('.Plain')
+
+
+def test_a_class_that_is_in_no_module(dls, tmp_path):
+    "As those are of which torch.hub has run the code"
+    Lost = type('Lost', (Maps,), dict(__module__='gone'))
+    torch.save(Lost().state_dict(), tmp_path/'w.pth')
+    assert learner(dls, Lost(), weights=tmp_path/'w.pth').arch == 'module:gone.Lost'
 
 
 def test_refusals_are_sentences(dls):

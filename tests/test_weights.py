@@ -9,7 +9,7 @@ import timm
 import torch
 import torchvision
 from helpers.learners import small
-from helpers.odd import no_file, within
+from helpers.odd import KINDS, no_file, within
 from helpers.pictures import ARCH, Dots
 from helpers.refusals import said
 from safetensors.torch import save_file
@@ -320,6 +320,63 @@ def test_an_altered_export_is_refused(tmp_path, dls, source):
     content[-3] ^= 1
     file.write_bytes(content)
     with pytest.raises(InputError, match='altered or damaged'): learner(dls, weights=file)
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda t: (t * 100).to(torch.int8), 'int8 for float32'),
+    (lambda t: t.to(torch.complex64), 'complex64 for float32'),
+    (lambda t: t > 0, 'bool for float32')])
+def test_numbers_of_another_type_are_no_weights(tmp_path, dls, source, change, words):
+    state = dict(source.state_dict())
+    changed = {name: change(t) if t.is_floating_point() else t for name, t in state.items()}
+    torch.save(changed, tmp_path/'w.pth')
+    said(['nothing in', words], contrastive_learner, dls, ARCH, weights=tmp_path/'w.pth')
+    name = next(iter(state))
+    torch.save(state | {name: changed[name]}, tmp_path/'w.pth')
+    assert f'of another shape: {name} {words}' in learner(dls, weights=tmp_path/'w.pth').notes[0]
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), 1e300])
+def test_weights_that_are_no_numbers(tmp_path, dls, source, value):
+    state = {name: t.double() if t.is_floating_point() else t for name, t in source.state_dict().items()}
+    name = [name for name, t in state.items() if t.ndim > 1][1]
+    state[name][0] = value
+    torch.save(state, tmp_path/'w.pth')
+    said(['not finite', f"'{name}'"], contrastive_learner, dls, ARCH, weights=tmp_path/'w.pth')
+
+
+def test_a_run_that_was_cut_short_says_so(tmp_path, dls, source):
+    file = export_encoder(source, tmp_path/'encoder', ARCH, SIDE, **FRAME)
+    export_encoder(trained('resnet10t'), tmp_path/'model', 'resnet10t', SIDE, **FRAME)
+    file.write_bytes(file.read_bytes()[:2000])
+    for arch in (ARCH, None): said(['no whole safetensors'], contrastive_learner, dls, arch, weights=tmp_path)
+
+
+def test_wrappers_that_are_empty_are_passed_over(tmp_path, dls, source):
+    torch.save(dict(model=dict(name='net'), network={}, teacher=source.state_dict()), tmp_path/'w.pth')
+    same_features(learner(dls, weights=tmp_path/'w.pth').model.encoder, source)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_only_files_are_opened(tmp_path, dls, source, kind):
+    save_for_hf(source, tmp_path/'hub', safe_serialization=True)
+    (tmp_path/'hub/model.safetensors').unlink()
+    no_file(tmp_path/'hub/model.safetensors', kind)
+    no_file(tmp_path/'other/config.json', kind)
+    no_file(tmp_path/'run/encoder.safetensors', kind)
+    with within(20):
+        for given in (tmp_path/'hub', f"local-dir:{tmp_path/'hub'}"):
+            said([KINDS[kind]], contrastive_learner, dls, ARCH, weights=given)
+        for given in ('other', 'run'):
+            said(['holds neither'], contrastive_learner, dls, ARCH, weights=tmp_path/given)
+
+
+def test_names_that_lead_nowhere(tmp_path, dls, source):
+    for given in ('~nobody_is_called_this/w.pth', 'x' * 300, 'a\0', '\ud800'):
+        said(['weights='], contrastive_learner, dls, ARCH, weights=given)
+    odd = tmp_path/os.fsdecode(b'\xff.safetensors')
+    odd.write_bytes(b'')
+    said(['no UTF-8'], contrastive_learner, dls, ARCH, weights=odd)
 
 
 # --- training from them

@@ -13,7 +13,7 @@ from .verbs import verb
 
 @verb(50, "fastcontrast views pictures --method byol -o views.png")
 def views(
-    data: Annotated[str, Argument(help="A folder of pictures, or 'digits'")] = 'digits',
+    data: Annotated[str, Argument(help="A folder of pictures, a .csv file of their paths, or 'digits'")] = 'digits',
     out: Annotated[str, Option('--out', '-o', help="The .png, .svg or .pdf file for the drawing")] = 'views.png',
     method: Annotated[str, Option(
         help="Draw this recipe's pair of views, small crops included: {methods}")] = Run.method,
@@ -25,6 +25,8 @@ def views(
     size: Annotated[int | None, Option(help="Side of the views in pixels", show_default="as in pretrain")] = None,
     unlabelled: Annotated[bool, Option(
         '--unlabelled', help="Take a folder as it is: loose pictures and nested ones")] = False,
+    column: Annotated[str | None, Option(
+        help="The column of a .csv file that has the pictures' paths", show_default="as in pretrain")] = None,
     n: Annotated[int, Option('--n', '-n', min=1, help="Pictures to draw")] = 6,
     seed: Annotated[int, Option(help="Another seed draws other pictures and other views")] = 0,
 ):
@@ -35,7 +37,7 @@ def views(
     file = out_file(out, '.png', '.svg', '.pdf')
     # hardly any memory: only the pictures that are drawn are then decoded
     dls = read_pictures(data, 2, size=size, valid=0, seed=seed, memory=1e-12, workers=0,
-                        unlabelled=unlabelled)
+                        unlabelled=unlabelled, column=column)
     few = dls.train.ordered(n)
     few.bs = n
     torch.manual_seed(seed % 2**63)

@@ -52,6 +52,18 @@ def test_it_ends_as_if_nothing_had_happened(run, folder, interrupted, monkeypatc
     assert r['cost']['steps'] == s['cost']['steps']
 
 
+def test_names_that_are_no_paths_stay_where_a_folder_has_them(folder):
+    names = dict(labels='all', data='digits', valid='digits', weights='test_resnet')
+    for name in names.values(): (folder/name).mkdir(exist_ok=True)
+    kept = kept_settings(Run(**names))
+    assert {key: kept[key] for key in names} == names
+    (folder/'w.pth').touch()
+    for given, absolute in (('w.pth', f'{folder}/w.pth'), ('local-dir:x', f'local-dir:{folder}/x'),
+                            ('./test_resnet/../w.pth', f'{folder}/w.pth'), ('hf-hub:a/b', 'hf-hub:a/b')):
+        assert kept_settings(Run(weights=given))['weights'] == absolute
+    assert kept_settings(Run(data='all', labels='digits'))['data'] == str(folder/'all')
+
+
 def test_the_same_command_goes_on(run, refused, folder, interrupted):
     for given, words in ((('--method', 'byol'), 'was begun with --method simclr, and is now given byol: leave'),
                          (('--seed', 3), 'was begun with --seed 0, and is now given 3'),

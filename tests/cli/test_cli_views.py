@@ -23,6 +23,13 @@ def test_views(run, folder):
     assert np.array_equal(a, b) and not np.array_equal(a, c) and a.std() > .05
 
 
+def test_the_column_of_a_table(run, refused, folder):
+    pictures(folder/'p', {'': 3})
+    (folder/'t.csv').write_text('where,kind\n' + ''.join(f'p/{i:03}.png,0\n' for i in range(3)))
+    assert run('views', 't.csv', '--column', 'where')[1].startswith('3 pictures and their views')
+    assert 'has no column path or' in refused('views', 't.csv')
+
+
 def test_mistakes(refused):
     assert '--kind' in refused('views', '--kin', 'byol')
     assert "unknown kind of views 'byl': did you mean byol" in refused('views', '--kind', 'byl')

@@ -1,5 +1,6 @@
 "Every kind of source gives the same pictures and classes; what has none trains all the same; what can't be says so"
 import csv
+import os
 import pickle
 from collections import namedtuple
 from pathlib import Path
@@ -13,6 +14,7 @@ from fastai.data.transforms import RandomSplitter, get_image_files
 from fastai.vision.data import ImageBlock
 from helpers.folders import (STREAM, ClassLabel, Given, HuggingFace, Image, as_process, dls_of, everything, make,
                              picture, same)
+from helpers.odd import KINDS, no_file, within
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
@@ -74,6 +76,7 @@ UNLABELLED = dict(
     pictures=lambda f: PICTURES,
     arrays=lambda f: list(ARRAY),
     dicts=lambda f: [dict(image=p) for p in PICTURES],
+    dicts_of_paths=lambda f: [dict(image=p) for p in paths(f)],
     hugging=lambda f: HuggingFace(dict(image=PICTURES)),
     hugging_typed=lambda f: HuggingFace(dict(photo=PICTURES, id=list(range(N))), dict(photo=Image())),
     hugging_files=lambda f: HuggingFace(dict(image=[dict(bytes=p.read_bytes(), path=None) for p in paths(f)])),
@@ -256,6 +259,12 @@ def test_arrays_of_labels_that_are_no_classes(labels):
 def test_no_labels_are_no_cause_for_a_note(capsys, labels):
     for source in (Given(list(zip(PICTURES, labels))), (ARRAY, labels)): assert dls_of(source).classes is None
     assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize('targets', [dict.fromkeys(range(N), 'x'), 'abcdefghijkl', set(range(N))])
+def test_targets_that_are_no_list_are_passed_over(targets):
+    dls = dls_of(Given(list(zip(PICTURES, WORDS)), targets=targets), valid=0)
+    assert dls.classes == NAMES
 
 
 def test_indices_are_no_classes():
@@ -458,11 +467,51 @@ def test_sources_that_cannot_be(source, words):
 
 @pytest.mark.parametrize('text, words', [
     ('', 'is empty'), ('path\n', 'is empty'), ('a.png\nb.png\n', 'begins with a picture, a.png'),
-    ('path,label\na.png\n', 'has 2 columns, but 1 in row 2'), (b'path\n\xff', "can't be read")])
+    ('path,label\na.png\n', 'has 2 columns, but 1 in line 2'), ('path,label\n\na.png,b\n\n\na.png\n', 'in line 6'),
+    (b'path\n\xff', "can't be read: it is no text in UTF-8"), ('path,path\na.png,b\n', "has 2 columns 'path'"),
+    ('path,label,label\na.png,b,c\n', "has 2 columns 'label'"), ('path\n' + 'x' * 5000, 'xxx…. at place 0')])
 def test_bad_tables(tmp_path, text, words):
     (tmp_path/'x.csv').write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=words): dls_of(tmp_path/'x.csv')
     with pytest.raises(MissingPath, match="no file '.*none.csv'"): dls_of(tmp_path/'none.csv')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_table_that_is_no_file(tmp_path, kind):
+    path = no_file(tmp_path/'x.csv', kind)
+    with within(5), pytest.raises(InputError, match=f"can't be read: {KINDS[kind]}"): dls_of(path)
+
+
+def test_columns_that_are_there_twice(files):
+    frame = pandas.DataFrame(dict(path=paths(files), label=WORDS))
+    for name in ('path', 'label'):
+        with pytest.raises(InputError, match=f"the DataFrame has 2 columns '{name}'"):
+            dls_of(pandas.concat([frame, frame[[name]]], axis=1))
+    rows = zip(relative(files), WORDS, strict=True)
+    (files/'twice.csv').write_text('\n\npath;id;label;id\n' + ''.join(f'{p};1;{c};2,3,4\n' for p, c in rows))
+    assert dls_of(files/'twice.csv').classes == dls_of(frame.rename(columns=dict(path=0)), column=0).classes == NAMES
+
+
+def test_names_that_python_takes_for_numbers(files):
+    source = table(files/'codes.csv', ['path', 'label'], relative(files), [['1_1', '11', '1_2'][c] for c in Y])
+    assert dls_of(source).classes == ['11', '1_1', '1_2']
+
+
+def test_names_of_classes_are_shown(tmp_path, capsys):
+    for c in ('a\x1b[31m', os.fsdecode(b'b\xff')): make(tmp_path, {c: 3})
+    assert len(dls_of(tmp_path).classes) == 2
+    assert "classes from folders: a\\x1b[31m, b\\xff\n" in capsys.readouterr().out
+
+
+def test_names_that_lead_nowhere():
+    for given in (dict(source=''), dict(source='x' * 300), dict(source='~nobody_is_called_this'),
+                  dict(source=ARRAY, valid='x' * 300), dict(source=ARRAY, valid='~nobody_is_called_this'),
+                  dict(source='~nobody_is_called_this/x.csv'),
+                  dict(source=(ARRAY, Y), labels='~nobody_is_called_this')):
+        with pytest.raises(InputError, match='no path|too long|somebody unknown'): dls_of(**given)
+    for path in ('\ud800.png', 'a\0.png', 'x' * 5000):
+        with pytest.raises(InputError, match='at place 1, which can be none'): dls_of(['a.png', path])
+    with pytest.raises(MissingPath, match='names files that are not there'): dls_of(['x' * 300] * 3)
 
 
 def test_hugging_face_itself(files):
