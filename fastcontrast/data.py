@@ -1,12 +1,14 @@
 """From a folder, shards, a name or a data set to `DataLoaders` whose batches are plain tensors, already on the device.
 
 Docs: https://fastcontrast.github.io/fastcontrast/data.html.md"""
+import difflib
 import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from fastai.torch_core import default_device
 from torch.utils.data import Dataset
 
 from .cache import open_store, store_path
-from .core import LARGEST_SIDE, InputError, MissingPath, is_number, number, shown, suggest, whole
+from .core import LARGEST_SIDE, InputError, MissingPath, clipped, is_number, number, shown, suggest, whole
 from .distributed import join_processes, local_world_size, rank, world_size
 from .files import from_list, read_text, user_path
 from .formats import PixelFormat
@@ -48,8 +50,8 @@ def _scan(folder: Path, classes: list[str] | None = None) -> tuple[Files, list[s
     loose, below, others = by_folder(folder)
     if loose and below:
         raise InputError(f"'{folder}' holds loose pictures ({loose[0]}) beside folders of pictures "
-                         f"({next(iter(below))}): put every picture into a class folder, or none, or give unlabelled "
-                         "(--unlabelled), which takes all as they lie")
+                         f"({next(iter(below))}): put every picture into a class folder, or take them all as they lie, "
+                         "without classes, by unlabelled=True (--unlabelled)")
     _check_found(folder, loose or below, others)
     if loose: return Files(folder, loose, np.full(len(loose), -1)), None
     unknown = sorted(set(below) - set(classes or below))
@@ -84,12 +86,22 @@ def _check_found(folder: Path, found: Collection[str], others: str) -> None:
     if others and not rank(): print(others, file=sys.stderr)
 
 
+def _no_folder(root: Path, source: str) -> str:
+    "The sentence for a folder that is not there, with what is called nearly so: beside it, or built in"
+    by_name = root.name == source
+    try: beside = [path.name for path in islice(root.parent.iterdir(), 1000) if path.is_dir()]
+    except OSError: beside = []
+    near = difflib.get_close_matches(root.name, [*(SOURCES if by_name else ()), *beside], n=3, cutoff=0.6)
+    if near and not by_name: near = [str(root.with_name(name)) for name in near]
+    if near: return f"there is no folder '{clipped(source)}': did you mean {' or '.join(map(clipped, near))}?"
+    return suggest(source, SOURCES, 'folder or data set') if by_name else f"there is no folder '{source}'"
+
+
 def _open_folder(source: str | Path, unlabelled: bool, held: bool = True) -> tuple[Part, Part | None]:
     "The pictures of a name that is to be a folder, and those of its validation split, where it has one (and `held`)"
     root = user_path(source, 'source')
     if not root.exists():
-        if root.name == str(source): raise MissingPath(suggest(source, SOURCES, 'folder or data set'))
-        raise MissingPath(f"there is no folder '{source}'")
+        raise MissingPath(_no_folder(root, str(source)))
     if not root.is_dir():
         raise InputError(f"'{source}' is a file: give the folder that holds the pictures, or a table of their paths "
                          f"({', '.join(TABLES)})")

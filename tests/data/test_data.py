@@ -230,7 +230,7 @@ def test_bad_values(tmp_path, kwargs, message):
     with pytest.raises(InputError, match=message): dls_of(tmp_path, **kwargs)
 
 
-def test_bad_folders(tmp_path):
+def test_bad_folders(tmp_path, monkeypatch):
     with pytest.raises(MissingPath, match="there is no folder '.*/none'"): dls_of(tmp_path/'none')
     with pytest.raises(MissingPath, match='did you mean digits'): dls_of('digit')
     root = make(tmp_path/'root', dict(a=2, b=2))
@@ -239,6 +239,10 @@ def test_bad_folders(tmp_path):
             with pytest.raises(InputError, match=words): dls_of(**dict(source=root) | given)
     with pytest.raises(InputError, match='the home folder of somebody'): dls_of('~nobody_is_called_this/x.csv')
     with pytest.raises(MissingPath, match='there are digits'): dls_of('qqq')
+    (tmp_path/'photos').mkdir()
+    with pytest.raises(MissingPath, match="did you mean .*/photos"): dls_of(tmp_path/'photso')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingPath, match="there is no folder 'photso': did you mean photos"): dls_of('photso')
     (tmp_path/'file.zip').write_bytes(b'')
     with pytest.raises(InputError, match='is a file'): dls_of(tmp_path/'file.zip')
     (tmp_path/'empty').mkdir()
@@ -257,7 +261,7 @@ def test_bad_folders(tmp_path):
     with pytest.raises(MissingPath, match='no validation folder'): dls_of(tmp_path/'s', valid=tmp_path/'zzz')
     make(tmp_path/'m', dict(a=3))
     picture(0).save(tmp_path/'m/loose.png')
-    with pytest.raises(InputError, match='loose.png.* beside folders'): dls_of(tmp_path/'m')
+    with pytest.raises(InputError, match='loose.png.* beside folders.*unlabelled=True'): dls_of(tmp_path/'m')
     with pytest.raises(InputError, match='labels=all but the pictures have no labels'):
         dls_of(tmp_path/'m/a', labels='all')
 
