@@ -118,7 +118,7 @@ def _try_out(encoder: nn.Module, name: str, size: int, in_chans: int) -> tuple[T
         with evaluating(encoder): out = encoder(torch.zeros(2, in_chans, size, size))
     except Exception as e:
         raise InputError(f"arch={name}(…) can't take pictures {given} ({type(e).__name__}: {clipped(e, 120)}): give a "
-                         "module that can, or another size.") from None
+                         f"module that can, {_other_pictures(encoder, in_chans)}.") from None
     finally:
         for hook in hooks: hook.remove()
     if not isinstance(out, Tensor) or out.ndim not in (2, 4) or len(out) != 2 or not out.numel():
@@ -129,6 +129,12 @@ def _try_out(encoder: nn.Module, name: str, size: int, in_chans: int) -> tuple[T
         raise InputError(f"arch={name}(…) gives {_said(trained)} in training and {_said(out)} in evaluation, for "
                          f"pictures {given}: give a module that makes the same of them in both.")
     return out, {place: shape for place, shape in shapes.items() if calls[place] == 1}
+
+
+def _other_pictures(encoder: nn.Module, in_chans: int) -> str:
+    "What else might be done about pictures that a module does not take"
+    first = next((part.in_channels for part in encoder.modules() if isinstance(part, nn.Conv2d)), in_chans)
+    return "or another size" if first == in_chans else f"or image_dls(…, channels={first}) for its first convolution"
 
 
 def _said(out: Any) -> str:
