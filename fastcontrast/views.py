@@ -235,16 +235,10 @@ class ViewMaker(nn.Module):
         self.operations: dict[Callable, Callable] = {} # what runs in place of `OPERATIONS`; compiled ones, say
 
     def forward(self,
-        images: Tensor,           # [B, C, H, W], uint8, uint16 or float in [0, 1]
+        images: Tensor,           # [B, C, H, W], uint8 or float in [0, 1]
         size: int | None = None,  # side of these views; None: the maker's own
     ) -> dict[str, Tensor]:       # role to [n, B, C, size, size] in [0, 1]
         raise NotImplementedError
-
-    def left_out(self,
-        channels: int, # of the pictures
-    ) -> tuple[str, ...]:
-        "What it does to colours and leaves out for pictures of so many channels, by name"
-        return ()
 
     def like(self,
         role: str,                  # of the new views
@@ -265,13 +259,20 @@ class ViewMaker(nn.Module):
         raise InputError(f"nothing is known of the strength of the views that {self.kind} makes, so it can't grow: "
                          "give a kind of views or a ViewKind, or leave strength out.")
 
+    def left_out(self,
+        channels: int, # of the pictures
+    ) -> tuple[str, ...]:
+        "What it does to colours and leaves out for pictures of so many channels, by name"
+        return ()
+
 class Views(ViewMaker):
     """Random views of a batch of pictures, made on their device, without gradient.
 
-    `forward(images)` takes [B, C, H, W], uint8, uint16 or float in [0, 1], and gives `{role: views}` with views
-    [n, B, C, size, size] in [0, 1]: contiguous, float32 for whole numbers and else of the pictures' type.
-    Without three channels there is no colour: saturation, hue and grey are left out, and brightness and contrast
-    change all channels by one factor. `torch.manual_seed` makes the draws repeatable.
+    `forward(images)` takes [B, C, H, W], uint8 or float in [0, 1], and gives `{role: views}` with views
+    [n, B, C, size, size] in [0, 1]: contiguous, float32 for uint8 pictures and else of their type.
+    Without three channels there is no colour:
+    saturation, hue and grey are left out, brightness and contrast have one factor for all channels.
+    `torch.manual_seed` makes the draws repeatable.
 
     Raises `InputError` for an unknown kind, a size that cannot be, and pictures that are not such a batch.
     Source: SimCLR appendix A; MoCo v2 section 3; BYOL appendix B, as given by `kind`."""
@@ -436,7 +437,7 @@ class RoleViews(nn.Module):
         return views
 
     def forward(self,
-        images: Tensor,          # [B, C, H, W], uint8, uint16 or float in [0, 1]
+        images: Tensor,          # [B, C, H, W], uint8 or float in [0, 1]
         size: int | None = None, # of the pictures in this step; None: as usual
     ) -> dict[str, Tensor]:      # role to [n, B, C, S, S] in [0, 1]
         return {role: views for maker in self.makers.values()
@@ -556,9 +557,9 @@ def as_views(
 
 # %% ../nbs/120_views.ipynb #6f8de433
 def plain_view(
-    images: Tensor, # [B, C, H, W], uint8, uint16 or float in [0, 1]
+    images: Tensor, # [B, C, H, W], uint8 or float in [0, 1]
     size: int,      # side of the result, in pixels
-) -> Tensor:        # [B, C, size, size] in [0, 1]; float32 for whole numbers, else the type of `images`
+) -> Tensor:        # [B, C, size, size] in [0, 1]; float32 for uint8, else the type of `images`
     "The pictures themselves at `size`, for evaluation: short side resized with antialiasing, then a centre crop"
     whole('plain_view', least=2, size=size)
     images = _plain(images)

@@ -35,7 +35,7 @@ def collect_features(
 # %% ../../nbs/300_knn.ipynb #5ce1f90d
 def extract_features(
     encoder: nn.Module,      # images [B, C, S, S] -> features [B, D]
-    loader: Iterable,        # batches `(images, y)`: images [B, C, H, W], uint8, uint16 or float in [0, 1]
+    loader: Iterable,        # batches `(images, y)`: images [B, C, H, W], uint8 or float in [0, 1]
     size: int,               # side S at which the encoder sees a picture, in pixels
     mean: Iterable[float],   # of each channel, in [0, 1]
     std: Iterable[float],    # of each channel

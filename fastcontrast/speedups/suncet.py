@@ -103,7 +103,7 @@ class LabeledTerm(StepCallback):
         draws, _ = self.supports.place
         self.supports.place = draws, 0
 
-    def support(self) -> tuple[Tensor, Tensor]: # `[S, C, R, R]`; int64 `[S]`
+    def support(self) -> tuple[Tensor, Tensor]: # uint8 `[S, 3, R, R]`; int64 `[S]`
         "The next support batch: labelled pictures and their classes"
         if self.source.place != self.supports.place: self.source.go_to(*self.supports.place)  # a state was loaded
         batch = next(self.source)
