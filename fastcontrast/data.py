@@ -580,7 +580,10 @@ def _check_fastai(dls: DataLoaders):
 
 def _check_fastai_batch(x: torch.Tensor):
     if x.ndim != 4:
-        raise InputError(f"the first input of the DataLoaders should be pictures [B, 3, H, W], not {list(x.shape)}")
+        raise InputError(f"the first input of the DataLoaders should be pictures [B, C, H, W], not {list(x.shape)}")
+    if x.dtype not in (torch.uint8, torch.uint16) and not x.is_floating_point():
+        raise InputError(f"the pictures of the DataLoaders are {x.dtype}, but views need uint8, uint16 or floats in "
+                         "[0, 1]")
     if x.is_floating_point() and (x.min() < 0 or x.max() > 1):
         raise InputError(f"the pictures of the DataLoaders go from {x.min():.2f} to {x.max():.2f}, "
                          "but views need them in [0, 1]")
@@ -624,10 +627,14 @@ def _fastai_loaders(dls: DataLoaders, settings: _Settings) -> ImageLoaders:
     if not len(loaders[0]):
         raise InputError("the training part of the DataLoaders has no whole batch: choose a smaller bs")
     if len(loaders) < 2: loaders.append(empty_loader(loaders[0]))
-    x = loaders[0].one_batch()[0]
-    _check_fastai_batch(x)
-    return ImageLoaders(*loaders, size=settings.size or min(x.shape[-2:]), source='fastai DataLoaders',
-                        notes=settings.notes)
+    first, *others = [loader.one_batch()[0] for loader in loaders if len(loader)]
+    for x in (first, *others): _check_fastai_batch(x)
+    for x in others:
+        if x.shape[1] == first.shape[1]: continue
+        raise InputError(f"the training pictures of the DataLoaders have {first.shape[1]} channels and those that "
+                         f"validate {x.shape[1]}: read both alike")
+    return ImageLoaders(*loaders, size=settings.size or min(first.shape[-2:]), channels=first.shape[1],
+                        source='fastai DataLoaders', notes=settings.notes)
 
 # --- all together
 

@@ -190,7 +190,7 @@ def _try_out(encoder: nn.Module, name: str, size: int, in_chans: int) -> tuple[T
         with evaluating(encoder): out = encoder(pictures)
     except Exception as e:
         raise InputError(f"arch={name}(…) can't take pictures {given} ({type(e).__name__}: {clipped(e, 120)}): give a "
-                         "module that can, or another size.") from None
+                         f"module that can, {_other_pictures(encoder, in_chans)}.") from None
     finally:
         for hook in hooks: hook.remove()
     if not _are_features(out):
@@ -214,6 +214,12 @@ def _are_features(out: Any) -> bool:
     "Is it what an encoder makes of two pictures: features or maps of real numbers?"
     return isinstance(out, Tensor) and out.is_floating_point() and out.layout is torch.strided and (
         out.ndim in (2, 4) and len(out) == 2 and out.numel() > 0)
+
+
+def _other_pictures(encoder: nn.Module, in_chans: int) -> str:
+    "What else might be done about pictures that a module does not take"
+    first = next((module.in_channels for module in encoder.modules() if isinstance(module, nn.Conv2d)), in_chans)
+    return "or another size" if first == in_chans else f"or image_dls(…, channels={first}) for its first convolution"
 
 
 def _said(out: Any) -> str:

@@ -154,6 +154,7 @@ class Plan(Declared):
     chunks: int = _declared("parts that a batch is run in", 'whole number', 'Accumulate', default=1)
     query_shape: tuple[int, int] | None = _declared("height and width of what the online network sees, if not the "
                                                     "views'", '(H, W)', 'CombinePatches')
+    channels: int = _declared("channels C of the pictures", 'whole number', 'Contrast', default=3)
 
     def set_views(self,
         views: Any, # whatever `as_views` takes
@@ -164,7 +165,7 @@ class Plan(Declared):
             raise InputError(f"a callback of this learner makes views of the roles {', '.join(others)} after the "
                              "pattern of the first: give contrastive_learner(views=…) the new ones, or remove that "
                              "callback before.")
-        self.views = as_views(views, self.views.size)
+        self.views = as_views(views, self.views.size, self.channels)
 
     def seen_shape(self,
         size: int, # side of the views in pixels
@@ -322,8 +323,9 @@ class Contrast(StepCallback):
 
     def attached(self):
         views, normalize, one_way = self.brought
-        size = getattr(self.learn.dls, 'size', None)  # other libraries' data may not tell
-        self.learn.plan = Plan(as_views(views, size), normalize, one_way)
+        # other libraries' data may not tell
+        size, channels = (getattr(self.learn.dls, name, usual) for name, usual in (('size', None), ('channels', 3)))
+        self.learn.plan = Plan(as_views(views, size, channels), normalize, one_way, channels=channels)
         self.undo(delattr, self.learn, 'plan')
         for cb in (MakeViews(), Score()):
             self.learn.add_cb(cb)

@@ -17,6 +17,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from kornia.color import rgb_to_grayscale
@@ -25,12 +26,16 @@ from matplotlib.figure import Figure
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from .core import InputError, one_of, whole
+from .core import InputError, clipped, one_of, whole
 from .files import user_path
 
 # %% ../nbs/120_views.ipynb #62b7b3d8
 Probabilities = float | tuple[float, ...]  # one probability for all views, or one for each view
 _CHANCES = ('flip', 'jitter_p', 'grey', 'blur', 'solarise')
+
+def _ever(p: Probabilities) -> bool:
+    "Whether any view has a chance"
+    return any(p) if isinstance(p, tuple) else p > 0
 
 @dataclass(frozen=True)
 class ViewKind:
@@ -142,9 +147,9 @@ def _brightness(x: Tensor, factor: Tensor) -> Tensor:
     return x.mul_(factor).clamp_(0, 1)
 
 def _contrast(x: Tensor, factor: Tensor) -> Tensor:
-    "Blend with the picture's mean grey"
+    "Blend with the picture's mean grey; where channels are no colours, each with its own mean"
     mean = x.mean((2, 3), keepdim=True)  # the mean of the grey picture is the grey of the mean colour
-    mean = rgb_to_grayscale(mean) if x.shape[1] == 3 else mean.mean(1, keepdim=True)
+    if x.shape[1] == 3: mean = rgb_to_grayscale(mean)
     return x.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
 
 def _saturation(x: Tensor, factor: Tensor) -> Tensor:
@@ -199,17 +204,19 @@ def _change(
 
 # %% ../nbs/120_views.ipynb #f87eecd9
 _BLOCK = 2 ** 21  # numbers worked on at a time on a CPU: 8 MB of float32
+_LARGEST = {torch.uint8: 255, torch.uint16: 65535} # what stands for 1
 
 def _plain(images: Tensor) -> Tensor:
     "A batch of pictures without fastai's subclasses, which dispatch every operation; `InputError` for what is none"
-    if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
-        raise InputError("pictures come as [B, C, H, W], uint8 or float in [0, 1], "
+    if images.ndim != 4 or not (images.dtype in _LARGEST or images.is_floating_point()):
+        raise InputError("pictures come as [B, C, H, W], uint8, uint16 or float in [0, 1], "
                          f"not as {images.dtype} of shape {list(images.shape)}.")
     return images.as_subclass(Tensor)
 
 def _unit_float(images: Tensor) -> Tensor:
-    "float32 in [0, 1] of uint8 or floating-point pictures"
-    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+    "float32 in [0, 1] of uint8, uint16 or floating-point pictures"
+    largest = _LARGEST.get(images.dtype)
+    return images.float() if largest is None else images.float().div_(largest)
 
 # %% ../nbs/120_views.ipynb #cb430fc5
 class ViewMaker(nn.Module):
@@ -252,13 +259,20 @@ class ViewMaker(nn.Module):
         raise InputError(f"nothing is known of the strength of the views that {self.kind} makes, so it can't grow: "
                          "give a kind of views or a ViewKind, or leave strength out.")
 
+    def left_out(self,
+        channels: int, # of the pictures
+    ) -> tuple[str, ...]:
+        "What it does to colours and leaves out for pictures of so many channels, by name"
+        return ()
+
 class Views(ViewMaker):
     """Random views of a batch of pictures, made on their device, without gradient.
 
     `forward(images)` takes [B, C, H, W], uint8 or float in [0, 1], and gives `{role: views}` with views
     [n, B, C, size, size] in [0, 1]: contiguous, float32 for uint8 pictures and else of their type.
     Without three channels there is no colour:
-    saturation, hue and grey are left out. `torch.manual_seed` makes the draws repeatable.
+    saturation, hue and grey are left out, brightness and contrast have one factor for all channels.
+    `torch.manual_seed` makes the draws repeatable.
 
     Raises `InputError` for an unknown kind, a size that cannot be, and pictures that are not such a batch.
     Source: SimCLR appendix A; MoCo v2 section 3; BYOL appendix B, as given by `kind`."""
@@ -291,6 +305,12 @@ class Views(ViewMaker):
 
     def softened(self, share):
         return self if share == 1 else self.like(self.role, self.n, kind=self.strength.weaker(share))
+
+    def left_out(self, channels):
+        if channels == 3: return ()
+        strength = self.strength
+        _, _, saturation, hue = strength.jitter if _ever(strength.jitter_p) else (0.,) * 4
+        return tuple(name for name, p in dict(saturation=saturation, hue=hue, grey=strength.grey).items() if _ever(p))
 
     def _chosen(self, p: Probabilities, b: int, device: torch.device) -> Tensor:
         "[n*b] bool, True with the probability of its view"
@@ -400,6 +420,12 @@ class RoleViews(nn.Module):
         if size in (None, self.size): return maker.size
         return max(2, self.multiple, round(maker.size * size / self.size / self.multiple) * self.multiple)
 
+    def left_out(self,
+        channels: int, # of the pictures
+    ) -> tuple[str, ...]:
+        "What the makers leave out for pictures of so many channels, by name"
+        return tuple(dict.fromkeys(name for maker in self.makers.values() for name in maker.left_out(channels)))
+
     def softened(self,
         share: float, # of the strength, from 0 to 1
     ) -> 'RoleViews':
@@ -430,9 +456,12 @@ class ModuleViews(ViewMaker):
         n: int = 2,           # views of each picture
         role: str = 'views',  # their name in the result
         scale: tuple[float, float] | None = None, # share of the area in crops that it is given; None: whole pictures
+        channels: int = 3,    # C of the pictures
     ):
         super().__init__(size, n, role)
+        whole(self, channels=channels)
         self.augment, self.scale, self.kind = augment, scale, type(augment).__name__
+        self.channels = channels
         self.singly = self._try_out()
 
     def _try_out(self) -> bool:
@@ -442,7 +471,7 @@ class ModuleViews(ViewMaker):
         is_module = isinstance(self.augment, nn.Module)
         held = next(chain(self.augment.parameters(), self.augment.buffers()), None) if is_module else None
         device = torch.device('cpu') if held is None else held.device
-        noise = torch.rand(3, self.size, self.size, generator=torch.Generator().manual_seed(0)).to(device)
+        noise = torch.rand(self.channels, self.size, self.size, generator=torch.Generator().manual_seed(0)).to(device)
         batch, alike, varies, first = noise.expand(4, -1, -1, -1), True, False, None
         with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []), torch.no_grad():
             for attempt in range(_ATTEMPTS):
@@ -483,7 +512,7 @@ class ModuleViews(ViewMaker):
 
     def like(self, role, n, size=None, scale=None, kind=None):
         size = size or self.size
-        if kind is None: maker = ModuleViews(size, self.augment, n, role, scale or self.scale)
+        if kind is None: maker = ModuleViews(size, self.augment, n, role, scale or self.scale, self.channels)
         else: maker = Views(size, kind).like(role, n, scale=scale)
         maker.operations = self.operations
         return maker
@@ -513,6 +542,7 @@ def _crops(x: Tensor, size: int, scale: tuple[float, float]) -> Tensor:
 def as_views(
     views: str | ViewKind | ViewMaker | RoleViews | Callable, # a name in `VIEW_KINDS`, strengths, or an augmentation
     size: int | None, # side of the views in pixels; None: not known, so that only makers will do
+    channels: int = 3, # of the pictures
 ) -> RoleViews:
     "What makes a learner's views. Raises `InputError` for what can't"
     if isinstance(views, RoleViews) and not views.makers:
@@ -523,7 +553,7 @@ def as_views(
     if isinstance(views, type) or not callable(views):
         raise InputError(f"views={views!r} augments nothing: give a kind of views ({', '.join(VIEW_KINDS)}), a "
                          "ViewKind, or a module that augments a batch, like Kornia's AugmentationSequential.")
-    return RoleViews(ModuleViews(size, views))
+    return RoleViews(ModuleViews(size, views, channels=channels))
 
 # %% ../nbs/120_views.ipynb #6f8de433
 def plain_view(
@@ -542,6 +572,8 @@ def plain_view(
     return x.to(images.dtype) if images.is_floating_point() else x
 
 # %% ../nbs/120_views.ipynb #aeae7745
+def _counted(channels: int) -> str: return f"{channels} channel{'s' * (channels != 1)}"
+
 class Normalize(nn.Module):
     """(x - mean) / std for each channel: [..., C, H, W] to the same shape and type, with the leading dimensions
     flattened in `channels_last` memory. The default is ImageNet's mean and spread. Its input is left as it is."""
@@ -560,38 +592,82 @@ class Normalize(nn.Module):
     def forward(self,
         x: Tensor,   # [..., C, H, W], float
     ) -> Tensor:     # the same shape and type
-        if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != len(self.scale):
+        channels = len(self.scale)
+        if not x.is_floating_point() or x.ndim < 3:
             raise InputError(f"cannot normalise {x.dtype} of shape {list(x.shape)}: "
-                             f"give floats of shape [..., {len(self.scale)}, H, W].")
+                             f"give floats of shape [..., {channels}, H, W].")
+        if x.shape[-3] != channels:
+            raise InputError(f"pictures of {_counted(x.shape[-3])} can't be normalised for an encoder of "
+                             f"{_counted(channels)}: give image_dls(…, channels={channels}), or another encoder.")
         flat = x.reshape(-1, *x.shape[-3:])
         out = torch.empty_like(flat, memory_format=torch.channels_last)
         return torch.addcmul(self.shift.to(x.dtype), flat, self.scale.to(x.dtype), out=out).view(x.shape)
 
 # %% ../nbs/120_views.ipynb #99ebbf39
+def _chosen_bands(
+    channels: int,                # of the pictures
+    bands: Sequence[int] | None,  # as given
+) -> tuple[int, ...] | None:      # None: up to three channels, as they are
+    "The channels that are drawn. Raises `InputError` for those that there are not"
+    if bands is None: return (0, channels // 2, channels - 1) if channels > 3 else None
+    if isinstance(bands, str) or not isinstance(bands, Sequence) or len(bands) not in (1, 3):
+        raise InputError(f"bands={clipped(repr(bands))} are not what is drawn as red, green and blue, or one as grey: "
+                         "give three channels like (3, 2, 1), or one, counted from 0.")
+    whole('the pictures', least=0, most=channels - 1, **{f'bands[{i}]': band for i, band in enumerate(bands)})
+    return tuple(bands)
+
+_NARROW = 0.25 # the share of [0, 1] that the values of a band have to span, or the bands are stretched for the eye
+
+def _stretch(
+    images: Tensor,   # [B, C, H, W], uint8, uint16 or float in [0, 1]
+    bands: tuple[int, ...],
+) -> Tensor | None:   # [2, 1, 1, n], the values that are drawn as 0 and as 1; None: as they are
+    "The second and 98th percentile of every band, if some band spans a small part of [0, 1], and not a single value"
+    x = _unit_float(images.detach().as_subclass(Tensor))[:, list(bands)].cpu()
+    low, high = np.percentile(x.movedim(1, 0).flatten(1).numpy(), (2, 98), axis=1)
+    spans = high - low
+    if not ((0 < spans) & (spans < _NARROW)).any(): return None
+    low, high = (np.where(spans > 0, ends, usual) for ends, usual in ((low, 0.), (high, 1.)))
+    return torch.from_numpy(np.stack([low, high])[:, None, None]).float()
+
 def _drawable(
-    picture: Tensor, # [C, H, W], uint8 or float in [0, 1]
+    picture: Tensor, # [C, H, W], uint8, uint16 or float in [0, 1]
+    bands: tuple[int, ...] | None = None, # the channels; None: all
+    ends: Tensor | None = None,           # from `_stretch`
 ):                   # numpy array [H, W, 3], or [H, W] if there are not three channels
     "What matplotlib's `imshow` takes; without three channels, their mean"
-    x = _unit_float(picture.detach().as_subclass(Tensor)).clamp(0, 1).cpu()
-    return x.permute(1, 2, 0).numpy() if len(x) == 3 else x.mean(0).numpy()
+    x = _unit_float(picture.detach().as_subclass(Tensor)).clamp(0, 1).cpu().permute(1, 2, 0)
+    if bands is not None: x = x[..., list(bands)]
+    if ends is not None: x = ((x - ends[0]) / (ends[1] - ends[0])).clamp(0, 1)
+    return x.numpy() if x.shape[-1] == 3 else x.mean(-1).numpy()
 
 def draw_views(
-    images: Tensor,                # [B, C, H, W], uint8 or float in [0, 1]
+    images: Tensor,                # [B, C, H, W], uint8, uint16 or float in [0, 1]
     views: Mapping[str, Tensor],   # role to [V, B, C, S, S] in [0, 1]; other tensors are not drawn
     path: str | Path | None = None,# also save it there; the ending tells the format
     n: int = 8,                    # at most so many pictures
+    bands: Sequence[int] | None = None, # channels drawn as red, green and blue, from 0, or one as grey; None: see below
 ) -> Figure:                       # shown by a notebook as it is
-    "A row for each picture: the original, then its views of every role"
+    """A row for each picture: the original, then its views of every role
+
+    Of more than three channels the first, the middle and the last one are drawn, unless `bands` names others; two are
+    drawn as their mean. Where chosen bands span less than a quarter of [0, 1] they are stretched for the eye, each from
+    its second to its 98th percentile over the originals, the views like these. What is drawn stands below."""
+    bands = _chosen_bands(images.shape[1], bands)
     columns = [('original', images)]
     for role, batch in views.items():
         title = 'view' if role == 'views' else role
         if batch.ndim == 5: columns += [(f'{title} {i + 1}', view) for i, view in enumerate(batch)]
     n = min(n, len(images))
+    ends = None if bands is None else _stretch(images[:n], bands)
     fig = Figure(figsize=(1.6 * len(columns), 1.6 * n + 0.3), layout='constrained')
     for row, axes in enumerate(fig.subplots(n, len(columns), squeeze=False)):
         for ax, (title, batch) in zip(axes, columns, strict=True):
-            ax.imshow(_drawable(batch[row]), cmap='gray', vmin=0, vmax=1)
+            ax.imshow(_drawable(batch[row], bands, ends), cmap='gray', vmin=0, vmax=1)
             ax.set_axis_off()
             if row == 0: ax.set_title(title, fontsize=11)
+    if bands is not None:
+        stretched = '' if ends is None else ', stretched'
+        fig.supxlabel(f"channel{'s' * (len(bands) > 1)} {', '.join(map(str, bands))}{stretched}", fontsize=11)
     if path is not None: fig.savefig(user_path(path, 'path'), dpi=120)
     return fig
