@@ -199,17 +199,19 @@ def _change(
 
 # %% ../nbs/120_views.ipynb #f87eecd9
 _BLOCK = 2 ** 21  # numbers worked on at a time on a CPU: 8 MB of float32
+_LARGEST = {torch.uint8: 255, torch.uint16: 65535} # what stands for 1
 
 def _plain(images: Tensor) -> Tensor:
     "A batch of pictures without fastai's subclasses, which dispatch every operation; `InputError` for what is none"
-    if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
-        raise InputError("pictures come as [B, C, H, W], uint8 or float in [0, 1], "
+    if images.ndim != 4 or not (images.dtype in _LARGEST or images.is_floating_point()):
+        raise InputError("pictures come as [B, C, H, W], uint8, uint16 or float in [0, 1], "
                          f"not as {images.dtype} of shape {list(images.shape)}.")
     return images.as_subclass(Tensor)
 
 def _unit_float(images: Tensor) -> Tensor:
-    "float32 in [0, 1] of uint8 or floating-point pictures"
-    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+    "float32 in [0, 1] of uint8, uint16 or floating-point pictures"
+    largest = _LARGEST.get(images.dtype)
+    return images.float() if largest is None else images.float().div_(largest)
 
 # %% ../nbs/120_views.ipynb #cb430fc5
 class ViewMaker(nn.Module):
