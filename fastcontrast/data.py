@@ -29,8 +29,9 @@ from .files import from_list, read_text, user_path
 from .formats import PixelFormat
 from .folders import by_folder, find_pictures, left_out, list_folder
 from .loaders import (FastaiLoader, ImageData, ImageLoader, ImageLoaders, MappedLoader, PictureStream, ResidentLoader,
-                      ShardLoader, StratifiedLoader, StreamingLoader, decode_all, empty_loader, load_rows)
+                      ShardLoader, StratifiedLoader, StreamingLoader, decode_all, empty_loader, load_rows, outside)
 from .pictures import Files, common_size, first_ten
+from .sample import Kept, check_range, kept_of
 from .shards import Shards, shard_paths
 from .sources import (TABLES, Columns, Labels, Part, are_labelled, are_shards, is_table, open_collection,
                       without_labels)
@@ -41,6 +42,7 @@ __all__ = ['SOURCES', 'VALID_FOLDERS', 'ImageData', 'ImageLoader', 'ImageLoaders
 SOURCES = ('digits',)
 VALID_FOLDERS = ('val', 'valid', 'validation', 'test')
 BATCH = 256  # pictures, where nobody says how many
+MOST_CHANNELS = 4096 # as of the finest spectrometers, many times over
 WITHIN = 0.2 # share of pictures that are judged within themselves which is tested on the others
 
 # --- folders
@@ -222,6 +224,8 @@ class _Settings:
     cache: None | bool | str | Path
     unlabelled: bool
     columns: Columns
+    value_range: tuple[float, float] | None
+    channels: int | None
     tell: Callable[[str], None] # gets each note
     builders: int = field(init=False) # processes that decode, or look into shards, before that
     fits: bool = field(init=False)    # does the batch become smaller where there are fewer pictures?
@@ -246,6 +250,8 @@ class _Settings:
         whole(seed=self.seed, least=0)
         whole(workers=self.workers, least=0, optional=True)
         number(memory=self.memory, above=0, most=1)
+        whole(channels=self.channels, most=MOST_CHANNELS, optional=True)
+        if self.value_range is not None: check_range(self.value_range)
         if self.valid is None or isinstance(self.valid, Real): number(valid=self.valid, least=0, below=1)
         if isinstance(self.valid, (str, Path)): user_path(self.valid, 'valid')
         if not isinstance(self.cache, (type(None), bool, str, Path)) or self.cache == '':
@@ -418,7 +424,7 @@ def _stores(
     "The store of each split, where there is to be one; of all pictures of its place, so that it does for any split"
     def opened(split, name, form):
         if not settings.cache or not isinstance(split.listed.pictures, Files): return None
-        path = store_path(settings.cache, source, name, form.side)
+        path = store_path(settings.cache, source, name, form.side, form.label)
         return open_store(split.listed.pictures, form, path, settings.builders, settings.strict)
     if judges.queries is None: return [opened(splits[0], 'all', forms[0])] * 2
     return [opened(*each) for each in zip(splits, ('train', 'valid', 'bank'), forms)]
@@ -462,12 +468,27 @@ def _formats(splits: list[_Split], within: bool, settings: _Settings) -> tuple[i
     return size, [PixelFormat(side), *[PixelFormat(other)] * (len(parts) - 1)]
 
 
+def _values(splits: list[_Split], within: bool, settings: _Settings) -> list[Kept]:
+    "How the values of each split are kept: alike in all; in those that judge by themselves, by their own"
+    pictures = [split.part.pictures for split in splits]
+    groups, channels, kept = [pictures[:1], pictures[1:]] if within else [pictures], settings.channels, []
+    for group in groups:
+        found = kept_of(group, settings.value_range, channels)
+        channels = found.channels  # one encoder sees all of them
+        for note in found.notes: settings.note(note)
+        kept += [found] * len(group)
+    return kept
+
+
 def _load(train: Part, judges: _Judges, settings: _Settings) -> ImageLoaders:
     "Loaders of training pictures and of those that judge"
     splits = _splits(train, judges, settings)
     settings.check_batch(len(splits[0].part), train.name)
     _tell(train, judges, settings)
     size, forms = _formats(splits, judges.bank is not None, settings)
+    values = _values(splits, judges.bank is not None, settings)
+    forms = [replace(form, channels=kept.channels, bits=kept.bits, span=kept.span)
+             for form, kept in zip(forms, values, strict=True)]
     copies = local_world_size() if settings.device.type == 'cpu' else 1
     need = sum(len(split.part) * form.nbytes for split, form in zip(splits, forms) if not split.sharded) * copies
     resident = need <= settings.memory * _free_memory(settings.device)
@@ -477,8 +498,10 @@ def _load(train: Part, judges: _Judges, settings: _Settings) -> ImageLoaders:
     for loader in loaders: loader.bs = settings.bs
     if settings.fits and settings.bs < BATCH - BATCH % world_size():
         settings.note(f"a batch has {settings.bs} pictures, as there are {len(loaders[0].data)} to train on")
-    return ImageLoaders(*loaders, size=size, source=train.name, channels=forms[0].channels,
-                        within=judges.within, notes=settings.notes)
+    for span in {id(form.span): form.span for form in forms}.values():
+        if clipped := outside(span, False): settings.note(clipped)
+    return ImageLoaders(*loaders, size=size, source=train.name, channels=values[0].channels, span=values[0].span,
+                        value_range=values[0].value_range, within=judges.within, notes=settings.notes)
 
 
 def _tell(train: Part, judges: _Judges, settings: _Settings):
@@ -653,8 +676,10 @@ def image_dls(
     unlabelled: bool = False,   # leave labels alone, and take a folder as it is: loose pictures and nested ones
     column: str | None = None,  # of a table or of items that are dicts: where the pictures are; None: a usual name
     label_column: str | None = None, # and their labels; None: label, class or target, if there is one
+    value_range: tuple[float, float] | None = None, # values that become 0 and 1; None: 0 and 255, or found, see below
+    channels: int | None = None, # of the pictures; None: 3, or those of the first picture where it isn't grey or colour
     tell: Callable[[str], None] | None = None, # gets what is worth a note, a sentence each; None: it is printed
-) -> ImageLoaders:              # batches `(uint8 [bs, 3, R, R], int64 [bs])`; `classes`, `size`, `source`, `report()`
+) -> ImageLoaders:              # batches `(uint8 [bs, C, R, R], int64 [bs])`; `classes`, `size`, `source`, `report()`
     """`DataLoaders` of pictures for contrastive training; whatever cannot work is an `InputError` (`MissingPath`)
 
     `source`: a folder, a list of paths, a CSV file or data frame of paths, shards ('shards/{000..146}.tar', a list or
@@ -664,10 +689,16 @@ def image_dls(
     `valid`: a share counts only for a source with classes and no validation split. A source whose classes are not
     training's is judged within itself: kNN and probes learn from its train/, or from four fifths of it, and are tested
     on the rest; of (bank, queries) they learn from the first and are tested on the second. What a data set itself
-    raises is not an `InputError`: it is passed on."""
+    raises is not an `InputError`: it is passed on.
+
+    Pictures of more than 8 bits, integers or floats, are scaled by one range for all of them: `value_range`, or one
+    that a sample of them tells and a note says; batches are then uint16, and `value_range` of the loaders has it.
+    `channels` is 1 for grey, 3, or any other number: that of arrays, of .npy files, or 4 where transparency counts."""
     settings = _Settings(size, bs, labels, valid, seed, workers, memory, strict, device, cache, unlabelled,
-                         Columns(column, label_column), tell or _aloud)
-    if isinstance(source, DataLoaders): return _fastai_loaders(source, settings)
+                         Columns(column, label_column), value_range, channels, tell or _aloud)
+    if isinstance(source, DataLoaders):
+        if value_range is None: return _fastai_loaders(source, settings)
+        raise InputError("fastai DataLoaders scale their pictures themselves: leave value_range (--range) out")
     shards = None if isinstance(source, Dataset) or is_table(source) else _open_shards(source, settings)
     if cache and (shards or not isinstance(source, (str, Path)) or source in SOURCES):
         raise InputError(f"cache={cache} keeps a folder of pictures decoded, and the source is none: "

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from .core import InputError, MissingPath, clipped, suggest
 from .files import read_text, user_path
-from .pictures import Files, Items, Pictures, channel_axis, in_decoder, picture_suffixes, skipped
+from .pictures import Files, Items, Pictures, in_decoder, picture_suffixes, skipped
 from .shards import Shards
 
 PATH_COLUMNS = ('path', 'file', 'filename', 'image')
@@ -366,20 +366,17 @@ def open_table(
 # --- arrays
 
 class Arrays(Dataset):
-    "Pictures that are one array, as items: each `[H, W]`, or with its channels where those of its kind are"
+    "Pictures that are one array, as items"
     def __init__(self,
-        x: np.ndarray | torch.Tensor, # [N, H, W], [N, H, W, C] or [N, C, H, W]; C is 1 or 3
+        x: np.ndarray | torch.Tensor, # [N, H, W], [N, H, W, C] or [N, C, H, W]
     ):
-        self.x, self.axis = x, channel_axis(x, batch=True)
-        if self.axis is None:
-            raise InputError(f"an array of pictures should be [N, H, W], [N, H, W, 3] or [N, 3, H, W], "
+        if x.ndim not in (3, 4):
+            raise InputError(f"an array of pictures should be [N, H, W], [N, H, W, C] or [N, C, H, W], "
                              f"not {list(x.shape)}")
+        self.x = x
 
     def __len__(self) -> int: return len(self.x)
-    def __getitem__(self, i: int) -> np.ndarray | torch.Tensor:
-        x = self.x[i]
-        if x.ndim == 2: return x
-        return x.movedim(self.axis, 0) if isinstance(x, torch.Tensor) else np.moveaxis(x, self.axis, -1)
+    def __getitem__(self, i: int) -> np.ndarray | torch.Tensor: return self.x[i]
 
 
 def _is_array(source: Any) -> bool: return isinstance(source, (np.ndarray, torch.Tensor)) and not are_paths(source)
