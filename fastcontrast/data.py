@@ -23,12 +23,12 @@ from torch.utils.data import Dataset
 from .cache import open_store, store_path
 from .core import LARGEST_SIDE, InputError, MissingPath, is_number, number, suggest, whole
 from .distributed import join_processes, local_world_size, rank, world_size
-from .files import from_list, read_text
-from .formats import PixelFormat
+from .files import from_list, megabytes, read_text
+from .formats import LONGEST, PixelFormat
 from .folders import by_folder, find_pictures, left_out, list_folder
 from .loaders import (FastaiLoader, ImageData, ImageLoader, ImageLoaders, MappedLoader, PictureStream, ResidentLoader,
                       ShardLoader, StratifiedLoader, StreamingLoader, decode_all, empty_loader, load_rows)
-from .pictures import Files, common_size, first_ten
+from .pictures import Files, common_size, first_ten, short_and_long
 from .shards import Shards, shard_paths
 from .sources import (TABLES, Columns, Labels, Part, are_labelled, are_shards, is_table, open_collection,
                       without_labels)
@@ -40,6 +40,10 @@ SOURCES = ('digits',)
 VALID_FOLDERS = ('val', 'valid', 'validation', 'test')
 BATCH = 256  # pictures, where nobody says how many
 WITHIN = 0.2 # share of pictures that are judged within themselves which is tested on the others
+# short side at which whole pictures are kept, over that of the views, so that more than half of the crops of 0.08 to 1
+# of their area have as many pixels as the view. The median of these is 0.54, and 1 / sqrt(0.54) = 1.36; large ones of
+# another shape than the picture don't fit and are drawn anew, so it takes 1.4; and what is squashed has fewer across
+SPARE = 1.5
 
 # --- folders
 
@@ -210,6 +214,7 @@ class _Settings:
     unlabelled: bool
     columns: Columns
     tell: Callable[[str], None] # gets each note
+    store_size: int | None = None # short side at which pictures are kept; None: what the usual crops want
     builders: int = field(init=False) # processes that decode, or look into shards, before that
     fits: bool = field(init=False)    # does the batch become smaller where there are fewer pictures?
     notes: list[str] = field(default_factory=list, init=False) # that were told
@@ -229,6 +234,7 @@ class _Settings:
 
     def _check(self):
         whole(size=self.size, most=LARGEST_SIDE, optional=True)
+        whole(store_size=self.store_size, least=2, most=LARGEST_SIDE, optional=True)
         whole(bs=self.bs, least=2)  # a picture needs another to be told from
         whole(seed=self.seed, least=0)
         whole(workers=self.workers, least=0, optional=True)
@@ -275,11 +281,21 @@ def _free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else psutil.virtual_memory().available
 
 
-def _sizes(parts: Sequence[Part], size: int | None) -> tuple[int, int]:
-    "Side of what the model sees, and of the pictures in a batch"
-    common = common_size(part.pictures for part in parts)
+def _sizes(parts: Sequence[Part], size: int | None, store_size: int | None) -> tuple[int, int, int | None]:
+    """Side of what the model sees, and of the pictures in a batch; and their short side if they are kept whole, or None
+
+    Only where all are squares they are cut to such. The others are squashed to squares of the area that they have at
+    their short side, by what is usual among them: it depends on the pictures, and not on this machine's memory."""
+    lists = [part.pictures for part in parts]
+    common = common_size(lists)
     size = size or (common if common and common <= 256 else 224)
-    return size, size if common == size else round(1.15 * size)
+    short, long = (short_and_long(lists) if common is None else np.array([[common, common]])).T
+    squares = bool((short == long).all())
+    if squares and (store_size is None or not len(short)):
+        return size, store_size or (size if common == size else round(1.15 * size)), None
+    side = min(store_size or round(SPARE * size), round(np.median(short)))
+    if squares: return size, side, None
+    return size, round(side * np.sqrt(np.median(np.minimum(long / short, LONGEST)))), side
 
 # --- what judges
 
@@ -404,7 +420,7 @@ def _stores(
     "The store of each split, where there is to be one; of all pictures of its place, so that it does for any split"
     def opened(split, name, form):
         if not settings.cache or not isinstance(split.listed.pictures, Files): return None
-        path = store_path(settings.cache, source, name, form.side)
+        path = store_path(settings.cache, source, name + '-whole' * form.whole, form.side)
         return open_store(split.listed.pictures, form, path, settings.builders, settings.strict)
     if judges.queries is None: return [opened(splits[0], 'all', forms[0])] * 2
     return [opened(*each) for each in zip(splits, ('train', 'valid', 'bank'), forms)]
@@ -437,15 +453,17 @@ def _make_loader(
     data = ImageData([pictures.names[i] for i in np.flatnonzero(good)], torch.from_numpy(labels.y[good]),
                      torch.from_numpy(labeled[good]), labels.classes, failed, labels.reason)
     if failed and not len(data): raise InputError(f"no picture could be decoded: {first_ten(failed.items())}")
-    return make(data, settings.bs, device, training=split.training, seed=settings.seed)
+    return make(data, settings.bs, device, training=split.training, seed=settings.seed, form=form)
 
 
-def _formats(splits: list[_Split], within: bool, settings: _Settings) -> tuple[int, list[PixelFormat]]:
-    "Side of what the model sees, and how the pictures of each split are kept; each judge by itself in its own"
+def _formats(splits: list[_Split], within: bool, settings: _Settings) -> tuple[int, list[PixelFormat], int | None]:
+    """Side of what the model sees, and how the pictures of each split are kept, each judge by itself in its own; and
+    the short side of training's if they are whole, or None"""
     parts = [split.part for split in splits]
-    size, side = _sizes(parts[:1] if within else parts, settings.size)
-    other = _sizes(parts[1:], size)[1] if within else side
-    return size, [PixelFormat(side), *[PixelFormat(other)] * (len(parts) - 1)]
+    size, side, short = _sizes(parts[:1] if within else parts, settings.size, settings.store_size)
+    _, other, other_short = _sizes(parts[1:], size, settings.store_size) if within else (size, side, short)
+    judges = [PixelFormat(other, whole=other_short is not None)] * (len(parts) - 1)
+    return size, [PixelFormat(side, whole=short is not None), *judges], short
 
 
 def _load(train: Part, judges: _Judges, settings: _Settings) -> ImageLoaders:
@@ -453,10 +471,11 @@ def _load(train: Part, judges: _Judges, settings: _Settings) -> ImageLoaders:
     splits = _splits(train, judges, settings)
     settings.check_batch(len(splits[0].part), train.name)
     _tell(train, judges, settings)
-    size, forms = _formats(splits, judges.bank is not None, settings)
+    size, forms, short = _formats(splits, judges.bank is not None, settings)
     copies = local_world_size() if settings.device.type == 'cpu' else 1
     need = sum(len(split.part) * form.nbytes for split, form in zip(splits, forms) if not split.sharded) * copies
     resident = need <= settings.memory * _free_memory(settings.device)
+    if short: settings.note(_kept_whole(short, need // copies, resident, settings))
     stores = _stores(splits, judges, train.name, forms, settings)
     loaders = [_make_loader(*each, resident, settings) for each in zip(splits, stores, forms, strict=True)]
     settings.check_batch(len(loaders[0].data), train.name)  # what could not be decoded is left out
@@ -465,6 +484,14 @@ def _load(train: Part, judges: _Judges, settings: _Settings) -> ImageLoaders:
         settings.note(f"a batch has {settings.bs} pictures, as there are {len(loaders[0].data)} to train on")
     return ImageLoaders(*loaders, size=size, source=train.name, channels=forms[0].channels,
                         within=judges.within, notes=settings.notes)
+
+
+def _kept_whole(short: int, need: int, resident: bool, settings: _Settings) -> str:
+    "The note on pictures that are no squares; all of them take `need` bytes"
+    place = f"at {short} px of their short side"
+    if not need: return f"pictures are read whole for every batch, {place}"  # shards
+    if resident or settings.cache: return f"pictures are kept whole, {place}: {megabytes(need)}"
+    return f"pictures are read whole for every batch, {place} ({megabytes(need)} in all)"
 
 
 def _tell(train: Part, judges: _Judges, settings: _Settings):
@@ -638,6 +665,7 @@ def image_dls(
     column: str | None = None,  # of a table or of items that are dicts: where the pictures are; None: a usual name
     label_column: str | None = None, # and their labels; None: label, class or target, if there is one
     tell: Callable[[str], None] | None = None, # gets what is worth a note, a sentence each; None: it is printed
+    store_size: int | None = None, # short side at which pictures are kept, at most their own; None: see below
 ) -> ImageLoaders:              # batches `(uint8 [bs, 3, R, R], int64 [bs])`; `classes`, `size`, `source`, `report()`
     """`DataLoaders` of pictures for contrastive training; whatever cannot work is an `InputError` (`MissingPath`)
 
@@ -648,9 +676,13 @@ def image_dls(
     `valid`: a share counts only for a source with classes and no validation split. A source whose classes are not
     training's is judged within itself: kNN and probes learn from its train/, or from four fifths of it, and are tested
     on the rest; of (bank, queries) they learn from the first and are tested on the second. What a data set itself
-    raises is not an `InputError`: it is passed on."""
+    raises is not an `InputError`: it is passed on.
+
+    Squares of one size are kept as they are if that is `size`, and other squares at 1.15 times `size`. Pictures of
+    other shapes are kept whole, at a `store_size` of 1.5 times `size`, and their batches are `(images, aspects, y)`:
+    see `ImageLoader`."""
     settings = _Settings(size, bs, labels, valid, seed, workers, memory, strict, device, cache, unlabelled,
-                         Columns(column, label_column), tell or _aloud)
+                         Columns(column, label_column), tell or _aloud, store_size)
     if isinstance(source, DataLoaders): return _fastai_loaders(source, settings)
     shards = None if isinstance(source, Dataset) or is_table(source) else _open_shards(source, settings)
     if cache and (shards or not isinstance(source, (str, Path)) or source in SOURCES):

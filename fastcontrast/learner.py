@@ -305,9 +305,8 @@ class ContrastiveLearner(Learner):
         path: str | Path | None = None,  # where to save the drawing, if anywhere; process 0 does
     ):                                   # a matplotlib figure
         "Draw pictures of the training part and the views that training makes of them"
-        x, *_ = self.dls.train.one_batch()
-        x = x[:n].as_subclass(Tensor)
-        return draw_views(x, self.views(x), path=None if rank() else path, n=n)
+        x, *aspects = (t[:n].as_subclass(Tensor) for t in self.dls.train.one_batch()[:-1])
+        return draw_views(x, self.views(x, None, *aspects), None if rank() else path, n, *aspects)
 
     def export(self,
         path: str | Path, # a `.safetensors` file

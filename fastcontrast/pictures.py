@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import Dataset
@@ -95,45 +95,51 @@ def _part(
     return picture.crop((left, top, right, bottom)).transpose(method)
 
 
+def _turned_size(picture: Image.Image, turn: Turn | None) -> tuple[int, int]:
+    "Width and height of the turned picture"
+    return picture.size[::-1] if turn and turn[1] else picture.size
+
+
 def _fit_in_bands(picture: Image.Image, form: PixelFormat, turn: Turn | None) -> Image.Image:
-    """What turning, `_plain` and `ImageOps.fit` make of a picture, band by band: no other copy of the whole is made
+    """What turning, `_plain` and resizing make of a picture, band by band: no other copy of the whole is made
 
     Pillow resizes along the rows and then along the columns, and so does this: the values are the same. Of tall
     pictures Pillow 13 does the columns first, and there they may differ by one."""
-    width, height = picture.size[::-1] if turn and turn[1] else picture.size
-    side, square = form.side, min(width, height)
-    x, y, margin = (width - square) / 2, (height - square) / 2, square // side + 2  # as far as the filter looks
-    left, right = max(0, int(x) - margin), min(width, int(x) + square + margin)
-    top, bottom = max(0, int(y) - margin), min(height, int(y) + square + margin)
+    width, height = _turned_size(picture, turn)
+    side, (x, y, end, foot) = form.side, form.box(width, height)
+    across, down = int(end - x) // side + 2, int(foot - y) // side + 2  # as far as the filter looks
+    left, right = max(0, int(x) - across), min(width, int(end) + across)
+    top, bottom = max(0, int(y) - down), min(height, int(foot) + down)
     span = _span(picture) if picture.mode.startswith(('I', 'F')) else None
     rows, narrow = max(1, BAND // (right - left)), None
     for start in range(top, bottom, rows):
         stop = min(start + rows, bottom)
         band = _plain(_part(picture, turn, (left, start, right, stop)), span)
         if narrow is None: narrow = Image.new(band.mode, (side, bottom - top))
-        box = (x - left, 0, x - left + square, stop - start)
+        box = (x - left, 0, end - left, stop - start)
         narrow.paste(band.resize((side, stop - start), Image.Resampling.BILINEAR, box), (0, start - top))
-    return narrow.resize((side, side), Image.Resampling.BILINEAR, (0, y - top, side, y - top + square))
+    return narrow.resize((side, side), Image.Resampling.BILINEAR, (0, y - top, side, foot - top))
 
 
 def _decoded_square(picture: Image.Image, form: PixelFormat) -> np.ndarray:
     picture.load()  # what says how it lies may stand behind its pixels
     turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    left, top, right, bottom = box = form.box(*_turned_size(picture, turn))
     odd = picture.mode != 'RGB' or 'transparency' in picture.info
     if (turn or odd) and picture.width * picture.height > BAND: picture = _fit_in_bands(picture, form, turn)
     else:
         if turn: picture = picture.transpose(turn[0])
         if odd: picture = _plain(picture)
-        picture = ImageOps.fit(picture, (form.side, form.side), Image.Resampling.BILINEAR)
+        picture = picture.resize((form.side, form.side), Image.Resampling.BILINEAR, box)
     if picture.mode != 'RGB': picture = picture.convert('RGB')
-    return np.array(picture).transpose(2, 0, 1)
+    return form.packed(np.array(picture).transpose(2, 0, 1), (right - left) / (bottom - top))
 
 
 def square_pixels(
     picture: Image.Image, # a picture of any mode and shape
     form: PixelFormat,    # what it is to become
 ) -> np.ndarray:          # `form.shape`, RGB
-    """The centre square of a picture, resized with antialiasing; pictures of that size already keep their values
+    """A picture or its centre square, resized with antialiasing; pictures of that size already keep their values
 
     A large one waits until the process has the memory for it, see `decoding.MEMORY`. Raises `ValueError` for one that
     is larger than all of that, and whatever its decoder raises."""
@@ -398,6 +404,15 @@ def common_size(
             else: common = size[0]
     if common is None: raise InputError(f"no picture could be decoded, the first is {reason}: are these picture files?")
     return common
+
+
+def short_and_long(
+    lists: Iterable, # as `common_size` takes
+) -> np.ndarray:     # int64 [n, 2], pixels
+    "The short and the long side of some pictures: of each list a hundred, evenly spread, as far as they can be read"
+    sizes = [attempt(pictures.size, i)[0] for pictures in lists
+             for i in np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), 100)).astype(int))]
+    return np.array([sorted(size) for size in sizes if size is not None], dtype=np.int64).reshape(-1, 2)
 
 
 def progress(
