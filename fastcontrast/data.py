@@ -25,12 +25,12 @@ from torch.utils.data import Dataset
 from .cache import open_store, store_path
 from .core import LARGEST_SIDE, InputError, MissingPath, clipped, is_number, number, shown, suggest, whole
 from .distributed import join_processes, local_world_size, rank, world_size
-from .files import from_list, read_text, user_path
-from .formats import PixelFormat
+from .files import from_list, megabytes, read_text, user_path
+from .formats import LONGEST, PixelFormat
 from .folders import by_folder, find_pictures, left_out, list_folder
 from .loaders import (FastaiLoader, ImageData, ImageLoader, ImageLoaders, MappedLoader, PictureStream, ResidentLoader,
                       ShardLoader, StratifiedLoader, StreamingLoader, decode_all, empty_loader, load_rows, outside)
-from .pictures import Files, common_size, first_ten
+from .pictures import Files, common_size, first_ten, short_and_long
 from .sample import Kept, check_range, kept_of
 from .shards import Shards, shard_paths
 from .sources import (TABLES, Columns, Labels, Part, are_labelled, are_shards, is_table, open_collection,
@@ -44,6 +44,10 @@ VALID_FOLDERS = ('val', 'valid', 'validation', 'test')
 BATCH = 256  # pictures, where nobody says how many
 MOST_CHANNELS = 4096 # as of the finest spectrometers, many times over
 WITHIN = 0.2 # share of pictures that are judged within themselves which is tested on the others
+# short side at which whole pictures are kept, over that of the views, so that more than half of the crops of 0.08 to 1
+# of their area have as many pixels as the view. The median of these is 0.54, and 1 / sqrt(0.54) = 1.36; large ones of
+# another shape than the picture don't fit and are drawn anew, so it takes 1.4; and what is squashed has fewer across
+SPARE = 1.5
 
 # --- folders
 
@@ -227,6 +231,7 @@ class _Settings:
     value_range: tuple[float, float] | None
     channels: int | None
     tell: Callable[[str], None] # gets each note
+    store_size: int | None = None # short side at which pictures are kept; None: what the usual crops want
     builders: int = field(init=False) # processes that decode, or look into shards, before that
     fits: bool = field(init=False)    # does the batch become smaller where there are fewer pictures?
     notes: list[str] = field(default_factory=list, init=False) # that were told
@@ -246,6 +251,7 @@ class _Settings:
 
     def _check(self):
         whole(size=self.size, most=LARGEST_SIDE, optional=True)
+        whole(store_size=self.store_size, least=2, most=LARGEST_SIDE, optional=True)
         whole(bs=self.bs, least=2)  # a picture needs another to be told from
         whole(seed=self.seed, least=0)
         whole(workers=self.workers, least=0, optional=True)
@@ -294,11 +300,21 @@ def _free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else psutil.virtual_memory().available
 
 
-def _sizes(parts: Sequence[Part], size: int | None) -> tuple[int, int]:
-    "Side of what the model sees, and of the pictures in a batch"
-    common = common_size(part.pictures for part in parts)
+def _sizes(parts: Sequence[Part], size: int | None, store_size: int | None) -> tuple[int, int, int | None]:
+    """Side of what the model sees, and of the pictures in a batch; and their short side if they are kept whole, or None
+
+    Only where all are squares they are cut to such. The others are squashed to squares of the area that they have at
+    their short side, by what is usual among them: it depends on the pictures, and not on this machine's memory."""
+    lists = [part.pictures for part in parts]
+    common = common_size(lists)
     size = size or (common if common and common <= 256 else 224)
-    return size, size if common == size else round(1.15 * size)
+    short, long = (short_and_long(lists) if common is None else np.array([[common, common]])).T
+    squares = bool((short == long).all())
+    if squares and (store_size is None or not len(short)):
+        return size, store_size or (size if common == size else round(1.15 * size)), None
+    side = min(store_size or round(SPARE * size), round(np.median(short)))
+    if squares: return size, side, None
+    return size, round(side * np.sqrt(np.median(np.minimum(long / short, LONGEST)))), side
 
 # --- what judges
 
@@ -457,15 +473,17 @@ def _make_loader(
     data = ImageData([pictures.names[i] for i in np.flatnonzero(good)], torch.from_numpy(labels.y[good]),
                      torch.from_numpy(labeled[good]), labels.classes, failed, labels.reason)
     if failed and not len(data): raise InputError(f"no picture could be decoded: {first_ten(failed.items())}")
-    return make(data, settings.bs, device, training=split.training, seed=settings.seed)
+    return make(data, settings.bs, device, training=split.training, seed=settings.seed, form=form)
 
 
-def _formats(splits: list[_Split], within: bool, settings: _Settings) -> tuple[int, list[PixelFormat]]:
-    "Side of what the model sees, and how the pictures of each split are kept; each judge by itself in its own"
+def _formats(splits: list[_Split], within: bool, settings: _Settings) -> tuple[int, list[PixelFormat], int | None]:
+    """Side of what the model sees, and how the pictures of each split are kept, each judge by itself in its own; and
+    the short side of training's if they are whole, or None"""
     parts = [split.part for split in splits]
-    size, side = _sizes(parts[:1] if within else parts, settings.size)
-    other = _sizes(parts[1:], size)[1] if within else side
-    return size, [PixelFormat(side), *[PixelFormat(other)] * (len(parts) - 1)]
+    size, side, short = _sizes(parts[:1] if within else parts, settings.size, settings.store_size)
+    _, other, other_short = _sizes(parts[1:], size, settings.store_size) if within else (size, side, short)
+    judges = [PixelFormat(other, whole=other_short is not None)] * (len(parts) - 1)
+    return size, [PixelFormat(side, whole=short is not None), *judges], short
 
 
 def _values(splits: list[_Split], within: bool, settings: _Settings) -> list[Kept]:
@@ -485,13 +503,14 @@ def _load(train: Part, judges: _Judges, settings: _Settings) -> ImageLoaders:
     splits = _splits(train, judges, settings)
     settings.check_batch(len(splits[0].part), train.name)
     _tell(train, judges, settings)
-    size, forms = _formats(splits, judges.bank is not None, settings)
+    size, forms, short = _formats(splits, judges.bank is not None, settings)
     values = _values(splits, judges.bank is not None, settings)
     forms = [replace(form, channels=kept.channels, bits=kept.bits, span=kept.span)
              for form, kept in zip(forms, values, strict=True)]
     copies = local_world_size() if settings.device.type == 'cpu' else 1
     need = sum(len(split.part) * form.nbytes for split, form in zip(splits, forms) if not split.sharded) * copies
     resident = need <= settings.memory * _free_memory(settings.device)
+    if short: settings.note(_kept_whole(short, need // copies, resident, settings))
     stores = _stores(splits, judges, train.name, forms, settings)
     loaders = [_make_loader(*each, resident, settings) for each in zip(splits, stores, forms, strict=True)]
     settings.check_batch(len(loaders[0].data), train.name)  # what could not be decoded is left out
@@ -502,6 +521,14 @@ def _load(train: Part, judges: _Judges, settings: _Settings) -> ImageLoaders:
         if clipped := outside(span, False): settings.note(clipped)
     return ImageLoaders(*loaders, size=size, source=train.name, channels=values[0].channels, span=values[0].span,
                         value_range=values[0].value_range, within=judges.within, notes=settings.notes)
+
+
+def _kept_whole(short: int, need: int, resident: bool, settings: _Settings) -> str:
+    "The note on pictures that are no squares; all of them take `need` bytes"
+    place = f"at {short} px of their short side"
+    if not need: return f"pictures are read whole for every batch, {place}"  # shards
+    if resident or settings.cache: return f"pictures are kept whole, {place}: {megabytes(need)}"
+    return f"pictures are read whole for every batch, {place} ({megabytes(need)} in all)"
 
 
 def _tell(train: Part, judges: _Judges, settings: _Settings):
@@ -679,6 +706,7 @@ def image_dls(
     value_range: tuple[float, float] | None = None, # values that become 0 and 1; None: 0 and 255, or found, see below
     channels: int | None = None, # of the pictures; None: 3, or those of the first picture where it isn't grey or colour
     tell: Callable[[str], None] | None = None, # gets what is worth a note, a sentence each; None: it is printed
+    store_size: int | None = None, # short side at which pictures are kept, at most their own; None: see below
 ) -> ImageLoaders:              # batches `(uint8 [bs, C, R, R], int64 [bs])`; `classes`, `size`, `source`, `report()`
     """`DataLoaders` of pictures for contrastive training; whatever cannot work is an `InputError` (`MissingPath`)
 
@@ -691,11 +719,15 @@ def image_dls(
     on the rest; of (bank, queries) they learn from the first and are tested on the second. What a data set itself
     raises is not an `InputError`: it is passed on.
 
+    Squares of one size are kept as they are if that is `size`, and other squares at 1.15 times `size`. Pictures of
+    other shapes are kept whole, at a `store_size` of 1.5 times `size`, and their batches are `(images, aspects, y)`:
+    see `ImageLoader`.
+
     Pictures of more than 8 bits, integers or floats, are scaled by one range for all of them: `value_range`, or one
     that a sample of them tells and a note says; batches are then uint16, and `value_range` of the loaders has it.
     `channels` is 1 for grey, 3, or any other number: that of arrays, of .npy files, or 4 where transparency counts."""
     settings = _Settings(size, bs, labels, valid, seed, workers, memory, strict, device, cache, unlabelled,
-                         Columns(column, label_column), value_range, channels, tell or _aloud)
+                         Columns(column, label_column), value_range, channels, tell or _aloud, store_size)
     if isinstance(source, DataLoaders):
         if value_range is None: return _fastai_loaders(source, settings)
         raise InputError("fastai DataLoaders scale their pictures themselves: leave value_range (--range) out")

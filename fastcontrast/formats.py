@@ -1,10 +1,13 @@
 """How the pictures of a data set are kept, so that a batch is one tensor.
 
 Docs: https://fastcontrast.github.io/fastcontrast/pictures.html.md"""
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+
+LONGEST = 4 # long side of a picture over the short one, at most, where it is kept whole: of a longer one the middle is
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,14 @@ class PixelFormat:
     channels: int = 3
     bits: int = 8     # of a value: 8, or 16 where 8 do not hold what the source has
     span: Span | None = None # which values become 0 and 1; None: 0 and the largest of their type, and of floats 0 and 1
+    whole: bool = False # are pictures squashed to the squares, with their aspects beside them? Else cut to squares
 
     @property
-    def shape(self) -> tuple[int, int, int]: return self.channels, self.side, self.side
+    def square(self) -> tuple[int, int, int]: return self.channels, self.side, self.side
+    @property
+    def shape(self) -> tuple[int, ...]:
+        "Of what is kept of a picture: the square; or a row of its numbers, with the four bytes of the aspect behind"
+        return (math.prod(self.square) + 4 // self.dtype.itemsize,) if self.whole else self.square
     @property
     def dtype(self) -> torch.dtype: return torch.uint8 if self.bits == 8 else torch.uint16
     @property
@@ -44,7 +52,8 @@ class PixelFormat:
     @property
     def label(self) -> str:
         "What is unusual in it, as a part of a file's name; '' for three channels of 8 bits"
-        return f'-{self.channels}ch' * (self.channels != 3) + f'-{self.bits}bit' * (self.bits != 8)
+        parts = {f'{self.channels}ch': self.channels != 3, f'{self.bits}bit': self.bits != 8, 'whole': self.whole}
+        return ''.join(f'-{part}' for part, unusual in parts.items() if unusual)
 
     def described(self) -> dict[str, str]:
         "The same with its range of values, for a file's header"
@@ -52,4 +61,32 @@ class PixelFormat:
         if self.channels != 3: described['channels'] = str(self.channels)
         if self.bits != 8: described['bits'] = str(self.bits)
         if self.span is not None and self.span.deep: described['values'] = str(self.span)
+        if self.whole: described['whole'] = 'True'
         return described
+
+    def box(self,
+        width: int, # of a picture, pixels
+        height: int,
+    ) -> tuple[float, float, float, float]: # left, top, right, bottom
+        "What is kept of a picture: all of it, or the square in its centre"
+        most = min(width, height) * (LONGEST if self.whole else 1)
+        w, h = min(width, most), min(height, most)
+        left, top = (width - w) / 2, (height - h) / 2
+        return left, top, left + w, top + h
+
+    def packed(self,
+        pixels: np.ndarray, # `square`
+        aspect: float,      # width / height of what it was before
+    ) -> np.ndarray:        # `shape`
+        "What is kept of a picture"
+        if not self.whole: return pixels
+        return np.concatenate([pixels.ravel(), np.array([aspect], np.float32).view(pixels.dtype)])
+
+    def unpacked(self,
+        kept: torch.Tensor, # [B, *shape]
+    ) -> tuple[torch.Tensor, ...]: # images [B, *square]; and aspects, float32 [B], of whole pictures
+        "The pictures of a batch"
+        if not self.whole: return kept,
+        end = math.prod(self.square)
+        aspects = kept[:, end:].clone(memory_format=torch.contiguous_format).view(torch.float32)
+        return kept[:, :end].unflatten(1, self.square), aspects.squeeze(1)

@@ -306,9 +306,8 @@ class ContrastiveLearner(Learner):
         bands: Sequence[int] | None = None, # channels drawn as red, green and blue; None: see `draw_views`
     ):                                   # a matplotlib figure
         "Draw pictures of the training part and the views that training makes of them"
-        x, *_ = self.dls.train.one_batch()
-        x = x[:n].as_subclass(Tensor)
-        return draw_views(x, self.views(x), path=None if rank() else path, n=n, bands=bands)
+        x, *aspects = (t[:n].as_subclass(Tensor) for t in self.dls.train.one_batch()[:-1])
+        return draw_views(x, self.views(x, None, *aspects), None if rank() else path, n, *aspects, bands=bands)
 
     def export(self,
         path: str | Path, # a `.safetensors` file

@@ -25,7 +25,7 @@ from .generators import OwnDraws
 from .pictures import TRIES, Pictures, attempt, first_ten, progress, undecodable
 from .shards import Shards, ShardStream
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+Batch = tuple[torch.Tensor, ...]
 
 
 @dataclass
@@ -43,6 +43,9 @@ class ImageData:
 class ImageLoader:
     """Batches `(images [B, C, R, R], y int64 [B])` of one split of the data, on the device; base of all such loaders
 
+    Of pictures that are kept whole (see `PixelFormat`) they are `(images, aspects, y)`: squashed to squares, and what
+    their width / height was before, float32 [B].
+
     In training it shuffles by a generator of its own: the same seed and `epoch` give the same batches. The last,
     smaller batch is left out, as the number of negatives in a loss is the batch's size. Where several processes train,
     each reads its share of every batch; in order, every process gets everything.
@@ -57,8 +60,9 @@ class ImageLoader:
         device: torch.device,  # where the batches go
         training: bool = False, # shuffled, whole batches only, labels hidden (-1) unless `data.labeled`
         seed: int = 0,         # of the shuffle
+        form: PixelFormat | None = None, # how its pictures are kept; None: as they come
     ):
-        self.data, self.bs, self.seed = data, bs, seed
+        self.data, self.bs, self.seed, self.form = data, bs, seed, form
         self.shuffle = self.drop_last = training
         self.epoch = 0  # number of the next pass
         self.begin = 0  # batches of the next pass that are passed over
@@ -72,6 +76,10 @@ class ImageLoader:
     def share(self) -> int:
         "Pictures of a batch that this process reads: all of them, except in training"
         return self.bs // world_size() if self.shuffle else self.bs
+    @property
+    def whole(self) -> bool:
+        "Are its pictures kept whole, so that a batch has aspects?"
+        return self.form is not None and self.form.whole
     @property
     def count(self) -> int:
         "How many pictures it makes batches of"
@@ -149,10 +157,12 @@ class ImageLoader:
 
     def _with_labels(self, images: Iterable[Batch]) -> Iterator[Batch]:
         "What `_images` gives, with labels in place of indices"
-        for pictures, indices in images: yield pictures, self.y.index_select(0, indices)
+        for kept, indices in images:
+            pictures = self.form.unpacked(kept) if self.form else (kept,)
+            yield *pictures, self.y.index_select(0, indices)
 
     def _images(self, order: torch.Tensor) -> Iterator[Batch]:
-        "Batch by batch, the pictures in this order and their indices in the data, both on the device"
+        "Batch by batch, the pictures in this order as they are kept, and their indices in the data, on the device"
         raise NotImplementedError
 
 # --- all pictures in the device's memory
@@ -194,10 +204,10 @@ def chosen_rows(
 
 
 def load_rows(
-    pixels: torch.Tensor, # [N, C, R, R], mapped onto a file
+    pixels: torch.Tensor, # [N, …], as they are kept, mapped onto a file
     rows: torch.Tensor,   # int64 [n], which of them
     device: torch.device, # where they go
-) -> torch.Tensor:        # [n, C, R, R] of the same type
+) -> torch.Tensor:        # [n, …] of the same type
     "Read pictures of a mapped file into the device's memory"
     images = torch.empty(len(rows), *pixels.shape[1:], dtype=pixels.dtype, device=device)
     for chunk, chosen in zip(images.split(1024), rows.split(1024), strict=True):
@@ -208,7 +218,7 @@ def load_rows(
 class ResidentLoader(ImageLoader):
     "All pictures of the split are one tensor on the device: a batch is one `index_select`"
     def __init__(self,
-        images: torch.Tensor, # uint8 or uint16 [N, C, R, R]
+        images: torch.Tensor, # uint8 or uint16 [N, …], as they are kept
         *args, **kwargs,      # of `ImageLoader`
     ):
         self.images = images
@@ -248,7 +258,7 @@ class MappedLoader(ImageLoader):
     "All pictures of the split lie in a file that memory is mapped onto; threads gather batches from it, some ahead"
     ahead = 2  # batches, each gathered by a thread of its own: it waits for the disk, and the training does not
     def __init__(self,
-        pixels: torch.Tensor, # uint8 or uint16 [M, C, R, R], mapped onto a file
+        pixels: torch.Tensor, # uint8 or uint16 [M, …], as they are kept, mapped onto a file
         rows: torch.Tensor,   # int64 [N], where its pictures stand among them
         *args, **kwargs,      # of `ImageLoader`
     ):
@@ -261,7 +271,7 @@ class MappedLoader(ImageLoader):
         return other
 
     def _read(self, rows: torch.Tensor) -> torch.Tensor:
-        "[n, C, R, R] on the CPU, pinned where it goes to a GPU"
+        "[n, …] on the CPU, pinned where it goes to a GPU"
         pinned = self.device.type == 'cuda'
         batch = torch.empty(len(rows), *self.pixels.shape[1:], dtype=self.pixels.dtype, pin_memory=pinned)
         return chosen_rows(self.pixels, rows, batch)
@@ -424,8 +434,8 @@ class ShardLoader(DecodingLoader):
         form: PixelFormat, # what pictures become
         *args, **kwargs, # of `DecodingLoader`
     ):
-        self.shards, self.form = shards, form
-        super().__init__(*args, **kwargs)
+        self.shards = shards
+        super().__init__(*args, form=form, **kwargs)
 
     def ordered(self, n=None):  # the first ones: those that lie anywhere would all have to be read past
         other = super().ordered()
@@ -560,7 +570,6 @@ class ImageLoaders(DataLoaders):
     name, and their classes are those of `bank` and `valid`, and not training's `classes`.
 
     `value_range` are the values that are 0 and 1 in its batches; None: 0 and 255, as of pictures of 8 bits."""
-    n_inp = 1
     def __init__(self,
         train: ImageLoader,
         valid: ImageLoader,
@@ -576,6 +585,7 @@ class ImageLoaders(DataLoaders):
     ):
         super().__init__(train, valid, *([] if bank is None else [bank]), device=train.device)
         self.size, self.channels, self.span, self.value_range = size, channels, span, value_range
+        self.n_inp = 2 if train.whole else 1  # what fastai takes for inputs: pictures, and their aspects
         self.source, self.within, self.notes = source, within, list(notes)
         self.classes = train.data.classes
 
@@ -603,7 +613,7 @@ class ImageLoaders(DataLoaders):
 
 
 class StratifiedLoader:
-    """Batches `(images [S, 3, R, R], y int64 [S])` without end: pictures with labels, drawn by class, on the device
+    """Batches like `dl`'s, without end, of `S` pictures: those with labels, drawn by class, on the device
 
     Classes are drawn without replacement, each as often as any other, and so are the pictures of a class; only a class
     that has fewer than `per_class` repeats them within a batch. Several processes make the same draw, and each takes

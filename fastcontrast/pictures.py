@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import Dataset
@@ -75,42 +75,57 @@ def _part(
     return picture.crop((left, top, right, bottom)).transpose(method)
 
 
+Square = tuple[np.ndarray, float] # [C, R, R], and width / height of the part of the picture that it shows
+
+
+def _turned_size(picture: Image.Image, turn: Turn | None) -> tuple[int, int]:
+    "Width and height of the turned picture"
+    return picture.size[::-1] if turn and turn[1] else picture.size
+
+
 def _fit_in_bands(picture: Image.Image, form: PixelFormat, turn: Turn | None) -> Image.Image:
-    """What turning, `_plain` and `ImageOps.fit` make of a picture, band by band: no other copy of the whole is made
+    """What turning, `_plain` and resizing make of a picture, band by band: no other copy of the whole is made
 
     Pillow resizes along the rows and then along the columns, and so does this: the values are the same. Of tall
     pictures Pillow 13 does the columns first, and there they may differ by one."""
-    width, height = picture.size[::-1] if turn and turn[1] else picture.size
-    side, square = form.side, min(width, height)
-    x, y, margin = (width - square) / 2, (height - square) / 2, square // side + 2  # as far as the filter looks
-    left, right = max(0, int(x) - margin), min(width, int(x) + square + margin)
-    top, bottom = max(0, int(y) - margin), min(height, int(y) + square + margin)
+    width, height = _turned_size(picture, turn)
+    side, (x, y, end, foot) = form.side, form.box(width, height)
+    across, down = int(end - x) // side + 2, int(foot - y) // side + 2  # as far as the filter looks
+    left, right = max(0, int(x) - across), min(width, int(end) + across)
+    top, bottom = max(0, int(y) - down), min(height, int(foot) + down)
     rows, narrow = max(1, BAND // (right - left)), None
     for start in range(top, bottom, rows):
         stop = min(start + rows, bottom)
         band = _plain(_part(picture, turn, (left, start, right, stop)), form)
         if narrow is None: narrow = Image.new(band.mode, (side, bottom - top))
-        box = (x - left, 0, x - left + square, stop - start)
+        box = (x - left, 0, end - left, stop - start)
         narrow.paste(band.resize((side, stop - start), Image.Resampling.BILINEAR, box), (0, start - top))
-    return narrow.resize((side, side), Image.Resampling.BILINEAR, (0, y - top, side, y - top + square))
+    return narrow.resize((side, side), Image.Resampling.BILINEAR, (0, y - top, side, foot - top))
 
 
-def _decoded_square(picture: Image.Image, form: PixelFormat) -> np.ndarray:
+def _decoded_square(picture: Image.Image, form: PixelFormat) -> Square:
     "Of a picture in grey or colour, and so many channels"
     if deep := is_deep(picture): span = span_of(form, picture.mode == 'F')
     picture.load()  # what says how it lies may stand behind its pixels
     if deep: count_outside(*extremes(picture), span)
     turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    left, top, right, bottom = box = form.box(*_turned_size(picture, turn))
     odd = picture.mode != 'RGB' or 'transparency' in picture.info or _is_stretched(form)
     if (turn or odd) and picture.width * picture.height > BAND: picture = _fit_in_bands(picture, form, turn)
     else:
         if turn: picture = picture.transpose(turn[0])
         if odd: picture = _plain(picture, form)
-        picture = ImageOps.fit(picture, (form.side, form.side), Image.Resampling.BILINEAR)
-    return as_pixels(picture, form)
+        picture = picture.resize((form.side, form.side), Image.Resampling.BILINEAR, box)
+    return as_pixels(picture, form), (right - left) / (bottom - top)
 
 
-def _by_channel(picture: Image.Image, form: PixelFormat) -> np.ndarray:
+def _joined(channels: Iterable[Square]) -> Square:
+    "Channels that were made one by one"
+    squares, aspects = zip(*channels, strict=True)
+    return np.concatenate(squares), aspects[0]
+
+
+def _by_channel(picture: Image.Image, form: PixelFormat) -> Square:
     "Of a picture with another number of channels: each by itself, what is transparent is one of them"
     if not is_deep(picture) and (picture.has_transparency_data or picture.mode == 'RGBa'):
         picture.load()
@@ -119,7 +134,7 @@ def _by_channel(picture: Image.Image, form: PixelFormat) -> np.ndarray:
     if n != form.channels: raise Unfit(few(n, form.channels))
     picture.load()
     turn, grey = picture.getexif().get(ExifTags.Base.Orientation, 1), replace(form, channels=1)
-    return np.concatenate([_decoded_square(lying(picture.getchannel(k), turn), grey) for k in range(n)])
+    return _joined(_decoded_square(lying(picture.getchannel(k), turn), grey) for k in range(n))
 
 
 def _with_alpha(picture: Image.Image) -> Image.Image:
@@ -131,7 +146,7 @@ def _with_alpha(picture: Image.Image) -> Image.Image:
     return lying(picture.convert('RGBA'), turn)
 
 
-def _raster_square(raster: Raster, form: PixelFormat) -> np.ndarray:
+def _raster_square(raster: Raster, form: PixelFormat) -> Square:
     "Of an array: each channel by itself, but bytes of colour"
     if raster.deep: span = span_of(form, raster.floats)
     x = raster.read(form.channels)
@@ -146,20 +161,21 @@ def _raster_square(raster: Raster, form: PixelFormat) -> np.ndarray:
     else:
         def plane(k): return Image.fromarray(np.ascontiguousarray(x[..., k]))
     # one after the other, so that only one is in memory
-    planes = [_decoded_square(lying(plane(k), turn), grey) for k in range(x.shape[-1])]
-    return fitted(np.concatenate(planes), form.channels)
+    square, aspect = _joined(_decoded_square(lying(plane(k), turn), grey) for k in range(x.shape[-1]))
+    return fitted(square, form.channels), aspect
 
 
 def _square(picture: Image.Image | Raster, form: PixelFormat) -> np.ndarray:
-    if isinstance(picture, Raster): return _raster_square(picture, form)
-    return _decoded_square(picture, form) if form.channels in (1, 3) else _by_channel(picture, form)
+    if isinstance(picture, Raster): square = _raster_square(picture, form)
+    else: square = _decoded_square(picture, form) if form.channels in (1, 3) else _by_channel(picture, form)
+    return form.packed(*square)
 
 
 def square_pixels(
     picture: Image.Image | Raster, # a picture of any mode and shape
     form: PixelFormat,    # what it is to become
 ) -> np.ndarray:          # `form.shape`
-    """The centre square of a picture, resized with antialiasing; pictures of that size already keep their values
+    """A picture or its centre square, resized with antialiasing; pictures of that size already keep their values
 
     A large one waits until the process has the memory for it, see `decoding.MEMORY`. Raises `ValueError` for one that
     is larger than all of that, or has other channels or values than wanted (`Unfit`), and whatever its decoder
@@ -429,6 +445,15 @@ def common_size(
             else: common = size[0]
     if common is None: raise InputError(f"no picture could be decoded, the first is {reason}: are these picture files?")
     return common
+
+
+def short_and_long(
+    lists: Iterable, # as `common_size` takes
+) -> np.ndarray:     # int64 [n, 2], pixels
+    "The short and the long side of some pictures: of each list a hundred, evenly spread, as far as they can be read"
+    sizes = [attempt(pictures.size, i)[0] for pictures in lists
+             for i in np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), 100)).astype(int))]
+    return np.array([sorted(size) for size in sizes if size is not None], dtype=np.int64).reshape(-1, 2)
 
 
 def progress(

@@ -97,19 +97,22 @@ VIEW_KINDS['digits'] = ViewKind(
 # %% ../nbs/120_views.ipynb #39e2ca1a
 def random_boxes(
     n: int,                      # how many boxes
-    height: int,                 # of the pictures, in pixels
-    width: int,                  # of the pictures, in pixels
+    height: int | Tensor,        # of the pictures, in pixels: of all, or [n], whole numbers as float32
+    width: int | Tensor,         # of the pictures, in pixels, alike
     scale: tuple[float, float],  # range of the box's share of the area
     ratio: tuple[float, float],  # range of width / height
     device: torch.device | None = None, # where to draw; None: the default device
 ) -> Tensor:                     # [n, 4]: left, top, width, height in whole pixels
     "Crop boxes distributed as in torchvision's `RandomResizedCrop`, all drawn at once on `device`"
-    area = torch.empty(n, 10, device=device).uniform_(*scale) * (height * width)
+    each = isinstance(height, Tensor)
+    high, wide = (height[:, None], width[:, None]) if each else (height, width)
+    area = torch.empty(n, 10, device=device).uniform_(*scale) * (high * wide)
     aspect = torch.empty(n, 10, device=device).uniform_(math.log(ratio[0]), math.log(ratio[1])).exp()
     w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
-    fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
+    fits = (w >= 1) & (w <= wide) & (h >= 1) & (h <= high)
     found, attempt = fits.any(1), fits.int().argmax(1, keepdim=True)
-    largest_w, largest_h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+    least, rounded = (torch.minimum, torch.round) if each else (min, round)
+    largest_w, largest_h = least(width, rounded(height * ratio[1])), least(height, rounded(width / ratio[0]))
     w = torch.where(found, w.gather(1, attempt).squeeze(1), largest_w)
     h = torch.where(found, h.gather(1, attempt).squeeze(1), largest_h)
     # for a draw just below 1 the float32 product can round up to one step too far
@@ -124,8 +127,8 @@ def _sampling_grid(
     boxes: Tensor,  # [n, 4]: left, top, width, height in pixels
     flip: Tensor,   # [n], bool
     angle: Tensor,  # [n], radians
-    height: int,    # of the pictures
-    width: int,     # of the pictures
+    height: int | Tensor, # of the pictures: of all, or [n]
+    width: int | Tensor,  # of the pictures, alike
     size: int,      # of the views
 ) -> Tensor:        # [n, size, size, 2], for `F.grid_sample(..., align_corners=False)`
     "Where each pixel of each view is read, in `grid_sample`'s coordinates: -1 and 1 are the picture's outer edges"
@@ -140,6 +143,81 @@ def _sampling_grid(
     place(mirrored * cos / width, -h * sin / width, x0, grid[..., 0])
     place(mirrored * sin / height, h * cos / height, y0, grid[..., 1])
     return grid
+
+# %% ../nbs/120_views.ipynb #cc16a499
+def _true_sides(
+    images: Tensor,         # [b, C, H, W]
+    aspects: Tensor | None, # [b], width / height, of pictures that are kept whole; None: they are as they are
+    n: int = 1,             # views of each
+) -> tuple[int, int] | tuple[Tensor, Tensor]: # for all, or [n * b], in whole pixels
+    "Height and width of the pictures as they were before they were squashed, at the area that they have now"
+    height, width = images.shape[-2:]
+    if aspects is None: return height, width
+    root = aspects.sqrt().repeat(n)
+    return (height / root).round(), (width * root).round()
+
+# %% ../nbs/120_views.ipynb #1dada79b
+def _halvings(
+    height: int,  # of the pictures
+    width: int,
+    largest: float, # share of the area of the largest crop
+    size: int,    # of the views
+) -> int:
+    "How often the largest crop can be halved and has more pixels than the view in both directions"
+    side = min(height, width, math.sqrt(largest * height * width))
+    return max(0, math.ceil(math.log2(side / size)) - 1)
+
+def _with_halves(
+    x: Tensor,       # [b, C, H, W]
+    halvings: int,   # 1 or more
+) -> Tensor:         # [b, C, H, W + W // 2]
+    "Pictures, and to the right of each its copies at a half, a quarter and so on, one below the other"
+    height, width = x.shape[-2:]
+    out = x.new_zeros(*x.shape[:-1], width + width // 2)
+    out[..., :width] = x
+    for k in range(1, halvings + 1):
+        x = F.avg_pool2d(x, 2)
+        top = height - height // 2 ** (k - 1)
+        out[..., top:top + x.shape[-2], width:width + x.shape[-1]] = x
+    return out
+
+def _among_halves(
+    grid: Tensor,  # [n, S, S, 2] for the pictures alone, changed in place
+    level: Tensor, # [n], float: which copy each sample is read from; 0: the picture
+    height: int,   # of the pictures
+    width: int,
+) -> Tensor:       # the grid, for what `_with_halves` makes of them
+    "The same places in the copies; beyond their edges, the pixels there"
+    share = torch.exp2(-level)
+    top = torch.where(level > 0, height - (height * 2 * share).floor(), 0)
+    left = torch.where(level > 0, float(width), 0)
+    for places, side, start, total in ((grid[..., 0], width, left, width + width // 2),
+                                       (grid[..., 1], height, top, height)):
+        def each(t): return t[:, None, None]
+        places.add_(1).mul_(each(share * (side / 2))).clamp_(min=0.5)  # in pixels of the copy
+        torch.minimum(places, each((side * share).floor() - 0.5), out=places)
+        places.add_(each(start)).mul_(2 / total).sub_(1)
+    return grid
+
+def _warped(
+    x: Tensor,     # [b, C, H, W]
+    boxes: Tensor, # [n * b, 4], in pixels of `sides`
+    flip: Tensor,  # [n * b], bool
+    angle: Tensor, # [n * b], radians
+    sides: tuple[int, int] | tuple[Tensor, Tensor], # from `_true_sides`
+    size: int,     # of the views
+    largest: float = 1.0, # share of the area of the largest crop
+) -> Tensor:       # [n * b, C, size, size]
+    "What lies in the boxes, flipped and turned"
+    (b, _, height, width), (true_height, true_width) = x.shape, sides
+    grid = _sampling_grid(boxes, flip, angle, true_height, true_width, size)
+    halvings = _halvings(height, width, largest, size)
+    if halvings:
+        pixels = torch.minimum(boxes[:, 2] * (width / true_width), boxes[:, 3] * (height / true_height))
+        level = sum((pixels > 2 ** k * size).to(x.dtype) for k in range(1, halvings + 1))
+        x, grid = _with_halves(x, halvings), _among_halves(grid, level, height, width)
+    # a view at a time: `grid_sample` wants as many pictures as grids, and this way none is copied
+    return torch.cat([F.grid_sample(x, g, padding_mode='border', align_corners=False) for g in grid.split(b)])
 
 # %% ../nbs/120_views.ipynb #f9c1d920
 def _brightness(x: Tensor, factor: Tensor) -> Tensor:
@@ -221,6 +299,7 @@ def _unit_float(images: Tensor) -> Tensor:
 # %% ../nbs/120_views.ipynb #cb430fc5
 class ViewMaker(nn.Module):
     "What makes the views of one role"
+    sees_whole = False # does `forward` take the aspects of pictures that are kept whole? Else it gets centre squares
     def __init__(self,
         size: int, # side of the views, in pixels
         n: int,    # views of each picture
@@ -239,6 +318,16 @@ class ViewMaker(nn.Module):
         size: int | None = None,  # side of these views; None: the maker's own
     ) -> dict[str, Tensor]:       # role to [n, B, C, size, size] in [0, 1]
         raise NotImplementedError
+
+    def views_of(self,
+        images: Tensor,           # [B, C, H, W], uint8 or float in [0, 1]
+        size: int | None = None,  # side of these views; None: the maker's own
+        aspects: Tensor | None = None, # [B], width / height, of pictures that are kept whole
+    ) -> dict[str, Tensor]:       # role to [n, B, C, size, size] in [0, 1]
+        "`forward`, which is given whole pictures if it sees them, and else the squares in their centres"
+        if aspects is None: return self(images, size)
+        if self.sees_whole: return self(images, size, aspects)
+        return self(plain_view(images, images.shape[-1], aspects), size)
 
     def like(self,
         role: str,                  # of the new views
@@ -270,12 +359,14 @@ class Views(ViewMaker):
 
     `forward(images)` takes [B, C, H, W], uint8 or float in [0, 1], and gives `{role: views}` with views
     [n, B, C, size, size] in [0, 1]: contiguous, float32 for uint8 pictures and else of their type.
+    With `aspects` [B] the pictures are kept whole: squashed to squares, of these widths / heights.
     Without three channels there is no colour:
     saturation, hue and grey are left out, brightness and contrast have one factor for all channels.
     `torch.manual_seed` makes the draws repeatable.
 
     Raises `InputError` for an unknown kind, a size that cannot be, and pictures that are not such a batch.
     Source: SimCLR appendix A; MoCo v2 section 3; BYOL appendix B, as given by `kind`."""
+    sees_whole = True
     def __init__(self,
         size: int,                       # side of the views, in pixels
         kind: str | ViewKind = 'simclr', # a name in `VIEW_KINDS`, or strengths of your own
@@ -317,14 +408,12 @@ class Views(ViewMaker):
         ps = p if isinstance(p, tuple) else (p,) * self.n
         return torch.cat([torch.rand(b, device=device) < q for q in ps])
 
-    def _warp(self, x: Tensor, size: int) -> Tensor:
+    def _warp(self, x: Tensor, size: int, aspects: Tensor | None) -> Tensor:
         "Crop, flip and rotate: [b, C, H, W] to [n*b, C, size, size]"
-        (b, _, height, width), s = x.shape, self.strength
-        boxes = random_boxes(self.n * b, height, width, s.scale, s.ratio, x.device)
+        b, s, sides = len(x), self.strength, _true_sides(x, aspects, self.n)
+        boxes = random_boxes(self.n * b, *sides, s.scale, s.ratio, x.device)
         angle = torch.empty(self.n * b, device=x.device).uniform_(-s.rotate, s.rotate).deg2rad_()
-        grid = _sampling_grid(boxes, self._chosen(s.flip, b, x.device), angle, height, width, size)
-        # a view at a time: `grid_sample` wants as many pictures as grids, and this way none is copied
-        return torch.cat([F.grid_sample(x, g, padding_mode='border', align_corners=False) for g in grid.chunk(self.n)])
+        return _warped(x, boxes, self._chosen(s.flip, b, x.device), angle, sides, size, s.scale[1])
 
     def _run(self, operation: Callable) -> Callable: return self.operations.get(operation, operation)
 
@@ -347,10 +436,10 @@ class Views(ViewMaker):
             return x
         return _change(x, chosen, change, *(factors[i] for i in todo))
 
-    def _block(self, images: Tensor, size: int) -> Tensor:
+    def _block(self, images: Tensor, size: int, aspects: Tensor | None) -> Tensor:
         "Views of one block: [b, C, H, W] to [n, b, C, size, size] float32"
         b, s, device = len(images), self.strength, images.device
-        x = self._warp(_unit_float(images), size)
+        x = self._warp(_unit_float(images), size, aspects)
         x = self._jitter(x, self._chosen(s.jitter_p, b, device))
         if s.grey and x.shape[1] == 3:
             x = _change(x, self._chosen(s.grey, b, device), self._run(_grey))
@@ -361,14 +450,16 @@ class Views(ViewMaker):
         return x.clamp_(0, 1).unflatten(0, (self.n, b))
 
     @torch.no_grad()
-    def forward(self, images, size=None):
+    def forward(self, images, size=None, aspects=None):
         size, images = size or self.size, _plain(images)
         b, c, h, w = images.shape
         out = torch.empty(self.n, b, c, size, size, device=images.device,
                           dtype=images.dtype if images.is_floating_point() else torch.float32)
         step = max(1, b if images.device.type != 'cpu' else _BLOCK // (c * max(h * w, self.n * size ** 2)))
         with torch.autocast(images.device.type, enabled=False):  # mixed precision is the model's business
-            for i in range(0, b, step): out[:, i:i + step] = self._block(images[i:i + step], size)
+            for i in range(0, b, step):
+                shapes = None if aspects is None else aspects[i:i + step]
+                out[:, i:i + step] = self._block(images[i:i + step], size, shapes)
         return {self.role: out}
 
     def extra_repr(self) -> str: return f'size={self.size}, kind={self.kind!r}, n={self.n}'
@@ -439,9 +530,10 @@ class RoleViews(nn.Module):
     def forward(self,
         images: Tensor,          # [B, C, H, W], uint8 or float in [0, 1]
         size: int | None = None, # of the pictures in this step; None: as usual
+        aspects: Tensor | None = None, # [B], width / height, of pictures that are kept whole
     ) -> dict[str, Tensor]:      # role to [n, B, C, S, S] in [0, 1]
         return {role: views for maker in self.makers.values()
-                for role, views in maker(images, self.side(maker, size)).items()}
+                for role, views in maker.views_of(images, self.side(maker, size), aspects).items()}
 
 # %% ../nbs/120_views.ipynb #c7b39b51
 _ATTEMPTS = 100  # what is done to a batch with a chance of 1 in 20 shows in these with one of 99 in 100
@@ -449,7 +541,9 @@ _ATTEMPTS = 100  # what is done to a batch with a chance of 1 in 20 shows in the
 class ModuleViews(ViewMaker):
     """Views by any module that augments a batch: float [B, C, H, W] in [0, 1] to the same, of any side.
 
+    Of pictures that are kept whole it is given the squares in their centres, or its crops of them.
     Raises `InputError` for a module that makes anything else."""
+    sees_whole = True
     def __init__(self,
         size: int,            # side of the views, in pixels
         augment: Callable[[Tensor], Tensor], # the module
@@ -518,26 +612,26 @@ class ModuleViews(ViewMaker):
         return maker
 
     @torch.no_grad()
-    def forward(self, images, size=None):
+    def forward(self, images, size=None, aspects=None):
         x = _unit_float(_plain(images))
+        if self.scale is None and aspects is not None: x, aspects = _true_squares(x, aspects, x.shape[-1]), None
         with torch.autocast(x.device.type, enabled=False):
-            return {self.role: torch.stack([self._view(x, size or self.size) for _ in range(self.n)])}
+            return {self.role: torch.stack([self._view(x, size or self.size, aspects) for _ in range(self.n)])}
 
-    def _view(self, x: Tensor, size: int) -> Tensor:
+    def _view(self, x: Tensor, size: int, aspects: Tensor | None) -> Tensor:
         "One view of each picture: [B, C, H, W] to [B, C, size, size]"
-        if self.scale is not None: x = _crops(x, size, self.scale)
+        if self.scale is not None: x = _crops(x, size, self.scale, aspects)
         view = torch.cat([self.augment(picture) for picture in x.split(1)]) if self.singly else self.augment(x)
         if view.shape[-1] != size: view = F.interpolate(view, (size, size), mode='bilinear', antialias=True)
         return view.clamp(0, 1).to(x.dtype)
 
     def extra_repr(self) -> str: return f"size={self.size}, n={self.n}{', picture by picture' * self.singly}"
 
-def _crops(x: Tensor, size: int, scale: tuple[float, float]) -> Tensor:
+def _crops(x: Tensor, size: int, scale: tuple[float, float], aspects: Tensor | None) -> Tensor:
     "A random crop of each picture, and nothing else: [B, C, size, size]"
-    boxes = random_boxes(len(x), *x.shape[-2:], scale, ViewKind.ratio, x.device)
-    still = torch.zeros(len(x), device=x.device)
-    grid = _sampling_grid(boxes, still > 0, still, *x.shape[-2:], size)
-    return F.grid_sample(x, grid, padding_mode='border', align_corners=False)
+    sides, still = _true_sides(x, aspects), torch.zeros(len(x), device=x.device)
+    boxes = random_boxes(len(x), *sides, scale, ViewKind.ratio, x.device)
+    return _warped(x, boxes, still > 0, still, sides, size, scale[1])
 
 def as_views(
     views: str | ViewKind | ViewMaker | RoleViews | Callable, # a name in `VIEW_KINDS`, strengths, or an augmentation
@@ -556,15 +650,40 @@ def as_views(
     return RoleViews(ModuleViews(size, views, channels=channels))
 
 # %% ../nbs/120_views.ipynb #6f8de433
+def _resampling(
+    shares: Tensor, # [B], of a picture's side: that in its middle which is kept
+    side: int,      # of the pictures, in pixels
+    size: int,      # of the result
+) -> Tensor:        # [B, size, side]
+    "What the pixels of a side contribute to those of the result: as in `F.interpolate(antialias=True)`"
+    step = shares * (side / size)
+    out, pixel = torch.arange(size, device=shares.device) + 0.5, torch.arange(side, device=shares.device) + 0.5
+    centre = (out - size / 2) * step[:, None] + side / 2
+    weight = (1 - (pixel - centre[..., None]).abs() / step.clamp(min=1)[:, None, None]).clamp_(min=0)
+    return weight / weight.sum(-1, keepdim=True)
+
+def _true_squares(
+    x: Tensor,       # [B, C, H, W], of pictures that are kept whole
+    aspects: Tensor, # [B], their width / height
+    size: int,       # side of the result
+) -> Tensor:         # [B, C, size, size]
+    "The squares in the centres of the pictures as they were, resized with antialiasing"
+    across = _resampling((1 / aspects).clamp(max=1), x.shape[-1], size)
+    down = _resampling(aspects.clamp(max=1), x.shape[-2], size)
+    def resized(x, matrix): return (x.flatten(1, 2) @ matrix.mT).unflatten(1, x.shape[1:3]).mT  # sides swapped
+    with torch.autocast(x.device.type, enabled=False): return resized(resized(x, across), down)
+
 def plain_view(
     images: Tensor, # [B, C, H, W], uint8 or float in [0, 1]
     size: int,      # side of the result, in pixels
+    aspects: Tensor | None = None, # [B], width / height, of pictures that are kept whole
 ) -> Tensor:        # [B, C, size, size] in [0, 1]; float32 for uint8, else the type of `images`
     "The pictures themselves at `size`, for evaluation: short side resized with antialiasing, then a centre crop"
     whole('plain_view', least=2, size=size)
     images = _plain(images)
     x, (h, w) = _unit_float(images), images.shape[-2:]
-    if min(h, w) != size:
+    if aspects is not None: x, h, w = _true_squares(x, aspects, size), size, size
+    elif min(h, w) != size:
         h, w = size * h // min(h, w), size * w // min(h, w)
         x = F.interpolate(x, (h, w), mode='bilinear', antialias=True)
     top, left = round((h - size) / 2), round((w - size) / 2)
@@ -646,6 +765,7 @@ def draw_views(
     views: Mapping[str, Tensor],   # role to [V, B, C, S, S] in [0, 1]; other tensors are not drawn
     path: str | Path | None = None,# also save it there; the ending tells the format
     n: int = 8,                    # at most so many pictures
+    aspects: Tensor | None = None, # [B], width / height, of pictures that are kept whole
     bands: Sequence[int] | None = None, # channels drawn as red, green and blue, from 0, or one as grey; None: see below
 ) -> Figure:                       # shown by a notebook as it is
     """A row for each picture: the original, then its views of every role
@@ -663,7 +783,9 @@ def draw_views(
     fig = Figure(figsize=(1.6 * len(columns), 1.6 * n + 0.3), layout='constrained')
     for row, axes in enumerate(fig.subplots(n, len(columns), squeeze=False)):
         for ax, (title, batch) in zip(axes, columns, strict=True):
-            ax.imshow(_drawable(batch[row], bands, ends), cmap='gray', vmin=0, vmax=1)
+            squashed = batch is images and aspects is not None
+            shape = 1 / aspects[row].item() if squashed else 'equal'  # of a pixel, height / width
+            ax.imshow(_drawable(batch[row], bands, ends), cmap='gray', vmin=0, vmax=1, aspect=shape)
             ax.set_axis_off()
             if row == 0: ax.set_title(title, fontsize=11)
     if bands is not None:

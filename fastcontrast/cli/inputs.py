@@ -70,4 +70,4 @@ def split_of(
     return dict(valid=Run.valid if isinstance(valid, str) else valid, seed=seed, **values)
 
 
-_READ = ('unlabelled', 'column', 'label_column') # settings of how data are read
+_READ = ('unlabelled', 'column', 'label_column', 'store_size') # settings of how data are read

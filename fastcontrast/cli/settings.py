@@ -25,6 +25,7 @@ class Run:
     weights: str | None = None      # that the encoder begins with: a timm tag, a file or a folder
     head_epochs: int | None = None  # epochs in which the head learns alone; one with weights if not given
     size: int | None = None         # side of the pictures in pixels
+    store_size: int | None = None   # short side at which they are kept; 1.5 times that if not given, but for squares
     epochs: int = 100
     batch_size: int | None = None   # of all processes together; 256, or the pictures there are, if not given
     lr: float | None = None         # peak learning rate; the recipe's if not given
@@ -55,9 +56,10 @@ DIGITS = dict(arch='resnet10t', epochs=25, batch_size=64)  # enough for 1,797 pi
 
 ALIASES = {'with': 'speedups', 'range': 'value_range'}  # options that have another name than their field
 
-_LEAST = dict(size=2, epochs=1, batch_size=2, channels=1, accumulate=1, seed=0, workers=0, processes=1, head_epochs=0)
+_LEAST = dict(size=2, store_size=2, epochs=1, batch_size=2, channels=1, accumulate=1, seed=0, workers=0, processes=1,
+              head_epochs=0)
 _MOST = 2**63 - 1  # what torch takes…
-_MOST_OF = dict(size=LARGEST_SIDE) # …and where less makes sense
+_MOST_OF = dict(size=LARGEST_SIDE, store_size=LARGEST_SIDE) # …and where less makes sense
 
 _TYPES = {field.name: get_args(field.type) or (field.type,) for field in fields(Run)}
 

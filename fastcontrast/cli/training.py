@@ -82,7 +82,8 @@ def make_learner(
     dls = read_pictures(config.data, config.batch_size, size=config.size, labels=number_or_name(config.labels),
                         valid=config.valid, seed=config.seed, workers=config.workers,
                         cache=config.cache_folder or config.cache, unlabelled=config.unlabelled, column=config.column,
-                        label_column=config.label_column, channels=config.channels,
+                        label_column=config.label_column, store_size=config.store_size,
+                        channels=config.channels,
                         value_range=read_range(config.value_range))
     return contrastive_learner(
         dls, config.arch, methods()[config.method](config.setting), loss=config.loss,

@@ -46,8 +46,8 @@ def views(
     few.bs = n
     torch.manual_seed(seed % 2**63)
     views, name = _maker(make, kind, arch, dls)
-    x, _ = few.one_batch()
-    draw_views(x, views(x), path=file, n=n, bands=chosen)
+    x, *aspects, _ = few.one_batch()
+    draw_views(x, views(x, None, *aspects), file, n, *aspects, bands=chosen)
     pictures = f"{len(x)} pictures and their" if len(x) > 1 else "1 picture and its"
     console.print(f"{pictures} views ({name}, {dls.size} px) are in {file}")
     tell_undecodable(dls)

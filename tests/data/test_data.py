@@ -119,7 +119,7 @@ def test_torchvision_datasets():
 def test_datasets_of_other_shapes(tmp_path):
     tensors = [torch.full((1, 9, 12), i, dtype=torch.uint8) for i in range(6)]
     dls = dls_of(Given(tensors), size=8)
-    assert dls.classes is None and len(dls.valid.data) == 0 and dls.train.one_batch()[0].shape == (2, 3, 9, 9)
+    assert dls.classes is None and len(dls.valid.data) == 0 and dls.train.one_batch()[0].shape == (2, 3, 10, 10)
     labelled = Given([(picture(i), i % 2) for i in range(8)], targets=[0, 1] * 3 + [-1, -1], classes=['x', 'y', 'z'])
     dls = dls_of(labelled, labels='all', valid=0.4)
     assert dls.classes == ['x', 'y', 'z'] and dls.train.data.y.tolist()[-2:] == [-1, -1]
@@ -161,8 +161,8 @@ def test_size_and_side(tmp_path):
     assert dls_of(root, size=32).train.one_batch()[0].shape[-1] == 37
     picture(0, (50, 48)).save(root/'b/zzz.png')
     assert dls_of(root).size == 224
-    assert dls_of(root, size=48).train.one_batch()[0].shape[-1] == 55
-    assert dls_of(root, size=1).train.one_batch()[0].shape[-1] == 1
+    assert dls_of(root, size=48).train.one_batch()[0].shape[-1] == 48  # whole, and not larger than they are
+    assert dls_of(root, size=1).train.one_batch()[0].shape[-1] == 2
     assert dls_of(make(tmp_path/'large', dict(a=2), size=(300, 300)), valid=0).size == 224
 
 
