@@ -113,7 +113,7 @@ def test_arrays_of_any_number(tmp_path, n, kind, dtype):
 def test_where_both_could_be_meant():
     "In tensors the channels are first, in arrays last"
     x = noise(0, 2, 4, 8, 4)
-    assert np.array_equal(values(dls_of(x, channels=4, size=4))[0].shape, (4, 5, 5))
+    assert np.array_equal(values(dls_of(x, channels=4, size=4))[0].shape, (4, 6, 6))
     for axis, source in ((-1, x), (-3, torch.from_numpy(x))):
         assert channel_axis(x.shape[1:], isinstance(source, torch.Tensor), 4) == axis
 

@@ -317,7 +317,7 @@ def odd(tmp_path):
 
 def test_a_folder_as_it_is(tmp_path, capsys):
     root = odd(tmp_path)
-    with pytest.raises(InputError, match='beside folders.* give unlabelled .--unlabelled., which takes'): dls_of(root)
+    with pytest.raises(InputError, match='beside folders.* by unlabelled=True .--unlabelled.'): dls_of(root)
     dls = dls_of(root, unlabelled=True)
     assert dls.classes is None and len(dls.train.data) == 12 and len(dls.valid) == 0 and capsys.readouterr().out == ''
     assert {'loose0.png', '2023/jan/000.png'} < set(dls.train.data.names)

@@ -278,7 +278,8 @@ def test_resident_mapped_streamed_and_sharded_are_one(tmp_path, kind):
         for _ in range(2): same(resident.train, other.train)
         same(resident.train.ordered(), other.train.ordered())
         same(resident.train.ordered(3), other.train.ordered(3))
-        assert other.value_range == resident.value_range and other.notes == resident.notes
+        told = [[note for note in dls.notes if ' whole' not in note] for dls in (other, resident)]  # says where they are
+        assert other.value_range == resident.value_range and told[0] == told[1]
     webdataset = pytest.importorskip('webdataset')
     with webdataset.TarWriter(str(tmp_path/'s.tar')) as tar:
         for i, x in enumerate(pictures): tar.write({'__key__': f'{i:03}', suffix: saved(x, suffix)})
