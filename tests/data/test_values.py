@@ -278,7 +278,8 @@ def test_resident_mapped_streamed_and_sharded_are_one(tmp_path, kind):
         for _ in range(2): same(resident.train, other.train)
         same(resident.train.ordered(), other.train.ordered())
         same(resident.train.ordered(3), other.train.ordered(3))
-        told = [[note for note in dls.notes if ' whole' not in note] for dls in (other, resident)]  # says where they are
+        # but for the note that says where they are kept
+        told = [[note for note in dls.notes if ' whole' not in note] for dls in (other, resident)]
         assert other.value_range == resident.value_range and told[0] == told[1]
     webdataset = pytest.importorskip('webdataset')
     with webdataset.TarWriter(str(tmp_path/'s.tar')) as tar:
