@@ -1,6 +1,7 @@
 """How fast pictures are decoded, kept and read."""
 import functools
 import io
+import os
 import re
 import shutil
 import struct
@@ -118,6 +119,38 @@ def bare_loop(root: Path, names: list, side: int, workers: int) -> Callable[[], 
         if any(process.exitcode for process in processes):
             raise SystemExit("the bare loop failed: are all files pictures that Pillow reads?")
     return loop
+
+
+@group.measurement(quick=dict(n=200, folders=4, bs=4, workers=0, rounds=1))
+def listing(
+    run: Run,
+    n: int = 1_000_000,   # pictures
+    folders: int = 1_000, # in which they lie, each a class
+    size: int = 32,       # side that a model sees
+    bs: int = 256,        # batch
+    workers: int = 2,     # processes that decode
+    rounds: int = 3,      # measurements of each
+) -> None:
+    """How long does it take from `image_dls` of so many small files to the first batch, over `os.walk` alone?
+
+    The walk counts the files. Before the first batch their classes are found, a fifth of each is held out, some are
+    looked into for their size, and the workers start. Goal: at most 2.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "pictures")
+        dot = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(dot, "PNG")
+        for k in range(folders):
+            (root / f"{k:04}").mkdir(parents=True)
+            for i in range(k, n, folders): (root / f"{k:04}" / f"{i:07}.png").write_bytes(dot.getvalue())
+
+        def first_batch():
+            loaders = image_dls(root, size=size, bs=bs, workers=workers, memory=1e-12, tell=lambda note: None)
+            next(iter(loaders.train))
+
+        got = alternate(first_batch, lambda: sum(len(files) for *_, files in os.walk(root)), rounds)
+        print(f"{n:,} files: first batch after {got['a_s']:.1f} s, os.walk {got['b_s']:.1f} s: {spelled(got)}")
+    run.save(dict(goal="ratio at most 2", **got))
 
 
 @group.measurement(quick=dict(side=1000))

@@ -218,7 +218,7 @@ def _from_timm(dls, arch: str | None, small_input: bool | None, source: str) -> 
     "A model that timm makes with its weights"
     encoder = make_encoder(source, small_input=bool(small_input), pretrained=True, size=dls.size)
     own, hub = architecture(encoder), source.startswith(SOURCES)
-    if arch is not None and arch.split('.')[0] != own: _refuse_other(arch, own, source)
+    if arch is not None and str(arch).split('.')[0] != own: _refuse_other(arch, own, source)
     # it may have been made with arguments of its own, which no name tells
     name = (timm_name(encoder, dls.size) or MODULE + class_path(encoder)) if hub else source
     return Start(encoder, name, False, f"'{source}'", [f"weights of timm's '{source}'"])
@@ -230,7 +230,7 @@ def _from_file(dls, arch: str | None, small_input: bool | None, weights: str | P
     if own is not None and own.startswith(MODULE):
         raise InputError(f"weights='{clipped(weights)}' are of a {own.removeprefix(MODULE)}, which no name makes: give "
                          "such a module as arch.")
-    if arch is not None and own is not None and arch.split('.')[0] != own.split('.')[0]:
+    if arch is not None and own is not None and str(arch).split('.')[0] != own.split('.')[0]:
         _refuse_other(arch, own, weights)
     arch = arch or own
     if arch is None:

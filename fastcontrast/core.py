@@ -11,6 +11,9 @@ from numbers import Integral, Real
 from typing import Any
 
 
+LARGEST_SIDE = 8192 # pixels of a view's side; one picture of that side takes 800 MB before anything is made of it
+
+
 # control characters, of which a terminal obeys some, line ends, marks that turn the direction of writing, and halves of
 # characters, which Python also has in place of the bytes of a name that is no UTF-8
 _UNSHOWN = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
@@ -32,15 +35,12 @@ def shown(
     return (_LINES if lines else _UNSHOWN).sub(_escape, str(name))
 
 
-LARGEST_SIDE = 8192 # pixels of a view's side; one picture of that side takes 800 MB before anything is made of it
-
-
 class InputError(ValueError):
     "What the user gave cannot work; the message is one sentence that says what to do"
     def __init__(self,
         message: str, # one sentence: what was wrong, with which value or file, and what to do
     ):
-        self.message = shown(message)  # names in it are somebody else's, and Python prints it as it is
+        self.message = shown(message)  # it names files and classes, which may be called anything
         super().__init__(self.message)
 
     # the sentence stays as it is: fastai rewrites arguments of what a callback raises, and `OSError` has its own form
@@ -55,9 +55,8 @@ def clipped(
     value: Any,     # what a message speaks of; somebody else's name, error or object
     most: int = 160, # characters
 ) -> str:
-    "Its text in one line, cut off where it is long; what can't be printed is escaped, lines of an error are joined"
-    text = str(value) if isinstance(value, str) else ' '.join(str(value).split())
-    text = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+    "Its text in one line, as `shown`, cut off where it is long; lines of an error are joined"
+    text = shown(value if isinstance(value, str) else ' '.join(str(value).split()))
     return text if len(text) <= most else f'{text[:most - 1]}…'
 
 

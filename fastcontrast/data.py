@@ -4,7 +4,7 @@ Docs: https://fastcontrast.github.io/fastcontrast/data.html.md"""
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Real
@@ -21,9 +21,9 @@ from fastai.torch_core import default_device
 from torch.utils.data import Dataset
 
 from .cache import open_store, store_path
-from .core import LARGEST_SIDE, InputError, MissingPath, is_number, number, shown, suggest, whole
+from .core import LARGEST_SIDE, InputError, MissingPath, is_number, number, suggest, whole
 from .distributed import join_processes, local_world_size, rank, world_size
-from .files import from_list, read_text, user_path
+from .files import from_list, read_text, shown, user_path
 from .formats import PixelFormat
 from .folders import by_folder, find_pictures, left_out, list_folder
 from .loaders import (FastaiLoader, ImageData, ImageLoader, ImageLoaders, MappedLoader, PictureStream, ResidentLoader,
@@ -48,9 +48,9 @@ def _scan(folder: Path, classes: list[str] | None = None) -> tuple[Files, list[s
     loose, below, others = by_folder(folder)
     if loose and below:
         raise InputError(f"'{folder}' holds loose pictures ({loose[0]}) beside folders of pictures "
-                         f"({next(iter(below))}): put every picture into a class folder, or none")
-    if not loose and not below: raise _nothing_there(folder, others)
-    if others and not rank(): print(others, file=sys.stderr)
+                         f"({next(iter(below))}): put every picture into a class folder, or none, or give unlabelled "
+                         "(--unlabelled), which takes all as they lie")
+    _check_found(folder, loose or below, others)
     if loose: return Files(folder, loose, np.full(len(loose), -1)), None
     unknown = sorted(set(below) - set(classes or below))
     if unknown:
@@ -73,14 +73,15 @@ def _folder_part(folder: Path, name: str, unlabelled: bool) -> Part:
         files, classes = _scan(folder)
         return Part(files, Labels(files.y, classes, named=True), name, origin='folders')
     listing = list_folder(folder)
-    names, others = listing.pictures, left_out(listing.others)
-    if not names: raise _nothing_there(folder, others)
-    if others and not rank(): print(others, file=sys.stderr)
+    names = listing.pictures
+    _check_found(folder, names, left_out(listing.others))
     return without_labels(Files(folder, names, np.full(len(names), -1)), name)
 
 
-def _nothing_there(folder: Path, others: str) -> InputError:
-    return InputError(f"there is no picture in '{folder}' or in its folders" + (others and f": {others}"))
+def _check_found(folder: Path, found: Collection[str], others: str) -> None:
+    "Raise `InputError` if there is no picture; else say, by `others`, what looks like one and was left out"
+    if not found: raise InputError(f"there is no picture in '{folder}' or in its folders" + (others and f": {others}"))
+    if others and not rank(): print(others, file=sys.stderr)
 
 
 def _open_folder(source: str | Path, unlabelled: bool, held: bool = True) -> tuple[Part, Part | None]:
@@ -102,7 +103,7 @@ def _open_folder(source: str | Path, unlabelled: bool, held: bool = True) -> tup
         files, _ = _scan(beside, train.classes)
         return train, Part(files, replace(train.labels, y=files.y), str(beside))
     try: return train, _folder_part(beside, str(beside), unlabelled=False)
-    except InputError:  # it is taken as it lies, too
+    except InputError:  # it has no classes to judge by, which nobody has asked for
         if unlabelled: return train, None
         raise
 
@@ -243,21 +244,20 @@ class _Settings:
                              "them out: give one of the two")
 
     def note(self, sentence: str):
-        "Tell what is worth a note; of several processes the first does"
-        self.notes.append(sentence)
-        if not rank(): self.tell(sentence)
+        "Tell what is worth a note, which may name columns and classes; of several processes the first does"
+        self.notes.append(shown(sentence))
+        if not rank(): self.tell(self.notes[-1])
 
     def check_batch(self, n: int, source: str):
         "The training split, of `n` pictures, must fill a batch; where nobody has chosen its size, that of it fits"
         if self.bs <= n: return
-        if self.fits and n >= max(2, world_size()):
-            self.bs = n - n % world_size()
-            return
-        if self.fits:
+        if n < max(2, world_size()):
             raise InputError(f"{source} has {n} pictur{'es' if n != 1 else 'e'} to train on, and a picture needs "
                              "others to be told from: give more")
-        raise InputError(f"bs={self.bs} is larger than the training part of {source} ({n} pictures), "
-                         "choose a smaller bs")
+        if not self.fits:
+            raise InputError(f"bs={self.bs} is larger than the training part of {source} ({n} pictures): "
+                             "choose a smaller bs (--batch-size)")
+        self.bs = n - n % world_size()
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -293,7 +293,7 @@ class _Judges:
     @property
     def within(self) -> str:
         "The name of the pictures that judge by themselves; '' where training's do"
-        return '' if self.bank is None else Path(self.bank.name).name
+        return '' if self.bank is None else shown(Path(self.bank.name).name)
 
 
 def _open_any(
@@ -326,8 +326,9 @@ def _judges(train: Part, held: Part | None, settings: _Settings) -> _Judges:
 def _open_judge(source: Any, settings: _Settings) -> list[Part]:
     "The pictures of a source that is to judge, or its training and its validation split"
     if isinstance(source, (str, Path)) and not is_table(source) and source not in SOURCES:
-        if paths := shard_paths(source): return [_shards_part(paths, settings, str(source))]
-        if not user_path(source, 'valid').is_dir(): raise MissingPath(f"there is no validation folder '{source}'")
+        folder = user_path(source, 'valid')
+        if paths := _tar_files(source): return [_shards_part(paths, settings, str(source))]
+        if not folder.is_dir(): raise MissingPath(f"there is no validation folder '{source}'")
     if are_shards(source): return [_shards_part(shard_paths(source), settings, f'{len(source)} shards')]
     parts = _open_any(source, replace(settings.columns, strict=False), settings.size)
     return [part for part in parts if part is not None]
@@ -485,37 +486,32 @@ def _classes(part: Part) -> str: return f"{len(part.classes):,} class{'es' if le
 def _some(names: list[str]) -> str: return ', '.join(names[:10]) + (', …' if len(names) > 10 else '')
 
 
-def _aloud(note: str): print(shown(note), flush=True)  # where the learner says what it is going to do
-
+def _aloud(note: str): print(note, flush=True)  # where the learner says what it is going to do
 
 # --- loaders of shards
 
+def _tar_files(source: Any) -> list[Path] | None:
+    "The shards that a source names; None: none, or archives that lie beside pictures, which may have been in them"
+    paths = shard_paths(source)
+    if not paths or not isinstance(source, (str, Path)): return paths
+    folder = Path(source).expanduser()
+    return None if folder.is_dir() and find_pictures(folder) else paths
+
+
 def _open_shards(source: Any, settings: _Settings) -> tuple[Part, Part | None] | None:
-    "The pictures of shards, and those of their validation split; None: the source is none of shards"
+    "The pictures of shards, and those of their own validation split; None: the source is none of shards"
     root = user_path(source, 'source') if isinstance(source, (str, Path)) else None
     if root is None and not are_shards(source): return None
     nested = root is not None and (root/'train').is_dir()
-    paths = shard_paths(root/'train' if nested else source)
+    paths = _tar_files(root/'train' if nested else source)
     if not paths: return None
-    if root is not None and root.is_dir() and find_pictures(root): return None  # an archive beside what was in it
     settings.columns.refuse("shards")
-    valid, train = settings.valid, _shards_part(paths, settings, str(source) if root else f'{len(source)} shards')
+    train = _shards_part(paths, settings, str(source) if root else f'{len(source)} shards')
     if settings.unlabelled: train = without_labels(train.pictures, train.name)
-    if is_number(valid):
-        beside = _valid_folder(root) if nested else None
-        if beside is None: return _split_shards(train, valid if train.classes else 0, settings.seed)
-        valid = beside
-    elif not isinstance(valid, (str, Path)) and not are_shards(valid) or isinstance(valid, tuple): return train, None
-    elif isinstance(valid, (str, Path)) and not shard_paths(valid):
-        if user_path(valid, 'valid').exists(): return train, None  # other pictures judge
-        raise InputError(f"valid={valid} names no shards, and no folder of pictures: give .tar files, or a folder")
-    if not (paths := shard_paths(valid)):
-        raise InputError(f"valid={valid} names no shards: give .tar files, or a folder of them")
-    held = _shards_part(paths, settings, str(valid))
-    if train.classes and len(held.classes or ()) > len(train.classes):
-        raise InputError(f"the validation shards have class {held.y.max()}, but training has "
-                         f"{len(train.classes)} classes")
-    return train, held
+    if not is_number(settings.valid): return train, None
+    beside = _valid_folder(root) if nested else None
+    if beside: return train, _open_judge(beside, settings)[0]
+    return _split_shards(train, settings.valid if train.classes else 0, settings.seed)
 
 
 def _shards_part(paths: list[Path], settings: _Settings, name: str) -> Part:

@@ -14,14 +14,14 @@ from .pictures import picture_suffixes
 
 SNIFFED = 100 # files with other suffixes whose first bytes are looked at; if one is a picture, all are
 # suffixes of pictures that Pillow does not read, or not everywhere
-_ELSEWHERE = ('.heic', '.heif', '.hif', '.avif', '.avifs', '.jxl', '.jxr', '.wdp', '.svg', '.svgz', '.exr',
+_ELSEWHERE = {'.heic', '.heif', '.hif', '.avif', '.avifs', '.jxl', '.jxr', '.wdp', '.svg', '.svgz', '.exr',
               '.cr2', '.cr3', '.crw', '.nef', '.nrw', '.arw', '.sr2', '.srf', '.dng', '.orf', '.raf', '.rw2', '.pef',
-              '.srw', '.x3f', '.webp', '.jp2', '.dcm', '.xcf', '.psb', '.eps', '.wmf', '.emf')
+              '.srw', '.x3f', '.webp', '.jp2', '.dcm', '.xcf', '.psb', '.eps', '.wmf', '.emf'}
 # of files that often stand beside pictures and are none
-_BESIDE = ('.txt', '.json', '.jsonl', '.csv', '.tsv', '.xml', '.yaml', '.yml', '.md', '.html', '.htm', '.pdf', '.db',
+_BESIDE = {'.txt', '.json', '.jsonl', '.csv', '.tsv', '.xml', '.yaml', '.yml', '.md', '.html', '.htm', '.pdf', '.db',
            '.ini', '.log', '.xmp', '.thm', '.py', '.ipynb', '.pt', '.pth', '.pkl', '.safetensors', '.npy', '.npz',
            '.mat', '.h5', '.parquet', '.tar', '.zip', '.gz', '.tgz', '.7z', '.mp4', '.mov', '.avi', '.mp3', '.wav',
-           '.cls')
+           '.cls'}
 # JPEG, PNG, GIF, BMP, TIFF (with DNG and most raw formats), JPEG 2000, JPEG XL; RIFF's WebP; HEIF and AVIF; Photoshop
 _FIRST_BYTES = re.compile(
     rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM.{4}\0\0\0\0|II[*+]\0|MM\0[*+]|\0\0\0\x0c(?:jP |JXL) '
@@ -66,12 +66,12 @@ def list_folder(
 
     A link to a folder is followed, unless that is a part of `whole`, whose files are found where they lie, or holds
     it. Raises `InputError` for a folder that can't be looked into."""
-    suffixes, found, unsure = picture_suffixes(), Listing(), []
+    suffixes, found, unsure = frozenset(picture_suffixes()), Listing(), []
     for name in _files(folder, nested, whole):
-        lower = name.lower()
-        if lower.endswith(suffixes): found.pictures.append(name)
-        elif lower.endswith(_ELSEWHERE): found.others.append(name)
-        elif not lower.endswith(_BESIDE): unsure.append(name)
+        suffix = name[name.rfind('.'):].lower()  # without a dot, the last letter
+        if suffix in suffixes: found.pictures.append(name)
+        elif suffix in _ELSEWHERE: found.others.append(name)
+        elif suffix not in _BESIDE: unsure.append(name)
     if any(_looks_like_one(folder/name) for name in unsure[:SNIFFED]):
         found.others += [name for name in unsure if _looks_like_one(folder/name)]
     found.pictures.sort()
@@ -85,7 +85,7 @@ def by_folder(
     """The pictures that lie in a folder itself, those in each of its folders that has any, and a note of what was left
     out, or ''; names are those of `list_folder`"""
     top = list_folder(folder, nested=False)
-    names = sorted(name for name in os.listdir(folder) if visible(name) and (folder/name).is_dir())
+    names = sorted(entry.name for entry in _entries(os.fspath(folder)) if _is_folder(entry))
     below = {name: list_folder(folder/name, whole=folder) for name in names}
     others = top.others + [f'{name}/{other}' for name, listing in below.items() for other in listing.others]
     return top.pictures, {name: found.pictures for name, found in below.items() if found.pictures}, left_out(others)
@@ -112,7 +112,7 @@ def _files(folder: Path, nested: bool, whole: Path | None) -> Iterator[str]:
 def _entries(folder: str) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries: return [entry for entry in entries if visible(entry.name)]
-    except OSError as e: raise InputError(f"cannot look into '{shown(e.filename)}': {e.strerror}") from None
+    except OSError as e: raise InputError(f"cannot look into '{e.filename}': {e.strerror}") from None
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

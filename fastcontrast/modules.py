@@ -143,8 +143,12 @@ def check_trains(
         raise InputError(f"arch={name}(…) has no parameter that may change (requires_grad is False in all of them): "
                          "call its requires_grad_() before.")
     trained = [p for p in encoder.parameters() if p.requires_grad]
-    def gradients(out): return out.requires_grad and torch.autograd.grad(out.float().sum(), trained, allow_unused=True)
-    with torch.enable_grad(): found = _in_training(encoder, torch.zeros(2, in_chans, size, size), gradients)
+    pictures = torch.zeros(2, in_chans, size, size)
+    @torch.enable_grad()
+    def gradients():
+        out = encoder(pictures)
+        return out.requires_grad and torch.autograd.grad(out.float().sum(), trained, allow_unused=True)
+    found = _in_training(encoder, pictures, gradients)
     if isinstance(found, Exception):
         raise InputError(f"arch={name}(…) gives {_said(found)} when it is trained: give a module that can be.")
     if not found:
@@ -178,12 +182,12 @@ def _try_out(encoder: nn.Module, name: str, size: int, in_chans: int) -> tuple[T
     "What the module makes of two pictures, and the shapes of what its parts made that ran once, the first to end first"
     whole(most=LARGEST_SIDE, size=size)
     shapes, calls = {}, Counter()
-    def look(part):
+    def look(place):
         def hook(module, args, out):
-            calls[part] += 1
-            if isinstance(out, Tensor): shapes[part] = tuple(out.shape)
+            calls[place] += 1
+            if isinstance(out, Tensor): shapes[place] = tuple(out.shape)
         return hook
-    hooks = [part.register_forward_hook(look(place)) for place, part in encoder.named_modules() if place]
+    hooks = [module.register_forward_hook(look(place)) for place, module in encoder.named_modules() if place]
     given = f"[2, {in_chans}, {size}, {size}]"
     pictures = torch.zeros(2, in_chans, size, size)
     try:
@@ -200,7 +204,7 @@ def _try_out(encoder: nn.Module, name: str, size: int, in_chans: int) -> tuple[T
         raise InputError(f"arch={name}(…) changes the pictures that it is given, in place, and others look at them "
                          "after it: have it change a copy.")
     state = encoder.state_dict().keys()
-    with torch.no_grad(): trained = _in_training(encoder, torch.zeros(2, in_chans, size, size))
+    trained = _in_training(encoder, pictures)
     if not isinstance(trained, Tensor) or trained.shape != out.shape:
         raise InputError(f"arch={name}(…) gives {_said(trained)} in training and {_said(out)} in evaluation, for "
                          f"pictures {given}: give a module that makes the same of them in both.")
@@ -223,20 +227,19 @@ def _said(out: Any) -> str:
     return type(out).__name__ + (f" ({clipped(out)})" if isinstance(out, Exception) else '')
 
 
-def _in_training(encoder: nn.Module, pictures: Tensor, look: Callable[[Tensor], Any] | None = None) -> Any:
-    """What it makes of pictures in training mode, or what `look` makes of that, or the error
+@torch.no_grad()
+def _in_training(encoder: nn.Module, pictures: Tensor, look: Callable[[], Any] | None = None) -> Any:
+    """What it makes of pictures in training mode, or what `look` gives in that mode, or the error
 
     Its buffers and the random numbers stay as they were."""
-    modes = {part: part.training for part in encoder.modules()}
     kept = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     try:
-        with torch.random.fork_rng(devices=[]): out = encoder.train()(pictures)
-        return out if look is None else look(out)
+        with evaluating(encoder), torch.random.fork_rng(devices=[]):
+            encoder.train()
+            return encoder(pictures) if look is None else look()
     except Exception as e: return e
     finally:
-        for part, mode in modes.items(): part.training = mode
-        with torch.no_grad():
-            for name, buffer in encoder.named_buffers(): buffer.copy_(kept.get(name, buffer))
+        for name, buffer in encoder.named_buffers(): buffer.copy_(kept.get(name, buffer))
 
 
 def _describes_stages(encoder: nn.Module) -> bool:

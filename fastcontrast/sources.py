@@ -2,6 +2,7 @@
 
 Docs: https://fastcontrast.github.io/fastcontrast/data.html.md"""
 import csv
+import io
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -14,7 +15,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from .core import InputError, MissingPath, clipped, suggest
-from .files import check_file, user_path
+from .files import read_text, user_path
 from .pictures import Files, Items, Pictures, channel_axis, in_decoder, picture_suffixes, skipped
 from .shards import Shards
 
@@ -174,8 +175,9 @@ def read_labels(
     (kind, first), = kinds.items()
     if kind == 'name': return _names(values, none, names, asked)
     if kind == 'whole':
-        if by_value: return _values(values, none)
-        return _numbers(values, none, names)
+        indices = names is None and _are_indices(values)
+        if indices: return none("are another one for every picture, which are no classes")
+        return _values(values) if by_value else _numbers(values, none, names)
     like = f" like {_shown(first)}" if _shown(first) else ''
     return none(f"are {kind}{like}, which are no classes: give whole numbers or names")
 
@@ -192,19 +194,26 @@ def _numbers(values: list, none: Callable[[str], Labels], names: Sequence[str] |
         there = f"there {'is 1 class' if len(names) == 1 else f'are {len(names)} classes'}"
         return none(f"go up to label {top}, but {there}")
     if top >= MOST_CLASSES: return none(f"go up to {top}, which is no number of a class")
-    if names is None and len(known) >= 20 and len(set(known)) == len(known):
-        return none("are another one for every picture, which are no classes")
     y = np.array([-1 if _missing(value) else int(value) for value in values], dtype=np.int64)
     if top < 0: return Labels(y)
     return Labels(y, [str(c) for c in (range(top + 1) if names is None else names)], names is not None)
 
 
-def _values(values: list, none: Callable[[str], Labels]) -> Labels:
+def _is_none(value: Any) -> bool:
+    "Does a whole number, or nothing, say that there is no label?"
+    return _missing(value) or value == -1
+
+
+def _are_indices(values: list) -> bool:
+    "Are whole numbers, of which there are many, another one for every picture?"
+    known = [value for value in values if not _is_none(value)]
+    return len(known) >= 20 and len(set(known)) == len(known)
+
+
+def _values(values: list) -> Labels:
     "Whole numbers as names of classes, in the order of the numbers; -1 is none"
-    known = sorted({int(value) for value in values if not _missing(value) and value != -1})
-    if len(known) >= 20 and len(known) == len(values):
-        return none("are another one for every picture, which are no classes")
-    return _placed([None if _missing(value) else int(value) for value in values], known)
+    values = [None if _is_none(value) else int(value) for value in values]
+    return _placed(values, sorted({value for value in values if value is not None}))
 
 
 def _names(values: list, none: Callable[[str], Labels], names: Sequence[str] | None, asked: bool) -> Labels:
@@ -284,7 +293,9 @@ def open_paths(
     if not names: raise InputError(f"{owner} is empty: there is no picture in it")
     folder = base
     if any(map(os.path.isabs, names)):  # a folder that all are in
-        names = [os.path.normpath(os.path.join(base, name)) for name in names]
+        joined = (os.path.join(base, name) for name in names)
+        # '..' stays: behind a link it leads elsewhere
+        names = [os.fspath(Path(name)) if '..' in name else os.path.normpath(name) for name in joined]
         folder = Path(os.path.commonpath({os.path.dirname(name) for name in names}))
         names = [name[len(os.path.join(folder, '')):] for name in names]
     looked = np.linspace(0, len(names) - 1, min(len(names), 10)).astype(int)
@@ -303,8 +314,7 @@ def is_table(
 
 
 def _typed(cells: list[str]) -> list[Any]:
-    "Cells of a file as whole numbers, floats or names, whichever all of them are; None for empty ones"
-    cells = [cell.strip() for cell in cells]
+    "Cells of `_read_csv` as whole numbers, floats or names, whichever all of them are; None for empty ones"
     for kind in () if any('_' in cell for cell in cells) else (int, float):  # Python takes 1_1 for 11
         try: return [kind(cell) if cell else None for cell in cells]
         except ValueError: pass
@@ -314,16 +324,12 @@ def _typed(cells: list[str]) -> list[Any]:
 def _read_csv(path: Path) -> list[tuple[str, list[str]]]:
     "The columns of a CSV file with a header, by name; what stands between them is what the header has most of"
     try:
-        check_file(path)
-        with path.open(newline='', encoding='utf-8-sig') as file:
-            header = next((line for line in file if line.strip()), '')
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(',;\t', key=header.count))
-            rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+        text = read_text(path, most=2**32)
+        header = text.lstrip().partition('\n')[0]
+        reader = csv.reader(io.StringIO(text, newline=''), delimiter=max(',;\t', key=header.count))
+        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except FileNotFoundError: raise MissingPath(f"there is no file '{path}'") from None
-    except UnicodeDecodeError:
-        raise InputError(f"'{path}' can't be read: it is no text in UTF-8, save it as that") from None
-    except (OSError, csv.Error) as e:
+    except (OSError, ValueError, csv.Error) as e:
         raise InputError(f"'{path}' can't be read: {getattr(e, 'strerror', None) or e}") from None
     names = [name.strip() for name in rows[0][1]] if rows else []
     if any(name.lower().endswith(picture_suffixes()) for name in names):
@@ -333,7 +339,7 @@ def _read_csv(path: Path) -> list[tuple[str, list[str]]]:
     for line, row in rows:
         if len(row) == len(names): continue
         raise InputError(f"'{path}' has {len(names)} columns, but {len(row)} in line {line}")
-    return [(name, [row[i] for _, row in rows[1:]]) for i, name in enumerate(names)]
+    return [(name, [row[i].strip() for _, row in rows[1:]]) for i, name in enumerate(names)]
 
 
 def open_table(
@@ -342,18 +348,18 @@ def open_table(
     unlabelled: bool,  # are its labels left alone?
 ) -> Part:
     "The pictures that a table names, relative to the folder of its file, or to the current one"
-    from_file = isinstance(source, (str, Path))
-    path = user_path(source, 'source') if from_file else None
-    owner = f"'{source}'" if from_file else f"the {type(source).__name__}"
-    table = _read_csv(path) if from_file else [(str(name), name) for name in source.columns]
-    pictures, labels = columns.find([name for name, _ in table], owner, PATH_COLUMNS)
-    found = {name: column if from_file else source[column] for name, column in table if name in (pictures, labels)}
-    base = Path(os.path.abspath(path)).parent if from_file else Path.cwd()
-    files = open_paths((cell.strip() for cell in found[pictures]) if from_file else found[pictures], base, owner)
-    part = without_labels(files, str(source) if from_file else type(source).__name__)
+    if isinstance(source, (str, Path)):
+        path, name, owner = user_path(source, 'source'), str(source), f"'{source}'"
+        table, typed, base = _read_csv(path), _typed, Path(os.path.abspath(path)).parent
+    else:
+        name, owner = type(source).__name__, f"the {type(source).__name__}"
+        table, typed, base = [(str(column), column) for column in source.columns], list, Path.cwd()
+    pictures, labels = columns.find([column for column, _ in table], owner, PATH_COLUMNS)
+    def cells(column): return dict(table)[column] if typed is _typed else source[dict(table)[column]]
+    part = without_labels(open_paths(cells(pictures), base, owner), name)
     if unlabelled or labels is None: return part
-    values = _typed(found[labels]) if from_file else list(found[labels])
-    read = read_labels(values, f"{owner}, column '{labels}',", asked=columns.labels is not None, by_value=True)
+    asked = columns.labels is not None
+    read = read_labels(typed(cells(labels)), f"{owner}, column '{labels}',", asked=asked, by_value=True)
     return replace(part, labels=read, origin=f"column '{labels}'")
 
 # --- arrays
@@ -387,7 +393,8 @@ def are_labelled(
     if not (_is_array(pictures) or are_paths(pictures) or isinstance(pictures, list)): return False
     if isinstance(labels, (np.ndarray, torch.Tensor)): return labels.ndim < 3
     if are_paths(labels): return not str(_beginning(labels)).lower().endswith(picture_suffixes())
-    return isinstance(labels, (list, tuple)) or _is_a(labels, 'Series')
+    if not (isinstance(labels, (list, tuple)) or _is_a(labels, 'Series')): return False
+    return not _is_path_and_label(_beginning(labels))  # but two lists of such
 
 
 def _is_path_and_label(item: Any) -> bool:

@@ -2,7 +2,6 @@
 
 Docs: https://fastcontrast.github.io/fastcontrast/weights.html.md"""
 from fastai.imports import noop
-from torch import nn
 
 from .core import InputError, whole
 from .models import ContrastiveModel
@@ -44,6 +43,7 @@ class HeadWarmup(StepCallback):
         print(f"the encoder stands still in the first {first}, while the head learns", flush=True)
 
     def before_train(self):
+        self.release()  # of an epoch that was broken off, after which nobody was called
         if self.epoch < self.last: self.hold()
 
     def hold(self):
@@ -57,9 +57,8 @@ class HeadWarmup(StepCallback):
 
     def release(self):
         "Have it learn again; its mode is set when an epoch begins"
-        held: list[nn.Parameter] = self.held
+        for p in self.held: p.requires_grad_()
         self.held = []
-        for p in held: p.requires_grad_()
 
     def after_train(self): self.release()
     after_cancel_train = after_cancel_fit = after_fit = after_train

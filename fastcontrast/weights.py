@@ -2,7 +2,6 @@
 
 Docs: https://fastcontrast.github.io/fastcontrast/weights.html.md"""
 import argparse
-import os
 import pickle
 import sys
 from collections import Counter
@@ -32,7 +31,8 @@ _WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'network', 'net', 'stude
 _AVERAGES = ('momentum', 'encoder_k', 'ema', 'teacher', 'target', 'key')  # words in the names of moving averages
 _HEADS = ('fc', 'head', 'heads', 'head_dist', 'classifier', 'projector', 'projection_head', 'predictor',
           'prediction_head', 'prototypes', 'aux', 'aux1', 'aux2', 'AuxLogits')
-_SUFFIXES = ('.safetensors', '.pth', '.pth.tar', '.bin') # of files in which timm looks for weights
+LOCAL = 'local-dir:' # what timm wants before the name of a folder
+_SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.tar', '.safetensors') # of files, and of no tag
 MOST_NAMED = 4 # tensors that a note names
 
 
@@ -48,7 +48,7 @@ def _names_timm(weights: str) -> bool:
     "Whether timm knows weights by this name, or there is nothing else that could have it"
     name, _, tag = weights.partition('.')
     if weights.startswith(SOURCES) or is_model_pretrained(weights): return True
-    return timm.is_model(name) and (not tag or not os.path.exists(weights))
+    return timm.is_model(name) and (not tag or not weights.endswith(_SUFFIXES) and not Path(weights).exists())
 
 
 def _folder_file(folder: Path) -> Path | None:
@@ -58,11 +58,12 @@ def _folder_file(folder: Path) -> Path | None:
     return file if file.is_file() and _is_ours(file) else None
 
 
-def _check_files(folder: Path) -> None:
-    "Raise `InputError` for a folder of timm's with weights that are no file: it opens whatever has the name"
+def _local(folder: Path) -> str:
+    "What timm calls a folder of its own. Raises `InputError` for weights in it that are no file: it opens anything"
     for file in (file for suffix in _SUFFIXES for file in folder.glob(f'*{suffix}')):
         try: check_file(file)
         except OSError as e: raise InputError(f"the weights '{clipped(file)}' can't be read: {e.strerror}.") from None
+    return f'{LOCAL}{folder}'
 
 
 def _is_ours(file: Path) -> bool:
@@ -82,11 +83,9 @@ def timm_source(
     if not isinstance(weights, str | Path) or not str(weights):
         raise InputError(f"weights={clipped(repr(weights))} is no name: give a timm tag like 'resnet50.a1_in1k', or a "
                          "file or folder of weights.")
-    if isinstance(weights, str) and _names_timm(weights):
-        source, _, folder = weights.partition(':')
-        if source == 'local-dir' and os.path.isdir(folder): _check_files(Path(folder))
-        return weights
-    path = user_path(weights, 'weights')
+    if isinstance(weights, str) and weights.startswith(LOCAL): return _local(_path(weights.removeprefix(LOCAL)))
+    if isinstance(weights, str) and _names_timm(weights): return weights
+    path = _path(weights)
     if path.is_file(): return None
     if not path.is_dir():
         raise MissingPath(f"weights='{clipped(weights)}' is neither a file, nor a folder, nor a name that timm knows: "
@@ -94,9 +93,7 @@ def timm_source(
     if _folder_file(path) is not None: return None
     try: config = read_json(path/'config.json')
     except (OSError, ValueError): config = None
-    if isinstance(config, dict) and 'architecture' in config:
-        _check_files(path)
-        return f'local-dir:{path}'
+    if isinstance(config, dict) and 'architecture' in config: return _local(path)
     raise InputError(f"the folder '{clipped(path)}' holds neither an encoder.safetensors of fastcontrast nor timm's "
                      "config.json with an architecture: give the file of weights itself.")
 
@@ -113,8 +110,15 @@ def architecture_of(
     return None
 
 
-def _file_of(weights: str | Path) -> Path:
+def _path(weights: str | Path) -> Path:
+    "A file or folder that a user named. Raises `InputError` for a name that can be none of weights"
     path = user_path(weights, 'weights')
+    check_utf8(path, 'weights')
+    return path
+
+
+def _file_of(weights: str | Path) -> Path:
+    path = _path(weights)
     return _folder_file(path) if path.is_dir() else path
 
 

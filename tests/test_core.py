@@ -1,21 +1,17 @@
 """The checks of arguments, registries, and names that have moved."""
 import importlib
 import math
+import pickle
 
 import numpy as np
 import pytest
 from helpers.refusals import refusal
 
-from fastcontrast.core import InputError, Registry, moved, number, one_of, whole
+from fastcontrast.core import InputError, MissingPath, Registry, clipped, moved, number, one_of, whole
 
 
 class Owner:
     "Something that has arguments"
-
-
-def test_a_sentence_shows_names_and_obeys_none():
-    "Python prints an error's text as it is"
-    assert str(InputError("no folder '\x1b[2Ja\nb\udcff'")) == "no folder '\\x1b[2Ja\\nb\\xff'"
 
 
 @pytest.mark.parametrize('value', [0, -1, 1.0, '1', None, True, math.nan, 4])
@@ -59,6 +55,15 @@ def test_a_registry_takes_a_name_once():
     assert "there is a thing 'first' already" in refusal(registry.register('first'), other)
     assert refusal(registry.find, 'frist') == "unknown thing 'frist': did you mean first?"
     assert list(registry) == ['first']
+
+
+@pytest.mark.parametrize('kind', [InputError, MissingPath])
+def test_sentences_show_names_and_obey_none(kind):
+    "Whoever prints them, and also when they have come from another process"
+    error = kind("no picture in 'a\x1b[2J\n\udcff'")
+    for same in (error, pickle.loads(pickle.dumps(error))):
+        assert str(same) == same.message == same.args[0] == "no picture in 'a\\x1b[2J\\n\\xff'"
+    assert clipped('\x1b\n' * 200, 9) == '\\x1b\\n\\x…' and clipped(ValueError('a\n  b')) == 'a b'
 
 
 @pytest.mark.parametrize('old, name, new', [

@@ -100,15 +100,15 @@ FORMS = dict(
     classifier=lambda s: s | {'fc.weight': torch.ones(10, 96), 'fc.bias': torch.ones(10)})
 
 
-@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-@pytest.mark.parametrize('form', FORMS)
+FLAT = ('plain', 'solo', 'classifier') # such files have no dicts in dicts
+
+
+@pytest.mark.parametrize('form, suffix', [
+    *((form, '.pth') for form in FORMS), *((form, '.safetensors') for form in FLAT)])
 def test_forms_of_a_state_dict(tmp_path, dls, source, form, suffix):
     content, file = FORMS[form](dict(source.state_dict())), tmp_path/f'w{suffix}'
     if suffix == '.pth': torch.save(content, file)
-    else:
-        while not all(isinstance(t, torch.Tensor) for t in content.values()):
-            content = next(t for t in content.values() if isinstance(t, dict))
-        save_file({name: t.clone().contiguous() for name, t in content.items()}, file)
+    else: save_file({name: t.clone() for name, t in content.get('state_dict', content).items()}, file)
     learn = learner(dls, weights=file)
     same_features(learn.model.encoder, source)
     n = len(source.state_dict())
@@ -149,7 +149,7 @@ def test_our_own(tmp_path, dls, source, form):
         assert learn.arch == ARCH and learn.mean == (.1, .2, .3) and learn.std == (.5, .6, .7)
         close(learn.normalize(torch.ones(3, 1, 1)).flatten(), torch.tensor([.9 / .5, .8 / .6, .7 / .7]))
     assert architecture_of(given) == ARCH
-    said([ARCH, 'resnet18'], contrastive_learner, dls, 'resnet18', weights=given)
+    for other in ('resnet18', 10**9): said([ARCH, str(other)], contrastive_learner, dls, other, weights=given)
     exported = learn.export(tmp_path/'again')
     assert read_weights(exported).info['mean'] == [.1, .2, .3]
 
@@ -171,10 +171,10 @@ def test_the_stem_follows_the_weights(tmp_path, arch, small_stem):
     assert learn.small_input == (small_stem and arch == 'resnet18')  # the shapes of the other stem do not tell
 
 
-@pytest.mark.parametrize('prefix', ['', 'local-dir:'])
-def test_a_folder_of_timms(tmp_path, dls, source, prefix):
-    save_for_hf(source, tmp_path, safe_serialization=True)
-    given = f'{prefix}{tmp_path}'
+@pytest.mark.parametrize('given', ['~/net', 'local-dir:~/net'])
+def test_a_folder_of_timms(tmp_path, monkeypatch, dls, source, given):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    save_for_hf(source, tmp_path/'net', safe_serialization=True)
     for arch in (ARCH, None):
         learn = learner(dls, arch, weights=given)
         same_features(learn.model.encoder, source)
@@ -206,7 +206,7 @@ def test_the_hub_and_tags(hub, dls, source):
         learn = learner(dls, **given)
         same_features(learn.model.encoder, source)
         assert learn.arch.split('.')[0] == ARCH and learn.weights_from and learn.head_warmup.epochs is None
-    said([ARCH, 'resnet18'], contrastive_learner, dls, 'resnet18', weights=tag)
+    for other in ('resnet18', 10**9): said([ARCH, str(other)], contrastive_learner, dls, other, weights=tag)
     said(["unknown tag of 'test_resnet' 'nonsense'"], contrastive_learner, dls, None, weights=f'{ARCH}.nonsense')
     said(['pretrained', 'one of the two'], contrastive_learner, dls, ARCH, weights=tag, pretrained=True)
     said(['small_input'], contrastive_learner, dls, 'resnet18', weights='resnet18.a1_in1k', small_input=True)
@@ -297,7 +297,12 @@ def test_what_is_no_weights(tmp_path, dls):
     said(['config.json'], contrastive_learner, dls, ARCH, weights=tmp_path)
     said(['weights=3'], contrastive_learner, dls, ARCH, weights=3)
     said(["weights=''"], contrastive_learner, dls, ARCH, weights='')
-    with pytest.raises(MissingPath, match='neither a file'): contrastive_learner(dls, ARCH, weights='nowhere/w.pth')
+    for name in ('nowhere/w.pth', 'resnet18.pth', 'resnet18.safetensors'):
+        with pytest.raises(MissingPath, match='neither a file'): contrastive_learner(dls, ARCH, weights=name)
+    for name in ('~nobody_is_called_this/x', 'local-dir:~nobody_is_called_this/x'):
+        said(['somebody unknown here'], contrastive_learner, dls, ARCH, weights=name)
+    said(['w\\xff.pth is no UTF-8'], contrastive_learner, dls, ARCH, weights=os.fsdecode(b'w\xff.pth'))
+    with within(10): said(['config.json'], timm_source, no_file(tmp_path/'f/config.json', 'pipe').parent)
     shutil.copy(tmp_path/'w.pth', tmp_path/'x.safetensors')
     said(['no whole safetensors'], contrastive_learner, dls, ARCH, weights=tmp_path/'x.safetensors')
 

@@ -1,6 +1,5 @@
 """What the verbs are given: pictures, and encoders of earlier runs."""
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,10 @@ def read_pictures(
     bs: int | None, # pictures in a batch; None: 256, or as many as there are
     **kwargs,       # the other arguments of `image_dls`
 ):             # its `DataLoaders`
-    "`image_dls` for the command line, which has another name for `bs`; elsewhere than on a terminal its notes wait"
+    "`image_dls` for the command line; elsewhere than on a terminal its notes wait"
     from ..data import image_dls
     if not data: raise InputError("the name of the data is empty: give a folder of pictures, or 'digits'.")
-    try: return image_dls(data, bs=bs, tell=console.print if console.is_terminal else lambda note: None, **kwargs)
-    except InputError as e:
-        few = re.match(rf'bs={bs} is larger than the training part of .* \((\d+) pictures\)', str(e))
-        if not few: raise
-        advice = "a smaller --batch-size" if bs > 2 else "more pictures"
-        raise InputError(f"too few pictures to train on in {data}: a batch takes {bs} and there are {few[1]}, "
-                         f"give {advice}.") from None
+    return image_dls(data, bs=bs, tell=console.print if console.is_terminal else lambda note: None, **kwargs)
 
 
 def tell_notes(
@@ -67,7 +60,7 @@ def split_of(
     with suppress(InputError): run = read_record(encoder.parent)
     if isinstance(run.get('settings'), dict): run = run['settings']  # whose paths are found from anywhere
     valid, seed = run.get('valid', Run.valid), run.get('seed', Run.seed)
-    if os.path.abspath(str(run.get('data'))) == os.path.abspath(Path(data).expanduser()):
+    if os.path.abspath(str(run.get('data'))) == os.path.abspath(user_path(data, 'data')):
         return dict(valid=valid, seed=seed, **{key: run.get(key, getattr(Run, key)) for key in _READ})
     return dict(valid=Run.valid if isinstance(valid, str) else valid, seed=seed)
 

@@ -7,7 +7,7 @@ from typing import Any
 from ..core import InputError
 from ..files import user_path
 from .folder import RECORD, history_rows, read_record
-from .settings import ALIASES, Run
+from .settings import ALIASES, Run, number_or_name
 
 # they change how a run is carried out or judged, or how long it is, but not what it has learned so far
 MAY_CHANGE = {'epochs', 'processes', 'precision', 'workers', 'compile', 'controls', 'cache', 'cache_folder',
@@ -62,27 +62,22 @@ def kept_settings(
     "What config.json keeps of settings: names of files as they are found from anywhere"
     settings = asdict(config)
     for key in ('data', 'valid', 'labels', 'cache_folder'):
-        if _is_path(key, settings[key]): settings[key] = _absolute(settings[key])
+        if _is_path(key, settings[key]): settings[key] = os.path.abspath(Path(settings[key]).expanduser())
     if config.weights is not None: settings['weights'] = _kept_weights(config.weights)
     return settings
 
 
 def _kept_weights(weights: str) -> str:
-    "A name of timm's stays, also where something else has it; what timm wants before that of a folder does, too"
-    from ..weights import timm_source
-    local = 'local-dir:'
-    if weights.startswith(local): return local + _absolute(weights.removeprefix(local))
-    return weights if os.path.isabs(weights) or timm_source(weights) == weights else _absolute(weights)
-
-
-def _absolute(path: str) -> str: return os.path.abspath(Path(path).expanduser())
-
-
-_NAMES = dict(data='digits', valid='digits', labels='all') # that are no path, even where there is one of that name
+    "What `--weights` names, from anywhere: what timm knows stays as it is, whatever lies here by that name"
+    from ..weights import LOCAL, timm_source
+    source, prefix = timm_source(weights), LOCAL if weights.startswith(LOCAL) else ''
+    if source is not None and not source.startswith(LOCAL): return weights
+    return prefix + os.path.abspath(user_path(weights.removeprefix(LOCAL), '--weights'))
 
 
 def _is_path(key: str, value: Any) -> bool:
-    if not isinstance(value, str) or not value or value == _NAMES.get(key): return False
+    if not isinstance(value, str) or value in ('', 'digits'): return False
+    if key == 'labels' and (value == 'all' or not isinstance(number_or_name(value), str)): return False
     return key == 'cache_folder' or value.endswith('.tar') or Path(value).expanduser().exists()
 
 

@@ -137,9 +137,6 @@ class Recipe:
             several = isinstance(value, tuple | list)
             if several and all(callable(s) or isinstance(s, StepCallback) for s in value): continue
             raise InputError(f"{name}={value!r} of {owner} must be callbacks like (CombinePatches(),).")
-        if self.per_view and self.joint_head:
-            raise InputError(f"per_view of {owner} gives every view a pass of its own, and joint_head has one pass of "
-                             "the head for all: give one of the two.")
         if self.predictor and self.predictor[-1] != self.projector[-1]:
             raise InputError(f"the predictor of {owner} ends in a width of {self.predictor[-1]} and its projector in "
                              f"{self.projector[-1]}: predictions meet projections, so give both the same.")

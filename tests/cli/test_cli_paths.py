@@ -50,7 +50,7 @@ def test_the_home_folder_in_every_option(run, home, folder):
 def test_no_path_is_refused(refused, folder, path):
     pictures(folder/'p', dict(a=4, bb=4))
     words = 'is no path' if not path else 'begins with the home folder of somebody unknown here'
-    for option in ('--out', '--resume', '--cache-folder', '--labels', '--valid'):
+    for option in ('--out', '--resume', '--cache-folder', '--labels', '--valid', *(['--weights'] if path else [])):
         assert words in refused(*RUN, f'{option}={path}'), option
     for command in (('eval', path, 'p'), ('export', path, '-o', 'x.safetensors'),
                     ('runs', path), ('compare', path, path), ('views', 'p', '-o', path)):
@@ -62,7 +62,7 @@ def test_no_path_is_refused(refused, folder, path):
     (('--size', 10**9), 'size=1000000000 must be a whole number from 2 to 8192'),
     (('--size', 10**30), 'must be a whole number'),
     (('--lr', '1e300'), '--lr=1e+300 must be a finite number above 0 and at most 1e+30'),
-    (('--batch-size', 10**12), 'a batch takes 1000000000000 and there are'),
+    (('--batch-size', 10**12), 'bs=1000000000000 is larger than the training part of'),
     (('--batch-size', 10**30), 'must be a whole number from 2 to'),
 ])
 def test_numbers_that_no_machine_has(refused, folder, args, words):
@@ -73,7 +73,7 @@ def test_numbers_that_no_machine_has(refused, folder, args, words):
 
 # ---------------------------------------------------------------- pipes
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', ['pipe', 'device'])  # that nothing writes to, and that never ends
 def test_only_files_are_opened(run, refused, folder, kind):
     pictures(folder/'p', dict(a=6, bb=6))
     no_file(folder/'p/a/pipe.jpg', kind)

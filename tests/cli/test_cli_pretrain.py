@@ -246,7 +246,7 @@ def test_batches_in_chunks(run, refused, folder):
     (('more',), 'more'),
     (('--cache',), 'leave cache (--cache) out'),
     (('--valid', 'x.tar'), "there is no shard 'x.tar'"),
-    (('--batch-size', 5000), 'a batch takes 5000 and there are 1400, give a smaller --batch-size'),
+    (('--batch-size', 5000), 'bs=5000 is larger than the training part of digits (1400 pictures): choose a smaller bs'),
     (('--small-input', '--arch', 'vit_tiny_patch16_224'), 'small_input'),
 ])
 def test_options_out_of_range(refused, args, words):
@@ -268,7 +268,7 @@ def test_data_that_is_none(refused, folder):
         assert words in refused('pretrain', data, '--batch-size', 2)
         assert words in refused('views', data)
     for command in (('pretrain', 'one', '--batch-size', 2), ('views', 'one')):
-        assert 'there are 1, give more pictures' in refused(*command)
+        assert 'one has 1 picture to train on' in refused(*command)
     assert not any(p for p in Path('runs').rglob('*') if p.is_file()) and not Path('runs').exists()
 
 

@@ -137,6 +137,14 @@ def test_what_is_no_run(refused, folder):
     assert 'is another: give one of them' in refused('pretrain', '--resume', 'e', '--out', 'f')
 
 
+def test_names_that_are_files_here_too(folder):
+    "What is kept of settings means the same from anywhere"
+    for name in ('all', '0.5', 'resnet18'): (folder/name).mkdir()
+    kept = kept_settings(Run(data='all', labels='all', weights='resnet18'))
+    assert (kept['data'], kept['labels'], kept['weights']) == (str(folder/'all'), 'all', 'resnet18')
+    assert kept_settings(Run(labels='0.5'))['labels'] == '0.5'
+
+
 @pytest.mark.parametrize('args, words', [
     (('--checkpoint', 'often'), "--checkpoint 'often' is no moment"),
     (('--checkpoint', 'epoch, 0 steps'), "--checkpoint '0 steps' is no moment"),

@@ -44,6 +44,7 @@ def test_a_run_from_the_weights_of_another(run, first, folder, form):
     assert c['arch'] == 'resnet10t' and c['small_input'] and c['weights'] == given and c['head_epochs'] is None
     assert c['settings']['weights'] == str(first/form) and c['settings']['arch'] == 'resnet10t'
     assert encoder_info('r/encoder.safetensors')['small_input']
+    if form != 'run': return
     code, out, err = run('pretrain', '--resume', 'r', '--epochs', 3)
     assert code == 0, err
     assert 'before training' not in out and 'stands still' not in out and config('r')['epochs_done'] == 3

@@ -48,6 +48,8 @@ def test_labels_are_read_from_files(tmp_path, kind):
     root = make(tmp_path/'x', dict(a=4, b=4))
     with pytest.raises(InputError, match='names.txt'), within(20):
         dls_of(root, labels=no_file(tmp_path/'names.txt', kind))
+    with pytest.raises(InputError, match="table.csv' can't be read"), within(20):
+        dls_of(no_file(tmp_path/'table.csv', kind))
 
 
 def test_labels_that_are_no_text(tmp_path):

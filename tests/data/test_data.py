@@ -233,6 +233,11 @@ def test_bad_values(tmp_path, kwargs, message):
 def test_bad_folders(tmp_path):
     with pytest.raises(MissingPath, match="there is no folder '.*/none'"): dls_of(tmp_path/'none')
     with pytest.raises(MissingPath, match='did you mean digits'): dls_of('digit')
+    root = make(tmp_path/'root', dict(a=2, b=2))
+    for path, words in (('', 'is no path'), ('~nobody_is_called_this/x', 'begins with the home folder of somebody')):
+        for given in (dict(source=path), dict(valid=path), dict(labels=path)):
+            with pytest.raises(InputError, match=words): dls_of(**dict(source=root) | given)
+    with pytest.raises(InputError, match='the home folder of somebody'): dls_of('~nobody_is_called_this/x.csv')
     with pytest.raises(MissingPath, match='there are digits'): dls_of('qqq')
     (tmp_path/'file.zip').write_bytes(b'')
     with pytest.raises(InputError, match='is a file'): dls_of(tmp_path/'file.zip')

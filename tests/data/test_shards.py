@@ -132,7 +132,8 @@ def test_an_archive_beside_its_pictures_is_no_shard(root):
     (root/'a').mkdir()
     Image.new('RGB', (8, 8)).save(root/'a/0.png')
     Image.new('RGB', (8, 8)).save(root/'a/1.png')
-    assert dls_of(root, bs=2).train.data.names == ['a/0.png', 'a/1.png']
+    dls = dls_of(root, bs=2, valid=root)
+    assert dls.train.data.names == dls.valid.data.names == ['a/0.png', 'a/1.png']
 
 
 @pytest.mark.parametrize('kind', ['jpg', 'webp', 'bmp', 'gif', 'tiff'])
@@ -411,16 +412,16 @@ def test_a_shard_that_changes_during_training(root, workers):
     (dict(labels=0.1), "labels=0.1 does not work with shards.*give None or 'all'"),
     (dict(labels='names.txt'), "labels=names.txt does not work with shards"),
     (dict(bs=300), 'bs=300 is larger than the training part of .* .200 pictures'),
-    (dict(valid='{root}/none'), 'names no shards'),
+    (dict(valid='{root}/none'), "no validation folder '.*none'"),
     (dict(cache=True), 'leave cache .--cache. out'),
-    (dict(valid='{root}/held'), 'the validation shards have class 9, but training has 3'),
+    (dict(valid='{root}/held'), "the validation data .*held has label 9, but training has 3 classes: give valid="),
 ])
 def test_bad_values(root, kwargs, message):
     (root/'held').mkdir()
     with TarWriter(str(root/'held/0.tar')) as tar: tar.write(dict(__key__='0', png=encoded(0), cls=9))
     kwargs = {k: v.format(root=root) if isinstance(v, str) else v for k, v in kwargs.items()}
     with pytest.raises(InputError, match=message) as caught: dls_of(**dict(source=root) | kwargs)
-    assert isinstance(caught.value, MissingPath) == message.startswith('no shard')
+    assert isinstance(caught.value, MissingPath) == message.startswith(('no shard', 'no validation'))
 
 
 def test_what_needs_chosen_pictures(root):

@@ -176,6 +176,9 @@ def test_paths_from_anywhere(files, tmp_path, monkeypatch):
     assert dls.report() == '' and len(set(dls.train.data.names)) == 4
     dls = dls_of(table(files/'up.csv', ['path'], [f'../{files.name}/data/00.png', str(tmp_path/'far.png')]))
     assert torch.equal(everything(dls.train.ordered())[0], x[[0, 1]])
+    (tmp_path/'link').symlink_to(files/'data')
+    dls = dls_of([tmp_path/f'link/../data/{i:02}.png' for i in (0, 2)])  # not beside the link
+    assert torch.equal(everything(dls.train.ordered())[0], TENSOR[[0, 2]])
 
 
 def test_a_broken_file_of_a_list_is_left_out(files, tmp_path):
@@ -279,6 +282,7 @@ def test_a_missing_label_is_none():
     assert read_labels([True, False, True, True], 'x').y.tolist() == [1, 0, 1, 1]
     assert read_labels(['a', 'b', 'c'], 'x', asked=True).classes == ['a', 'b', 'c']  # somebody has said that they are
     assert read_labels([2024, 2023, 2024], 'x', by_value=True).classes == ['2023', '2024']
+    for missing in (None, -1): assert read_labels([*range(30), missing, missing], 'x', by_value=True).classes is None
 
 
 def test_float_columns_are_no_classes(files):
@@ -313,7 +317,7 @@ def odd(tmp_path):
 
 def test_a_folder_as_it_is(tmp_path, capsys):
     root = odd(tmp_path)
-    with pytest.raises(InputError, match='beside folders'): dls_of(root)
+    with pytest.raises(InputError, match='beside folders.* give unlabelled .--unlabelled., which takes'): dls_of(root)
     dls = dls_of(root, unlabelled=True)
     assert dls.classes is None and len(dls.train.data) == 12 and len(dls.valid) == 0 and capsys.readouterr().out == ''
     assert {'loose0.png', '2023/jan/000.png'} < set(dls.train.data.names)
@@ -343,6 +347,8 @@ def test_what_are_classes_is_said_first(tmp_path, capsys):
     assert notes.pop() == '1 class from folders: only'
     dls_of((ARRAY, WORDS), tell=notes.append)
     assert notes.pop() == '3 classes from labels: ant, bee, cat'
+    dls = dls_of(make(tmp_path/'o', {'\x1b[2J': 2, 'b\n': 2}), tell=notes.append)
+    assert notes.pop() == '2 classes from folders: \\x1b[2J, b\\n' == dls.notes[0]
     capsys.readouterr()
     for source in ((ARRAY, Y), 'digits'): dls_of(source)
     assert capsys.readouterr().out == ''
@@ -361,10 +367,16 @@ class Raising(Given):
         return self.items[i]
 
 
-@pytest.mark.parametrize('error', [kind('oops') for kind in (
-    ValueError, KeyError, TypeError, RuntimeError, Own, ZeroDivisionError, AssertionError)])
-@pytest.mark.parametrize('how', [{}, STREAM, dict(memory=1e-12, workers=2)], ids=['resident', 'streamed', 'workers'])
-@pytest.mark.parametrize('listed', [True, False])
+ERRORS = [kind('oops') for kind in (ValueError, KeyError, TypeError, RuntimeError, Own, ZeroDivisionError,
+                                    AssertionError)]
+
+
+@pytest.mark.parametrize('error, how, listed', [
+    # labels that are not listed are read before anything else, from the items
+    *((error, {}, listed) for error in ERRORS for listed in (True, False)), (ERRORS[0], STREAM, True),
+    # torch passes these on from another process in different ways
+    *((error, dict(STREAM, workers=2), True) for error in ERRORS if type(error) in (ValueError, KeyError, Own))
+], ids=repr)
 def test_a_data_sets_own_error_is_passed_on(error, how, listed):
     source = Raising(list(zip(PICTURES, Y)), error=error, **dict(targets=Y) if listed else {})
     with pytest.raises(type(error), match='oops') as e: list(dls_of(source, size=32, valid=0, **how).train)

@@ -91,6 +91,7 @@ def test_the_column_says_so(a, b, capsys):
     learn.dls.within = 'a data set with a long name'
     assert column_names(learn)[2] == 'knn in a data set with…'
     assert in_columns([1, .5], ['x' * 12, 'y' * 11]) == f"{1:>12}  {.5:>11.4f}"
+    assert dls_of(a, valid=b.rename(b.with_name('\x1b[2J')), bs=4).within == '\\x1b[2J'
     learn.dls.within = ''
     assert column_names(learn) == learn.recorder.metric_names
 
@@ -133,6 +134,9 @@ def test_bank_and_queries(a, b, tmp_path):
     assert dls.bank.data.y.tolist() == [0, 1] * 3 and dls.valid.data.y.tolist() == [1, 0] * 3
     dls = dls_of(b, valid=(b, queries), bs=4, labels='all')
     assert dls.bank is not dls.train and len(dls.train.data) == 30 and dls.train.data.labeled.all()
+    pairs = [(p, p.parent.name) for p in sorted(b.rglob('*.png'))]
+    dls = dls_of(a, valid=(pairs, pairs[::3]), bs=4)  # not pictures and their labels
+    assert len(dls.bank.data) == 30 and len(dls.valid.data) == 10
     make(tmp_path/'other', dict(yellow=3))
     with pytest.raises(InputError, match="other' has classes that '.*b' lacks"):
         dls_of(a, valid=(b, tmp_path/'other'), bs=4)
@@ -198,6 +202,11 @@ def test_shards_train_and_a_folder_judges(b, tmp_path):
     assert judged.within == 'w' and len(judged.bank.data) == len(judged.valid.data) == 8
     bare = dls_of(tmp_path/'w', bs=4, workers=0, unlabelled=True)
     assert bare.classes is None and len(bare.train.data) == 16 and len(bare.valid) == 0
+    (tmp_path/'n').mkdir()
+    (tmp_path/'w').rename(tmp_path/'n/train')
+    b.rename(tmp_path/'n/val')
+    dls = dls_of(tmp_path/'n', bs=4, workers=0)  # as its own validation split, too
+    assert dls.classes == ['0', '1'] and len(dls.train.data) == 16 and dls.within == 'val' and len(dls.bank.data) == 24
 
 
 def test_failures_of_the_bank_are_reported(a, b):

@@ -148,7 +148,7 @@ def test_a_signal_ends_all_and_keeps_everything(folder, number, code, group):
     assert config['state'] == 'interrupted' and config['reason'] == f'interrupted by {number.name}'
     assert not (folder/'run/.lock').exists() and not left_over()
     done = config['epochs_done']
-    if group: return
+    if number != signal.SIGTERM: return
     _, _, wait = started('pretrain', '--resume', 'run', '--epochs', done + 1, until='going on with run')
     code, out = wait()
     assert code == 0 and f'of {done + 1} epochs done' in out, out
