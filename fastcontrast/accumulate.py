@@ -46,18 +46,19 @@ class Replay:
 class Chunks:
     "The views of a batch, in chunks of its pictures; the last one that was made is kept"
     def __init__(self,
-        make: Callable[[Tensor], Any], # views of pictures `[B, C, H, W]`
-        images: Tensor,                # `[B, C, H, W]`
-        n: int,                        # chunks; it divides B
+        make: Callable[..., Any], # views of pictures `[B, C, H, W]`
+        images: Tensor,           # `[B, C, H, W]`
+        n: int,                   # chunks; it divides B
+        *aspects: Tensor,         # `[B]`, of pictures that are kept whole
     ):
-        self.make, self.images = make, images.chunk(n)
+        self.make, self.pictures = make, list(zip(*(t.chunk(n) for t in (images, *aspects))))
         self.replays, self.current, self.made = [Replay(images) for _ in range(n)], None, None
 
     def __getitem__(self, i: int) -> Any:
         if i != self.current:
             self.current, self.made = i, None  # never two chunks at once
-            device = self.images[i].device.type
-            with self.replays[i](), torch.autocast(device, enabled=False): self.made = self.make(self.images[i])
+            device = self.pictures[i][0].device.type
+            with self.replays[i](), torch.autocast(device, enabled=False): self.made = self.make(*self.pictures[i])
         return self.made
 
 class Later:
@@ -123,13 +124,14 @@ class Accumulate(StepCallback):
         self.step.route.chunked = self.chunked
 
     def later(self,
-        make: Callable[[Tensor], tuple[dict[str, Tensor], Tensor]], # of pictures, their views and key views
+        make: Callable[..., tuple[dict[str, Tensor], Tensor]], # of pictures, their views and key views
         images: Tensor,
+        *aspects: Tensor,
     ) -> tuple[dict[str, Later], Later]:
         "Views of pictures that are made chunk by chunk: by role, and those that keys are made of"
         try: self.fits(len(images))
         except InputError as e: self.stop(e)
-        chunks = Chunks(make, images, self.chunks)
+        chunks = Chunks(make, images, self.chunks, *aspects)
         views, _ = chunks[0]
         later = {role: Later(lambda i, role=role: chunks[i][0][role], self.chunks) for role in views}
         key_views = Later(lambda i: chunks[i][1], self.chunks) if self.learn.plan.one_way else later['views']

@@ -13,6 +13,7 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from fastcore.foundation import L
 from torch import nn
 
+from .channels import channel_statistics
 from .core import InputError, clipped, whole
 from .guards import ClipEach
 from .losses import LOSSES, Loss, as_step_loss
@@ -25,7 +26,8 @@ from .recipes.recipe import SMALL_PICTURES
 from .step import StepCallback
 from .targets import Memory, Queue, Target
 from .warmup import HeadWarmup
-from .weights import Weights, architecture_of, fit_tensors, has_small_stem, read_weights, timm_source
+from .weights import (Weights, architecture_of, changed_channels, first_convolutions, fit_tensors, has_small_stem,
+                      read_weights, timm_source)
 
 
 @dataclass
@@ -173,7 +175,21 @@ def choose_encoder(
     pretrained: bool = False,        # start from timm's weights
     weights: str | Path | None = None, # or from these: see `read_weights`
 ) -> Start:
-    "The encoder, for pictures of this size. Raises `InputError` for one that can't be"
+    """The encoder, for pictures of this size and these channels. Raises `InputError` for one that can't be
+
+    Mean and standard deviation are its own, or of its weights, unless they are of another number of channels: then they
+    are those of the pictures."""
+    start = _begin(dls, arch, small_input, pretrained, weights)
+    config = start.encoder.pretrained_cfg
+    if len(config['mean']) != dls.channels:
+        found = channel_statistics(dls.train)
+        config.update(mean=found.mean, std=found.std, input_size=(dls.channels, dls.size, dls.size))
+        start.notes.append(found.note())
+    return start
+
+
+def _begin(dls, arch: Any, small_input: bool | None, pretrained: bool, weights: Any) -> Start:
+    "The encoder, as it or its weights are given"
     if pretrained and weights is not None:
         raise InputError(f"pretrained=True takes timm's weights of '{clipped(arch)}', and "
                          f"weights='{clipped(weights)}' are others: give one of the two.")
@@ -183,13 +199,24 @@ def choose_encoder(
     if weights is not None: return _from_file(dls, arch, small_input, weights)
     if arch is None:
         raise InputError("there is no architecture: give arch, like 'resnet18', or weights that say theirs.")
-    encoder = make_encoder(arch, small_input=bool(small_input), pretrained=pretrained, size=dls.size)
+    encoder = make_encoder(arch, bool(small_input), pretrained, dls.channels, dls.size)
     if small_input is None:
         # digits have 8 pixels, however large they are shown
         small_input = dls.size <= SMALL_PICTURES and dls.source != 'digits' and not pretrained
         small_input = small_input and has_large_stem(encoder)
         if small_input: small_stem(encoder)
-    return Start(encoder, arch, small_input, f"timm's '{arch}'" if pretrained else None)
+    if not pretrained: return Start(encoder, arch, small_input)
+    changed = _changed_by_timm(encoder, dls.channels)
+    notes = [f"weights of timm's '{clipped(arch)}'; {changed}"] if changed else []
+    return Start(encoder, arch, small_input, f"timm's '{arch}'", notes)
+
+
+def _changed_by_timm(encoder: nn.Module, channels: int) -> str:
+    "What to say of weights that timm has changed for another number of channels; '' if it has not"
+    made_for = (encoder.pretrained_cfg.get('input_size') or (3,))[0]
+    convolutions = first_convolutions(encoder)
+    if made_for == channels or not convolutions: return ''
+    return changed_channels([f'{name}.weight ({made_for} to {channels})' for name in convolutions])
 
 
 def _from_module(dls, module: nn.Module, small_input: bool | None, pretrained: bool, weights: Any) -> Start:
@@ -201,27 +228,28 @@ def _from_module(dls, module: nn.Module, small_input: bool | None, pretrained: b
     if pretrained:
         raise InputError(f"pretrained=True is for architectures by name, and arch={name}(…) is a module, which comes "
                          "with its weights: leave it out, and give head_epochs=1 if they are worth keeping.")
-    encoder, notes = as_encoder(module, dls.size)
-    check_trains(encoder, name, dls.size)
-    arch = timm_name(encoder, dls.size) or MODULE + class_path(encoder)
+    encoder, notes = as_encoder(module, dls.size, dls.channels)
+    check_trains(encoder, name, dls.size, dls.channels)
+    arch = timm_name(encoder, dls.size, dls.channels) or MODULE + class_path(encoder)
     if weights is None: return Start(encoder, arch, notes=notes, module=True)
     if timm_source(weights) is not None:
         raise InputError(f"weights='{clipped(weights)}' are of a model that timm makes, and arch={name}(…) is one "
                          "already: give the name as arch, or a file as weights.")
     read = read_weights(weights, module)
     note = fit_tensors(encoder, read).note(read.origin)
-    _follow(encoder, read)
+    _follow(encoder, read, dls.channels)
     return Start(encoder, arch, weights=read.origin, notes=[*notes, note], module=True)
 
 
 def _from_timm(dls, arch: str | None, small_input: bool | None, source: str) -> Start:
     "A model that timm makes with its weights"
-    encoder = make_encoder(source, small_input=bool(small_input), pretrained=True, size=dls.size)
+    encoder = make_encoder(source, bool(small_input), True, dls.channels, dls.size)
     own, hub = architecture(encoder), source.startswith(SOURCES)
     if arch is not None and str(arch).split('.')[0] != own: _refuse_other(arch, own, source)
     # it may have been made with arguments of its own, which no name tells
-    name = (timm_name(encoder, dls.size) or MODULE + class_path(encoder)) if hub else source
-    return Start(encoder, name, False, f"'{source}'", [f"weights of timm's '{source}'"])
+    name = (timm_name(encoder, dls.size, dls.channels) or MODULE + class_path(encoder)) if hub else source
+    changed = _changed_by_timm(encoder, dls.channels)
+    return Start(encoder, name, False, f"'{source}'", [f"weights of timm's '{source}'{changed and f'; {changed}'}"])
 
 
 def _from_file(dls, arch: str | None, small_input: bool | None, weights: str | Path) -> Start:
@@ -235,7 +263,7 @@ def _from_file(dls, arch: str | None, small_input: bool | None, weights: str | P
     arch = arch or own
     if arch is None:
         raise InputError(f"weights='{clipped(weights)}' do not say of which architecture they are: give arch.")
-    encoder, read = make_encoder(arch, size=dls.size), read_weights(weights)
+    encoder, read = make_encoder(arch, in_chans=dls.channels, size=dls.size), read_weights(weights)
     small = has_small_stem(encoder, read)
     if None not in (small_input, small) and small_input != small:
         stem = 'the stem for small pictures' if small else "a ResNet's usual stem"
@@ -244,7 +272,7 @@ def _from_file(dls, arch: str | None, small_input: bool | None, weights: str | P
     small = bool(small_input if small is None else small)
     if small: small_stem(encoder)
     note = fit_tensors(encoder, read).note(read.origin)
-    _follow(encoder, read)
+    _follow(encoder, read, dls.channels)
     return Start(encoder, arch, small, read.origin, [note])
 
 
@@ -253,11 +281,10 @@ def _refuse_other(arch: str, own: str, weights: Any) -> None:
                      "out, or give other weights.")
 
 
-def _follow(encoder: nn.Module, weights: Weights) -> None:
-    "Mean and standard deviation are those that the weights were trained with, where the file says so"
+def _follow(encoder: nn.Module, weights: Weights, channels: int) -> None:
+    "Mean and standard deviation are those that the weights were trained with, where the file says them of as many"
     info = weights.info
-    usual = encoder.pretrained_cfg['mean']
-    if info and len(info['mean']) == len(usual):
+    if info and len(info['mean']) == channels:
         encoder.pretrained_cfg.update(mean=tuple(info['mean']), std=tuple(info['std']))
 
 
@@ -349,12 +376,14 @@ def make_model(
     size: int,          # side of the pictures in pixels
     recipe: Recipe,     # resolved, and without prototypes that its loss has no use for
     given: bool,        # the encoder has weights already
+    in_chans: int = 3,  # channels of the pictures
 ) -> ContrastiveModel:
     "The encoder with the method's head. Raises `InputError` where the call freezes what the encoder has not"
     _freeze(encoder, recipe)
     if recipe.fixed_positions and not given: fix_positions(encoder)
     if recipe.drop_path: drop_paths(encoder, recipe.drop_path)
-    model = ContrastiveModel(encoder, recipe.head(feature_dim(encoder, size)), recipe.per_view, recipe.joint_head)
+    head = recipe.head(feature_dim(encoder, size, in_chans))
+    model = ContrastiveModel(encoder, head, recipe.per_view, recipe.joint_head, in_chans)
     model.encoder.to(memory_format=torch.channels_last)
     return model
 

@@ -35,11 +35,12 @@ def store_path(
     root: str | Path,         # the folder of pictures
     split: str,               # which of its pictures: 'all', 'train' or 'valid'
     side: int,                # of the stored pictures, pixels
+    label: str = '',          # what else is unusual in them, see `PixelFormat`
 ) -> Path:                    # the store's file
     "Where the store of a folder of pictures lies"
     root = Path(os.path.abspath(Path(root).expanduser()))
     folder = root.with_name(f'{root.name}.cache') if cache is True else user_path(cache, 'cache')
-    return folder/f'{root.name}-{split}-{side}px.safetensors'
+    return folder/f'{root.name}-{split}-{side}px{label}.safetensors'
 
 
 def open_store(
@@ -51,7 +52,8 @@ def open_store(
 ) -> tuple[torch.Tensor, dict[int, str]]: # [N, *form.shape], mapped onto the file; failed pictures, and why
     "The store of these pictures, built if there is none that is whole and of now. Raises `InputError`"
     check_utf8(path, 'cache')
-    store = _Store(pictures, form, path, dict(format=FORMAT, digest=pictures.digest(), side=str(form.side)))
+    store = _Store(pictures, form, path, dict(format=FORMAT, digest=pictures.digest(), side=str(form.side),
+                                              **form.described()))
     content, fault = store.read()
     if content is None:
         with _alone(path):
@@ -100,7 +102,7 @@ class _Chunks(Dataset):
     def __getitem__(self, k: int) -> tuple[dict[int, str], str]:
         "The pictures that could not be decoded, and the error that kept the chunk from being written, or ''"
         indices = range(k * self.size, min((k + 1) * self.size, len(self.pictures)))
-        if self.rows is None: self.rows = np.empty((self.size, *self.form.shape), dtype=np.uint8)
+        if self.rows is None: self.rows = np.empty((self.size, *self.form.shape), dtype=self.form.array_type)
         rows, failed = self.rows[:len(indices)], {}
         for row, i in zip(rows, indices, strict=True):
             pixels, reason = attempt(self.pictures.pixels, i, self.form)
@@ -126,7 +128,7 @@ class _Store:
     @property
     def shape(self) -> tuple[int, int, int, int]: return len(self.pictures), *self.form.shape
     @property
-    def end(self) -> int: return HEADER + int(np.prod(self.shape, dtype=np.int64)) # bytes before what failed
+    def end(self) -> int: return HEADER + len(self.pictures) * self.form.nbytes # bytes before what failed
 
     def named(self, failed: dict[int, str]) -> dict[str, str]:
         "Failures by what messages call the pictures"
@@ -144,7 +146,7 @@ class _Store:
                 failed = self._failures(file.get_tensor('failed').tobytes())
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # nobody may write to it: that is meant
-                pixels = torch.from_numpy(np.memmap(self.path, np.uint8, 'r', HEADER, self.shape))
+                pixels = torch.from_numpy(np.memmap(self.path, self.form.array_type, 'r', HEADER, self.shape))
             return (pixels, failed), ''
         except FileNotFoundError: return None, ''
         # the values are those of a header that promises something else
@@ -156,7 +158,7 @@ class _Store:
         pixels, failed = file.get_slice('pixels'), file.get_slice('failed')
         with open(self.path, 'rb') as start: length = int.from_bytes(start.read(8), 'little')
         return (pixels.get_shape() == list(self.shape) and len(failed.get_shape()) == 1 and length == HEADER - 8
-                and pixels.get_dtype() == failed.get_dtype() == 'U8'
+                and pixels.get_dtype() == f'U{self.form.bits}' and failed.get_dtype() == 'U8'
                 and self.path.stat().st_size == self.end + failed.get_shape()[0])
 
     def _failures(self, content: bytes) -> dict[int, str]:
@@ -226,6 +228,6 @@ class _Store:
         "The first page of a safetensors file with the tensors `pixels` and `failed`, the latter of `tail` bytes"
         size = self.end - HEADER
         head = json.dumps(dict(__metadata__=self.metadata,
-                               pixels=dict(dtype='U8', shape=self.shape, data_offsets=[0, size]),
+                               pixels=dict(dtype=f'U{self.form.bits}', shape=self.shape, data_offsets=[0, size]),
                                failed=dict(dtype='U8', shape=[tail], data_offsets=[size, size + tail]))).encode()
         return (HEADER - 8).to_bytes(8, 'little') + head.ljust(HEADER - 8)

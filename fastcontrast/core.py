@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
-
 LARGEST_SIDE = 8192 # pixels of a view's side; one picture of that side takes 800 MB before anything is made of it
 
 
@@ -67,7 +66,8 @@ def suggest(
 ) -> str:                 # one sentence
     "The sentence for a name that is not known: the nearest known ones, or all of them if none is near"
     known, name = sorted(known), clipped(name)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    spellings = {other.lower(): other for other in reversed(known)}  # papers write SimCLR and DCL
+    near = [spellings[low] for low in difflib.get_close_matches(name.lower(), spellings, n=3, cutoff=0.5)]
     if near: return f"unknown {kind} '{name}': did you mean {' or '.join(near)}?"
     return f"unknown {kind} '{name}': there are {', '.join(known[:20])}{', …' if len(known) > 20 else ''}."
 

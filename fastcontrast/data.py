@@ -1,12 +1,14 @@
 """From a folder, shards, a name or a data set to `DataLoaders` whose batches are plain tensors, already on the device.
 
 Docs: https://fastcontrast.github.io/fastcontrast/data.html.md"""
+import difflib
 import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,15 @@ from fastai.torch_core import default_device
 from torch.utils.data import Dataset
 
 from .cache import open_store, store_path
-from .core import LARGEST_SIDE, InputError, MissingPath, is_number, number, suggest, whole
+from .core import LARGEST_SIDE, InputError, MissingPath, clipped, is_number, number, shown, suggest, whole
 from .distributed import join_processes, local_world_size, rank, world_size
-from .files import from_list, read_text, shown, user_path
-from .formats import PixelFormat
+from .files import from_list, megabytes, read_text, user_path
+from .formats import LONGEST, PixelFormat
 from .folders import by_folder, find_pictures, left_out, list_folder
 from .loaders import (FastaiLoader, ImageData, ImageLoader, ImageLoaders, MappedLoader, PictureStream, ResidentLoader,
-                      ShardLoader, StratifiedLoader, StreamingLoader, decode_all, empty_loader, load_rows)
-from .pictures import Files, common_size, first_ten
+                      ShardLoader, StratifiedLoader, StreamingLoader, decode_all, empty_loader, load_rows, outside)
+from .pictures import Files, common_size, first_ten, short_and_long
+from .sample import Kept, check_range, kept_of
 from .shards import Shards, shard_paths
 from .sources import (TABLES, Columns, Labels, Part, are_labelled, are_shards, is_table, open_collection,
                       without_labels)
@@ -39,7 +42,12 @@ __all__ = ['SOURCES', 'VALID_FOLDERS', 'ImageData', 'ImageLoader', 'ImageLoaders
 SOURCES = ('digits',)
 VALID_FOLDERS = ('val', 'valid', 'validation', 'test')
 BATCH = 256  # pictures, where nobody says how many
+MOST_CHANNELS = 4096 # as of the finest spectrometers, many times over
 WITHIN = 0.2 # share of pictures that are judged within themselves which is tested on the others
+# short side at which whole pictures are kept, over that of the views, so that more than half of the crops of 0.08 to 1
+# of their area have as many pixels as the view. The median of these is 0.54, and 1 / sqrt(0.54) = 1.36; large ones of
+# another shape than the picture don't fit and are drawn anew, so it takes 1.4; and what is squashed has fewer across
+SPARE = 1.5
 
 # --- folders
 
@@ -48,8 +56,8 @@ def _scan(folder: Path, classes: list[str] | None = None) -> tuple[Files, list[s
     loose, below, others = by_folder(folder)
     if loose and below:
         raise InputError(f"'{folder}' holds loose pictures ({loose[0]}) beside folders of pictures "
-                         f"({next(iter(below))}): put every picture into a class folder, or none, or give unlabelled "
-                         "(--unlabelled), which takes all as they lie")
+                         f"({next(iter(below))}): put every picture into a class folder, or take them all as they lie, "
+                         "without classes, by unlabelled=True (--unlabelled)")
     _check_found(folder, loose or below, others)
     if loose: return Files(folder, loose, np.full(len(loose), -1)), None
     unknown = sorted(set(below) - set(classes or below))
@@ -84,12 +92,22 @@ def _check_found(folder: Path, found: Collection[str], others: str) -> None:
     if others and not rank(): print(others, file=sys.stderr)
 
 
+def _no_folder(root: Path, source: str) -> str:
+    "The sentence for a folder that is not there, with what is called nearly so: beside it, or built in"
+    by_name = root.name == source
+    try: beside = [path.name for path in islice(root.parent.iterdir(), 1000) if path.is_dir()]
+    except OSError: beside = []
+    near = difflib.get_close_matches(root.name, [*(SOURCES if by_name else ()), *beside], n=3, cutoff=0.6)
+    if near and not by_name: near = [str(root.with_name(name)) for name in near]
+    if near: return f"there is no folder '{clipped(source)}': did you mean {' or '.join(map(clipped, near))}?"
+    return suggest(source, SOURCES, 'folder or data set') if by_name else f"there is no folder '{source}'"
+
+
 def _open_folder(source: str | Path, unlabelled: bool, held: bool = True) -> tuple[Part, Part | None]:
     "The pictures of a name that is to be a folder, and those of its validation split, where it has one (and `held`)"
     root = user_path(source, 'source')
     if not root.exists():
-        if root.name == str(source): raise MissingPath(suggest(source, SOURCES, 'folder or data set'))
-        raise MissingPath(f"there is no folder '{source}'")
+        raise MissingPath(_no_folder(root, str(source)))
     if not root.is_dir():
         raise InputError(f"'{source}' is a file: give the folder that holds the pictures, or a table of their paths "
                          f"({', '.join(TABLES)})")
@@ -210,7 +228,10 @@ class _Settings:
     cache: None | bool | str | Path
     unlabelled: bool
     columns: Columns
+    value_range: tuple[float, float] | None
+    channels: int | None
     tell: Callable[[str], None] # gets each note
+    store_size: int | None = None # short side at which pictures are kept; None: what the usual crops want
     builders: int = field(init=False) # processes that decode, or look into shards, before that
     fits: bool = field(init=False)    # does the batch become smaller where there are fewer pictures?
     notes: list[str] = field(default_factory=list, init=False) # that were told
@@ -230,10 +251,13 @@ class _Settings:
 
     def _check(self):
         whole(size=self.size, most=LARGEST_SIDE, optional=True)
+        whole(store_size=self.store_size, least=2, most=LARGEST_SIDE, optional=True)
         whole(bs=self.bs, least=2)  # a picture needs another to be told from
         whole(seed=self.seed, least=0)
         whole(workers=self.workers, least=0, optional=True)
         number(memory=self.memory, above=0, most=1)
+        whole(channels=self.channels, most=MOST_CHANNELS, optional=True)
+        if self.value_range is not None: check_range(self.value_range)
         if self.valid is None or isinstance(self.valid, Real): number(valid=self.valid, least=0, below=1)
         if isinstance(self.valid, (str, Path)): user_path(self.valid, 'valid')
         if not isinstance(self.cache, (type(None), bool, str, Path)) or self.cache == '':
@@ -276,11 +300,21 @@ def _free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else psutil.virtual_memory().available
 
 
-def _sizes(parts: Sequence[Part], size: int | None) -> tuple[int, int]:
-    "Side of what the model sees, and of the pictures in a batch"
-    common = common_size(part.pictures for part in parts)
+def _sizes(parts: Sequence[Part], size: int | None, store_size: int | None) -> tuple[int, int, int | None]:
+    """Side of what the model sees, and of the pictures in a batch; and their short side if they are kept whole, or None
+
+    Only where all are squares they are cut to such. The others are squashed to squares of the area that they have at
+    their short side, by what is usual among them: it depends on the pictures, and not on this machine's memory."""
+    lists = [part.pictures for part in parts]
+    common = common_size(lists)
     size = size or (common if common and common <= 256 else 224)
-    return size, size if common == size else round(1.15 * size)
+    short, long = (short_and_long(lists) if common is None else np.array([[common, common]])).T
+    squares = bool((short == long).all())
+    if squares and (store_size is None or not len(short)):
+        return size, store_size or (size if common == size else round(1.15 * size)), None
+    side = min(store_size or round(SPARE * size), round(np.median(short)))
+    if squares: return size, side, None
+    return size, round(side * np.sqrt(np.median(np.minimum(long / short, LONGEST)))), side
 
 # --- what judges
 
@@ -406,7 +440,7 @@ def _stores(
     "The store of each split, where there is to be one; of all pictures of its place, so that it does for any split"
     def opened(split, name, form):
         if not settings.cache or not isinstance(split.listed.pictures, Files): return None
-        path = store_path(settings.cache, source, name, form.side)
+        path = store_path(settings.cache, source, name, form.side, form.label)
         return open_store(split.listed.pictures, form, path, settings.builders, settings.strict)
     if judges.queries is None: return [opened(splits[0], 'all', forms[0])] * 2
     return [opened(*each) for each in zip(splits, ('train', 'valid', 'bank'), forms)]
@@ -439,15 +473,29 @@ def _make_loader(
     data = ImageData([pictures.names[i] for i in np.flatnonzero(good)], torch.from_numpy(labels.y[good]),
                      torch.from_numpy(labeled[good]), labels.classes, failed, labels.reason)
     if failed and not len(data): raise InputError(f"no picture could be decoded: {first_ten(failed.items())}")
-    return make(data, settings.bs, device, training=split.training, seed=settings.seed)
+    return make(data, settings.bs, device, training=split.training, seed=settings.seed, form=form)
 
 
-def _formats(splits: list[_Split], within: bool, settings: _Settings) -> tuple[int, list[PixelFormat]]:
-    "Side of what the model sees, and how the pictures of each split are kept; each judge by itself in its own"
+def _formats(splits: list[_Split], within: bool, settings: _Settings) -> tuple[int, list[PixelFormat], int | None]:
+    """Side of what the model sees, and how the pictures of each split are kept, each judge by itself in its own; and
+    the short side of training's if they are whole, or None"""
     parts = [split.part for split in splits]
-    size, side = _sizes(parts[:1] if within else parts, settings.size)
-    other = _sizes(parts[1:], size)[1] if within else side
-    return size, [PixelFormat(side), *[PixelFormat(other)] * (len(parts) - 1)]
+    size, side, short = _sizes(parts[:1] if within else parts, settings.size, settings.store_size)
+    _, other, other_short = _sizes(parts[1:], size, settings.store_size) if within else (size, side, short)
+    judges = [PixelFormat(other, whole=other_short is not None)] * (len(parts) - 1)
+    return size, [PixelFormat(side, whole=short is not None), *judges], short
+
+
+def _values(splits: list[_Split], within: bool, settings: _Settings) -> list[Kept]:
+    "How the values of each split are kept: alike in all; in those that judge by themselves, by their own"
+    pictures = [split.part.pictures for split in splits]
+    groups, channels, kept = [pictures[:1], pictures[1:]] if within else [pictures], settings.channels, []
+    for group in groups:
+        found = kept_of(group, settings.value_range, channels)
+        channels = found.channels  # one encoder sees all of them
+        for note in found.notes: settings.note(note)
+        kept += [found] * len(group)
+    return kept
 
 
 def _load(train: Part, judges: _Judges, settings: _Settings) -> ImageLoaders:
@@ -455,18 +503,32 @@ def _load(train: Part, judges: _Judges, settings: _Settings) -> ImageLoaders:
     splits = _splits(train, judges, settings)
     settings.check_batch(len(splits[0].part), train.name)
     _tell(train, judges, settings)
-    size, forms = _formats(splits, judges.bank is not None, settings)
+    size, forms, short = _formats(splits, judges.bank is not None, settings)
+    values = _values(splits, judges.bank is not None, settings)
+    forms = [replace(form, channels=kept.channels, bits=kept.bits, span=kept.span)
+             for form, kept in zip(forms, values, strict=True)]
     copies = local_world_size() if settings.device.type == 'cpu' else 1
     need = sum(len(split.part) * form.nbytes for split, form in zip(splits, forms) if not split.sharded) * copies
     resident = need <= settings.memory * _free_memory(settings.device)
+    if short: settings.note(_kept_whole(short, need // copies, resident, settings))
     stores = _stores(splits, judges, train.name, forms, settings)
     loaders = [_make_loader(*each, resident, settings) for each in zip(splits, stores, forms, strict=True)]
     settings.check_batch(len(loaders[0].data), train.name)  # what could not be decoded is left out
     for loader in loaders: loader.bs = settings.bs
     if settings.fits and settings.bs < BATCH - BATCH % world_size():
         settings.note(f"a batch has {settings.bs} pictures, as there are {len(loaders[0].data)} to train on")
-    return ImageLoaders(*loaders, size=size, source=train.name, channels=forms[0].channels,
-                        within=judges.within, notes=settings.notes)
+    for span in {id(form.span): form.span for form in forms}.values():
+        if clipped := outside(span, False): settings.note(clipped)
+    return ImageLoaders(*loaders, size=size, source=train.name, channels=values[0].channels, span=values[0].span,
+                        value_range=values[0].value_range, within=judges.within, notes=settings.notes)
+
+
+def _kept_whole(short: int, need: int, resident: bool, settings: _Settings) -> str:
+    "The note on pictures that are no squares; all of them take `need` bytes"
+    place = f"at {short} px of their short side"
+    if not need: return f"pictures are read whole for every batch, {place}"  # shards
+    if resident or settings.cache: return f"pictures are kept whole, {place}: {megabytes(need)}"
+    return f"pictures are read whole for every batch, {place} ({megabytes(need)} in all)"
 
 
 def _tell(train: Part, judges: _Judges, settings: _Settings):
@@ -486,7 +548,7 @@ def _classes(part: Part) -> str: return f"{len(part.classes):,} class{'es' if le
 def _some(names: list[str]) -> str: return ', '.join(names[:10]) + (', …' if len(names) > 10 else '')
 
 
-def _aloud(note: str): print(note, flush=True)  # where the learner says what it is going to do
+def _aloud(note: str): print(shown(note), flush=True)  # where the learner says what it is going to do
 
 # --- loaders of shards
 
@@ -568,7 +630,10 @@ def _check_fastai(dls: DataLoaders):
 
 def _check_fastai_batch(x: torch.Tensor):
     if x.ndim != 4:
-        raise InputError(f"the first input of the DataLoaders should be pictures [B, 3, H, W], not {list(x.shape)}")
+        raise InputError(f"the first input of the DataLoaders should be pictures [B, C, H, W], not {list(x.shape)}")
+    if x.dtype not in (torch.uint8, torch.uint16) and not x.is_floating_point():
+        raise InputError(f"the pictures of the DataLoaders are {x.dtype}, but views need uint8, uint16 or floats in "
+                         "[0, 1]")
     if x.is_floating_point() and (x.min() < 0 or x.max() > 1):
         raise InputError(f"the pictures of the DataLoaders go from {x.min():.2f} to {x.max():.2f}, "
                          "but views need them in [0, 1]")
@@ -612,10 +677,14 @@ def _fastai_loaders(dls: DataLoaders, settings: _Settings) -> ImageLoaders:
     if not len(loaders[0]):
         raise InputError("the training part of the DataLoaders has no whole batch: choose a smaller bs")
     if len(loaders) < 2: loaders.append(empty_loader(loaders[0]))
-    x = loaders[0].one_batch()[0]
-    _check_fastai_batch(x)
-    return ImageLoaders(*loaders, size=settings.size or min(x.shape[-2:]), source='fastai DataLoaders',
-                        notes=settings.notes)
+    first, *others = [loader.one_batch()[0] for loader in loaders if len(loader)]
+    for x in (first, *others): _check_fastai_batch(x)
+    for x in others:
+        if x.shape[1] == first.shape[1]: continue
+        raise InputError(f"the training pictures of the DataLoaders have {first.shape[1]} channels and those that "
+                         f"validate {x.shape[1]}: read both alike")
+    return ImageLoaders(*loaders, size=settings.size or min(first.shape[-2:]), channels=first.shape[1],
+                        source='fastai DataLoaders', notes=settings.notes)
 
 # --- all together
 
@@ -634,8 +703,11 @@ def image_dls(
     unlabelled: bool = False,   # leave labels alone, and take a folder as it is: loose pictures and nested ones
     column: str | None = None,  # of a table or of items that are dicts: where the pictures are; None: a usual name
     label_column: str | None = None, # and their labels; None: label, class or target, if there is one
+    value_range: tuple[float, float] | None = None, # values that become 0 and 1; None: 0 and 255, or found, see below
+    channels: int | None = None, # of the pictures; None: 3, or those of the first picture where it isn't grey or colour
     tell: Callable[[str], None] | None = None, # gets what is worth a note, a sentence each; None: it is printed
-) -> ImageLoaders:              # batches `(uint8 [bs, 3, R, R], int64 [bs])`; `classes`, `size`, `source`, `report()`
+    store_size: int | None = None, # short side at which pictures are kept, at most their own; None: see below
+) -> ImageLoaders:              # batches `(uint8 [bs, C, R, R], int64 [bs])`; `classes`, `size`, `source`, `report()`
     """`DataLoaders` of pictures for contrastive training; whatever cannot work is an `InputError` (`MissingPath`)
 
     `source`: a folder, a list of paths, a CSV file or data frame of paths, shards ('shards/{000..146}.tar', a list or
@@ -645,10 +717,20 @@ def image_dls(
     `valid`: a share counts only for a source with classes and no validation split. A source whose classes are not
     training's is judged within itself: kNN and probes learn from its train/, or from four fifths of it, and are tested
     on the rest; of (bank, queries) they learn from the first and are tested on the second. What a data set itself
-    raises is not an `InputError`: it is passed on."""
+    raises is not an `InputError`: it is passed on.
+
+    Squares of one size are kept as they are if that is `size`, and other squares at 1.15 times `size`. Pictures of
+    other shapes are kept whole, at a `store_size` of 1.5 times `size`, and their batches are `(images, aspects, y)`:
+    see `ImageLoader`.
+
+    Pictures of more than 8 bits, integers or floats, are scaled by one range for all of them: `value_range`, or one
+    that a sample of them tells and a note says; batches are then uint16, and `value_range` of the loaders has it.
+    `channels` is 1 for grey, 3, or any other number: that of arrays, of .npy files, or 4 where transparency counts."""
     settings = _Settings(size, bs, labels, valid, seed, workers, memory, strict, device, cache, unlabelled,
-                         Columns(column, label_column), tell or _aloud)
-    if isinstance(source, DataLoaders): return _fastai_loaders(source, settings)
+                         Columns(column, label_column), value_range, channels, tell or _aloud, store_size)
+    if isinstance(source, DataLoaders):
+        if value_range is None: return _fastai_loaders(source, settings)
+        raise InputError("fastai DataLoaders scale their pictures themselves: leave value_range (--range) out")
     shards = None if isinstance(source, Dataset) or is_table(source) else _open_shards(source, settings)
     if cache and (shards or not isinstance(source, (str, Path)) or source in SOURCES):
         raise InputError(f"cache={cache} keeps a folder of pictures decoded, and the source is none: "

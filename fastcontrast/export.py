@@ -227,6 +227,7 @@ def _try_torchvision(encoder: nn.Module, info: dict[str, Any]) -> None:
     arch = info['arch'].split('.')[0]
     refusal = f"torchvision has no model that takes the weights of this '{arch}'"
     if info['small_input']: raise InputError(f"{refusal} with the stem for small pictures: export it for timm.")
+    if info['in_chans'] != 3: raise InputError(f"{refusal} for {info['in_chans']} channels: export it for timm.")
     if arch not in list_models(): raise InputError(f"{refusal}: export it for timm.")
     model = get_model(arch, weights=None).eval()
     if isinstance(getattr(model, 'fc', None), nn.Linear): model.fc = nn.Identity()

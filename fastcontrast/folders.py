@@ -5,9 +5,10 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from .arrays import ARRAY_SUFFIXES
 from .core import InputError
 from .files import check_file, shown
 from .pictures import picture_suffixes
@@ -19,9 +20,8 @@ _ELSEWHERE = {'.heic', '.heif', '.hif', '.avif', '.avifs', '.jxl', '.jxr', '.wdp
               '.srw', '.x3f', '.webp', '.jp2', '.dcm', '.xcf', '.psb', '.eps', '.wmf', '.emf'}
 # of files that often stand beside pictures and are none
 _BESIDE = {'.txt', '.json', '.jsonl', '.csv', '.tsv', '.xml', '.yaml', '.yml', '.md', '.html', '.htm', '.pdf', '.db',
-           '.ini', '.log', '.xmp', '.thm', '.py', '.ipynb', '.pt', '.pth', '.pkl', '.safetensors', '.npy', '.npz',
-           '.mat', '.h5', '.parquet', '.tar', '.zip', '.gz', '.tgz', '.7z', '.mp4', '.mov', '.avi', '.mp3', '.wav',
-           '.cls'}
+           '.ini', '.log', '.xmp', '.thm', '.py', '.ipynb', '.pt', '.pth', '.pkl', '.safetensors', '.mat', '.h5',
+           '.parquet', '.tar', '.zip', '.gz', '.tgz', '.7z', '.mp4', '.mov', '.avi', '.mp3', '.wav', '.cls'}
 # JPEG, PNG, GIF, BMP, TIFF (with DNG and most raw formats), JPEG 2000, JPEG XL; RIFF's WebP; HEIF and AVIF; Photoshop
 _FIRST_BYTES = re.compile(
     rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM.{4}\0\0\0\0|II[*+]\0|MM\0[*+]|\0\0\0\x0c(?:jP |JXL) '
@@ -32,6 +32,7 @@ _FIRST_BYTES = re.compile(
 class Listing:
     "What a folder holds: paths in it, with '/', sorted"
     pictures: list[str] = field(default_factory=list)
+    arrays: list[str] = field(default_factory=list) # files of arrays, which are pictures where there are no others
     others: list[str] = field(default_factory=list) # of which each is a picture that can't be read, or has another name
 
 
@@ -64,18 +65,25 @@ def list_folder(
 ) -> Listing:
     """Every file with a picture's suffix, and those that only look like one
 
-    A link to a folder is followed, unless that is a part of `whole`, whose files are found where they lie, or holds
-    it. Raises `InputError` for a folder that can't be looked into."""
+    Arrays (.npy, .npz) are pictures where there are no others; beside such they are something else. A link to a folder
+    is followed, unless that is a part of `whole`, whose files are found where they lie, or holds it. Raises
+    `InputError` for a folder that can't be looked into."""
+    found = _listed(folder, nested, whole)
+    return found if found.pictures else replace(found, pictures=found.arrays)
+
+
+def _listed(folder: Path, nested: bool, whole: Path | None = None) -> Listing:
+    "What there is in a folder, arrays by themselves"
     suffixes, found, unsure = frozenset(picture_suffixes()), Listing(), []
     for name in _files(folder, nested, whole):
         suffix = name[name.rfind('.'):].lower()  # without a dot, the last letter
         if suffix in suffixes: found.pictures.append(name)
+        elif suffix in ARRAY_SUFFIXES: found.arrays.append(name)
         elif suffix in _ELSEWHERE: found.others.append(name)
         elif suffix not in _BESIDE: unsure.append(name)
     if any(_looks_like_one(folder/name) for name in unsure[:SNIFFED]):
         found.others += [name for name in unsure if _looks_like_one(folder/name)]
-    found.pictures.sort()
-    found.others.sort()
+    for names in (found.pictures, found.arrays, found.others): names.sort()
     return found
 
 
@@ -84,9 +92,12 @@ def by_folder(
 ) -> tuple[list[str], dict[str, list[str]], str]:
     """The pictures that lie in a folder itself, those in each of its folders that has any, and a note of what was left
     out, or ''; names are those of `list_folder`"""
-    top = list_folder(folder, nested=False)
+    top = _listed(folder, nested=False)
     names = sorted(entry.name for entry in _entries(os.fspath(folder)) if _is_folder(entry))
-    below = {name: list_folder(folder/name, whole=folder) for name in names}
+    below = {name: _listed(folder/name, nested=True, whole=folder) for name in names}
+    if not top.pictures and not any(found.pictures for found in below.values()):
+        top, below = (replace(top, pictures=top.arrays),
+                      {name: replace(found, pictures=found.arrays) for name, found in below.items()})
     others = top.others + [f'{name}/{other}' for name, listing in below.items() for other in listing.others]
     return top.pictures, {name: found.pictures for name, found in below.items() if found.pictures}, left_out(others)
 

@@ -303,11 +303,11 @@ class ContrastiveLearner(Learner):
     def show_views(self,
         n: int = 6,                      # pictures
         path: str | Path | None = None,  # where to save the drawing, if anywhere; process 0 does
+        bands: Sequence[int] | None = None, # channels drawn as red, green and blue; None: see `draw_views`
     ):                                   # a matplotlib figure
         "Draw pictures of the training part and the views that training makes of them"
-        x, *_ = self.dls.train.one_batch()
-        x = x[:n].as_subclass(Tensor)
-        return draw_views(x, self.views(x), path=None if rank() else path, n=n)
+        x, *aspects = (t[:n].as_subclass(Tensor) for t in self.dls.train.one_batch()[:-1])
+        return draw_views(x, self.views(x, None, *aspects), None if rank() else path, n, *aspects, bands=bands)
 
     def export(self,
         path: str | Path, # a `.safetensors` file
@@ -356,8 +356,8 @@ def contrastive_learner(
     encoder = start.encoder
     parts = choose_parts(dls, encoder, method, loss, cbs)
     recipe = parts.recipe
-    views = as_views(recipe.views if views is None else views, dls.size)
-    model = make_model(encoder, dls.size, recipe, start.given)
+    views = as_views(recipe.views if views is None else views, dls.size, dls.channels)
+    model = make_model(encoder, dls.size, recipe, start.given, dls.channels)
     pair = PairLoss(parts.loss)
     model.memory['losses'] = pair.losses  # what they keep from step to step (DINO's centre) is saved with the model
     model.to(dls.device)
@@ -380,7 +380,7 @@ def contrastive_learner(
                                splitter=groups, lr=recipe.lr * dls.train.bs / 256, cbs=[*frame, *added],
                                metrics=table.columns(), path=path)
     learn.recipe, learn.arch, learn.small_input = recipe, start.arch, start.small_input
-    learn.weights_from, learn.notes = start.weights, (*start.notes, *parts.notes)
+    learn.weights_from, learn.notes = start.weights, (*start.notes, *parts.notes, *_colourless(learn))
     try:
         for cb in learn.cbs:
             if isinstance(cb, StepCallback): cb.check()
@@ -388,6 +388,13 @@ def contrastive_learner(
         learn._take_away(reversed(learn.cbs))
         raise
     return _reporting(learn)
+
+def _colourless(learn: ContrastiveLearner) -> list[str]:
+    "What is to be said of views that leave out what is for colours"
+    channels = learn.dls.channels
+    left_out = learn.views.left_out(channels)
+    if not left_out: return []
+    return [f"{channels} channel{'s' * (channels > 1)}: views without {', '.join(left_out)}"]
 
 def _number_format(precision: str, device: torch.device, parts: Parts) -> list[Callback]:
     "What has the model compute in another number format, if anything does"

@@ -7,7 +7,7 @@ import os
 import random
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .core import InputError, whole
 from .distributed import rank, world_size
-from .formats import PixelFormat
+from .formats import PixelFormat, Span
 from .generators import OwnDraws
 from .pictures import TRIES, Pictures, attempt, first_ten, progress, undecodable
 from .shards import Shards, ShardStream
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+Batch = tuple[torch.Tensor, ...]
 
 
 @dataclass
@@ -41,7 +41,10 @@ class ImageData:
 
 
 class ImageLoader:
-    """Batches `(images [B, 3, R, R], y int64 [B])` of one split of the data, on the device; base of all such loaders
+    """Batches `(images [B, C, R, R], y int64 [B])` of one split of the data, on the device; base of all such loaders
+
+    Of pictures that are kept whole (see `PixelFormat`) they are `(images, aspects, y)`: squashed to squares, and what
+    their width / height was before, float32 [B].
 
     In training it shuffles by a generator of its own: the same seed and `epoch` give the same batches. The last,
     smaller batch is left out, as the number of negatives in a loss is the batch's size. Where several processes train,
@@ -57,8 +60,9 @@ class ImageLoader:
         device: torch.device,  # where the batches go
         training: bool = False, # shuffled, whole batches only, labels hidden (-1) unless `data.labeled`
         seed: int = 0,         # of the shuffle
+        form: PixelFormat | None = None, # how its pictures are kept; None: as they come
     ):
-        self.data, self.bs, self.seed = data, bs, seed
+        self.data, self.bs, self.seed, self.form = data, bs, seed, form
         self.shuffle = self.drop_last = training
         self.epoch = 0  # number of the next pass
         self.begin = 0  # batches of the next pass that are passed over
@@ -72,6 +76,10 @@ class ImageLoader:
     def share(self) -> int:
         "Pictures of a batch that this process reads: all of them, except in training"
         return self.bs // world_size() if self.shuffle else self.bs
+    @property
+    def whole(self) -> bool:
+        "Are its pictures kept whole, so that a batch has aspects?"
+        return self.form is not None and self.form.whole
     @property
     def count(self) -> int:
         "How many pictures it makes batches of"
@@ -149,10 +157,12 @@ class ImageLoader:
 
     def _with_labels(self, images: Iterable[Batch]) -> Iterator[Batch]:
         "What `_images` gives, with labels in place of indices"
-        for pictures, indices in images: yield pictures, self.y.index_select(0, indices)
+        for kept, indices in images:
+            pictures = self.form.unpacked(kept) if self.form else (kept,)
+            yield *pictures, self.y.index_select(0, indices)
 
     def _images(self, order: torch.Tensor) -> Iterator[Batch]:
-        "Batch by batch, the pictures in this order and their indices in the data, both on the device"
+        "Batch by batch, the pictures in this order as they are kept, and their indices in the data, on the device"
         raise NotImplementedError
 
 # --- all pictures in the device's memory
@@ -182,22 +192,33 @@ def decode_all(
     return images[:good.sum()], good, failed
 
 
+def chosen_rows(
+    images: torch.Tensor, # uint8 or uint16 [N, C, R, R]
+    rows: torch.Tensor,   # int64 [n], which of them
+    out: torch.Tensor | None = None, # [n, C, R, R], where they go; None: into new memory
+) -> torch.Tensor:        # [n, C, R, R]
+    "Some of the pictures. torch selects no rows of uint16, but of int16, which has the same bytes"
+    if images.dtype != torch.uint16: return torch.index_select(images, 0, rows, out=out)
+    out = None if out is None else out.view(torch.int16)
+    return torch.index_select(images.view(torch.int16), 0, rows, out=out).view(torch.uint16)
+
+
 def load_rows(
-    pixels: torch.Tensor, # uint8 [N, 3, R, R], mapped onto a file
+    pixels: torch.Tensor, # [N, …], as they are kept, mapped onto a file
     rows: torch.Tensor,   # int64 [n], which of them
     device: torch.device, # where they go
-) -> torch.Tensor:        # uint8 [n, 3, R, R]
+) -> torch.Tensor:        # [n, …] of the same type
     "Read pictures of a mapped file into the device's memory"
-    images = torch.empty(len(rows), *pixels.shape[1:], dtype=torch.uint8, device=device)
+    images = torch.empty(len(rows), *pixels.shape[1:], dtype=pixels.dtype, device=device)
     for chunk, chosen in zip(images.split(1024), rows.split(1024), strict=True):
-        chunk.copy_(pixels.index_select(0, chosen))
+        chunk.copy_(chosen_rows(pixels, chosen))
     return images
 
 
 class ResidentLoader(ImageLoader):
     "All pictures of the split are one tensor on the device: a batch is one `index_select`"
     def __init__(self,
-        images: torch.Tensor, # uint8 [N, 3, R, R]
+        images: torch.Tensor, # uint8 or uint16 [N, …], as they are kept
         *args, **kwargs,      # of `ImageLoader`
     ):
         self.images = images
@@ -221,7 +242,7 @@ class ResidentLoader(ImageLoader):
 
     def _images(self, order):
         for indices in order.to(self.device, non_blocking=True).split(self.share):
-            yield self.images.index_select(0, self._rows(indices)), indices
+            yield chosen_rows(self.images, self._rows(indices)), indices
 
 
 def empty_loader(
@@ -237,7 +258,7 @@ class MappedLoader(ImageLoader):
     "All pictures of the split lie in a file that memory is mapped onto; threads gather batches from it, some ahead"
     ahead = 2  # batches, each gathered by a thread of its own: it waits for the disk, and the training does not
     def __init__(self,
-        pixels: torch.Tensor, # uint8 [M, 3, R, R], mapped onto a file
+        pixels: torch.Tensor, # uint8 or uint16 [M, …], as they are kept, mapped onto a file
         rows: torch.Tensor,   # int64 [N], where its pictures stand among them
         *args, **kwargs,      # of `ImageLoader`
     ):
@@ -250,10 +271,10 @@ class MappedLoader(ImageLoader):
         return other
 
     def _read(self, rows: torch.Tensor) -> torch.Tensor:
-        "uint8 [n, 3, R, R] on the CPU, pinned where it goes to a GPU"
+        "[n, …] on the CPU, pinned where it goes to a GPU"
         pinned = self.device.type == 'cuda'
-        batch = torch.empty(len(rows), *self.pixels.shape[1:], dtype=torch.uint8, pin_memory=pinned)
-        return torch.index_select(self.pixels, 0, rows, out=batch)
+        batch = torch.empty(len(rows), *self.pixels.shape[1:], dtype=self.pixels.dtype, pin_memory=pinned)
+        return chosen_rows(self.pixels, rows, batch)
 
     def _images(self, order):
         plan = iter(order.split(self.share))
@@ -346,7 +367,16 @@ class PictureStream(Dataset):
     ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]: # [B, *form.shape]; int64 [B]; all failures
         "A batch of items"
         images, indices, failures = zip(*items, strict=True)
-        return default_collate(list(images)), torch.tensor(indices), [f for some in failures for f in some]
+        return PictureStream.stacked(images), torch.tensor(indices), [f for some in failures for f in some]
+
+
+    @staticmethod
+    def stacked(
+        images: Sequence[torch.Tensor], # each [C, R, R], uint8 or uint16
+    ) -> torch.Tensor:                  # [B, C, R, R], in memory that processes share
+        "One tensor of all; of uint16 by way of int16, see `chosen_rows`"
+        if images[0].dtype != torch.uint16: return default_collate(list(images))
+        return default_collate([x.view(torch.int16) for x in images]).view(torch.uint16)
 
 
 class StreamingLoader(DecodingLoader):
@@ -404,8 +434,8 @@ class ShardLoader(DecodingLoader):
         form: PixelFormat, # what pictures become
         *args, **kwargs, # of `DecodingLoader`
     ):
-        self.shards, self.form = shards, form
-        super().__init__(*args, **kwargs)
+        self.shards = shards
+        super().__init__(*args, form=form, **kwargs)
 
     def ordered(self, n=None):  # the first ones: those that lie anywhere would all have to be read past
         other = super().ordered()
@@ -520,13 +550,26 @@ class FastaiLoader(ImageLoader):
 
 # --- both splits, and batches by class
 
+def outside(
+    span: Span | None,
+    streamed: bool, # are pictures met again and again?
+) -> str:
+    "'' or a sentence about pictures that had values outside of a range that was found from others"
+    n = 0 if span is None or span.outside is None else span.outside.item()
+    if not n: return ''
+    times = f"{n:,} time{'s' * (n > 1)} a picture had" if streamed else f"{n:,} picture{'s have' if n > 1 else ' has'}"
+    return (f"{times} values outside of {span.low:,g} to {span.high:,g}, the range of those that were looked at, and "
+            "they are clipped: give a wider value_range (--range).")
+
+
 class ImageLoaders(DataLoaders):
     """fastai `DataLoaders` of a training and a validation `ImageLoader`; the second may be empty (length 0)
 
     `bank` is the loader of the pictures among which kNN looks for neighbours of the validation pictures, and from which
     probes learn: the training part, unless other pictures judge the features by themselves. Then `within` is their
-    name, and their classes are those of `bank` and `valid`, and not training's `classes`."""
-    n_inp = 1
+    name, and their classes are those of `bank` and `valid`, and not training's `classes`.
+
+    `value_range` are the values that are 0 and 1 in its batches; None: 0 and 255, as of pictures of 8 bits."""
     def __init__(self,
         train: ImageLoader,
         valid: ImageLoader,
@@ -535,11 +578,14 @@ class ImageLoaders(DataLoaders):
         size: int,       # side of the square the model will see
         source: str,     # where the pictures come from, for the reader
         channels: int = 3, # of the pictures
+        span: Span | None = None, # which of their values become 0 and 1; None: those of bytes
+        value_range: tuple[float, float] | None = None, # the same for the reader; None: 0 and 255
         within: str = '', # the same of those that judge by themselves
         notes: Iterable[str] = (), # what was said of the source when it was opened
     ):
         super().__init__(train, valid, *([] if bank is None else [bank]), device=train.device)
-        self.size, self.channels = size, channels
+        self.size, self.channels, self.span, self.value_range = size, channels, span, value_range
+        self.n_inp = 2 if train.whole else 1  # what fastai takes for inputs: pictures, and their aspects
         self.source, self.within, self.notes = source, within, list(notes)
         self.classes = train.data.classes
 
@@ -552,7 +598,12 @@ class ImageLoaders(DataLoaders):
         return self.bank.data.reason or f"the pictures of '{self.source}' have none: give a folder of class folders"
 
     def report(self) -> str:
-        "'' or a sentence about the pictures that could not be decoded (so far, where they are streamed)"
+        """'' or sentences about the pictures that could not be decoded, or whose values are outside of the range that
+        was found (so far, where they are streamed)"""
+        clipped = outside(self.span, True) if self.train.streaming else ''  # else it was said at the beginning
+        return ' '.join(filter(None, [self._undecoded(), clipped]))
+
+    def _undecoded(self) -> str:
         failed = [item for loader in self.loaders for item in loader.data.failed.items()]
         if not failed: return ''
         n = sum(len(loader.data) for loader in self.loaders)
@@ -562,7 +613,7 @@ class ImageLoaders(DataLoaders):
 
 
 class StratifiedLoader:
-    """Batches `(images [S, 3, R, R], y int64 [S])` without end: pictures with labels, drawn by class, on the device
+    """Batches like `dl`'s, without end, of `S` pictures: those with labels, drawn by class, on the device
 
     Classes are drawn without replacement, each as often as any other, and so are the pictures of a class; only a class
     that has fewer than `per_class` repeats them within a batch. Several processes make the same draw, and each takes

@@ -445,13 +445,14 @@ class ContrastiveModel(nn.Module):
         head: Head,             # the head of the level 'final'
         per_view: bool = False, # a pass, hence BatchNorm statistics, for each view rather than for all views of a role
         joint_head: bool = False, # the head's pass is one for all roles, that is for crops of all sizes
+        in_chans: int = 3,      # channels C of the pictures
     ):
         super().__init__()
         if per_view and joint_head:
             raise InputError("per_view gives every view a pass of its own, and joint_head has one pass of the head for "
                              "all: give one of the two.")
         self.encoder, self.heads = encoder, nn.ModuleDict({'final': head})
-        self.per_view, self.joint_head = per_view, joint_head
+        self.per_view, self.joint_head, self.in_chans = per_view, joint_head, in_chans
         self.stages = {stage.level: stage for stage in encoder_stages(encoder).values()}
         self.memory, self.users = nn.ModuleDict(), Counter()  # users: how many callbacks want a level
         # the encoder, for passes without hooks (see `device.Compile`)
@@ -605,13 +606,12 @@ class ContrastiveModel(nn.Module):
 # %% ../nbs/130_models.ipynb #0d382c6b
 def level_flops(
     model: ContrastiveModel,
-    size: int,         # side of the pictures in pixels
-    in_chans: int = 3, # channels of the pictures
-) -> dict[str, int]:   # by level, in the order of the forward pass
+    size: int,       # side of the pictures in pixels
+) -> dict[str, int]: # by level, in the order of the forward pass
     """Floating-point operations of the encoder, for one picture, from its input to each level
 
     Raises `InputError` for one that consists of operations which PyTorch's counter does not know."""
-    x = next(model.encoder.parameters()).new_zeros(1, in_chans, size, size)
+    x = next(model.encoder.parameters()).new_zeros(1, model.in_chans, size, size)
     def count(level):
         with evaluating(model), FlopCounterMode(display=False) as counter: model.features(x, (level,))
         return counter.get_total_flops()

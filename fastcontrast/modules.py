@@ -143,12 +143,8 @@ def check_trains(
         raise InputError(f"arch={name}(…) has no parameter that may change (requires_grad is False in all of them): "
                          "call its requires_grad_() before.")
     trained = [p for p in encoder.parameters() if p.requires_grad]
-    pictures = torch.zeros(2, in_chans, size, size)
-    @torch.enable_grad()
-    def gradients():
-        out = encoder(pictures)
-        return out.requires_grad and torch.autograd.grad(out.float().sum(), trained, allow_unused=True)
-    found = _in_training(encoder, pictures, gradients)
+    def gradients(out): return out.requires_grad and torch.autograd.grad(out.float().sum(), trained, allow_unused=True)
+    with torch.enable_grad(): found = _in_training(encoder, torch.zeros(2, in_chans, size, size), gradients)
     if isinstance(found, Exception):
         raise InputError(f"arch={name}(…) gives {_said(found)} when it is trained: give a module that can be.")
     if not found:
@@ -194,7 +190,7 @@ def _try_out(encoder: nn.Module, name: str, size: int, in_chans: int) -> tuple[T
         with evaluating(encoder): out = encoder(pictures)
     except Exception as e:
         raise InputError(f"arch={name}(…) can't take pictures {given} ({type(e).__name__}: {clipped(e, 120)}): give a "
-                         "module that can, or another size.") from None
+                         f"module that can, {_other_pictures(encoder, in_chans)}.") from None
     finally:
         for hook in hooks: hook.remove()
     if not _are_features(out):
@@ -204,7 +200,7 @@ def _try_out(encoder: nn.Module, name: str, size: int, in_chans: int) -> tuple[T
         raise InputError(f"arch={name}(…) changes the pictures that it is given, in place, and others look at them "
                          "after it: have it change a copy.")
     state = encoder.state_dict().keys()
-    trained = _in_training(encoder, pictures)
+    with torch.no_grad(): trained = _in_training(encoder, torch.zeros(2, in_chans, size, size))
     if not isinstance(trained, Tensor) or trained.shape != out.shape:
         raise InputError(f"arch={name}(…) gives {_said(trained)} in training and {_said(out)} in evaluation, for "
                          f"pictures {given}: give a module that makes the same of them in both.")
@@ -220,6 +216,12 @@ def _are_features(out: Any) -> bool:
         out.ndim in (2, 4) and len(out) == 2 and out.numel() > 0)
 
 
+def _other_pictures(encoder: nn.Module, in_chans: int) -> str:
+    "What else might be done about pictures that a module does not take"
+    first = next((module.in_channels for module in encoder.modules() if isinstance(module, nn.Conv2d)), in_chans)
+    return "or another size" if first == in_chans else f"or image_dls(…, channels={first}) for its first convolution"
+
+
 def _said(out: Any) -> str:
     "How a message speaks of what a module gives, or of its error"
     if isinstance(out, Tensor):
@@ -227,19 +229,20 @@ def _said(out: Any) -> str:
     return type(out).__name__ + (f" ({clipped(out)})" if isinstance(out, Exception) else '')
 
 
-@torch.no_grad()
-def _in_training(encoder: nn.Module, pictures: Tensor, look: Callable[[], Any] | None = None) -> Any:
-    """What it makes of pictures in training mode, or what `look` gives in that mode, or the error
+def _in_training(encoder: nn.Module, pictures: Tensor, look: Callable[[Tensor], Any] | None = None) -> Any:
+    """What it makes of pictures in training mode, or what `look` makes of that, or the error
 
     Its buffers and the random numbers stay as they were."""
+    modes = {part: part.training for part in encoder.modules()}
     kept = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     try:
-        with evaluating(encoder), torch.random.fork_rng(devices=[]):
-            encoder.train()
-            return encoder(pictures) if look is None else look()
+        with torch.random.fork_rng(devices=[]): out = encoder.train()(pictures)
+        return out if look is None else look(out)
     except Exception as e: return e
     finally:
-        for name, buffer in encoder.named_buffers(): buffer.copy_(kept.get(name, buffer))
+        for part, mode in modes.items(): part.training = mode
+        with torch.no_grad():
+            for name, buffer in encoder.named_buffers(): buffer.copy_(kept.get(name, buffer))
 
 
 def _describes_stages(encoder: nn.Module) -> bool:

@@ -71,7 +71,7 @@ class MultiCrop(StepCallback):
         size: int, # of crops, in pixels
     ) -> None:
         "Raise `InputError` unless the encoder takes them"
-        try: feature_dim(self.model.encoder, size)
+        try: feature_dim(self.model.encoder, size, self.model.in_chans)
         except InputError as e:
             raise InputError(f"MultiCrop's crops can't be {size} pixels wide: {e.message}") from None
 

@@ -185,7 +185,7 @@ def add_level(
 
 def _check_stage(model, stage, size: int) -> None:
     "Raise `InputError` unless a loss can be put on the output of a stage"
-    picture = next(model.encoder.parameters()).new_zeros(1, 3, size, size)
+    picture = next(model.encoder.parameters()).new_zeros(1, model.in_chans, size, size)
     try:
         with evaluating(model): h = model.features(picture, (stage.level,))[stage.level]
     except Exception as e:

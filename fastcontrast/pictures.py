@@ -8,22 +8,25 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import Dataset
 
+from .arrays import Raster, as_raster, few, is_tiff, lying, open_array, open_tiff, whole_picture
 from .core import InputError
 from .decoding import MEMORY, check_icon, decoding_memory
 from .files import check_file, shown
 from .formats import PixelFormat
+from .values import (UNIT, Unfit, as_pixels, count_outside, extremes, fitted, is_deep, scaled, seen_share, span_of,
+                     stretched, unit_plane)
 
 T = TypeVar('T')
 TRIES = 100 # so many failures in a row are no longer a matter of a few bad files
@@ -32,43 +35,20 @@ USUAL = 'JPEG', 'PNG'
 
 # --- one picture
 
-def _tiles(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
-    "A picture in pieces of at most `BAND` pixels"
-    columns = min(width, BAND)
-    rows = max(1, BAND // columns)
-    for y in range(0, height, rows):
-        for x in range(0, width, columns): yield x, y, min(x + columns, width), min(y + rows, height)
-
-
-def _span(picture: Image.Image) -> tuple[float, float]:
-    "The values that become 0 and 255 in integers of 16 or 32 bits, or floats"
-    pieces = (np.asarray(picture.crop(tile)) for tile in _tiles(*picture.size))
-    extremes = np.array([(x.min(), x.max()) for x in pieces], dtype=np.float64)
-    low, high = extremes[:, 0].min(), extremes[:, 1].max()
-    full = 1. if picture.mode == 'F' else 65535.
-    if not np.isfinite(high - low): raise ValueError('holds values that are not finite')
-    return (0., full) if 0 <= low and high <= full else (low, high)
-
-
-def _to_8bit(
-    picture: Image.Image,       # integers of 16 or 32 bits, or floats
-    span: tuple[float, float],  # its values that become 0 and 255
-) -> Image.Image:
-    "8-bit grey: scaled, not clipped"
-    x, (low, high) = np.asarray(picture).astype(np.float64), span
-    return Image.fromarray(np.rint((x - low) * (255 / ((high - low) or 1))).astype(np.uint8))
-
-
 def _plain(
-    picture: Image.Image,                    # of any mode
-    span: tuple[float, float] | None = None, # from `_span`, of the whole of which this is a part; None: this is all
-) -> Image.Image:                            # L or RGB
-    "Eight bits, and white under what is transparent"
-    if picture.mode.startswith(('I', 'F')): picture = _to_8bit(picture, span or _span(picture))
+    picture: Image.Image, # of any mode
+    form: PixelFormat,    # what it is to become
+) -> Image.Image:         # L or RGB; F in [0, 1] where more than 8 bits are kept
+    "Grey or colour, with white under what is transparent"
+    if is_deep(picture): return scaled(picture, form)
     if picture.has_transparency_data:
         white = Image.new('RGBA', picture.size, 'white')
         picture = Image.alpha_composite(white, picture.convert('RGBA'))
-    return picture if picture.mode in ('L', 'RGB') else picture.convert('RGB')
+    if picture.mode not in ('L', 'RGB'): picture = picture.convert('RGB')
+    return stretched(picture, form.span) if _is_stretched(form) else picture
+
+
+def _is_stretched(form: PixelFormat) -> bool: return form.span is not None and form.span.eight_bits
 
 
 # by EXIF orientation: how to turn a picture, and of what it was before: are its rows columns, are these counted from
@@ -95,51 +75,114 @@ def _part(
     return picture.crop((left, top, right, bottom)).transpose(method)
 
 
+Square = tuple[np.ndarray, float] # [C, R, R], and width / height of the part of the picture that it shows
+
+
+def _turned_size(picture: Image.Image, turn: Turn | None) -> tuple[int, int]:
+    "Width and height of the turned picture"
+    return picture.size[::-1] if turn and turn[1] else picture.size
+
+
 def _fit_in_bands(picture: Image.Image, form: PixelFormat, turn: Turn | None) -> Image.Image:
-    """What turning, `_plain` and `ImageOps.fit` make of a picture, band by band: no other copy of the whole is made
+    """What turning, `_plain` and resizing make of a picture, band by band: no other copy of the whole is made
 
     Pillow resizes along the rows and then along the columns, and so does this: the values are the same. Of tall
     pictures Pillow 13 does the columns first, and there they may differ by one."""
-    width, height = picture.size[::-1] if turn and turn[1] else picture.size
-    side, square = form.side, min(width, height)
-    x, y, margin = (width - square) / 2, (height - square) / 2, square // side + 2  # as far as the filter looks
-    left, right = max(0, int(x) - margin), min(width, int(x) + square + margin)
-    top, bottom = max(0, int(y) - margin), min(height, int(y) + square + margin)
-    span = _span(picture) if picture.mode.startswith(('I', 'F')) else None
+    width, height = _turned_size(picture, turn)
+    side, (x, y, end, foot) = form.side, form.box(width, height)
+    across, down = int(end - x) // side + 2, int(foot - y) // side + 2  # as far as the filter looks
+    left, right = max(0, int(x) - across), min(width, int(end) + across)
+    top, bottom = max(0, int(y) - down), min(height, int(foot) + down)
     rows, narrow = max(1, BAND // (right - left)), None
     for start in range(top, bottom, rows):
         stop = min(start + rows, bottom)
-        band = _plain(_part(picture, turn, (left, start, right, stop)), span)
+        band = _plain(_part(picture, turn, (left, start, right, stop)), form)
         if narrow is None: narrow = Image.new(band.mode, (side, bottom - top))
-        box = (x - left, 0, x - left + square, stop - start)
+        box = (x - left, 0, end - left, stop - start)
         narrow.paste(band.resize((side, stop - start), Image.Resampling.BILINEAR, box), (0, start - top))
-    return narrow.resize((side, side), Image.Resampling.BILINEAR, (0, y - top, side, y - top + square))
+    return narrow.resize((side, side), Image.Resampling.BILINEAR, (0, y - top, side, foot - top))
 
 
-def _decoded_square(picture: Image.Image, form: PixelFormat) -> np.ndarray:
+def _decoded_square(picture: Image.Image, form: PixelFormat) -> Square:
+    "Of a picture in grey or colour, and so many channels"
+    if deep := is_deep(picture): span = span_of(form, picture.mode == 'F')
     picture.load()  # what says how it lies may stand behind its pixels
+    if deep: count_outside(*extremes(picture), span)
     turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    odd = picture.mode != 'RGB' or 'transparency' in picture.info
+    left, top, right, bottom = box = form.box(*_turned_size(picture, turn))
+    odd = picture.mode != 'RGB' or 'transparency' in picture.info or _is_stretched(form)
     if (turn or odd) and picture.width * picture.height > BAND: picture = _fit_in_bands(picture, form, turn)
     else:
         if turn: picture = picture.transpose(turn[0])
-        if odd: picture = _plain(picture)
-        picture = ImageOps.fit(picture, (form.side, form.side), Image.Resampling.BILINEAR)
-    if picture.mode != 'RGB': picture = picture.convert('RGB')
-    return np.array(picture).transpose(2, 0, 1)
+        if odd: picture = _plain(picture, form)
+        picture = picture.resize((form.side, form.side), Image.Resampling.BILINEAR, box)
+    return as_pixels(picture, form), (right - left) / (bottom - top)
+
+
+def _joined(channels: Iterable[Square]) -> Square:
+    "Channels that were made one by one"
+    squares, aspects = zip(*channels, strict=True)
+    return np.concatenate(squares), aspects[0]
+
+
+def _by_channel(picture: Image.Image, form: PixelFormat) -> Square:
+    "Of a picture with another number of channels: each by itself, what is transparent is one of them"
+    if not is_deep(picture) and (picture.has_transparency_data or picture.mode == 'RGBa'):
+        picture.load()
+        if picture.mode not in ('LA', 'RGBA'): picture = _with_alpha(picture)
+    n = len(picture.getbands())
+    if n != form.channels: raise Unfit(few(n, form.channels))
+    picture.load()
+    turn, grey = picture.getexif().get(ExifTags.Base.Orientation, 1), replace(form, channels=1)
+    return _joined(_decoded_square(lying(picture.getchannel(k), turn), grey) for k in range(n))
+
+
+def _with_alpha(picture: Image.Image) -> Image.Image:
+    "RGBA of what a palette or a colour makes transparent"
+    if 4 * picture.width * picture.height > MEMORY.limit:
+        raise ValueError(f"{picture.width:,} x {picture.height:,} pixels are too many to have a fourth channel each: "
+                         "make it smaller")
+    turn = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    return lying(picture.convert('RGBA'), turn)
+
+
+def _raster_square(raster: Raster, form: PixelFormat) -> Square:
+    "Of an array: each channel by itself, but bytes of colour"
+    if raster.deep: span = span_of(form, raster.floats)
+    x = raster.read(form.channels)
+    grey, turn = replace(form, channels=1), raster.orientation
+    if raster.deep:
+        seen = seen_share(x) if raster.alpha and form.channels in (1, 3) else None
+        if seen is not None: x = x[..., :-1]
+        count_outside(*extremes(x), span)
+        grey = replace(grey, span=UNIT)
+        def plane(k): return Image.fromarray(unit_plane(x[..., k], span, seen))
+    elif x.shape[-1] == 3: return _decoded_square(lying(Image.fromarray(np.ascontiguousarray(x)), turn), form)
+    else:
+        def plane(k): return Image.fromarray(np.ascontiguousarray(x[..., k]))
+    # one after the other, so that only one is in memory
+    square, aspect = _joined(_decoded_square(lying(plane(k), turn), grey) for k in range(x.shape[-1]))
+    return fitted(square, form.channels), aspect
+
+
+def _square(picture: Image.Image | Raster, form: PixelFormat) -> np.ndarray:
+    if isinstance(picture, Raster): square = _raster_square(picture, form)
+    else: square = _decoded_square(picture, form) if form.channels in (1, 3) else _by_channel(picture, form)
+    return form.packed(*square)
 
 
 def square_pixels(
-    picture: Image.Image, # a picture of any mode and shape
+    picture: Image.Image | Raster, # a picture of any mode and shape
     form: PixelFormat,    # what it is to become
-) -> np.ndarray:          # `form.shape`, RGB
-    """The centre square of a picture, resized with antialiasing; pictures of that size already keep their values
+) -> np.ndarray:          # `form.shape`
+    """A picture or its centre square, resized with antialiasing; pictures of that size already keep their values
 
     A large one waits until the process has the memory for it, see `decoding.MEMORY`. Raises `ValueError` for one that
-    is larger than all of that, and whatever its decoder raises."""
-    need = decoding_memory(picture)
-    if not need: return _decoded_square(picture, form)
-    with MEMORY.taken(need): return _decoded_square(picture, form)
+    is larger than all of that, or has other channels or values than wanted (`Unfit`), and whatever its decoder
+    raises."""
+    need = picture.memory() if isinstance(picture, Raster) else decoding_memory(picture)
+    if not need: return _square(picture, form)
+    with MEMORY.taken(need): return _square(picture, form)
 
 
 @functools.cache
@@ -160,36 +203,54 @@ def picture_suffixes() -> tuple[str, ...]:
 
 def open_picture(
     file: Any,      # a path or a binary file
-) -> Image.Image:   # not decoded yet; to be used in a `with` statement
-    """A picture file in one of `picture_formats`
+    channels: int | None = None, # that are wanted; None: as many as there are
+    whole: bool = True, # with all bits and channels? Else as Pillow reads it
+) -> Image.Image | Raster: # not decoded yet; to be used in a `with` statement
+    """A picture file in one of `picture_formats`, or one that holds an array
 
     Raises `UnidentifiedImageError` if it is none, `OSError`, also where a path leads to a pipe or a device, and
     `ValueError` for a picture of more pixels than Pillow opens (twice its `Image.MAX_IMAGE_PIXELS`)."""
     is_path = isinstance(file, (str, os.PathLike))
     if is_path: check_file(file)
-    try:
-        try: return Image.open(file, formats=USUAL)
-        except UnidentifiedImageError: pass
-        with open(file, 'rb') if is_path else nullcontext(file) as content: check_icon(content)
-        return Image.open(file, formats=tuple(picture_formats()))
+    try: picture = _opened_picture(file, is_path)
     except Image.DecompressionBombError:
         raise ValueError(f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, where Pillow suspects an attack") from None
+    if not whole or isinstance(picture, Raster): return picture
+    found = None
+    try: found = whole_picture(picture, file, channels)
+    finally:
+        if is_path and found is not picture: picture.close()
+    return found
+
+
+def _opened_picture(file: Any, is_path: bool) -> Image.Image | Raster:
+    try: return Image.open(file, formats=USUAL)
+    except UnidentifiedImageError: pass
+    array = open_array(file)
+    if array is not None: return array
+    with open(file, 'rb') if is_path else nullcontext(file) as content: check_icon(content)
+    try: return Image.open(file, formats=tuple(picture_formats()))
+    except UnidentifiedImageError:
+        if is_tiff(file): return open_tiff(file)
+        raise
 
 
 def decoded(
     file: Any,         # a path or a binary file
     form: PixelFormat, # what it is to become
-) -> np.ndarray:       # `form.shape`, RGB
+) -> np.ndarray:       # `form.shape`
     "`square_pixels` of a picture file; raises whatever its decoder raises"
-    with open_picture(file) as picture:
+    whole = form.span is not None or form.channels not in (1, 3)
+    with open_picture(file, form.channels, whole) as picture:
+        if isinstance(picture, Raster): return square_pixels(picture, form)
         picture.draft(None, (form.side, form.side))  # a JPEG far too large is decoded at 1/2, 1/4 or 1/8 of its size
         need = decoding_memory(picture)
-        if not need: return _decoded_square(picture, form)
+        if not need: return _square(picture, form)
     with MEMORY.taken(need):
-        picture = open_picture(file)
+        picture = open_picture(file, form.channels, whole)
         try:
             picture.draft(None, (form.side, form.side))
-            return _decoded_square(picture, form)
+            return _square(picture, form)
         finally:  # while the memory is taken
             picture.close()
             del picture
@@ -223,8 +284,16 @@ class Pictures:
     def pixels(self,
         i: int,            # which picture
         form: PixelFormat, # what it is to become
-    ) -> np.ndarray:       # `form.shape`, RGB
+    ) -> np.ndarray:       # `form.shape`
         "`square_pixels` of picture `i`"
+        raise NotImplementedError
+
+    def look(self,
+        i: int,
+        see: Callable[[Image.Image | Raster], T], # asks a picture that was opened and not decoded
+        channels: int | None,                     # that are wanted; None: as many as there are
+    ) -> T:
+        "What is seen of picture `i`"
         raise NotImplementedError
 
 
@@ -244,7 +313,10 @@ class Files(Pictures):
     def shown(self, i): return str(self.folder/os.fsdecode(self.paths[i]))
     def subset(self, indices): return Files(self.folder, [self.names[i] for i in indices], self.y[indices])
     def size(self, i):
-        with open_picture(self.shown(i)) as picture: return picture.size
+        with open_picture(self.shown(i), whole=False) as picture: return picture.size
+
+    def look(self, i, see, channels):
+        with open_picture(self.shown(i), channels) as picture: return see(picture)
 
     def pixels(self, i, form):
         try: return decoded(self.shown(i), form)
@@ -267,7 +339,7 @@ class Items(Pictures):
     """Some items of a data set, named by their numbers
 
     `dataset[i]` is a picture, a tuple that begins with one, or a dict: a PIL picture, or an array or tensor `[H, W]`,
-    `[H, W, C]` or `[C, H, W]` of bytes or of floats in [0, 1], with `C` 1 or 3.
+    `[H, W, C]` or `[C, H, W]` of any numbers. One whose values or channels don't fit is an `InputError`.
     What the data set itself raises is the user's to see, but for pictures that can't be read: see `skipped`."""
     def __init__(self,
         dataset: Dataset,    # in torchvision's sense
@@ -280,8 +352,12 @@ class Items(Pictures):
 
     def shown(self, i): return f"item {self.indices[i]} of {type(self.dataset).__name__}"
     def subset(self, indices): return Items(self.dataset, self.indices[indices], self.y[indices], self.column)
-    def size(self, i): return self._picture(i).size
-    def pixels(self, i, form): return square_pixels(self._picture(i), form)
+    def size(self, i): return self.look(i, lambda picture: picture.size, None)
+    def pixels(self, i, form): return self.look(i, lambda picture: square_pixels(picture, form), form.channels)
+
+    def look(self, i, see, channels):
+        try: return see(self._picture(i, channels))
+        except Unfit as e: raise InputError(f"{self.shown(i)} {e}") from None
 
     def _content(self, i: int) -> Any:
         "What the data set has as picture `i`"
@@ -295,44 +371,15 @@ class Items(Pictures):
             raise
         return item[0] if isinstance(item, (tuple, list)) and item else item
 
-    def _picture(self, i: int) -> Image.Image:
+    def _picture(self, i: int, channels: int | None) -> Image.Image | Raster:
         x = self._content(i)
         if isinstance(x, Image.Image): return x
-        if isinstance(x, dict) and x.get('bytes'): return open_picture(io.BytesIO(x['bytes']))  # Hugging Face's files
-        return Image.fromarray(self._bytes(x, i))
-
-    def _bytes(self, x: Any, i: int) -> np.ndarray:
-        "An array or tensor as uint8 [H, W, 3]. What values and channels a picture may have is decided here"
-        axis = channel_axis(x)
-        if axis is None:
-            raise InputError(f"{self.shown(i)} should begin with a PIL picture, or an array or tensor [H, W], "
-                             f"[H, W, 3] or [3, H, W], not {list(getattr(x, 'shape', ())) or type(x).__name__}")
-        if isinstance(x, torch.Tensor): x = (x.float() if x.dtype == torch.bfloat16 else x).detach().cpu().numpy()
-        x = x[..., None] if x.ndim == 2 else np.moveaxis(x, axis, -1)
-        if x.dtype.kind == 'f': x = self._scaled(x, i)
-        if x.dtype != np.uint8:
-            raise InputError(f"{self.shown(i)} should be uint8 or float in [0, 1], not {x.dtype}")
-        return np.ascontiguousarray(np.broadcast_to(x, (*x.shape[:2], 3)))
-
-    def _scaled(self, x: np.ndarray, i: int) -> np.ndarray:
-        "Floats in [0, 1] as bytes"
-        if np.isnan(x).any(): raise InputError(f"{self.shown(i)} holds NaN, which is no value of a pixel: mend it")
-        if x.min() < 0 or x.max() > 1:
-            raise InputError(f"{self.shown(i)} has values outside [0, 1]: remove Normalize from its transforms, "
-                             "views need pictures in [0, 1]")
-        return np.rint(x * np.float32(255)).astype(np.uint8)
-
-
-def channel_axis(
-    x: Any,            # [H, W], or [H, W, C] or [C, H, W] with C of 1 or 3
-    batch: bool = False, # or [N, …] of such?
-) -> int | None:       # counted from the end; None: these are no pictures
-    "Where the channels of a picture are: where both could be meant a tensor has them first, and an array last"
-    if not isinstance(x, (np.ndarray, torch.Tensor)): return None
-    shape = x.shape[1:] if batch else x.shape
-    if len(shape) == 2: return -1
-    order = (-3, -1) if isinstance(x, torch.Tensor) else (-1, -3)
-    return next((axis for axis in order if len(shape) == 3 and shape[axis] in (1, 3)), None)
+        # as Hugging Face has files
+        if isinstance(x, dict) and x.get('bytes'): return open_picture(io.BytesIO(x['bytes']), channels)
+        raster = as_raster(x)
+        if raster is not None: return raster
+        raise InputError(f"{self.shown(i)} should begin with a PIL picture, or an array or tensor [H, W], [H, W, C] or "
+                         f"[C, H, W], not {list(getattr(x, 'shape', ())) or type(x).__name__}")
 
 
 def skipped(
@@ -398,6 +445,15 @@ def common_size(
             else: common = size[0]
     if common is None: raise InputError(f"no picture could be decoded, the first is {reason}: are these picture files?")
     return common
+
+
+def short_and_long(
+    lists: Iterable, # as `common_size` takes
+) -> np.ndarray:     # int64 [n, 2], pixels
+    "The short and the long side of some pictures: of each list a hundred, evenly spread, as far as they can be read"
+    sizes = [attempt(pictures.size, i)[0] for pictures in lists
+             for i in np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), 100)).astype(int))]
+    return np.array([sorted(size) for size in sizes if size is not None], dtype=np.int64).reshape(-1, 2)
 
 
 def progress(

@@ -8,22 +8,25 @@ import os
 import re
 import tarfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from .arrays import ARRAY_SUFFIXES, Raster
 from .core import InputError, MissingPath, is_whole
 from .files import check_file, megabytes, read_json, shown, user_path, write_whole
 from .formats import PixelFormat
 from .pictures import TRIES, attempt, decoded, first_ten, open_picture, picture_suffixes, progress
 
+T = TypeVar('T')
 MARK = 64 # pictures between two places at which reading a shard may begin
 PICTURE = 2**28 # bytes of a picture's file in a shard, at most: it is read whole
 LABEL = 100     # bytes of a label, at most
@@ -117,10 +120,18 @@ def _picture_kinds() -> frozenset[str]:
     return frozenset(suffix.removeprefix('.') for suffix in picture_suffixes())
 
 
+_ARRAY_KINDS = frozenset(suffix.removeprefix('.') for suffix in ARRAY_SUFFIXES)
+
+
+def _kind(name: str) -> str:
+    "The suffix of a member of a tar file, as WebDataset has it"
+    return os.path.basename(name).partition('.')[2].lower()
+
+
 def _wanted(name: str) -> bool:
     "Is a member of a tar file a picture or a label?"
-    kind = os.path.basename(name).partition('.')[2].lower()
-    return not name.startswith('__') and (kind == 'cls' or kind in _picture_kinds())
+    kind = _kind(name)
+    return not name.startswith('__') and (kind == 'cls' or kind in _picture_kinds() or kind in _ARRAY_KINDS)
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -128,6 +139,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     for member in tar:
         tar.members = []  # else it keeps them all
         if not member.isreg() or not _wanted(member.name): continue
+        if member.size > PICTURE and _kind(member.name) in _ARRAY_KINDS: continue
         most = LABEL if member.name.lower().endswith('.cls') else PICTURE
         if member.issparse(): raise ValueError(f"{shown(member.name)} is a sparse file")
         if member.size > most:
@@ -136,8 +148,9 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _picture(sample: dict[str, Any]) -> Any:
-    "The picture of a sample; None: it has none"
-    return next((value for kind, value in sample.items() if kind in _picture_kinds()), None)
+    "The picture of a sample, an array only where there is no other; None: it has none"
+    kinds = (_picture_kinds(), _ARRAY_KINDS)
+    return next((value for known in kinds for kind, value in sample.items() if kind in known), None)
 
 
 def _class(tar: tarfile.TarFile, sample: dict[str, Any]) -> int:
@@ -274,10 +287,10 @@ class Shards:
             with open(path, 'rb') as file:
                 file.seek(self.index[k].marks[mark])
                 with tarfile.open(fileobj=file, mode='r:', tarinfo=_Member) as tar:
-                    members = (dict(fname=m.name, data=tar.extractfile(m).read(), __url__=path) for m in _members(tar))
+                    members = (dict(fname=m.name, data=m, __url__=path) for m in _members(tar))
                     found = ((s['__key__'], _picture(s)) for s in group(members) if _picture(s) is not None)
                     for key, picture in islice(found, start - mark * MARK, stop - mark * MARK):
-                        yield int(self.starts[k]) + number, f'{path}/{key}', picture
+                        yield int(self.starts[k]) + number, f'{path}/{key}', tar.extractfile(picture).read()
                         number += 1
         except (OSError, tarfile.TarError, ValueError, RecursionError) as e:
             reason = getattr(e, 'strerror', None) or e.args[0]
@@ -297,9 +310,19 @@ class Shards:
         Others lie too far from where reading may begin."""
         k, number = self.locate(i)
         mark, offset = divmod(number, MARK)
-        number = mark * MARK + offset % 8
+        return self._see(k, mark * MARK + offset % 8, lambda picture: picture.size, None)
+
+    def look(self,
+        i: int,
+        see: Callable[[Image.Image | Raster], T], # asks a picture that was opened and not decoded
+        channels: int | None,                     # that are wanted; None: as many as there are
+    ) -> T:
+        "What is seen of picture `i`"
+        return self._see(*self.locate(i), see, channels)
+
+    def _see(self, k: int, number: int, see: Callable[[Image.Image | Raster], T], channels: int | None) -> T:
         (_, _, file), = self.read(k, number, number + 1)
-        with open_picture(io.BytesIO(file)) as picture: return picture.size
+        with open_picture(io.BytesIO(file), channels) as picture: return see(picture)
 
 # --- streaming
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from .core import InputError, MissingPath, clipped, suggest
 from .files import read_text, user_path
-from .pictures import Files, Items, Pictures, channel_axis, in_decoder, picture_suffixes, skipped
+from .pictures import Files, Items, Pictures, in_decoder, picture_suffixes, skipped
 from .shards import Shards
 
 PATH_COLUMNS = ('path', 'file', 'filename', 'image')
@@ -314,7 +314,8 @@ def is_table(
 
 
 def _typed(cells: list[str]) -> list[Any]:
-    "Cells of `_read_csv` as whole numbers, floats or names, whichever all of them are; None for empty ones"
+    "Cells of a file as whole numbers, floats or names, whichever all of them are; None for empty ones"
+    cells = [cell.strip() for cell in cells]
     for kind in () if any('_' in cell for cell in cells) else (int, float):  # Python takes 1_1 for 11
         try: return [kind(cell) if cell else None for cell in cells]
         except ValueError: pass
@@ -325,7 +326,7 @@ def _read_csv(path: Path) -> list[tuple[str, list[str]]]:
     "The columns of a CSV file with a header, by name; what stands between them is what the header has most of"
     try:
         text = read_text(path, most=2**32)
-        header = text.lstrip().partition('\n')[0]
+        header = next((line for line in io.StringIO(text) if line.strip()), '')
         reader = csv.reader(io.StringIO(text, newline=''), delimiter=max(',;\t', key=header.count))
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except FileNotFoundError: raise MissingPath(f"there is no file '{path}'") from None
@@ -339,7 +340,7 @@ def _read_csv(path: Path) -> list[tuple[str, list[str]]]:
     for line, row in rows:
         if len(row) == len(names): continue
         raise InputError(f"'{path}' has {len(names)} columns, but {len(row)} in line {line}")
-    return [(name, [row[i].strip() for _, row in rows[1:]]) for i, name in enumerate(names)]
+    return [(name, [row[i] for _, row in rows[1:]]) for i, name in enumerate(names)]
 
 
 def open_table(
@@ -348,37 +349,34 @@ def open_table(
     unlabelled: bool,  # are its labels left alone?
 ) -> Part:
     "The pictures that a table names, relative to the folder of its file, or to the current one"
-    if isinstance(source, (str, Path)):
-        path, name, owner = user_path(source, 'source'), str(source), f"'{source}'"
-        table, typed, base = _read_csv(path), _typed, Path(os.path.abspath(path)).parent
-    else:
-        name, owner = type(source).__name__, f"the {type(source).__name__}"
-        table, typed, base = [(str(column), column) for column in source.columns], list, Path.cwd()
-    pictures, labels = columns.find([column for column, _ in table], owner, PATH_COLUMNS)
-    def cells(column): return dict(table)[column] if typed is _typed else source[dict(table)[column]]
-    part = without_labels(open_paths(cells(pictures), base, owner), name)
+    from_file = isinstance(source, (str, Path))
+    path = user_path(source, 'source') if from_file else None
+    owner = f"'{source}'" if from_file else f"the {type(source).__name__}"
+    table = _read_csv(path) if from_file else [(str(name), name) for name in source.columns]
+    pictures, labels = columns.find([name for name, _ in table], owner, PATH_COLUMNS)
+    found = {name: column if from_file else source[column] for name, column in table if name in (pictures, labels)}
+    base = Path(os.path.abspath(path)).parent if from_file else Path.cwd()
+    files = open_paths((cell.strip() for cell in found[pictures]) if from_file else found[pictures], base, owner)
+    part = without_labels(files, str(source) if from_file else type(source).__name__)
     if unlabelled or labels is None: return part
-    asked = columns.labels is not None
-    read = read_labels(typed(cells(labels)), f"{owner}, column '{labels}',", asked=asked, by_value=True)
+    values = _typed(found[labels]) if from_file else list(found[labels])
+    read = read_labels(values, f"{owner}, column '{labels}',", asked=columns.labels is not None, by_value=True)
     return replace(part, labels=read, origin=f"column '{labels}'")
 
 # --- arrays
 
 class Arrays(Dataset):
-    "Pictures that are one array, as items: each `[H, W]`, or with its channels where those of its kind are"
+    "Pictures that are one array, as items"
     def __init__(self,
-        x: np.ndarray | torch.Tensor, # [N, H, W], [N, H, W, C] or [N, C, H, W]; C is 1 or 3
+        x: np.ndarray | torch.Tensor, # [N, H, W], [N, H, W, C] or [N, C, H, W]
     ):
-        self.x, self.axis = x, channel_axis(x, batch=True)
-        if self.axis is None:
-            raise InputError(f"an array of pictures should be [N, H, W], [N, H, W, 3] or [N, 3, H, W], "
+        if x.ndim not in (3, 4):
+            raise InputError(f"an array of pictures should be [N, H, W], [N, H, W, C] or [N, C, H, W], "
                              f"not {list(x.shape)}")
+        self.x = x
 
     def __len__(self) -> int: return len(self.x)
-    def __getitem__(self, i: int) -> np.ndarray | torch.Tensor:
-        x = self.x[i]
-        if x.ndim == 2: return x
-        return x.movedim(self.axis, 0) if isinstance(x, torch.Tensor) else np.moveaxis(x, self.axis, -1)
+    def __getitem__(self, i: int) -> np.ndarray | torch.Tensor: return self.x[i]
 
 
 def _is_array(source: Any) -> bool: return isinstance(source, (np.ndarray, torch.Tensor)) and not are_paths(source)

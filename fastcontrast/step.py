@@ -81,8 +81,8 @@ class Step(Declared):
     size: int | None = _declared("side of the views in pixels", 'whole number', 'Contrast, a callback that changes it',
                                  Phase.SIZE)
     strength: float = _declared("share of the views' strength", '0 to 1', 'a callback that changes it', Phase.SIZE, 1.)
-    make: Callable[[Tensor], tuple[dict[str, Tensor], Tensor]] | None = _declared(
-        "what makes views and key views of pictures", '[B, C, H, W] to (views, key_views)', 'Contrast, Accumulate',
+    make: Callable[..., tuple[dict[str, Tensor], Tensor]] | None = _declared(
+        "what makes views and key views of pictures", '`pictures` to (views, key_views)', 'Contrast, Accumulate',
         Phase.CHUNKS)
     views: dict[str, Tensor] = _declared("normalised views, by role", '{role: [V, B, C, S, S]}', 'MakeViews, speedups',
                                          Phase.VIEWS, dict)
@@ -108,6 +108,13 @@ class Step(Declared):
         Phase.TERMS, dict)
     terms: dict[str, tuple[float, Tensor]] = _declared("weights and values of what is added to the pairs' loss",
                                                        '{name: (weight, scalar)}', 'LabeledTerm', Phase.TERMS, dict)
+    aspects: Tensor | None = _declared("width / height of pictures that are kept whole; None: they are as they are",
+                                       '[B]', 'Contrast', Phase.BATCH)
+
+    @property
+    def pictures(self) -> tuple[Tensor, ...]:
+        "What views are made of: images, and their aspects where they are kept whole"
+        return (self.images,) if self.aspects is None else (self.images, self.aspects)
 
     @property
     def keys_first(self) -> bool:
@@ -154,6 +161,7 @@ class Plan(Declared):
     chunks: int = _declared("parts that a batch is run in", 'whole number', 'Accumulate', default=1)
     query_shape: tuple[int, int] | None = _declared("height and width of what the online network sees, if not the "
                                                     "views'", '(H, W)', 'CombinePatches')
+    channels: int = _declared("channels C of the pictures", 'whole number', 'Contrast', default=3)
 
     def set_views(self,
         views: Any, # whatever `as_views` takes
@@ -164,7 +172,7 @@ class Plan(Declared):
             raise InputError(f"a callback of this learner makes views of the roles {', '.join(others)} after the "
                              "pattern of the first: give contrastive_learner(views=…) the new ones, or remove that "
                              "callback before.")
-        self.views = as_views(views, self.views.size)
+        self.views = as_views(views, self.views.size, self.channels)
 
     def seen_shape(self,
         size: int, # side of the views in pixels
@@ -322,8 +330,9 @@ class Contrast(StepCallback):
 
     def attached(self):
         views, normalize, one_way = self.brought
-        size = getattr(self.learn.dls, 'size', None)  # other libraries' data may not tell
-        self.learn.plan = Plan(as_views(views, size), normalize, one_way)
+        # other libraries' data may not tell
+        size, channels = (getattr(self.learn.dls, name, usual) for name, usual in (('size', None), ('channels', 3)))
+        self.learn.plan = Plan(as_views(views, size, channels), normalize, one_way, channels=channels)
         self.undo(delattr, self.learn, 'plan')
         for cb in (MakeViews(), Score()):
             self.learn.add_cb(cb)
@@ -352,18 +361,19 @@ class Contrast(StepCallback):
                              "pictures.")
         seed_generators(self.learn.fit_seed, self.learn.train_iter, rank())
         # plain tensors: dispatch on fastai's subclasses is slow in every operation, and `torch.compile` can't trace it
-        images, *labels = (t.as_subclass(Tensor) for t in (*self.xb, *self.yb))
+        (images, *aspects), labels = ([t.as_subclass(Tensor) for t in batch] for batch in (self.xb, self.yb))
         plan = self.learn.plan
-        self.learn.step = Step(images, labels[0] if labels else None, plan.views.size,
-                               make=self.make_views, own_key_pass=plan.own_key_pass)
+        self.learn.step = Step(images, labels[0] if labels else None, plan.views.size, make=self.make_views,
+                               own_key_pass=plan.own_key_pass, aspects=aspects[0] if aspects else None)
 
     def make_views(self,
-        images: Tensor, # pictures `[B, C, H, W]`
+        images: Tensor,   # pictures `[B, C, H, W]`
+        *aspects: Tensor, # their width / height `[B]`, if they are kept whole
     ) -> tuple[dict[str, Tensor], Tensor]: # normalised views by role, and those for keys: `[V, B, C, S, S]` each
         "The views of pictures"
         plan, size, strength = self.learn.plan, self.learn.step.size, self.learn.step.strength
         whole('this step', least=2, optional=True, size=size)
-        views = {role: plan.normalize(v) for role, v in plan.views.softened(strength)(images, size).items()}
+        views = {role: plan.normalize(v) for role, v in plan.views.softened(strength)(images, size, *aspects).items()}
         if 'views' not in views:
             raise InputError(f"the views of this learner have the role {' and '.join(views)}, and none is called "
                              "'views', of which keys are made: give one of their makers role='views'.")
@@ -383,7 +393,7 @@ class MakeViews(StepCallback):
     phase = Phase.VIEWS
     def before_batch(self):
         step = self.step
-        step.views, step.key_views = step.make(step.images)
+        step.views, step.key_views = step.make(*step.pictures)
         step.shared_views = not self.learn.plan.one_way
         step.queries = dict.fromkeys(step.views, EVERY)
         if step.shared_views: step.queries['views'] = OTHER

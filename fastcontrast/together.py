@@ -34,9 +34,16 @@ def settings(
         'seed of the data': train.seed,
         'size': learn.dls.size,
         'pictures to train on': f'{len(train.data)} ({pictures})',
+        **_normalisation(learn),
         'model': {name: (*t.shape, t.dtype, t.stride()) for name, t in state.items()},
         'draws': {name: t.tolist() for name, t in state.items() if name.endswith('_extra_state')},
     }
+
+
+def _normalisation(learn) -> dict[str, Any]:
+    "Mean and standard deviation, where they may have been worked out of the pictures"
+    if learn.model.in_chans == 3: return {}
+    return {'mean of the channels': list(learn.mean), 'standard deviation of the channels': list(learn.std)}
 
 
 class Together(StepCallback):

@@ -17,6 +17,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from kornia.color import rgb_to_grayscale
@@ -25,12 +26,16 @@ from matplotlib.figure import Figure
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from .core import InputError, one_of, whole
+from .core import InputError, clipped, one_of, whole
 from .files import user_path
 
 # %% ../nbs/120_views.ipynb #62b7b3d8
 Probabilities = float | tuple[float, ...]  # one probability for all views, or one for each view
 _CHANCES = ('flip', 'jitter_p', 'grey', 'blur', 'solarise')
+
+def _ever(p: Probabilities) -> bool:
+    "Whether any view has a chance"
+    return any(p) if isinstance(p, tuple) else p > 0
 
 @dataclass(frozen=True)
 class ViewKind:
@@ -92,19 +97,22 @@ VIEW_KINDS['digits'] = ViewKind(
 # %% ../nbs/120_views.ipynb #39e2ca1a
 def random_boxes(
     n: int,                      # how many boxes
-    height: int,                 # of the pictures, in pixels
-    width: int,                  # of the pictures, in pixels
+    height: int | Tensor,        # of the pictures, in pixels: of all, or [n], whole numbers as float32
+    width: int | Tensor,         # of the pictures, in pixels, alike
     scale: tuple[float, float],  # range of the box's share of the area
     ratio: tuple[float, float],  # range of width / height
     device: torch.device | None = None, # where to draw; None: the default device
 ) -> Tensor:                     # [n, 4]: left, top, width, height in whole pixels
     "Crop boxes distributed as in torchvision's `RandomResizedCrop`, all drawn at once on `device`"
-    area = torch.empty(n, 10, device=device).uniform_(*scale) * (height * width)
+    each = isinstance(height, Tensor)
+    high, wide = (height[:, None], width[:, None]) if each else (height, width)
+    area = torch.empty(n, 10, device=device).uniform_(*scale) * (high * wide)
     aspect = torch.empty(n, 10, device=device).uniform_(math.log(ratio[0]), math.log(ratio[1])).exp()
     w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
-    fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
+    fits = (w >= 1) & (w <= wide) & (h >= 1) & (h <= high)
     found, attempt = fits.any(1), fits.int().argmax(1, keepdim=True)
-    largest_w, largest_h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+    least, rounded = (torch.minimum, torch.round) if each else (min, round)
+    largest_w, largest_h = least(width, rounded(height * ratio[1])), least(height, rounded(width / ratio[0]))
     w = torch.where(found, w.gather(1, attempt).squeeze(1), largest_w)
     h = torch.where(found, h.gather(1, attempt).squeeze(1), largest_h)
     # for a draw just below 1 the float32 product can round up to one step too far
@@ -119,8 +127,8 @@ def _sampling_grid(
     boxes: Tensor,  # [n, 4]: left, top, width, height in pixels
     flip: Tensor,   # [n], bool
     angle: Tensor,  # [n], radians
-    height: int,    # of the pictures
-    width: int,     # of the pictures
+    height: int | Tensor, # of the pictures: of all, or [n]
+    width: int | Tensor,  # of the pictures, alike
     size: int,      # of the views
 ) -> Tensor:        # [n, size, size, 2], for `F.grid_sample(..., align_corners=False)`
     "Where each pixel of each view is read, in `grid_sample`'s coordinates: -1 and 1 are the picture's outer edges"
@@ -136,15 +144,90 @@ def _sampling_grid(
     place(mirrored * sin / height, h * cos / height, y0, grid[..., 1])
     return grid
 
+# %% ../nbs/120_views.ipynb #cc16a499
+def _true_sides(
+    images: Tensor,         # [b, C, H, W]
+    aspects: Tensor | None, # [b], width / height, of pictures that are kept whole; None: they are as they are
+    n: int = 1,             # views of each
+) -> tuple[int, int] | tuple[Tensor, Tensor]: # for all, or [n * b], in whole pixels
+    "Height and width of the pictures as they were before they were squashed, at the area that they have now"
+    height, width = images.shape[-2:]
+    if aspects is None: return height, width
+    root = aspects.sqrt().repeat(n)
+    return (height / root).round(), (width * root).round()
+
+# %% ../nbs/120_views.ipynb #1dada79b
+def _halvings(
+    height: int,  # of the pictures
+    width: int,
+    largest: float, # share of the area of the largest crop
+    size: int,    # of the views
+) -> int:
+    "How often the largest crop can be halved and has more pixels than the view in both directions"
+    side = min(height, width, math.sqrt(largest * height * width))
+    return max(0, math.ceil(math.log2(side / size)) - 1)
+
+def _with_halves(
+    x: Tensor,       # [b, C, H, W]
+    halvings: int,   # 1 or more
+) -> Tensor:         # [b, C, H, W + W // 2]
+    "Pictures, and to the right of each its copies at a half, a quarter and so on, one below the other"
+    height, width = x.shape[-2:]
+    out = x.new_zeros(*x.shape[:-1], width + width // 2)
+    out[..., :width] = x
+    for k in range(1, halvings + 1):
+        x = F.avg_pool2d(x, 2)
+        top = height - height // 2 ** (k - 1)
+        out[..., top:top + x.shape[-2], width:width + x.shape[-1]] = x
+    return out
+
+def _among_halves(
+    grid: Tensor,  # [n, S, S, 2] for the pictures alone, changed in place
+    level: Tensor, # [n], float: which copy each sample is read from; 0: the picture
+    height: int,   # of the pictures
+    width: int,
+) -> Tensor:       # the grid, for what `_with_halves` makes of them
+    "The same places in the copies; beyond their edges, the pixels there"
+    share = torch.exp2(-level)
+    top = torch.where(level > 0, height - (height * 2 * share).floor(), 0)
+    left = torch.where(level > 0, float(width), 0)
+    for places, side, start, total in ((grid[..., 0], width, left, width + width // 2),
+                                       (grid[..., 1], height, top, height)):
+        def each(t): return t[:, None, None]
+        places.add_(1).mul_(each(share * (side / 2))).clamp_(min=0.5)  # in pixels of the copy
+        torch.minimum(places, each((side * share).floor() - 0.5), out=places)
+        places.add_(each(start)).mul_(2 / total).sub_(1)
+    return grid
+
+def _warped(
+    x: Tensor,     # [b, C, H, W]
+    boxes: Tensor, # [n * b, 4], in pixels of `sides`
+    flip: Tensor,  # [n * b], bool
+    angle: Tensor, # [n * b], radians
+    sides: tuple[int, int] | tuple[Tensor, Tensor], # from `_true_sides`
+    size: int,     # of the views
+    largest: float = 1.0, # share of the area of the largest crop
+) -> Tensor:       # [n * b, C, size, size]
+    "What lies in the boxes, flipped and turned"
+    (b, _, height, width), (true_height, true_width) = x.shape, sides
+    grid = _sampling_grid(boxes, flip, angle, true_height, true_width, size)
+    halvings = _halvings(height, width, largest, size)
+    if halvings:
+        pixels = torch.minimum(boxes[:, 2] * (width / true_width), boxes[:, 3] * (height / true_height))
+        level = sum((pixels > 2 ** k * size).to(x.dtype) for k in range(1, halvings + 1))
+        x, grid = _with_halves(x, halvings), _among_halves(grid, level, height, width)
+    # a view at a time: `grid_sample` wants as many pictures as grids, and this way none is copied
+    return torch.cat([F.grid_sample(x, g, padding_mode='border', align_corners=False) for g in grid.split(b)])
+
 # %% ../nbs/120_views.ipynb #f9c1d920
 def _brightness(x: Tensor, factor: Tensor) -> Tensor:
     "Blend with black: x [n, C, H, W] is changed in place, factor [n, 1, 1, 1]"
     return x.mul_(factor).clamp_(0, 1)
 
 def _contrast(x: Tensor, factor: Tensor) -> Tensor:
-    "Blend with the picture's mean grey"
+    "Blend with the picture's mean grey; where channels are no colours, each with its own mean"
     mean = x.mean((2, 3), keepdim=True)  # the mean of the grey picture is the grey of the mean colour
-    mean = rgb_to_grayscale(mean) if x.shape[1] == 3 else mean.mean(1, keepdim=True)
+    if x.shape[1] == 3: mean = rgb_to_grayscale(mean)
     return x.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
 
 def _saturation(x: Tensor, factor: Tensor) -> Tensor:
@@ -199,21 +282,24 @@ def _change(
 
 # %% ../nbs/120_views.ipynb #f87eecd9
 _BLOCK = 2 ** 21  # numbers worked on at a time on a CPU: 8 MB of float32
+_LARGEST = {torch.uint8: 255, torch.uint16: 65535} # what stands for 1
 
 def _plain(images: Tensor) -> Tensor:
     "A batch of pictures without fastai's subclasses, which dispatch every operation; `InputError` for what is none"
-    if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
-        raise InputError("pictures come as [B, C, H, W], uint8 or float in [0, 1], "
+    if images.ndim != 4 or not (images.dtype in _LARGEST or images.is_floating_point()):
+        raise InputError("pictures come as [B, C, H, W], uint8, uint16 or float in [0, 1], "
                          f"not as {images.dtype} of shape {list(images.shape)}.")
     return images.as_subclass(Tensor)
 
 def _unit_float(images: Tensor) -> Tensor:
-    "float32 in [0, 1] of uint8 or floating-point pictures"
-    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+    "float32 in [0, 1] of uint8, uint16 or floating-point pictures"
+    largest = _LARGEST.get(images.dtype)
+    return images.float() if largest is None else images.float().div_(largest)
 
 # %% ../nbs/120_views.ipynb #cb430fc5
 class ViewMaker(nn.Module):
     "What makes the views of one role"
+    sees_whole = False # does `forward` take the aspects of pictures that are kept whole? Else it gets centre squares
     def __init__(self,
         size: int, # side of the views, in pixels
         n: int,    # views of each picture
@@ -232,6 +318,16 @@ class ViewMaker(nn.Module):
         size: int | None = None,  # side of these views; None: the maker's own
     ) -> dict[str, Tensor]:       # role to [n, B, C, size, size] in [0, 1]
         raise NotImplementedError
+
+    def views_of(self,
+        images: Tensor,           # [B, C, H, W], uint8 or float in [0, 1]
+        size: int | None = None,  # side of these views; None: the maker's own
+        aspects: Tensor | None = None, # [B], width / height, of pictures that are kept whole
+    ) -> dict[str, Tensor]:       # role to [n, B, C, size, size] in [0, 1]
+        "`forward`, which is given whole pictures if it sees them, and else the squares in their centres"
+        if aspects is None: return self(images, size)
+        if self.sees_whole: return self(images, size, aspects)
+        return self(plain_view(images, images.shape[-1], aspects), size)
 
     def like(self,
         role: str,                  # of the new views
@@ -252,16 +348,25 @@ class ViewMaker(nn.Module):
         raise InputError(f"nothing is known of the strength of the views that {self.kind} makes, so it can't grow: "
                          "give a kind of views or a ViewKind, or leave strength out.")
 
+    def left_out(self,
+        channels: int, # of the pictures
+    ) -> tuple[str, ...]:
+        "What it does to colours and leaves out for pictures of so many channels, by name"
+        return ()
+
 class Views(ViewMaker):
     """Random views of a batch of pictures, made on their device, without gradient.
 
     `forward(images)` takes [B, C, H, W], uint8 or float in [0, 1], and gives `{role: views}` with views
     [n, B, C, size, size] in [0, 1]: contiguous, float32 for uint8 pictures and else of their type.
+    With `aspects` [B] the pictures are kept whole: squashed to squares, of these widths / heights.
     Without three channels there is no colour:
-    saturation, hue and grey are left out. `torch.manual_seed` makes the draws repeatable.
+    saturation, hue and grey are left out, brightness and contrast have one factor for all channels.
+    `torch.manual_seed` makes the draws repeatable.
 
     Raises `InputError` for an unknown kind, a size that cannot be, and pictures that are not such a batch.
     Source: SimCLR appendix A; MoCo v2 section 3; BYOL appendix B, as given by `kind`."""
+    sees_whole = True
     def __init__(self,
         size: int,                       # side of the views, in pixels
         kind: str | ViewKind = 'simclr', # a name in `VIEW_KINDS`, or strengths of your own
@@ -292,19 +397,23 @@ class Views(ViewMaker):
     def softened(self, share):
         return self if share == 1 else self.like(self.role, self.n, kind=self.strength.weaker(share))
 
+    def left_out(self, channels):
+        if channels == 3: return ()
+        strength = self.strength
+        _, _, saturation, hue = strength.jitter if _ever(strength.jitter_p) else (0.,) * 4
+        return tuple(name for name, p in dict(saturation=saturation, hue=hue, grey=strength.grey).items() if _ever(p))
+
     def _chosen(self, p: Probabilities, b: int, device: torch.device) -> Tensor:
         "[n*b] bool, True with the probability of its view"
         ps = p if isinstance(p, tuple) else (p,) * self.n
         return torch.cat([torch.rand(b, device=device) < q for q in ps])
 
-    def _warp(self, x: Tensor, size: int) -> Tensor:
+    def _warp(self, x: Tensor, size: int, aspects: Tensor | None) -> Tensor:
         "Crop, flip and rotate: [b, C, H, W] to [n*b, C, size, size]"
-        (b, _, height, width), s = x.shape, self.strength
-        boxes = random_boxes(self.n * b, height, width, s.scale, s.ratio, x.device)
+        b, s, sides = len(x), self.strength, _true_sides(x, aspects, self.n)
+        boxes = random_boxes(self.n * b, *sides, s.scale, s.ratio, x.device)
         angle = torch.empty(self.n * b, device=x.device).uniform_(-s.rotate, s.rotate).deg2rad_()
-        grid = _sampling_grid(boxes, self._chosen(s.flip, b, x.device), angle, height, width, size)
-        # a view at a time: `grid_sample` wants as many pictures as grids, and this way none is copied
-        return torch.cat([F.grid_sample(x, g, padding_mode='border', align_corners=False) for g in grid.chunk(self.n)])
+        return _warped(x, boxes, self._chosen(s.flip, b, x.device), angle, sides, size, s.scale[1])
 
     def _run(self, operation: Callable) -> Callable: return self.operations.get(operation, operation)
 
@@ -327,10 +436,10 @@ class Views(ViewMaker):
             return x
         return _change(x, chosen, change, *(factors[i] for i in todo))
 
-    def _block(self, images: Tensor, size: int) -> Tensor:
+    def _block(self, images: Tensor, size: int, aspects: Tensor | None) -> Tensor:
         "Views of one block: [b, C, H, W] to [n, b, C, size, size] float32"
         b, s, device = len(images), self.strength, images.device
-        x = self._warp(_unit_float(images), size)
+        x = self._warp(_unit_float(images), size, aspects)
         x = self._jitter(x, self._chosen(s.jitter_p, b, device))
         if s.grey and x.shape[1] == 3:
             x = _change(x, self._chosen(s.grey, b, device), self._run(_grey))
@@ -341,14 +450,16 @@ class Views(ViewMaker):
         return x.clamp_(0, 1).unflatten(0, (self.n, b))
 
     @torch.no_grad()
-    def forward(self, images, size=None):
+    def forward(self, images, size=None, aspects=None):
         size, images = size or self.size, _plain(images)
         b, c, h, w = images.shape
         out = torch.empty(self.n, b, c, size, size, device=images.device,
                           dtype=images.dtype if images.is_floating_point() else torch.float32)
         step = max(1, b if images.device.type != 'cpu' else _BLOCK // (c * max(h * w, self.n * size ** 2)))
         with torch.autocast(images.device.type, enabled=False):  # mixed precision is the model's business
-            for i in range(0, b, step): out[:, i:i + step] = self._block(images[i:i + step], size)
+            for i in range(0, b, step):
+                shapes = None if aspects is None else aspects[i:i + step]
+                out[:, i:i + step] = self._block(images[i:i + step], size, shapes)
         return {self.role: out}
 
     def extra_repr(self) -> str: return f'size={self.size}, kind={self.kind!r}, n={self.n}'
@@ -400,6 +511,12 @@ class RoleViews(nn.Module):
         if size in (None, self.size): return maker.size
         return max(2, self.multiple, round(maker.size * size / self.size / self.multiple) * self.multiple)
 
+    def left_out(self,
+        channels: int, # of the pictures
+    ) -> tuple[str, ...]:
+        "What the makers leave out for pictures of so many channels, by name"
+        return tuple(dict.fromkeys(name for maker in self.makers.values() for name in maker.left_out(channels)))
+
     def softened(self,
         share: float, # of the strength, from 0 to 1
     ) -> 'RoleViews':
@@ -413,9 +530,10 @@ class RoleViews(nn.Module):
     def forward(self,
         images: Tensor,          # [B, C, H, W], uint8 or float in [0, 1]
         size: int | None = None, # of the pictures in this step; None: as usual
+        aspects: Tensor | None = None, # [B], width / height, of pictures that are kept whole
     ) -> dict[str, Tensor]:      # role to [n, B, C, S, S] in [0, 1]
         return {role: views for maker in self.makers.values()
-                for role, views in maker(images, self.side(maker, size)).items()}
+                for role, views in maker.views_of(images, self.side(maker, size), aspects).items()}
 
 # %% ../nbs/120_views.ipynb #c7b39b51
 _ATTEMPTS = 100  # what is done to a batch with a chance of 1 in 20 shows in these with one of 99 in 100
@@ -423,16 +541,21 @@ _ATTEMPTS = 100  # what is done to a batch with a chance of 1 in 20 shows in the
 class ModuleViews(ViewMaker):
     """Views by any module that augments a batch: float [B, C, H, W] in [0, 1] to the same, of any side.
 
+    Of pictures that are kept whole it is given the squares in their centres, or its crops of them.
     Raises `InputError` for a module that makes anything else."""
+    sees_whole = True
     def __init__(self,
         size: int,            # side of the views, in pixels
         augment: Callable[[Tensor], Tensor], # the module
         n: int = 2,           # views of each picture
         role: str = 'views',  # their name in the result
         scale: tuple[float, float] | None = None, # share of the area in crops that it is given; None: whole pictures
+        channels: int = 3,    # C of the pictures
     ):
         super().__init__(size, n, role)
+        whole(self, channels=channels)
         self.augment, self.scale, self.kind = augment, scale, type(augment).__name__
+        self.channels = channels
         self.singly = self._try_out()
 
     def _try_out(self) -> bool:
@@ -442,7 +565,7 @@ class ModuleViews(ViewMaker):
         is_module = isinstance(self.augment, nn.Module)
         held = next(chain(self.augment.parameters(), self.augment.buffers()), None) if is_module else None
         device = torch.device('cpu') if held is None else held.device
-        noise = torch.rand(3, self.size, self.size, generator=torch.Generator().manual_seed(0)).to(device)
+        noise = torch.rand(self.channels, self.size, self.size, generator=torch.Generator().manual_seed(0)).to(device)
         batch, alike, varies, first = noise.expand(4, -1, -1, -1), True, False, None
         with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []), torch.no_grad():
             for attempt in range(_ATTEMPTS):
@@ -483,36 +606,37 @@ class ModuleViews(ViewMaker):
 
     def like(self, role, n, size=None, scale=None, kind=None):
         size = size or self.size
-        if kind is None: maker = ModuleViews(size, self.augment, n, role, scale or self.scale)
+        if kind is None: maker = ModuleViews(size, self.augment, n, role, scale or self.scale, self.channels)
         else: maker = Views(size, kind).like(role, n, scale=scale)
         maker.operations = self.operations
         return maker
 
     @torch.no_grad()
-    def forward(self, images, size=None):
+    def forward(self, images, size=None, aspects=None):
         x = _unit_float(_plain(images))
+        if self.scale is None and aspects is not None: x, aspects = _true_squares(x, aspects, x.shape[-1]), None
         with torch.autocast(x.device.type, enabled=False):
-            return {self.role: torch.stack([self._view(x, size or self.size) for _ in range(self.n)])}
+            return {self.role: torch.stack([self._view(x, size or self.size, aspects) for _ in range(self.n)])}
 
-    def _view(self, x: Tensor, size: int) -> Tensor:
+    def _view(self, x: Tensor, size: int, aspects: Tensor | None) -> Tensor:
         "One view of each picture: [B, C, H, W] to [B, C, size, size]"
-        if self.scale is not None: x = _crops(x, size, self.scale)
+        if self.scale is not None: x = _crops(x, size, self.scale, aspects)
         view = torch.cat([self.augment(picture) for picture in x.split(1)]) if self.singly else self.augment(x)
         if view.shape[-1] != size: view = F.interpolate(view, (size, size), mode='bilinear', antialias=True)
         return view.clamp(0, 1).to(x.dtype)
 
     def extra_repr(self) -> str: return f"size={self.size}, n={self.n}{', picture by picture' * self.singly}"
 
-def _crops(x: Tensor, size: int, scale: tuple[float, float]) -> Tensor:
+def _crops(x: Tensor, size: int, scale: tuple[float, float], aspects: Tensor | None) -> Tensor:
     "A random crop of each picture, and nothing else: [B, C, size, size]"
-    boxes = random_boxes(len(x), *x.shape[-2:], scale, ViewKind.ratio, x.device)
-    still = torch.zeros(len(x), device=x.device)
-    grid = _sampling_grid(boxes, still > 0, still, *x.shape[-2:], size)
-    return F.grid_sample(x, grid, padding_mode='border', align_corners=False)
+    sides, still = _true_sides(x, aspects), torch.zeros(len(x), device=x.device)
+    boxes = random_boxes(len(x), *sides, scale, ViewKind.ratio, x.device)
+    return _warped(x, boxes, still > 0, still, sides, size, scale[1])
 
 def as_views(
     views: str | ViewKind | ViewMaker | RoleViews | Callable, # a name in `VIEW_KINDS`, strengths, or an augmentation
     size: int | None, # side of the views in pixels; None: not known, so that only makers will do
+    channels: int = 3, # of the pictures
 ) -> RoleViews:
     "What makes a learner's views. Raises `InputError` for what can't"
     if isinstance(views, RoleViews) and not views.makers:
@@ -523,18 +647,43 @@ def as_views(
     if isinstance(views, type) or not callable(views):
         raise InputError(f"views={views!r} augments nothing: give a kind of views ({', '.join(VIEW_KINDS)}), a "
                          "ViewKind, or a module that augments a batch, like Kornia's AugmentationSequential.")
-    return RoleViews(ModuleViews(size, views))
+    return RoleViews(ModuleViews(size, views, channels=channels))
 
 # %% ../nbs/120_views.ipynb #6f8de433
+def _resampling(
+    shares: Tensor, # [B], of a picture's side: that in its middle which is kept
+    side: int,      # of the pictures, in pixels
+    size: int,      # of the result
+) -> Tensor:        # [B, size, side]
+    "What the pixels of a side contribute to those of the result: as in `F.interpolate(antialias=True)`"
+    step = shares * (side / size)
+    out, pixel = torch.arange(size, device=shares.device) + 0.5, torch.arange(side, device=shares.device) + 0.5
+    centre = (out - size / 2) * step[:, None] + side / 2
+    weight = (1 - (pixel - centre[..., None]).abs() / step.clamp(min=1)[:, None, None]).clamp_(min=0)
+    return weight / weight.sum(-1, keepdim=True)
+
+def _true_squares(
+    x: Tensor,       # [B, C, H, W], of pictures that are kept whole
+    aspects: Tensor, # [B], their width / height
+    size: int,       # side of the result
+) -> Tensor:         # [B, C, size, size]
+    "The squares in the centres of the pictures as they were, resized with antialiasing"
+    across = _resampling((1 / aspects).clamp(max=1), x.shape[-1], size)
+    down = _resampling(aspects.clamp(max=1), x.shape[-2], size)
+    def resized(x, matrix): return (x.flatten(1, 2) @ matrix.mT).unflatten(1, x.shape[1:3]).mT  # sides swapped
+    with torch.autocast(x.device.type, enabled=False): return resized(resized(x, across), down)
+
 def plain_view(
     images: Tensor, # [B, C, H, W], uint8 or float in [0, 1]
     size: int,      # side of the result, in pixels
+    aspects: Tensor | None = None, # [B], width / height, of pictures that are kept whole
 ) -> Tensor:        # [B, C, size, size] in [0, 1]; float32 for uint8, else the type of `images`
     "The pictures themselves at `size`, for evaluation: short side resized with antialiasing, then a centre crop"
     whole('plain_view', least=2, size=size)
     images = _plain(images)
     x, (h, w) = _unit_float(images), images.shape[-2:]
-    if min(h, w) != size:
+    if aspects is not None: x, h, w = _true_squares(x, aspects, size), size, size
+    elif min(h, w) != size:
         h, w = size * h // min(h, w), size * w // min(h, w)
         x = F.interpolate(x, (h, w), mode='bilinear', antialias=True)
     top, left = round((h - size) / 2), round((w - size) / 2)
@@ -542,6 +691,8 @@ def plain_view(
     return x.to(images.dtype) if images.is_floating_point() else x
 
 # %% ../nbs/120_views.ipynb #aeae7745
+def _counted(channels: int) -> str: return f"{channels} channel{'s' * (channels != 1)}"
+
 class Normalize(nn.Module):
     """(x - mean) / std for each channel: [..., C, H, W] to the same shape and type, with the leading dimensions
     flattened in `channels_last` memory. The default is ImageNet's mean and spread. Its input is left as it is."""
@@ -560,38 +711,85 @@ class Normalize(nn.Module):
     def forward(self,
         x: Tensor,   # [..., C, H, W], float
     ) -> Tensor:     # the same shape and type
-        if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != len(self.scale):
+        channels = len(self.scale)
+        if not x.is_floating_point() or x.ndim < 3:
             raise InputError(f"cannot normalise {x.dtype} of shape {list(x.shape)}: "
-                             f"give floats of shape [..., {len(self.scale)}, H, W].")
+                             f"give floats of shape [..., {channels}, H, W].")
+        if x.shape[-3] != channels:
+            raise InputError(f"pictures of {_counted(x.shape[-3])} can't be normalised for an encoder of "
+                             f"{_counted(channels)}: give image_dls(…, channels={channels}), or another encoder.")
         flat = x.reshape(-1, *x.shape[-3:])
         out = torch.empty_like(flat, memory_format=torch.channels_last)
         return torch.addcmul(self.shift.to(x.dtype), flat, self.scale.to(x.dtype), out=out).view(x.shape)
 
 # %% ../nbs/120_views.ipynb #99ebbf39
+def _chosen_bands(
+    channels: int,                # of the pictures
+    bands: Sequence[int] | None,  # as given
+) -> tuple[int, ...] | None:      # None: up to three channels, as they are
+    "The channels that are drawn. Raises `InputError` for those that there are not"
+    if bands is None: return (0, channels // 2, channels - 1) if channels > 3 else None
+    if isinstance(bands, str) or not isinstance(bands, Sequence) or len(bands) not in (1, 3):
+        raise InputError(f"bands={clipped(repr(bands))} are not what is drawn as red, green and blue, or one as grey: "
+                         "give three channels like (3, 2, 1), or one, counted from 0.")
+    whole('the pictures', least=0, most=channels - 1, **{f'bands[{i}]': band for i, band in enumerate(bands)})
+    return tuple(bands)
+
+_NARROW = 0.25 # the share of [0, 1] that the values of a band have to span, or the bands are stretched for the eye
+
+def _stretch(
+    images: Tensor,   # [B, C, H, W], uint8, uint16 or float in [0, 1]
+    bands: tuple[int, ...],
+) -> Tensor | None:   # [2, 1, 1, n], the values that are drawn as 0 and as 1; None: as they are
+    "The second and 98th percentile of every band, if some band spans a small part of [0, 1], and not a single value"
+    x = _unit_float(images.detach().as_subclass(Tensor))[:, list(bands)].cpu()
+    low, high = np.percentile(x.movedim(1, 0).flatten(1).numpy(), (2, 98), axis=1)
+    spans = high - low
+    if not ((0 < spans) & (spans < _NARROW)).any(): return None
+    low, high = (np.where(spans > 0, ends, usual) for ends, usual in ((low, 0.), (high, 1.)))
+    return torch.from_numpy(np.stack([low, high])[:, None, None]).float()
+
 def _drawable(
-    picture: Tensor, # [C, H, W], uint8 or float in [0, 1]
+    picture: Tensor, # [C, H, W], uint8, uint16 or float in [0, 1]
+    bands: tuple[int, ...] | None = None, # the channels; None: all
+    ends: Tensor | None = None,           # from `_stretch`
 ):                   # numpy array [H, W, 3], or [H, W] if there are not three channels
     "What matplotlib's `imshow` takes; without three channels, their mean"
-    x = _unit_float(picture.detach().as_subclass(Tensor)).clamp(0, 1).cpu()
-    return x.permute(1, 2, 0).numpy() if len(x) == 3 else x.mean(0).numpy()
+    x = _unit_float(picture.detach().as_subclass(Tensor)).clamp(0, 1).cpu().permute(1, 2, 0)
+    if bands is not None: x = x[..., list(bands)]
+    if ends is not None: x = ((x - ends[0]) / (ends[1] - ends[0])).clamp(0, 1)
+    return x.numpy() if x.shape[-1] == 3 else x.mean(-1).numpy()
 
 def draw_views(
-    images: Tensor,                # [B, C, H, W], uint8 or float in [0, 1]
+    images: Tensor,                # [B, C, H, W], uint8, uint16 or float in [0, 1]
     views: Mapping[str, Tensor],   # role to [V, B, C, S, S] in [0, 1]; other tensors are not drawn
     path: str | Path | None = None,# also save it there; the ending tells the format
     n: int = 8,                    # at most so many pictures
+    aspects: Tensor | None = None, # [B], width / height, of pictures that are kept whole
+    bands: Sequence[int] | None = None, # channels drawn as red, green and blue, from 0, or one as grey; None: see below
 ) -> Figure:                       # shown by a notebook as it is
-    "A row for each picture: the original, then its views of every role"
+    """A row for each picture: the original, then its views of every role
+
+    Of more than three channels the first, the middle and the last one are drawn, unless `bands` names others; two are
+    drawn as their mean. Where chosen bands span less than a quarter of [0, 1] they are stretched for the eye, each from
+    its second to its 98th percentile over the originals, the views like these. What is drawn stands below."""
+    bands = _chosen_bands(images.shape[1], bands)
     columns = [('original', images)]
     for role, batch in views.items():
         title = 'view' if role == 'views' else role
         if batch.ndim == 5: columns += [(f'{title} {i + 1}', view) for i, view in enumerate(batch)]
     n = min(n, len(images))
+    ends = None if bands is None else _stretch(images[:n], bands)
     fig = Figure(figsize=(1.6 * len(columns), 1.6 * n + 0.3), layout='constrained')
     for row, axes in enumerate(fig.subplots(n, len(columns), squeeze=False)):
         for ax, (title, batch) in zip(axes, columns, strict=True):
-            ax.imshow(_drawable(batch[row]), cmap='gray', vmin=0, vmax=1)
+            squashed = batch is images and aspects is not None
+            shape = 1 / aspects[row].item() if squashed else 'equal'  # of a pixel, height / width
+            ax.imshow(_drawable(batch[row], bands, ends), cmap='gray', vmin=0, vmax=1, aspect=shape)
             ax.set_axis_off()
             if row == 0: ax.set_title(title, fontsize=11)
+    if bands is not None:
+        stretched = '' if ends is None else ', stretched'
+        fig.supxlabel(f"channel{'s' * (len(bands) > 1)} {', '.join(map(str, bands))}{stretched}", fontsize=11)
     if path is not None: fig.savefig(user_path(path, 'path'), dpi=120)
     return fig

@@ -14,7 +14,7 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from timm.models import adapt_input_conv, is_model_pretrained
+from timm.models import is_model_pretrained
 from torch import Tensor, nn
 
 from .core import InputError, MissingPath, clipped
@@ -23,7 +23,8 @@ from .files import check_file, check_utf8, read_json, user_path
 from .models import SOURCES, architecture, pretrained_config
 from .modules import MODULE
 
-__all__ = ['Fitted', 'Weights', 'architecture_of', 'fit_tensors', 'has_small_stem', 'read_weights', 'timm_source']
+__all__ = ['Fitted', 'Weights', 'adapt_filters', 'architecture_of', 'changed_channels', 'first_convolutions',
+           'fit_tensors', 'has_small_stem', 'read_weights', 'timm_source']
 
 # under which training programs keep a state dict, the online network's before its moving average's
 _WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'network', 'net', 'student', 'teacher', 'encoder', 'backbone',
@@ -33,6 +34,7 @@ _HEADS = ('fc', 'head', 'heads', 'head_dist', 'classifier', 'projector', 'projec
           'prediction_head', 'prototypes', 'aux', 'aux1', 'aux2', 'AuxLogits')
 LOCAL = 'local-dir:' # what timm wants before the name of a folder
 _SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.tar', '.safetensors') # of files, and of no tag
+_LOOKED_FOR = ('.safetensors', '.pth', '.pth.tar', '.bin') # of files in which timm looks for weights
 MOST_NAMED = 4 # tensors that a note names
 
 
@@ -58,12 +60,11 @@ def _folder_file(folder: Path) -> Path | None:
     return file if file.is_file() and _is_ours(file) else None
 
 
-def _local(folder: Path) -> str:
-    "What timm calls a folder of its own. Raises `InputError` for weights in it that are no file: it opens anything"
-    for file in (file for suffix in _SUFFIXES for file in folder.glob(f'*{suffix}')):
+def _check_files(folder: Path) -> None:
+    "Raise `InputError` for a folder of timm's with weights that are no file: it opens whatever has the name"
+    for file in (file for suffix in _LOOKED_FOR for file in folder.glob(f'*{suffix}')):
         try: check_file(file)
         except OSError as e: raise InputError(f"the weights '{clipped(file)}' can't be read: {e.strerror}.") from None
-    return f'{LOCAL}{folder}'
 
 
 def _is_ours(file: Path) -> bool:
@@ -83,7 +84,10 @@ def timm_source(
     if not isinstance(weights, str | Path) or not str(weights):
         raise InputError(f"weights={clipped(repr(weights))} is no name: give a timm tag like 'resnet50.a1_in1k', or a "
                          "file or folder of weights.")
-    if isinstance(weights, str) and weights.startswith(LOCAL): return _local(_path(weights.removeprefix(LOCAL)))
+    if isinstance(weights, str) and weights.startswith(LOCAL):
+        folder = _path(weights.removeprefix(LOCAL))
+        if folder.is_dir(): _check_files(folder)
+        return f'{LOCAL}{folder}'
     if isinstance(weights, str) and _names_timm(weights): return weights
     path = _path(weights)
     if path.is_file(): return None
@@ -93,7 +97,9 @@ def timm_source(
     if _folder_file(path) is not None: return None
     try: config = read_json(path/'config.json')
     except (OSError, ValueError): config = None
-    if isinstance(config, dict) and 'architecture' in config: return _local(path)
+    if isinstance(config, dict) and 'architecture' in config:
+        _check_files(path)
+        return f'{LOCAL}{path}'
     raise InputError(f"the folder '{clipped(path)}' holds neither an encoder.safetensors of fastcontrast nor timm's "
                      "config.json with an architecture: give the file of weights itself.")
 
@@ -196,6 +202,7 @@ class Fitted:
     missing: list[str] = field(default_factory=list) # of the encoder, not in the file
     other: list[str] = field(default_factory=list)   # of another shape, or type of numbers, and which
     unused: list[str] = field(default_factory=list)  # of the file, unknown to the encoder
+    changed: list[str] = field(default_factory=list) # filters that were made for other channels, and how many
     heads: int = 0                                   # tensors of the file's classifier and heads
 
     def note(self,
@@ -206,6 +213,7 @@ class Fitted:
         parts = [f"weights from {origin}: {len(self.taken)} of {wanted} tensors"]
         for words, names in (('not there', self.missing), ('of another shape', self.other), ('unknown', self.unused)):
             if names: parts.append(f"{words}: {_listed(names)}")
+        parts += [changed_channels(self.changed)] if self.changed else []
         if self.heads: parts.append(f"{self.heads} of its heads left out")
         return '; '.join(parts)
 
@@ -213,6 +221,13 @@ class Fitted:
 def _listed(names: list[str]) -> str:
     more = f' and {len(names) - MOST_NAMED} more' if len(names) > MOST_NAMED else ''
     return ', '.join(clipped(name, 100) for name in names[:MOST_NAMED]) + more
+
+
+def changed_channels(
+    filters: list[str], # names, and from how many channels to how many
+) -> str:
+    "That filters were made for another number of channels, as a part of a note"
+    return f"filters changed to other channels: {_listed(filters)}"
 
 
 def _spellings(encoder: nn.Module, own: Iterable[str]) -> list[dict[str, str]]:
@@ -244,20 +259,53 @@ def _renamed(encoder: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Ten
     return {spelling.get(name, name): t for name, t in under.items()}
 
 
-def _adapted(encoder: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    "What timm does to tensors of other releases, other sides of the pictures (position embeddings) or other channels"
+def adapt_filters(
+    filters: Tensor, # [D, B, h, w], of a convolution that takes pictures of B channels
+    channels: int,   # C of those here
+) -> Tensor:         # [D, C, h, w]
+    """Filters for another number of channels: their sum for one, else repeated in turn and scaled by B / C
+
+    So what comes out keeps its size. It is the rule of timm's `adapt_input_conv`, which takes other B from 1.0.31 on
+    only."""
+    given = filters.shape[1]
+    if channels == given: return filters
+    if channels == 1: return filters.sum(1, keepdim=True)
+    return filters.repeat(1, -(-channels // given), 1, 1)[:, :channels] * (given / channels)
+
+
+def first_convolutions(
+    encoder: nn.Module,
+) -> list[str]: # most have one, some none
+    "The names of the convolutions that are given the pictures, as timm says, or else of the first there is"
+    named = getattr(encoder, 'pretrained_cfg', {}).get('first_conv')
+    if named: return [named] if isinstance(named, str) else list(named)
+    return [name for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)][:1]
+
+
+def _as_timm_does(encoder: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    "What timm does to tensors of other releases, or of other sides of the pictures (position embeddings)"
     change = getattr(sys.modules.get(type(encoder).__module__), 'checkpoint_filter_fn', None)
     if change is not None and type(encoder).__module__.startswith('timm.'):
         try: tensors = dict(change(dict(tensors), encoder))
         except Exception: pass  # they are none that it knows: what fits is found out next
-    first = getattr(encoder, 'pretrained_cfg', {}).get('first_conv') or ()
-    own = encoder.state_dict()
-    for name in (f'{conv}.weight' for conv in ([first] if isinstance(first, str) else first)):
+    return tensors
+
+
+def _to_channels(encoder: nn.Module, tensors: dict[str, Tensor], known: int | None) -> list[str]:
+    """Change filters that were made for another number of channels, in place; their names and both numbers
+
+    `known`: how many channels the file says. Where it does not, one of the two has three, so that filters of what is
+    rearranged before (blocks of pixels) are not taken for such."""
+    own, changed = encoder.state_dict(), []
+    for name in (f'{conv}.weight' for conv in first_convolutions(encoder)):
         there, here = tensors.get(name), own.get(name)
         if there is None or here is None or there.ndim != 4 or here.ndim != 4: continue
-        if there.shape[1] != 3 or there.shape[0] != here.shape[0] or there.shape[2:] != here.shape[2:]: continue
-        tensors[name] = adapt_input_conv(here.shape[1], there)
-    return tensors
+        before, after = there.shape[1], here.shape[1]
+        if before == after or there.shape[0] != here.shape[0] or there.shape[2:] != here.shape[2:]: continue
+        if before != known and 3 not in (before, after): continue
+        tensors[name] = adapt_filters(there, after)
+        changed.append(f'{name} ({before} to {after})')
+    return changed
 
 
 def _fits(tensor: Tensor, own: Tensor) -> bool:
@@ -300,14 +348,15 @@ def fit_tensors(
 
     Raises `InputError`, which names some that do not, if no matrix or filter fits, and for one that is not finite."""
     own = encoder.state_dict()
-    tensors = _adapted(encoder, _renamed(encoder, weights.tensors))
+    tensors = _as_timm_does(encoder, _renamed(encoder, weights.tensors))
+    changed = _to_channels(encoder, tensors, weights.info.get('in_chans'))
     taken = {name: t for name, t in tensors.items() if name in own and _fits(t, own[name])}
     other = [f"{name} {_form(t, own[name])} for {_form(own[name], t)}" for name, t in tensors.items()
              if name in own and name not in taken]
     missing = [name for name in own if name not in tensors and not name.endswith('num_batches_tracked')]
     spare = [name for name in tensors if name not in own]
     heads = [name for name in spare if name.split('.')[0] in _HEADS]
-    fitted = Fitted(taken, missing, other, [name for name in spare if name not in heads], len(heads))
+    fitted = Fitted(taken, missing, other, [name for name in spare if name not in heads], changed, len(heads))
     if any(t.ndim > 1 for t in taken.values()):
         _check_finite(taken, own, weights.origin)
         encoder.load_state_dict(taken, strict=False)

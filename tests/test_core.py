@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 from helpers.refusals import refusal
 
-from fastcontrast.core import InputError, MissingPath, Registry, clipped, moved, number, one_of, whole
+from fastcontrast.core import InputError, MissingPath, Registry, clipped, moved, number, one_of, suggest, whole
 
 
 class Owner:
     "Something that has arguments"
+
+
+def test_a_sentence_shows_names_and_obeys_none():
+    "Python prints an error's text as it is"
+    assert str(InputError("no folder '\x1b[2Ja\nb\udcff'")) == "no folder '\\x1b[2Ja\\nb\\xff'"
 
 
 @pytest.mark.parametrize('value', [0, -1, 1.0, '1', None, True, math.nan, 4])
@@ -43,6 +48,11 @@ def test_one_of_suggests():
     text = refusal(one_of, ('mean', 'max'), Owner(), merge='maxx')
     assert text.startswith("unknown merge of Owner 'maxx': did you mean max")
     refusal(one_of, ('mean', 'max'), merge=1)
+
+
+def test_names_are_suggested_however_they_are_spelt():
+    assert suggest('SimCLR', ('simclr', 'byol'), 'method') == "unknown method 'SimCLR': did you mean simclr?"
+    assert suggest('hardregions', ('HardRegions', 'Queue'), 'callback').endswith('did you mean HardRegions?')
 
 
 def test_a_registry_takes_a_name_once():

@@ -11,8 +11,10 @@ import torchvision.transforms as T
 import torchvision.transforms.functional as TF
 from scipy.stats import ks_2samp, kstest
 
+from fastcontrast import views as views_module
 from fastcontrast.core import InputError
-from fastcontrast.views import VIEW_KINDS, Normalize, ViewKind, Views, draw_views, plain_view, random_boxes, two_views
+from fastcontrast.views import (VIEW_KINDS, ModuleViews, Normalize, RoleViews, ViewKind, ViewMaker, Views, draw_views,
+                                plain_view, random_boxes, two_views)
 
 DEVICES = ['cpu'] + ['cuda'] * torch.cuda.is_available()
 N = 1500
@@ -81,6 +83,163 @@ def test_rotation_is_uniform_in_its_range():
     v = drawn(torch.stack([x, y]) / 32, 32, rotate=15.)[:, :, 12:20, 12:20]
     angle = torch.atan2(v[:, 1].diff(dim=2).mean((1, 2)), v[:, 0].diff(dim=2).mean((1, 2))).rad2deg()
     assert kstest(angle.numpy(), 'uniform', args=(-15, 30)).pvalue > 1e-3
+
+# --- pictures that are kept whole
+
+def squashed(x, side): return TF.resize(x, [side, side], antialias=True)
+
+def smooth(height, width, n=1):
+    "Waves, a few pixels long"
+    y, x = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing='ij')
+    return torch.stack([(torch.stack([5 * x + k, 4 * y - k, 3 * x + 3 * y]).sin() + 1) / 2 for k in range(n)])
+
+@pytest.mark.parametrize('height,width', [(48, 75), (75, 48), (60, 60), (30, 120)])
+def test_crops_of_whole_pictures_are_torchvisions_of_the_true_ones(height, width):
+    side, scale = round((height * width) ** .5), (.08, 1.)
+    ramp = torch.stack([((torch.arange(side) + .5) / side).expand(side, -1),
+                        ((torch.arange(side) + .5) / side)[:, None].expand(-1, side)])
+    batch, aspects = ramp.expand(N // 2, -1, -1, -1), torch.full((N // 2,), width / height)
+    x = two_views(16, only(scale=scale, ratio=(3 / 4, 4 / 3)))(batch, None, aspects)['views'].flatten(0, 1)
+    x = x[:, :, 4:12, 4:12].double()
+    w, h = ((x[:, c].diff(dim=d).mean((1, 2)) * 16 * side) for c, d, side in ((0, 2, width), (1, 1, height)))
+    left, top = x[:, 0].mean((1, 2)) * width - w / 2, x[:, 1].mean((1, 2)) * height - h / 2
+    for edge in (w, h, left, top): torch.testing.assert_close(edge, edge.round(), atol=3e-2, rtol=0)
+    true = torch.empty(3, height, width)
+    boxes = torch.tensor([T.RandomResizedCrop.get_params(true, scale, (3 / 4, 4 / 3)) for _ in range(N)])
+    for ours, theirs in zip((top, left, h, w), boxes.T, strict=True): same(ours.round(), theirs)
+    same((w.round() / h.round()), boxes[:, 3] / boxes[:, 2])
+
+def test_boxes_of_pictures_of_many_shapes():
+    shapes = [(20, 200), (60, 80), (333, 100), (50, 50)]
+    height, width = torch.tensor(shapes, dtype=torch.float32).repeat(N, 1).unbind(1)
+    boxes = random_boxes(len(height), height, width, (.3, 1.), (3 / 4, 4 / 3)).view(N, len(shapes), 4)
+    for i, (h, w) in enumerate(shapes):
+        theirs = torch.tensor([T.RandomResizedCrop.get_params(torch.empty(3, h, w), (.3, 1.), (3 / 4, 4 / 3))
+                               for _ in range(N)])
+        for ours, place in zip(boxes[:, i].unbind(1), (1, 0, 3, 2), strict=True): same(ours, theirs[:, place])
+        torch.manual_seed(3)
+        one = random_boxes(N, h, w, (.3, 1.), (3 / 4, 4 / 3))
+        torch.manual_seed(3)
+        each = random_boxes(N, torch.full((N,), float(h)), torch.full((N,), float(w)), (.3, 1.), (3 / 4, 4 / 3))
+        assert torch.equal(one, each)
+
+@pytest.mark.parametrize('height,width', [(96, 150), (150, 96)])
+def test_views_of_a_squashed_picture_are_those_of_the_picture(height, width):
+    "The same draws: crops, flips, rotations, colours"
+    kind = replace(VIEW_KINDS['simclr'], rotate=30., solarise=.2, blur=0.)
+    true = smooth(height, width, 5)
+    maker, aspects, results = Views(64, kind, n=3), torch.full((5,), width / height), []
+    for pictures in ((true,), (squashed(true, 120), None, aspects)):
+        torch.manual_seed(5)
+        results.append(maker(*pictures)['views'])
+    assert (results[0] - results[1]).abs().mean() < .005
+    assert ((results[0] - results[1]).abs() > .05).float().mean() < .01  # what is near 0.5 is solarised or not
+
+def test_squares_with_an_aspect_are_squares():
+    x, maker = torch.rand(6, 3, 40, 40), Views(24, 'byol')
+    results = []
+    for pictures in ((x,), (x, None, torch.ones(6))):
+        torch.manual_seed(5)
+        results.append(maker(*pictures)['views'])
+    torch.testing.assert_close(*results, atol=1e-5, rtol=0)
+    for size in (24, 40, 60): torch.testing.assert_close(plain_view(x, size, torch.ones(6)), plain_view(x, size))
+
+def test_each_picture_of_a_batch_by_its_own_shape():
+    "On the CPU in blocks, too"
+    x, aspects = torch.rand(40, 3, 120, 120), torch.rand(40) * 3 + .3
+    kind = only(scale=(1., 1.), ratio=(.3, 3.3))  # the largest crop of that shape: all of it, if it is as wide
+    views = Views(120, kind)(x, None, aspects)['views'][0]
+    plain = plain_view(x, 120, aspects)
+    assert views.shape == plain.shape
+    for i in range(40): torch.testing.assert_close(plain_view(x[i:i + 1], 120, aspects[i:i + 1])[0], plain[i])
+
+@pytest.mark.parametrize('height,width', [(48, 76), (76, 48)])
+def test_a_plain_view_of_a_whole_picture_is_its_centre_square(height, width):
+    true, aspects = smooth(height, width, 3), torch.full((3,), width / height)
+    def square(size): return TF.resize(TF.center_crop(true, 48), [size, size], antialias=True)
+    for size in (16, 48, 70):
+        got = plain_view(squashed(true, 60), size, aspects)
+        assert (got - square(size))[..., 1:-1, 1:-1].abs().max() < .02
+    got = plain_view((squashed(true, 60) * 255).round().to(torch.uint8), 32, aspects)
+    assert got.dtype == torch.float32 and (got - square(32))[..., 1:-1, 1:-1].abs().max() < .03
+
+def test_rotation_of_a_whole_picture_is_one():
+    "A right angle stays one, where the picture was squashed"
+    y, x = torch.meshgrid(torch.arange(40.), torch.arange(40.), indexing='ij')
+    ramp = torch.stack([x * 64, y * 25]) / (40 * 64)  # of a picture of 64 x 25, in its own pixels
+    kind, n = only(rotate=15., ratio=(2.56, 2.56)), N // 2
+    v = two_views(32, kind)(ramp.expand(n, -1, -1, -1), None, torch.full((n,), 2.56))['views'].flatten(0, 1)
+    v = v[:, :, 12:20, 12:20]
+    along, down = v.diff(dim=3).mean((2, 3)), v.diff(dim=2).mean((2, 3))  # [n, 2]: where a step to the right goes
+    angle = torch.atan2(along[:, 1], along[:, 0]).rad2deg()
+    assert kstest(angle.numpy(), 'uniform', args=(-15, 30)).pvalue > 1e-3
+    assert ((along * down).sum(1) / along.norm(dim=1) / down.norm(dim=1)).abs().max() < 1e-3
+
+class Given(ViewMaker):
+    "Gives what it is given"
+    def __init__(self): super().__init__(24, 1, 'views')
+    def forward(self, images, size=None): return {'views': images[None]}
+
+def test_makers_that_know_of_no_aspects_get_centre_squares():
+    true = smooth(48, 76, 2)
+    x, aspects = squashed(true, 60), torch.full((2,), 76 / 48)
+    for views in (RoleViews(Given()), RoleViews(ModuleViews(24, torch.nn.Identity(), n=1))):
+        got = views(x, None, aspects)['views'][0]
+        assert (plain_view(got, 24) - plain_view(TF.center_crop(true, 48), 24)).abs().mean() < .01
+        assert torch.equal(views(x)['views'][0], x if got.shape[-1] == 60 else plain_view(x, 24))
+    crops = ModuleViews(24, torch.nn.Identity(), n=1, scale=(.1, .2))
+    assert crops(x, None, aspects)['views'].shape == (1, 2, 3, 24, 24)
+
+# --- crops much larger than the view
+
+def reference(x, boxes, size):
+    return torch.stack([TF.resized_crop(p, int(top), int(left), int(h), int(w), [size, size], antialias=True)
+                        for p, (left, top, w, h) in zip(x, boxes)])
+
+def cut(x, boxes, size, sides=None):
+    still = torch.zeros(len(boxes))
+    return views_module._warped(x, boxes, still > 0, still, sides or x.shape[-2:], size)
+
+@pytest.mark.parametrize('side,size', [(400, 96), (401, 96), (300, 32), (257, 100)])
+def test_large_crops_are_antialiased(side, size):
+    "Noise, which is where aliasing is worst: without, the distance is several times as large"
+    x = torch.rand(60, 3, side, side)
+    boxes = random_boxes(60, side, side, (.2, 1.), (3 / 4, 4 / 3))
+    ours, theirs = cut(x, boxes, size), reference(x, boxes, size)
+    grid = views_module._sampling_grid(boxes, torch.zeros(60) > 0, torch.zeros(60), side, side, size)
+    alone = torch.nn.functional.grid_sample(x, grid, padding_mode='border', align_corners=False)
+    large = (boxes[:, 2:].amin(1) > 2 * size)
+    assert large.sum() > 5
+    inner = (..., slice(2, -2), slice(2, -2))
+    away, before = ((v[inner] - theirs[inner]).abs().mean((1, 2, 3)) for v in (ours, alone))
+    assert away[large].mean() < before[large].mean() / 2
+    torch.testing.assert_close(ours[~large], alone[~large], atol=1e-4, rtol=0)  # and the others are as they were
+
+def test_copies_are_read_where_they_are():
+    "A ramp is the same in all of them, up to its edges"
+    ramp = torch.stack([((torch.arange(203) + .5) / 203).expand(155, -1),
+                        ((torch.arange(155) + .5) / 155)[:, None].expand(-1, 203)])[None].expand(50, -1, -1, -1)
+    boxes = random_boxes(50, 155, 203, (.05, 1.), (3 / 4, 4 / 3))
+    got = cut(ramp, boxes, 16)
+    for ours, (left, top, w, h) in zip(got, boxes, strict=True):
+        u = (torch.arange(16) + .5) / 16
+        assert (ours[0] - (left + w * u) / 203).abs().max() < 4 / 203
+        assert (ours[1] - ((top + h * u) / 155)[:, None]).abs().max() < 4 / 155
+
+def test_nothing_changes_where_no_crop_is_that_large(monkeypatch):
+    "To the bit: pictures up to twice the view, and small crops of larger ones"
+    monkeypatch.setattr(views_module, '_with_halves', None)
+    for side, size, scale in ((64, 32, (.08, 1.)), (128, 32, (.05, .24)), (48, 64, (.2, 1.))):
+        Views(size, replace(VIEW_KINDS['simclr'], scale=scale))(torch.rand(4, 3, side, side))
+    with pytest.raises(TypeError): Views(32)(torch.rand(4, 3, 66, 66))
+
+def test_views_of_large_pictures_repeat_and_may_be_of_any_type():
+    for x in (torch.randint(0, 256, (9, 3, 150, 210), dtype=torch.uint8), torch.rand(9, 1, 150, 210).double()):
+        results = []
+        for _ in range(2):
+            torch.manual_seed(1)
+            results.append(Views(32, 'byol')(x)['views'])
+        assert torch.equal(*results) and 0 <= results[0].min() and results[0].max() <= 1
 
 # --- colour
 

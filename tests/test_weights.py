@@ -257,14 +257,18 @@ def test_other_sides_of_a_transformer(tmp_path):
 
 
 def test_other_channels():
-    "As timm does it from three, and by name from others"
+    "As timm does it from three, and from others alike"
     source = make_encoder('resnet18')
     one = make_encoder('resnet18', in_chans=1)
     fitted = fit_tensors(one, Weights('x', source.state_dict()))
     assert not fitted.missing and not fitted.other
     close(one.conv1.weight, source.conv1.weight.sum(1, keepdim=True))
-    back = fit_tensors(make_encoder('resnet18'), Weights('x', one.state_dict()))
-    assert back.other == ['conv1.weight [64, 1, 7, 7] for [64, 3, 7, 7]']
+    assert fitted.changed == ['conv1.weight (3 to 1)']
+    back = make_encoder('resnet18')
+    fitted = fit_tensors(back, Weights('x', one.state_dict()))
+    assert not fitted.missing and not fitted.other and fitted.changed == ['conv1.weight (1 to 3)']
+    close(back.conv1.weight, one.conv1.weight.expand(-1, 3, -1, -1) / 3)
+    assert '; filters changed to other channels: conv1.weight (1 to 3)' in fitted.note('x')
 
 
 # --- files that are something else

@@ -41,7 +41,8 @@ def main() -> None:
     except InputError as e: fail(f"error: {e}", 2)
     except _UsageError as e:
         path = e.ctx.command_path if e.ctx else 'fastcontrast'
-        fail(f"error: {e.format_message().rstrip('.')}. See {path} --help.", 2)
+        message = e.format_message().rstrip('.')
+        fail(f"error: {message}{'' if message.endswith('?') else '.'} See {path} --help.", 2)
     except KeyboardInterrupt as e:
         code = e.code if isinstance(e, Interrupted) else 130
         fail(_apart("interrupted", code), code)

@@ -40,7 +40,11 @@ def evaluate(
     given = dict(valid=number_or_name(valid), seed=seed, column=column, label_column=label_column)
     # share and seed as given, or as in the encoder's run: another seed holds out pictures that training has seen
     split = split_of(path, data) | {key: value for key, value in given.items() if value is not None}
+    if info['in_chans'] != 3: split['channels'] = info['in_chans']  # the encoder takes no others
     dls = read_pictures(data, 2, size=info['size'], **split)
+    if dls.channels != info['in_chans']:
+        raise InputError(f"{encoder} takes pictures with {info['in_chans']} channels, and those of {data} have "
+                         f"{dls.channels}: give others, or another encoder.")
     reason = unjudged(dls.bank.data, dls.valid.data)
     if reason: raise InputError(f"{data} can't judge an encoder: {reason}")
     tell_notes(dls)

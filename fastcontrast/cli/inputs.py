@@ -8,7 +8,7 @@ from ..core import InputError, MissingPath
 from ..files import user_path
 from .folder import read_record
 from .output import console, errors
-from .settings import Run
+from .settings import Run, read_range
 
 
 def read_pictures(
@@ -53,16 +53,21 @@ def split_of(
     encoder: Path, # a file of a run
     data: str,     # the pictures that are to judge it
 ) -> dict[str, Any]:
-    """What the run of an encoder held out of its pictures and by which seed, or the defaults
+    """What the run of an encoder held out of its pictures and by which seed, or the defaults; and how it saw them
 
-    Of other pictures it knows only the share; and those that judged it are held out of each other in the same way."""
+    Of other pictures it knows only the share; and those that judged it are held out of each other in the same way.
+    Their range of values is their own, unless the run was given one."""
     run: dict[str, Any] = {}
     with suppress(InputError): run = read_record(encoder.parent)
+    channels, found = run.get('channels'), run.get('value_range')
     if isinstance(run.get('settings'), dict): run = run['settings']  # whose paths are found from anywhere
     valid, seed = run.get('valid', Run.valid), run.get('seed', Run.seed)
+    given = run.get('value_range')
+    values = dict(channels=channels, value_range=read_range(given) if isinstance(given, str) else None)
     if os.path.abspath(str(run.get('data'))) == os.path.abspath(user_path(data, 'data')):
-        return dict(valid=valid, seed=seed, **{key: run.get(key, getattr(Run, key)) for key in _READ})
-    return dict(valid=Run.valid if isinstance(valid, str) else valid, seed=seed)
+        if isinstance(found, list): values['value_range'] = tuple(found)
+        return dict(valid=valid, seed=seed, **values, **{key: run.get(key, getattr(Run, key)) for key in _READ})
+    return dict(valid=Run.valid if isinstance(valid, str) else valid, seed=seed, **values)
 
 
-_READ = ('unlabelled', 'column', 'label_column') # settings of how data are read
+_READ = ('unlabelled', 'column', 'label_column', 'store_size') # settings of how data are read

@@ -29,7 +29,7 @@ def record_of(
         loss=str(learn.loss_func.loss), **_axes(learn),
         recipe={key: value for key, value in asdict(recipe).items() if key not in _NOT_RECORDED},
         n_train=len(train), n_labeled=int(train.labeled.sum()), n_valid=len(dls.valid.data), classes=dls.classes,
-        judged_within=dls.within,
+        judged_within=dls.within, channels=dls.channels, value_range=dls.value_range,
         **_surroundings(dls.device))
 
 

@@ -62,7 +62,7 @@ def kept_settings(
     "What config.json keeps of settings: names of files as they are found from anywhere"
     settings = asdict(config)
     for key in ('data', 'valid', 'labels', 'cache_folder'):
-        if _is_path(key, settings[key]): settings[key] = os.path.abspath(Path(settings[key]).expanduser())
+        if _is_path(key, settings[key]): settings[key] = _absolute(settings[key])
     if config.weights is not None: settings['weights'] = _kept_weights(config.weights)
     return settings
 
@@ -72,12 +72,18 @@ def _kept_weights(weights: str) -> str:
     from ..weights import LOCAL, timm_source
     source, prefix = timm_source(weights), LOCAL if weights.startswith(LOCAL) else ''
     if source is not None and not source.startswith(LOCAL): return weights
-    return prefix + os.path.abspath(user_path(weights.removeprefix(LOCAL), '--weights'))
+    return prefix + _absolute(weights.removeprefix(LOCAL))
+
+
+def _absolute(path: str) -> str: return os.path.abspath(Path(path).expanduser())
+
+
+_NAMES = dict(data='digits', valid='digits', labels='all') # that are no path, even where there is one of that name
 
 
 def _is_path(key: str, value: Any) -> bool:
-    if not isinstance(value, str) or value in ('', 'digits'): return False
-    if key == 'labels' and (value == 'all' or not isinstance(number_or_name(value), str)): return False
+    if not isinstance(value, str) or not value or value == _NAMES.get(key): return False
+    if key == 'labels' and not isinstance(number_or_name(value), str): return False
     return key == 'cache_folder' or value.endswith('.tar') or Path(value).expanduser().exists()
 
 

@@ -4,11 +4,12 @@ options."""
 import ast
 import configparser
 import inspect
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from ..core import LARGEST_SIDE, InputError, MissingPath, number, one_of, suggest, whole
+from ..core import LARGEST_SIDE, InputError, MissingPath, clipped, number, one_of, suggest, whole
 from ..files import read_text, user_path
 from .registries import architectures, losses, methods, precisions, schedules, speedups
 
@@ -24,6 +25,7 @@ class Run:
     weights: str | None = None      # that the encoder begins with: a timm tag, a file or a folder
     head_epochs: int | None = None  # epochs in which the head learns alone; one with weights if not given
     size: int | None = None         # side of the pictures in pixels
+    store_size: int | None = None   # short side at which they are kept; 1.5 times that if not given, but for squares
     epochs: int = 100
     batch_size: int | None = None   # of all processes together; 256, or the pictures there are, if not given
     lr: float | None = None         # peak learning rate; the recipe's if not given
@@ -37,6 +39,8 @@ class Run:
     unlabelled: bool = False        # leave labels alone, and take a folder as it is
     column: str | None = None       # of a table, that has the pictures; path, file, filename or image if not given
     label_column: str | None = None # and that has their labels; label, class or target if not given
+    channels: int | None = None     # of the pictures; 3, or those of the first picture if it isn't grey or colour
+    value_range: str | None = None  # values that become 0 and 1, like '0, 4095'; 0 and 255 or found if not given
     controls: bool = True           # also judge raw pixels and the untrained encoder
     seed: int = 0                   # of the split, the weights and the views
     workers: int | None = None      # processes that decode pictures which do not fit in memory
@@ -50,11 +54,12 @@ class Run:
 
 DIGITS = dict(arch='resnet10t', epochs=25, batch_size=64)  # enough for 1,797 pictures of 8x8
 
-ALIASES = {'with': 'speedups'}  # options that have another name than their field: `with` is a word of Python
+ALIASES = {'with': 'speedups', 'range': 'value_range'}  # options that have another name than their field
 
-_LEAST = dict(size=2, epochs=1, batch_size=2, accumulate=1, seed=0, workers=0, processes=1, head_epochs=0)
+_LEAST = dict(size=2, store_size=2, epochs=1, batch_size=2, channels=1, accumulate=1, seed=0, workers=0, processes=1,
+              head_epochs=0)
 _MOST = 2**63 - 1  # what torch takes…
-_MOST_OF = dict(size=LARGEST_SIDE) # …and where less makes sense
+_MOST_OF = dict(size=LARGEST_SIDE, store_size=LARGEST_SIDE) # …and where less makes sense
 
 _TYPES = {field.name: get_args(field.type) or (field.type,) for field in fields(Run)}
 
@@ -164,6 +169,19 @@ def number_or_name(text: str | float | None) -> float | str | None:
     except (TypeError, ValueError): return text
 
 
+def read_range(
+    text: str | None, # what --range takes
+) -> tuple[float, float] | None:
+    "Two values with a comma or a space between them. Raises `InputError` for anything else"
+    if text is None: return None
+    try: low, high = map(float, text.replace(',', ' ').split())
+    except ValueError: low, high = 0., 0.
+    if not math.isfinite(high - low) or low >= high:
+        raise InputError(f"--range '{clipped(text)}' should be two numbers, the values that become 0 and 1, like "
+                         "0,4095.")
+    return low, high
+
+
 def resolve(
     given: dict[str, Any],   # the command's options; None where not given
     run: str | None = None,  # a section of `settings.ini`
@@ -178,6 +196,7 @@ def resolve(
     config = Run(**{**suited, **(begun or {}), **chosen})
     config = replace(config, valid=number_or_name(config.valid))
     read_calls(config.speedups)
+    read_range(config.value_range)
     _check_numbers(config)
     _check_paths(config)
     return config

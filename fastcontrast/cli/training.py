@@ -22,7 +22,7 @@ from .problems import NOBODY_READS, is_peers, sentence
 from .record import record_of
 from .registries import methods
 from .resume import kept_settings
-from .settings import Run, check_names, number_or_name, parse_speedups
+from .settings import Run, check_names, number_or_name, parse_speedups, read_range
 
 KEPT = 2  # checkpoints
 _NEVER = 1e12 # seconds between them, where only the end of the run is kept
@@ -82,7 +82,9 @@ def make_learner(
     dls = read_pictures(config.data, config.batch_size, size=config.size, labels=number_or_name(config.labels),
                         valid=config.valid, seed=config.seed, workers=config.workers,
                         cache=config.cache_folder or config.cache, unlabelled=config.unlabelled, column=config.column,
-                        label_column=config.label_column)
+                        label_column=config.label_column, store_size=config.store_size,
+                        channels=config.channels,
+                        value_range=read_range(config.value_range))
     return contrastive_learner(
         dls, config.arch, methods()[config.method](config.setting), loss=config.loss,
         cbs=parse_speedups(config.speedups), small_input=config.small_input, weights=config.weights,

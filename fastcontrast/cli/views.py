@@ -4,6 +4,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from ..core import InputError, clipped
 from .inputs import read_pictures, tell_undecodable
 from .output import console, out_file
 from .registries import methods
@@ -27,13 +28,16 @@ def views(
         '--unlabelled', help="Take a folder as it is: loose pictures and nested ones")] = False,
     column: Annotated[str | None, Option(
         help="The column of a .csv file that has the pictures' paths", show_default="as in pretrain")] = None,
+    bands: Annotated[str | None, Option(
+        help="Of more than three channels those that are drawn as red, green and blue, counted from 0: like 3,2,1",
+        show_default="the first, the middle and the last one")] = None,
     n: Annotated[int, Option('--n', '-n', min=1, help="Pictures to draw")] = 6,
     seed: Annotated[int, Option(help="Another seed draws other pictures and other views")] = 0,
 ):
     "Draw pictures beside the views that training would make of them."
     import torch
     from ..views import draw_views
-    make = methods().find(method)
+    make, chosen = methods().find(method), _bands(bands)
     file = out_file(out, '.png', '.svg', '.pdf')
     # hardly any memory: only the pictures that are drawn are then decoded
     dls = read_pictures(data, 2, size=size, valid=0, seed=seed, memory=1e-12, workers=0,
@@ -42,11 +46,20 @@ def views(
     few.bs = n
     torch.manual_seed(seed % 2**63)
     views, name = _maker(make, kind, arch, dls)
-    x, _ = few.one_batch()
-    draw_views(x, views(x), path=file, n=n)
+    x, *aspects, _ = few.one_batch()
+    draw_views(x, views(x, None, *aspects), file, n, *aspects, bands=chosen)
     pictures = f"{len(x)} pictures and their" if len(x) > 1 else "1 picture and its"
     console.print(f"{pictures} views ({name}, {dls.size} px) are in {file}")
     tell_undecodable(dls)
+
+
+def _bands(text: str | None) -> tuple[int, ...] | None:
+    "The channels that are drawn"
+    if text is None: return None
+    try: return tuple(int(band) for band in text.split(','))
+    except ValueError:
+        raise InputError(f"--bands='{clipped(text)}' is no list of channels: give three like 3,2,1, or one, counted "
+                         "from 0.") from None
 
 
 def _maker(make: Callable, kind: str | None, arch: str, dls):
@@ -56,7 +69,7 @@ def _maker(make: Callable, kind: str | None, arch: str, dls):
     from ..views import RoleViews, as_views
     setting = pick_setting(dls.source, dls.size, len(dls.train.dataset))
     recipe = make().resolve(setting, dls.size, encoder_kind(make_encoder(arch, size=dls.size)))
-    views, crops = as_views(kind or recipe.views, dls.size), make_part(recipe.multi_crop)
+    views, crops = as_views(kind or recipe.views, dls.size, dls.channels), make_part(recipe.multi_crop)
     name = views.main.kind
     if kind or not crops: return views, name
     return RoleViews(*crops.makers(views.main)), f"{name}, {crops}"

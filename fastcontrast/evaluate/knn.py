@@ -22,12 +22,12 @@ from .checks import labelled_pair
 
 # %% ../../nbs/300_knn.ipynb #36f9df3e
 def collect_features(
-    features: Callable[[Tensor], Tensor], # a batch of images [B, C, H, W] -> features [B, D]
-    loader: Iterable,                     # batches `(images, y)`; if it has `ordered()`, that is what is read
-) -> tuple[Tensor, Tensor]:               # h [N, D] float32, y [N] int64, both on the CPU
+    features: Callable[..., Tensor], # a batch of images [B, C, H, W] (and aspects, where they are) -> features [B, D]
+    loader: Iterable,                # batches `(images, y)` or `(images, aspects, y)`; its `ordered()`, if it has one
+) -> tuple[Tensor, Tensor]:          # h [N, D] float32, y [N] int64, both on the CPU
     "The features and the labels of every picture of a loader; a label of -1 means that it is unknown"
     batches = loader.ordered() if hasattr(loader, 'ordered') else loader
-    results = [(features(images).float().cpu(), y.long().cpu()) for images, y in batches]
+    results = [(features(*pictures).float().cpu(), y.long().cpu()) for *pictures, y in batches]
     if not results: raise InputError("there are no pictures to take features of: the loader is empty")
     h, y = zip(*results, strict=True)
     return torch.cat(h), torch.cat(y)
@@ -35,7 +35,7 @@ def collect_features(
 # %% ../../nbs/300_knn.ipynb #5ce1f90d
 def extract_features(
     encoder: nn.Module,      # images [B, C, S, S] -> features [B, D]
-    loader: Iterable,        # batches `(images, y)`: images [B, C, H, W], uint8 or float in [0, 1]
+    loader: Iterable,        # batches `(images, y)`, or aspects between: images [B, C, H, W], uint8 or float in [0, 1]
     size: int,               # side S at which the encoder sees a picture, in pixels
     mean: Iterable[float],   # of each channel, in [0, 1]
     std: Iterable[float],    # of each channel
@@ -45,8 +45,9 @@ def extract_features(
     device = next(encoder.parameters()).device
     normalize = Normalize(mean, std).to(device)
     lowered = autocast(pick_precision(precision, device), device)
-    def features(images):
-        with lowered: return encoder(normalize(plain_view(images.to(device, non_blocking=True), size)))
+    def features(*pictures):
+        images, *aspects = (t.to(device, non_blocking=True) for t in pictures)
+        with lowered: return encoder(normalize(plain_view(images, size, *aspects)))
 
     with evaluating(encoder): return collect_features(features, loader)
 
@@ -57,7 +58,7 @@ def pixels(
     size: int,        # side S of the plain view, in pixels
 ) -> tuple[Tensor, Tensor]: # h [N, C*S*S] float32 in [0, 1], y [N] int64, both on the CPU
     "The pictures themselves as features: the control that every encoder has to beat"
-    return collect_features(lambda images: plain_view(images, size).flatten(1), loader)
+    return collect_features(lambda images, *aspects: plain_view(images, size, *aspects).flatten(1), loader)
 
 # %% ../../nbs/300_knn.ipynb #387ba202
 BLOCK = 2**24  # similarities held at once: 64 MiB in float32

@@ -137,7 +137,7 @@ class CombinePatches(StepCallback):
     ) -> None:
         "Raise `InputError` unless the encoder takes patches of this side"
         if side < 1: raise InputError(f"{self!r} cuts views into more patches than they have pixels: give a smaller n.")
-        try: feature_dim(self.model.encoder, side)
+        try: feature_dim(self.model.encoder, side, self.model.in_chans)
         except InputError as e: raise InputError(f"{self!r} makes patches of {side} pixels: {e.message}") from None
 
     def side_of(self,

@@ -209,7 +209,7 @@ class PatchVariants(CombinePatches):
         edits = {}
         if self.level: edits[self.level] = [lambda x: self.stitched(x, 'columns' if self.m == self.n else 'whole')]
         if self.last: edits[self.last] = [self.apart]
-        picture = p.new_zeros(1, 1 if self.last else self.n ** 2, 1, 3, *shape)
+        picture = p.new_zeros(1, 1 if self.last else self.n ** 2, 1, self.model.in_chans, *shape)
         try:
             with evaluating(self.model): self.model.features(picture, edits=edits)
         except InputError: raise

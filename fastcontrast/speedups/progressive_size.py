@@ -134,7 +134,7 @@ class ProgressiveSize(StepCallback):
     ) -> None:
         "Raise `InputError` unless the encoder and all callbacks take views of this size"
         try:
-            feature_dim(self.model.encoder, size)
+            feature_dim(self.model.encoder, size, self.model.in_chans)
             for cb in self.learn.cbs:
                 if isinstance(cb, StepCallback): cb.check_size(size)
         except InputError as e:

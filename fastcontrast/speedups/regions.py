@@ -293,7 +293,7 @@ class HardRegions(StepCallback):
                                  f"{shape[0]} x {shape[1]} pixels at '{choice.stage.module}': choose an earlier stage, "
                                  "or a smaller keep.")
             return kept
-        picture = next(self.model.encoder.parameters()).new_zeros(1, 1, 3, *shape)
+        picture = next(self.model.encoder.parameters()).new_zeros(1, 1, self.model.in_chans, *shape)
         edits = {choice.stage.level: [partial(anywhere, choice)] for choice in self.choices}
         try:
             with evaluating(self.model): self.model.features(picture, edits=edits)

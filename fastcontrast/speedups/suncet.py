@@ -103,7 +103,7 @@ class LabeledTerm(StepCallback):
         draws, _ = self.supports.place
         self.supports.place = draws, 0
 
-    def support(self) -> tuple[Tensor, Tensor]: # uint8 `[S, 3, R, R]`; int64 `[S]`
+    def support(self) -> tuple[Tensor, ...]: # uint8 `[S, 3, R, R]`; aspects `[S]` if they are whole; int64 `[S]`
         "The next support batch: labelled pictures and their classes"
         if self.source.place != self.supports.place: self.source.go_to(*self.supports.place)  # a state was loaded
         batch = next(self.source)
@@ -112,10 +112,11 @@ class LabeledTerm(StepCallback):
 
     def before_batch(self):
         if not self.active: return
-        images, self.support_y = self.support()
+        images, *aspects, self.support_y = self.support()
         step = self.step
         maker = self.maker.softened(step.strength)
-        for role, views in maker(images, step.size).items(): step.views[role] = self.learn.plan.normalize(views)
+        views = maker.views_of(images, step.size, *aspects)
+        step.views |= {role: self.learn.plan.normalize(v) for role, v in views.items()}
         step.route.rides = 'labeled'
 
     def after_loss(self):

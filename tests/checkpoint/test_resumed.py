@@ -106,6 +106,21 @@ def test_every_way_to_read_pictures(tmp_path, folder, kind):
     check(tmp_path, partial(learner, 'simclr', lambda: [SuNCEt(per_class=3)], dls), deaths=1)
 
 
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    "Pictures that are no squares"
+    root = tmp_path_factory.mktemp('shapes')/'all'
+    make_folder(root, dict(a=15), size=(60, 40))
+    return make_folder(root, dict(b=15), size=(40, 50))
+
+
+@pytest.mark.parametrize('kind', [dict(), dict(memory=1e-12, workers=2), dict(memory=1e-12, workers=0, cache=True)],
+                         ids=str)
+def test_whole_pictures(tmp_path, shapes, kind):
+    def dls(): return image_dls(shapes, size=32, bs=6, valid=0.2, labels='all', device='cpu', **kind)
+    check(tmp_path, partial(learner, 'moco_v2', lambda: [SuNCEt(per_class=3)], dls, accumulate=2), deaths=1)
+
+
 def test_shards(tmp_path, folder):
     for k in range(2):
         with tarfile.open(tmp_path/f'{k}.tar', 'w') as tar:

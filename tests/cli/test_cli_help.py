@@ -126,7 +126,7 @@ finally: print([name for name in ('torch', 'timm', 'fastai', 'matplotlib', 'skle
 
 def test_mistakes_on_the_command_line(refused):
     assert 'Missing argument' in refused('eval') and 'See fastcontrast eval --help.' in refused('eval')
-    assert 'pretrain' in refused('pretrian')
+    assert "Did you mean 'pretrain'? See fastcontrast --help." in refused('pretrian')
 
 
 def test_the_program_is_installed_and_a_module():

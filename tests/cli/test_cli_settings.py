@@ -1,11 +1,12 @@
 "What a run is made of: options, speedups as they are written, and named runs"
 import configparser
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.cli import config, pictures
+from helpers.cli import config, picture, pictures
 
 from fastcontrast.cli.settings import Run, check_names, named_run, parse_speedups, resolve
 from fastcontrast.core import InputError
@@ -146,3 +147,26 @@ def test_a_speedup_that_takes_any_argument_says_itself_what_it_refuses():
     "The command names the class that has the variants, too"
     with pytest.raises(InputError, match=r"write PatchVariants\(patches='sample'\)"):
         parse_speedups("comb_patches(patches='sample')")
+
+
+def test_the_size_that_pictures_are_kept_at(run, refused, folder):
+    "It reaches the data, is written down, is read from settings.ini, and a run goes on with it"
+    for name in ('a', 'b'):
+        (folder/'p'/name).mkdir(parents=True)
+        for i in range(8): picture(i, 40).resize((60, 40)).save(folder/f'p/{name}/{i}.png')
+    command = ('pretrain', 'p', '--arch', 'resnet10t', '--batch-size', 4, '--size', 24, '--no-controls')
+    code, out, err = run(*command, '--epochs', 1, '--store-size', 30, '--out', 'r')
+    assert (code, err) == (0, '') and 'pictures are kept whole, at 30 px of their short side: 0.1 MB\n' in out
+    assert config('r')['settings']['store_size'] == 30
+    again = refused(*command, '--epochs', 2, '--store-size', 28, '--out', 'r')
+    assert 'begun with --store-size 30, and is now given 28' in again
+    code, out, err = run('pretrain', '--resume', 'r', '--epochs', 2)
+    assert code == 0 and 'at 30 px of their short side' in out
+    assert run('eval', 'r', 'p', '--no-probe', '-o', 'e.json')[0] == 0
+    assert json.loads((folder/'e.json').read_text())['knn'] == config('r')['results']['trained encoder']['knn']
+    (folder/'settings.ini').write_text('[kept]\ndata = p\narch = resnet10t\nepochs = 1\nbatch_size = 4\nsize = 24\n'
+                                       'controls = no\nstore_size = 28\n')
+    assert 'at 28 px of their short side' in run('pretrain', '--run', 'kept')[1]
+    assert 'at 36 px of their short side' in run(*command, '--epochs', 1)[1]
+    assert run('views', 'p', '-n', 2, '-o', 'v.png')[0] == 0
+    for wrong in (1, 10**6): assert '--store-size' in refused(*command, '--store-size', wrong)

@@ -30,6 +30,17 @@ def test_the_column_of_a_table(run, refused, folder):
     assert 'has no column path or' in refused('views', 't.csv')
 
 
+def test_bands(run, refused, folder):
+    pictures(folder/'p', {'': 3})
+    for i, bands in enumerate(('0,1,2', '2,1,0', '1')):
+        assert run('views', 'p', '--bands', bands, '-o', f'{i}.png')[0] == 0
+    a, b, c = (matplotlib.image.imread(f'{i}.png') for i in range(3))
+    assert np.array_equal(a[..., 0].mean(), b[..., 2].mean()) and np.array_equal(c[..., 0], c[..., 2])
+    assert "--bands='0;1' is no list of channels" in refused('views', 'p', '--bands', '0;1')
+    assert 'bands[1]=3' in refused('views', 'p', '--bands', '0,3,1')
+    assert 'three' in refused('views', 'p', '--bands', '0,1')
+
+
 def test_mistakes(refused):
     assert '--kind' in refused('views', '--kin', 'byol')
     assert "unknown kind of views 'byl': did you mean byol" in refused('views', '--kind', 'byl')

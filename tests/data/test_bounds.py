@@ -13,10 +13,10 @@ from helpers.folders import STREAM, dls_of, everything, make, picture
 from helpers.odd import KINDS, PNGS, icns, ico, no_file, png, within
 from PIL import ExifTags, Image, ImageOps
 
-from fastcontrast import decoding, pictures
+from fastcontrast import decoding, pictures, values
 from fastcontrast.core import LARGEST_SIDE, InputError
 from fastcontrast.decoding import MEMORY, Memory
-from fastcontrast.formats import PixelFormat
+from fastcontrast.formats import PixelFormat, Span
 from fastcontrast.pictures import attempt, decoded, square_pixels
 
 # ---------------------------------------------------------------- only files are opened
@@ -66,25 +66,27 @@ from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 from fastcontrast.decoding import MEMORY
-from fastcontrast.formats import PixelFormat
+from fastcontrast.formats import PixelFormat, Span
 from fastcontrast.pictures import attempt, decoded
+import torchvision.io
 small = io.BytesIO()
 Image.new('RGB', (500, 400)).save(small, 'JPEG')
 decoded(small, PixelFormat(32))
-limit, *files = sys.argv[1:]
+limit, bits, *files = sys.argv[1:]
 MEMORY.limit = int(limit)
+form = PixelFormat(32, bits=int(bits), span=Span(0, 65535) if bits == '16' else None)
 def memory(kind):  # of this program alone: getrusage also counts what has started it
     return int(re.search(kind + r':\\s*(\\d+) kB', Path('/proc/self/status').read_text())[1]) * 1024
 before = memory('VmRSS')
 with ThreadPoolExecutor(len(files)) as threads:
-    reasons = list(threads.map(lambda file: attempt(decoded, file, PixelFormat(32))[1], files))
+    reasons = list(threads.map(lambda file: attempt(decoded, file, form)[1], files))
 print(json.dumps([memory('VmHWM') - before, reasons]))
 """
 
 
-def growth(files, limit):
+def growth(files, limit, bits=8):
     "Bytes by which a process grows that decodes files at once, and the reasons why it could not"
-    command = [sys.executable, '-c', PROGRAM, str(limit), *map(str, files)]
+    command = [sys.executable, '-c', PROGRAM, str(limit), str(bits), *map(str, files)]
     got = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert got.returncode == 0, got.stderr
     return json.loads(got.stdout)
@@ -107,6 +109,16 @@ def test_at_once_they_take_no_more_than_one_may(tmp_path, kinds):
         else: Image.new('RGB', (SIDE, SIDE)).save(tmp_path/f'a.{kind}')
     grown, reasons = growth(sorted(tmp_path.iterdir()) * 2, 80 * MB)
     assert not any(reasons) and grown < 130 * MB, grown
+
+
+@pytest.mark.parametrize('kinds', [['grey16', 'grey8', 'rgb8'], ['float', 'int', 'npy'], ['rgb16']], ids=' '.join)
+def test_at_once_where_16_bits_are_kept(tmp_path, kinds):
+    for kind in kinds:
+        if kind in PNGS: (tmp_path/f'{kind}.png').write_bytes(png(SIDE, SIDE, kind))
+        elif kind == 'npy': np.save(tmp_path/'a.npy', np.zeros((SIDE, SIDE), np.uint16))
+        else: Image.new(kind[0].upper(), (SIDE, SIDE)).save(tmp_path/f'{kind}.tif')
+    grown, reasons = growth(sorted(tmp_path.iterdir()) * 2, 100 * MB, bits=16)
+    assert not any(reasons) and grown < 160 * MB, grown
 
 
 def test_a_bomb_is_refused_before_it_takes_memory(tmp_path):
@@ -206,16 +218,17 @@ def test_a_fork_holds_nothing():
 
 # ---------------------------------------------------------------- the same values
 
+SPANS = dict(I=Span(-1000, 3000), F=Span(-2, 3))
+
+
 def as_it_was(picture, side):
     "All of it turned, made 8-bit, put on white and converted before it is resized"
     picture.load()
     if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1: picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(('I', 'F')):
-        x = np.asarray(picture).astype(np.float64)
-        low, high = x.min(), x.max()
-        full = 1. if picture.mode == 'F' else 65535.
-        if 0 <= low and high <= full: low, high = 0., full
-        picture = Image.fromarray(np.rint((x - low) * (255 / (high - low))).astype(np.uint8))
+        x, span = np.asarray(picture).astype(np.float64), SPANS.get(picture.mode, Span(0, 65535))
+        share = (x - span.low) * (255 / (span.high - span.low))
+        picture = Image.fromarray(np.rint(share).clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:
         white = Image.new('RGBA', picture.size, 'white')
         picture = Image.alpha_composite(white, picture.convert('RGBA'))
@@ -225,7 +238,7 @@ def as_it_was(picture, side):
 
 def alike(picture, side, expected):
     "The same values; of a tall picture Pillow may resize the columns first, which is rounded otherwise"
-    got = square_pixels(picture, PixelFormat(side))
+    got = square_pixels(picture, PixelFormat(side, span=SPANS.get(picture.mode)))
     tall = picture.height >= 2 * picture.width or picture.width >= 2 * picture.height
     assert np.abs(got.astype(int) - expected).max() <= tall * (pictures.BAND < picture.width * picture.height)
 
@@ -263,6 +276,21 @@ def test_values_do_not_depend_on_bands(monkeypatch, mode, band):
             alike(x, side, as_it_was(x.copy(), side))
 
 
+@pytest.mark.parametrize('mode', MODES)
+def test_16_bits_do_not_depend_on_bands(monkeypatch, mode):
+    "Two copies of what is scaled are alike to one of 65,535"
+    for size in SIZES:
+        for side in (1, 9, 64):
+            for channels in (1, 3):
+                form, got = PixelFormat(side, channels, 16, SPANS.get(mode, Span(0, 65535))), []
+                for band in (2**20, 1, 40):
+                    monkeypatch.setattr(pictures, 'BAND', band)
+                    monkeypatch.setattr(values, 'BAND', band)
+                    got.append(square_pixels(noise(mode, size), form).astype(int))
+                tall = max(size) >= 2 * min(size)
+                assert max(np.abs(x - got[0]).max() for x in got) <= (257 * tall if mode not in SPANS else 1)
+
+
 @pytest.mark.parametrize('band', [2**20, 1, 100])
 @pytest.mark.parametrize('orientation', range(10))
 def test_turning_does_not_depend_on_bands(monkeypatch, orientation, band):
@@ -293,8 +321,11 @@ def test_a_colour_that_is_transparent(monkeypatch, mode):
 def test_values_that_are_not_finite(monkeypatch):
     for band in (2**20, 10):
         monkeypatch.setattr(pictures, 'BAND', band)
+        monkeypatch.setattr(values, 'BAND', band)
         for value in (np.nan, np.inf, -np.inf):
             x = np.zeros((20, 20), np.float32)
             x[13, 7] = value
-            assert attempt(square_pixels, Image.fromarray(x), PixelFormat(8))[1] == 'holds values that are not finite'
+            reason = attempt(square_pixels, Image.fromarray(x), PixelFormat(8))[1]
+            kind = 'NaN, which is no value' if np.isnan(value) else 'infinite values, which are none'
+            assert reason == f"holds {kind} of a pixel: mend it"
         assert (square_pixels(Image.fromarray(np.full((20, 20), -5, np.int32)), PixelFormat(8)) == 0).all()

@@ -27,7 +27,7 @@ from fastcontrast.loaders import load_rows
 from fastcontrast.pictures import Files
 
 
-JPEGS = dict(size=(40, 30), suffix='jpg')
+JPEGS = dict(size=(40, 40), suffix='jpg')
 
 
 def dls_of(source, **kwargs):
@@ -146,8 +146,8 @@ def test_rebuilt_with_one_line(root, change, capsys):
     dls_of(root)
     assert capsys.readouterr().err == ''
     path, first = store(root), root/'a/000.jpg'
-    if change == 'picture': Image.new('RGB', (40, 30), 'red').save(first)
-    if change == 'added': Image.new('RGB', (40, 30), 'red').save(root/'a/999.jpg')
+    if change == 'picture': Image.new('RGB', (40, 40), 'red').save(first)
+    if change == 'added': Image.new('RGB', (40, 40), 'red').save(root/'a/999.jpg')
     if change == 'removed': first.unlink()
     if change == 'renamed': first.rename(root/'a/zzz.jpg')
     if change == 'truncated': os.truncate(path, path.stat().st_size // 2)

@@ -32,12 +32,12 @@ DEEP = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     (saved(Image.fromarray(DEEP), format='TIFF'), np.rint(DEEP / 257)),
     (saved(Image.fromarray(DEEP.astype(np.int32)), format='TIFF'), np.rint(DEEP / 257)),
     (Image.fromarray(DEEP.astype('>u2')), np.rint(DEEP / 257)),
-    (Image.fromarray(DEEP.astype(np.int32) * 1000), np.rint(DEEP / 257)),
+    (Image.fromarray(DEEP.astype(np.int32) // 9), np.rint(DEEP // 9 / 257)),
     (saved(Image.fromarray(DEEP.astype(np.float32) / 65535), format='TIFF'), np.rint(DEEP / 257)),
-    (Image.fromarray(DEEP.astype(np.float32) / 100 - 7), np.rint(DEEP / 257)),
+    (Image.fromarray(DEEP.astype(np.float32) / 32768 - .5), np.rint((DEEP / 32768 - .5).clip(0, 1) * 255)),
     (saved(Image.fromarray(np.stack([GREY, 255 * (GREY > 100).astype(np.uint8)], -1)), format='PNG'),
      np.where(GREY > 100, GREY, 255)),
-], ids='grey palette gif cmyk bilevel png16 tiff16 tiff32 big-endian int32 float float-range alpha'.split())
+], ids='grey palette gif cmyk bilevel png16 tiff16 tiff32 big-endian int32 float clipped alpha'.split())
 def test_modes(source, expected):
     pixels = square_pixels(source, PixelFormat(8))
     assert pixels.shape == (3, 8, 8) and pixels.dtype == np.uint8

@@ -451,10 +451,10 @@ class OnlyIterable:
     (Endless(), 'shards'), (OnlyIterable(), 'shards'), ((p for p in PICTURES), 'shards'), (iter(PICTURES), 'shards'),
     (torch.utils.data.DataLoader(TensorDataset(TENSOR)), 'shards'),
     (dict(train=Given(PICTURES), test=Given(PICTURES)), 'a dict of train, test is not one data set'),
-    (np.zeros((4, 8, 8, 5), np.uint8), r'\[N, H, W\], .* not \[4, 8, 8, 5\]'),
+    (np.zeros((4, 8, 8, 8), np.uint8), r'item 0 of Arrays is an array of the shape \[8, 8, 8\]: say how many'),
     (np.zeros((4, 8), np.uint8), 'array of pictures'),
-    (torch.zeros(3, dtype=torch.uint8), 'array of pictures'), (ARRAY.astype(np.int32), 'uint8 or float'),
-    (ARRAY.astype(np.float32), r'outside \[0, 1\]'), (np.where(ARRAY > 9, np.nan, 0), 'holds NaN'),
+    (torch.zeros(3, dtype=torch.uint8), 'array of pictures'), (ARRAY.astype(complex), 'item 0 of Arrays holds complex'),
+    (np.where(ARRAY > 9, np.nan, 0), 'item 0 of Arrays holds NaN'),
     ((ARRAY, Y[:-1]), '12 pictures and 11 labels'), ([], 'list is empty'), (3, 'int has no pictures'),
     (['none.png'] * 3, "files that are not there, the first is '.*none.png'"),
     (['a.png', 3], 'int at place 1'), (['a.png', None], 'nothing at place 1'),
@@ -519,7 +519,7 @@ def test_hugging_face_itself(files):
     features = datasets.Features(dict(image=datasets.Image(), label=datasets.ClassLabel(names=NAMES)))
     columns = dict(image=[str(p) for p in paths(files)], label=Y)
     try: source = datasets.Dataset.from_dict(columns, features=features)
-    except pickle.PicklingError: pytest.skip('datasets does not go with the pyarrow that is installed')
+    except pickle.PicklingError: pytest.skip('this release of datasets can make no data set here')
     for made in (source, source.with_format('torch'), source.with_format('numpy')):
         dls = dls_of(made, valid=0, labels='all')
         same([everything(dls.train.ordered())], [expected()])

@@ -8,10 +8,11 @@ from torch import nn
 from fastcontrast.all import (
     CombinePatches, HardRegions, InfoNCE, IntermediateLoss, MultiCrop, PartialBackprop, PatchVariants,
     contrastive_learner, image_dls, moco_v2, moco_v3, simclr, swav)
+from fastcontrast.formats import PixelFormat
 from fastcontrast.recipes import METHODS
 from fastcontrast.speedups.suncet import SuNCEt, SupervisedTerm
 from fastcontrast.guards import FiniteLoss
-from fastcontrast.views import VIEW_KINDS, Views
+from fastcontrast.views import VIEW_KINDS, Views, plain_view
 
 
 class Pictures:
@@ -109,3 +110,19 @@ def test_views_on_a_device_are_those_on_the_cpu(kind):
         Pretend.strict = True
         there = made(images)
     assert there.device == CUDA and torch.equal(there.held, here)
+
+
+def test_whole_pictures_and_large_crops():
+    """Each with its own shape and its own copy, and the host knows of neither"""
+    form, rows = PixelFormat(32, whole=True), []
+    for i, x in enumerate(Pictures.x[:8]): rows.append(torch.from_numpy(form.packed(x.numpy(), 0.5 + i / 3)))
+
+    def made(kept):
+        torch.manual_seed(1)
+        images, aspects = form.unpacked(kept)
+        return [*(Views(size)(images, None, aspects)["views"] for size in (6, 24)), plain_view(images, 20, aspects)]
+    with Pretend():
+        here, kept = made(torch.stack(rows)), torch.stack(rows).to("cuda")
+        Pretend.strict = True
+        there = made(kept)
+    for one, other in zip(there, here, strict=True): assert one.device == CUDA and torch.equal(one.held, other)

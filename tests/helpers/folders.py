@@ -63,8 +63,8 @@ def everything(loader): return [torch.cat(t) for t in zip(*loader, strict=True)]
 
 def same(a, b):
     "The same batches?"
-    for (x, y), (other_x, other_y) in zip(a, b, strict=True):
-        assert torch.equal(x, other_x) and torch.equal(y, other_y)
+    for batch, other in zip(a, b, strict=True):
+        assert len(batch) == len(other) and all(map(torch.equal, batch, other))
 
 
 def as_process(monkeypatch, number, processes):

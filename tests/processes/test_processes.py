@@ -55,6 +55,14 @@ class Pictures(Dataset):
     def __getitem__(self, i): return self.x[i], self.targets[i]
 
 
+class Shapes(Pictures):
+    "Pictures that are no squares, but as large: by turns wide and tall"
+    def __init__(self, n=N, side=SIDE, seed=0):
+        super().__init__(n, side, seed)
+        x = self.x.flatten(2)
+        self.x = [x[i].unflatten(1, (side // 2, side * 2) if i % 2 else (side * 2, side // 2)) for i in range(n)]
+
+
 class Diary(Callback):
     "Losses of all steps; gradients of the last one, before anything clips them"
     order = 0
@@ -80,12 +88,13 @@ class OwnLoss(Callback):
 make_views = Views.forward
 
 
-def views_by_picture(self, images, size=None):
+def views_by_picture(self, images, size=None, aspects=None):
     "Views that depend on the picture alone, in whichever process it is"
-    def of(x):
+    def of(x, *aspect):
         torch.manual_seed(int(x.long().sum()))
-        return make_views(self, x[None], size)[self.role]
-    return {self.role: torch.cat([of(x) for x in images], 1).double()}
+        return make_views(self, x[None], size, *aspect)[self.role]
+    pictures = zip(images) if aspects is None else zip(images, aspects.split(1))
+    return {self.role: torch.cat([of(*picture) for picture in pictures], 1).double()}
 
 
 def small(name, **changes):
@@ -136,16 +145,18 @@ RUNS = {  # what `contrastive_learner` is given
     "a callback's own loss, in parts": lambda: dict(method=small('simclr'), cbs=[OwnLoss('after_backward')],
                                                     accumulate=2),
     'streamed': lambda: dict(method=small('simclr'), memory=1e-12),
+    'whole pictures': lambda: dict(method=small('moco_v2'), cbs=[SuNCEt(**SUPPORT)], kind=Shapes),
+    'whole pictures, in parts': lambda: dict(method=small('simclr'), accumulate=2, kind=Shapes, memory=1e-12),
     'in parts': lambda: dict(method=small('moco_v3'), accumulate=2),
     'in parts, partial': lambda: dict(method=small('simclr'), cbs=[IntermediateLoss(), PartialBackprop()],
                                       accumulate=2, **STAGED),
 }
 
 
-def build(method, cbs=(), memory=0.25, accumulate=1, side=SIDE):
+def build(method, cbs=(), memory=0.25, accumulate=1, side=SIDE, kind=Pictures):
     torch.manual_seed(3 + rank())  # the weights are those of process 0
-    train, valid = Pictures(side=side), Pictures(side=side, seed=1)
-    dls = image_dls(train, bs=BS, labels='all', valid=valid, workers=0, device='cpu', memory=memory)
+    train, valid = kind(side=side), kind(side=side, seed=1)
+    dls = image_dls(train, size=side, bs=BS, labels='all', valid=valid, workers=0, device='cpu', memory=memory)
     learn = contrastive_learner(dls, 'test_resnet', method=method, small_input=False, cbs=[Diary(), *cbs],
                                 accumulate=accumulate)
     learn.create_mbar = False

@@ -1,0 +1,65 @@
+"--range and --channels: how a run sees its pictures is a setting like others, and what judges it sees them alike"
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.cli import TINY, config, ended_after_an_epoch, pictures
+from helpers.deep import folder_of
+
+from fastcontrast.cli.settings import read_range, resolve
+from fastcontrast.core import InputError
+
+
+def deep(folder, top=4000):
+    "12-bit pictures of two classes"
+    for c in range(2):
+        g = np.random.default_rng(c)
+        folder_of(folder/'ab'[c], [g.integers(0, top, (16, 16), dtype=np.uint16) // (c + 1) for _ in range(8)], 'png')
+
+
+def test_the_range_that_was_found_is_kept(run, folder):
+    deep(folder/'p')
+    code, out, err = run('pretrain', 'p', *TINY, '--size', 16, '--out', 'r', '--no-controls')
+    assert (code, err) == (0, '') and '12-bit values, 0 to 4,095, become 0 to 1 in all pictures' in out
+    assert config('r')['value_range'] == [0, 4095] and config('r')['channels'] == 3
+    assert config('r')['settings']['value_range'] is None
+    code, out, err = run('eval', 'r', 'p', '--no-probe', '-o', 'e.json')
+    judged = json.loads(Path('e.json').read_text())
+    assert code == 0 and judged['knn'] == config('r')['results']['trained encoder']['knn']
+    assert 'become 0 to 1' not in out  # nothing was found: it is the run's
+
+
+def test_a_range_that_is_given(run, refused, folder, monkeypatch):
+    deep(folder/'p')
+    command = ('pretrain', 'p', *TINY[:2], '--batch-size', 4, '--epochs', 2, '--size', 16, '--range', '-5,2000')
+    with ended_after_an_epoch(monkeypatch): assert run(*command, '--out', 'r', '--no-controls')[0] == 143
+    assert config('r')['settings']['value_range'] == '-5,2000' and config('r')['value_range'] == [-5, 2000]
+    assert 'was begun with --range -5,2000, and is now given 0,9' in refused(
+        'pretrain', '--resume', 'r', '--range', '0,9')
+    assert run('pretrain', '--resume', 'r')[0] == 0 and config('r')['value_range'] == [-5, 2000]
+    (folder/'settings.ini').write_text('[x]\nrange = 0 3000\ndata = p\nsize = 16\n')
+    assert run('pretrain', '--run', 'x', *TINY, '--out', 's', '--no-controls')[0] == 0
+    assert config('s')['value_range'] == [0, 3000]
+    deep(folder/'q', 60000)  # of other pictures the range that was given holds, too
+    assert run('eval', 's', 'q', '--no-probe', '-o', 'e.json')[0] == 0
+    assert json.loads(Path('e.json').read_text())['value_range'] == [0, 3000]
+
+
+@pytest.mark.parametrize('text', ['', '5', '5,5', '9 3', 'a,b', '1,2,3', '0,nan', '0,inf', '0,1e400', '\x1b[2J'])
+def test_bad_ranges(refused, text):
+    err = refused('pretrain', 'digits', '--range', text)
+    assert "--range '" in err and 'like 0,4095' in err
+    with pytest.raises(InputError): resolve(dict(value_range=text))
+
+
+def test_ranges():
+    assert read_range(None) is None and read_range('-1000, 3000') == (-1000, 3000) == read_range('-1e3 3e3')
+
+
+def test_channels(run, refused, folder):
+    pictures(folder/'p', dict(a=4, bb=4), 16)
+    for value in (0, -1, 10**30): assert '--channels' in refused('pretrain', 'p', *TINY, '--channels', value)
+    assert 'has 3 channels, and 5 are wanted (channels, --channels)' in refused('pretrain', 'p', *TINY, '--channels', 5)
+    assert run('pretrain', 'p', *TINY, '--channels', 3, '--out', 'r', '--no-controls')[0] == 0
+    assert config('r')['settings']['channels'] == config('r')['channels'] == 3

@@ -1,0 +1,271 @@
+"Pictures of any number of channels: grey, transparency, and arrays of many"
+import io
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from helpers.deep import folder_of, png16, refuses, saved, source_of
+from helpers.folders import everything, make, picture
+from PIL import Image
+
+from fastcontrast.arrays import channel_axis, open_array
+from fastcontrast.core import InputError
+from fastcontrast.data import image_dls
+from fastcontrast.decoding import MEMORY
+from fastcontrast.formats import PixelFormat, Span
+from fastcontrast.pictures import attempt, decoded, open_picture
+
+SIDE = 12
+
+
+def dls_of(source, **kwargs):
+    return image_dls(source, **dict(bs=2, size=SIDE, valid=0, workers=0, device='cpu', unlabelled=True) | kwargs)
+
+
+def values(dls): return everything(dls.train.ordered())[0]
+
+
+def noise(seed, *shape, dtype=np.uint8): return np.random.default_rng(seed).integers(0, 256, shape, dtype=dtype)
+
+
+# ---------------------------------------------------------------- one, three, four
+
+@pytest.mark.parametrize('kind', ['png', 'jpg', 'items', 'array', 'tensor', 'pil', 'channels first'])
+def test_grey_stays_grey_and_colour_becomes_it(tmp_path, kind):
+    grey, colour = [noise(i, SIDE, SIDE) for i in range(3)], [noise(i, SIDE, SIDE, 3) for i in range(3)]
+    x = values(dls_of(source_of(tmp_path/'g', grey, kind), channels=1))
+    assert x.shape == (3, 1, SIDE, SIDE) and x.dtype == torch.uint8
+    if kind != 'jpg': assert np.array_equal(x[:, 0], np.stack(grey))
+    if kind == 'tensor': return  # [N, H, W, 3] is read so only where H is no 3
+    x = values(dls_of(source_of(tmp_path/'c', colour, kind), channels=1))
+    expected = np.stack([np.array(Image.fromarray(y).convert('L')) for y in colour])
+    assert np.abs(x[:, 0].numpy().astype(int) - expected).max() <= (40 if kind == 'jpg' else 0)
+    assert dls_of(source_of(tmp_path/'c', colour, kind)).channels == 3
+
+
+def test_deep_colour_becomes_grey():
+    x = np.random.default_rng(0).integers(0, 4096, (2, SIDE, SIDE, 3), dtype=np.uint16)
+    got = values(dls_of(x, channels=1))[:, 0].double() * 4095 / 65535
+    assert np.abs(got - x @ [.299, .587, .114]).max() < .6
+
+
+def test_transparency_is_a_channel_where_four_are_wanted(tmp_path):
+    "Colours are as they are in the file, also where they are not seen"
+    x = [noise(i, SIDE, SIDE, 4) for i in range(3)]
+    x[0][..., 3] = 0
+    for kind in ('png', 'tif', 'webp', 'items', 'array', 'pil'):
+        if kind == 'webp':
+            folder = tmp_path/kind
+            folder.mkdir()
+            for i, y in enumerate(x): Image.fromarray(y).save(folder/f'{i}.webp', lossless=True, exact=True)
+        else: folder = source_of(tmp_path/kind, x, kind)
+        dls = dls_of(folder, channels=4)
+        assert dls.channels == 4 and np.array_equal(values(dls), np.stack(x).transpose(0, 3, 1, 2)), kind
+    seen = values(dls_of(tmp_path/'png'))
+    assert seen.shape == (3, 3, SIDE, SIDE) and (seen[0] == 255).all()
+    small = values(dls_of(tmp_path/'png', channels=4, size=5))
+    assert np.array_equal(small[:, :3], values(dls_of([y[..., :3] for y in x], size=5)))
+
+
+def test_palettes_and_grey_have_transparency_too(tmp_path):
+    palette = Image.new('P', (SIDE, SIDE), 3)
+    palette.putpalette(list(range(256)) * 3)
+    palette.save(tmp_path/'a.png', transparency=3)
+    assert values(dls_of([tmp_path/'a.png'] * 2, channels=4))[0, :, 0, 0].tolist() == [9, 10, 11, 0]
+    x = noise(0, SIDE, SIDE, 2)
+    Image.fromarray(x).save(tmp_path/'b.png')
+    assert np.array_equal(values(dls_of([tmp_path/'b.png'] * 2, channels=2))[0], x.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_each_channel_lies_as_the_picture_does(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    x = noise(0, 20, 30, 4)
+    for name in ('a.png', 'a.tif'):
+        packed = dict(compression='tiff_adobe_deflate') if name == 'a.tif' else {}
+        Image.fromarray(x).save(tmp_path/name, exif=exif, **packed)
+        Image.fromarray(x[..., :3]).save(tmp_path/f'3{name}', exif=exif, **packed)
+        four, three = decoded(tmp_path/name, PixelFormat(9, 4)), decoded(tmp_path/f'3{name}', PixelFormat(9))
+        assert np.array_equal(four[:3], three)
+
+
+# ---------------------------------------------------------------- any number
+
+@pytest.mark.parametrize('n', [2, 4, 5, 13])
+@pytest.mark.parametrize('kind', ['npy', 'npz', 'items', 'array', 'channels first'])
+@pytest.mark.parametrize('dtype', ['uint8', 'uint16', 'int16', 'float32'])
+def test_arrays_of_any_number(tmp_path, n, kind, dtype):
+    "As many as the first has, if none are given"
+    x = [noise(i, SIDE, SIDE, n, dtype=np.uint8).astype(dtype) * (1 if dtype == 'uint8' else 10) for i in range(3)]
+    source = source_of(tmp_path/'p', x, kind)
+    told, found = dls_of(source, channels=n, value_range=(0, 2550)), dls_of(source, value_range=(0, 2550))
+    assert told.channels == found.channels == n and torch.equal(values(told), values(found))
+    assert found.notes[0] == f'{n} channels, as the first picture has (channels, --channels)'
+    expected = np.stack(x).transpose(0, 3, 1, 2)
+    if dtype != 'uint8': expected = np.rint(expected / 2550 * 65535)
+    assert np.array_equal(values(told), expected) and values(told).shape == (3, n, SIDE, SIDE)
+    assert values(dls_of(source, channels=n, size=5, value_range=(0, 2550))).shape == (3, n, 6, 6)
+
+
+def test_where_both_could_be_meant():
+    "In tensors the channels are first, in arrays last"
+    x = noise(0, 2, 4, 8, 4)
+    assert np.array_equal(values(dls_of(x, channels=4, size=4))[0].shape, (4, 5, 5))
+    for axis, source in ((-1, x), (-3, torch.from_numpy(x))):
+        assert channel_axis(x.shape[1:], isinstance(source, torch.Tensor), 4) == axis
+
+
+@pytest.mark.parametrize('shape, first, channels, axis', [
+    ((8, 8), True, None, -1), ((3, 9, 9), False, None, -3), ((9, 9, 1), True, 3, -1), ((9, 9, 4), True, 3, None),
+    ((9, 9, 4), True, None, -1), ((9, 9, 13), False, None, -1), ((13, 9, 9), False, None, -3),
+    ((20, 24, 5), True, None, -1), ((5, 20, 24), False, None, -3), ((8, 8, 8), True, None, None),
+    ((8, 8, 8), True, 8, -3), ((5,), True, 1, None)])
+def test_where_channels_are(shape, first, channels, axis): assert channel_axis(shape, first, channels) == axis
+
+
+@pytest.mark.parametrize('kind', ['npy', 'npz'])
+def test_another_number_is_named(tmp_path, kind):
+    x = [noise(i, SIDE, SIDE, 5) for i in range(4)]
+    x[2] = x[2][..., :4]
+    dls = dls_of(folder_of(tmp_path/'p', x, kind))
+    assert len(dls.train.data) == 3 and f"002.{kind} (is an array of the shape [12, 12, 4]" in dls.report()
+    assert 'are to have 5 channels' in dls.report()
+    refuses(['item 2 of list is an array of the shape [12, 12, 4]', '--channels'], dls_of, x)
+    refuses(['item 0 of Arrays', 'to have 4 channels'], dls_of, np.stack(x[:2]), channels=4)
+
+
+def test_pictures_of_another_number(tmp_path):
+    make(tmp_path, dict(a=2), size=(SIDE, SIDE))
+    with pytest.raises(InputError, match=r'has 3 channels, and 4 are wanted \(channels, --channels\)'):
+        dls_of(tmp_path, channels=4)
+    refuses(['item 0 of list has 3 channels, and 5 are wanted'], dls_of, [picture(0), picture(1)], channels=5)
+    refuses(['item 0 of list has 1 channel, and 5 are wanted'], dls_of, [noise(0, 8, 8)] * 2, channels=5)
+    for channels in (0, -1, 2.5, 'three', True, 10**9):
+        refuses(['channels='], dls_of, tmp_path, channels=channels)
+    refuses(['should be [N, H, W]'], dls_of, noise(0, 4, 8, 8, 8, 3))
+    refuses(['item 0 of Arrays is an array of the shape [8, 8, 8]: say how many'], dls_of, noise(0, 4, 8, 8, 8))
+
+
+def test_files_of_arrays_are_pictures_where_there_are_no_others(tmp_path):
+    folder_of(tmp_path/'a', [noise(i, SIDE, SIDE, 3) for i in range(3)], 'npy')
+    folder_of(tmp_path/'b', [noise(i, SIDE, SIDE) for i in range(3)], 'npz')
+    dls = dls_of(tmp_path, unlabelled=False)
+    assert dls.classes == ['a', 'b'] and dls.train.data.names[0] == 'a/000.npy' and len(dls.train.data) == 6
+    assert len(dls_of(tmp_path).train.data) == 6 and values(dls).dtype == torch.uint8
+    picture(0).save(tmp_path/'b/x.png')
+    for kwargs in (dict(unlabelled=False), {}):
+        refuses(['1 picture'], dls_of, tmp_path, **kwargs)
+    assert len(dls_of([tmp_path/'a/000.npy', tmp_path/'b/x.png']).train.data) == 2
+
+
+# ---------------------------------------------------------------- what Pillow would cut down
+
+@pytest.mark.parametrize('channels', [2, 3, 4])
+def test_png_of_16_bits_keeps_them(tmp_path, channels):
+    x = np.random.default_rng(0).integers(0, 65536, (SIDE, SIDE, channels), dtype=np.uint16)
+    if channels != 3: x[:4, :, -1], x[4:8, :, -1], x[8:, :, -1] = 0, 65535, 32768
+    for i in range(2): (tmp_path/f'{i}.png').write_bytes(png16(x))
+    dls = dls_of(tmp_path)
+    colour = x[..., :3] if channels > 2 else x[..., :1]
+    seen = 1 if channels == 3 else x[..., -1:] / 65535
+    expected = (colour / 65535 * seen + 1 - seen).transpose(2, 0, 1) * 65535
+    assert dls.value_range == (0, 65535) and np.abs(values(dls)[0].numpy() - expected).max() <= 1
+    assert open_picture(tmp_path/'0.png', whole=False).size == (SIDE, SIDE)
+    if channels != 3: assert np.array_equal(values(dls_of(tmp_path, channels=channels))[0], x.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize('options', [{}, dict(compression='zlib'), dict(planarconfig='separate')])
+@pytest.mark.parametrize('dtype, shape', [('uint16', (20, 24, 3)), ('uint8', (20, 24, 5)), ('uint16', (20, 24, 4)),
+                                          ('float32', (20, 24, 13)), ('uint16', (6, 20, 24))])
+def test_spectral_tiff(tmp_path, dtype, shape, options):
+    tifffile = pytest.importorskip('tifffile')
+    first = shape[0] == 6
+    if options and first: options = dict(compression='zlib')
+    n, given = (shape[0], {}) if first else (shape[-1], dict(planarconfig='contig'))
+    x = [noise(i, *shape).astype(dtype) * (1 if dtype == 'uint8' else 9) for i in range(2)]
+    for i, y in enumerate(x):
+        stored = np.moveaxis(y, -1, 0) if 'planarconfig' in options else y
+        photo = 'rgb' if n in (3, 4) and not first else 'minisblack'
+        tifffile.imwrite(tmp_path/f'{i}.tif', stored, photometric=photo, **(given | options))
+    dls, array = dls_of(tmp_path, channels=n), dls_of(x if not first else torch.from_numpy(np.stack(x)), channels=n)
+    assert dls.channels == n and torch.equal(values(dls), values(array))
+    assert values(dls_of(tmp_path, channels=n, memory=1e-12)).shape[1] == n
+    assert dls_of(tmp_path).channels == (3 if first or n == 4 else n)
+    for wrong in (2, 7):
+        with pytest.raises(InputError, match='no picture could be decoded'): dls_of(tmp_path, channels=wrong)
+
+
+def test_without_the_library(tmp_path, monkeypatch):
+    tifffile = pytest.importorskip('tifffile')
+    for i in range(2): tifffile.imwrite(tmp_path/f'{i}.tif', noise(i, 9, 9, 3).astype(np.uint16) * 9, photometric='rgb')
+    monkeypatch.setitem(sys.modules, 'tifffile', None)
+    with pytest.raises(InputError, match=r"no picture could be decoded.*pip install 'fastcontrast\[tiff\]'"):
+        dls_of(tmp_path)
+
+
+# ---------------------------------------------------------------- files that lie
+
+def npy(header, values=b''):
+    text = repr(header).encode() if not isinstance(header, bytes) else header
+    text = text.ljust(118) + b'\n'
+    return b'\x93NUMPY\1\0' + len(text).to_bytes(2, 'little') + text + values
+
+
+def header(shape, descr='|u1', order=False): return dict(descr=descr, fortran_order=order, shape=shape)
+
+
+@pytest.mark.parametrize('content, words', [
+    (npy(header((10**6, 10**6))), 'its header promises'), (npy(header((8, 8)), bytes(63)), 'its header promises'),
+    (npy(header((8, 8)), bytes(65)), 'its header promises'), (npy(header((10**30, 9))), 'its header promises'),
+    (npy(header((-8, -8)), bytes(64)), 'is no picture'), (npy(header((0, 8))), 'is no picture'),
+    (npy(header((8,)), bytes(8)), 'is no picture'), (npy(header((2, 2, 2, 2)), bytes(16)), 'is no picture'),
+    (npy(header((8, 8), '|O'), bytes(512)), 'no value'), (npy(header((8, 8), '<c8'), bytes(512)), 'no value'),
+    (npy(header((8, 8), [('a', '|u1')]), bytes(64)), 'no value'), (npy(b'[' * 90), ''), (npy(b'1+1'), ''),
+    (b'\x93NUMPY\3\0' + bytes(90), 'format'), (b'\x93NUMPY\1\0\xff\xff{', ''), (b'\x93NUMPY', ''),
+    (b'\x93NUMPY\2\0\xff\xff\xff\x7f{', '')])
+def test_arrays_that_lie(tmp_path, content, words):
+    (tmp_path/'a.npy').write_bytes(content)
+    form = PixelFormat(8, span=Span(0, 1))
+    for file in (tmp_path/'a.npy', io.BytesIO(content)):
+        pixels, reason = attempt(decoded, file, form)
+        assert pixels is None and reason and words in reason and '\n' not in reason
+
+
+def test_nothing_is_unpickled(tmp_path):
+    class Bomb:
+        def __reduce__(self): return open, (str(tmp_path/'written'), 'w')
+    np.save(tmp_path/'a.npy', np.array([[Bomb()]], dtype=object), allow_pickle=True)
+    np.savez(tmp_path/'b.npz', np.array([[Bomb()]], dtype=object), allow_pickle=True)
+    for name in ('a.npy', 'b.npz'): assert 'object' in attempt(decoded, tmp_path/name, PixelFormat(8))[1]
+    assert not (tmp_path/'written').exists()
+
+
+def test_packed_arrays(tmp_path):
+    x = noise(0, 8, 8)
+    np.savez(tmp_path/'a.npz', other=noise(1, 3), image=x)
+    assert np.array_equal(decoded(tmp_path/'a.npz', PixelFormat(8, 1))[0], x)
+    np.savez(tmp_path/'b.npz', left=x, right=x)
+    assert "holds the arrays left, right: call that of the picture 'image'" in attempt(
+        decoded, tmp_path/'b.npz', PixelFormat(8))[1]
+    with zipfile.ZipFile(tmp_path/'c.npz', 'w') as packed: packed.writestr('notes.txt', 'x')
+    assert open_array(tmp_path/'c.npz') is None
+    assert attempt(decoded, tmp_path/'c.npz', PixelFormat(8))[1] == 'not a picture'
+    with zipfile.ZipFile(tmp_path/'d.npz', 'w', zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr('image.npy', npy(header((10**5, 10**5)), bytes(10**6)))
+    assert 'its header promises' in attempt(decoded, tmp_path/'d.npz', PixelFormat(8))[1]
+
+
+def test_what_would_take_too_much_memory(tmp_path, monkeypatch):
+    x = np.zeros((400, 500, 13), np.uint16)
+    (tmp_path/'a.npz').write_bytes(saved(x, 'npz'))
+    np.save(tmp_path/'b.npy', x)
+    (tmp_path/'c.png').write_bytes(png16(np.zeros((1000, 1000, 4), np.uint16)))
+    monkeypatch.setattr(MEMORY, 'limit', 6_000_000)
+    for name in ('a.npz', 'b.npy', 'c.png'):
+        reason = attempt(decoded, tmp_path/name, PixelFormat(8, 13, 16, Span(0, 1)))[1]
+        assert 'takes' in reason and 'make it smaller' in reason, reason
+    monkeypatch.setattr(MEMORY, 'limit', 10_000_000)
+    assert decoded(tmp_path/'b.npy', PixelFormat(8, 13, 16, Span(0, 1))).shape == (13, 8, 8) and MEMORY.used == 0
