@@ -188,7 +188,7 @@ def resolve(
     begun: dict[str, Any] | None = None, # the settings of the run that goes on
 ) -> Run:
     "The settings of a run from all of their sources. Raises `InputError` for a number that is out of range"
-    chosen = named_run(run) if run else {}
+    chosen = {} if run is None else named_run(run)
     chosen |= {key: value for key, value in given.items() if value is not None}
     suited = DIGITS if chosen.get('data', Run.data) == 'digits' else {}
     if chosen.get('weights') and 'arch' not in {**(begun or {}), **chosen}:

@@ -120,6 +120,7 @@ def test_mistakes_in_the_settings_file(refused, folder, text, words):
 
 def test_no_settings_file(refused, folder):
     assert 'needs a settings.ini' in refused('pretrain', '--run', '[fast]')
+    assert 'needs a settings.ini' in refused('pretrain', '--run', '')  # and is no wish for the defaults
     (folder/'settings.ini').mkdir()
     assert "can't be read" in refused('pretrain', '--run', 'fast')
 
