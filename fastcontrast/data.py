@@ -683,6 +683,9 @@ def _fastai_loaders(dls: DataLoaders, settings: _Settings) -> ImageLoaders:
         if x.shape[1] == first.shape[1]: continue
         raise InputError(f"the training pictures of the DataLoaders have {first.shape[1]} channels and those that "
                          f"validate {x.shape[1]}: read both alike")
+    if settings.channels not in (None, first.shape[1]):
+        raise InputError(f"the pictures of the DataLoaders have {first.shape[1]} channels, and channels (--channels) "
+                         f"asks for {settings.channels}: leave it out, or have them read otherwise")
     return ImageLoaders(*loaders, size=settings.size or min(first.shape[-2:]), channels=first.shape[1],
                         source='fastai DataLoaders', notes=settings.notes)
 

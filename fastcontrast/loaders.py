@@ -339,8 +339,22 @@ class Workers:
         "Have the worker processes end; where a fork of their owner lets go of them, they go on"
         batches = loader._iterator
         if batches is None: return
-        if os.getpid() == owner: batches._shutdown_workers()
-        else: batches._shutdown = True  # or torch would end the owner's
+        if os.getpid() != owner: batches._shutdown = True  # or torch would end the owner's
+        elif all(worker.is_alive() for worker in batches._workers): batches._shutdown_workers()
+        else: Workers._kill(batches)
+
+    @staticmethod
+    def _kill(batches: Any):
+        """End the workers where one has died, with torch's own means but its event
+
+        The dead one may have held the event's lock, and whoever sets it would wait for ever."""
+        batches._shutdown = True
+        if getattr(batches, '_pin_memory_thread_done_event', None): batches._pin_memory_thread_done_event.set()
+        if batches._worker_pids_set:
+            torch._C._remove_worker_pids(id(batches))
+            batches._worker_pids_set = False
+        for worker in batches._workers: worker.kill()
+        for worker in batches._workers: worker.join()
 
 
 class PictureStream(Dataset):

@@ -105,7 +105,9 @@ def make_encoder(
 ) -> nn.Module:                 # maps `[N, in_chans, S, S]` to pooled features `[N, D]`
     "A timm model without classifier. Raises `InputError` for an unknown `arch`, or one that can't be made like this"
     if not isinstance(arch, str):
-        raise InputError(f"arch={clipped(repr(arch))} is no architecture: give timm's name of one, like 'resnet18'.")
+        made = f", or the module that it makes: call {clipped(getattr(arch, '__name__', 'it'))}(…)" * callable(arch)
+        raise InputError(f"arch={clipped(repr(arch))} is no architecture: give timm's name of one, like "
+                         f"'resnet18'{made}.")
     if small_input and pretrained:
         raise InputError("small_input replaces the stem that pretrained weights were made for: choose one of the two.")
     whole(optional=True, most=LARGEST_SIDE, size=size)

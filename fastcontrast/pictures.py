@@ -304,14 +304,18 @@ class Files(Pictures):
         folder: Path,     # where the files lie
         names: list[str], # [N], their paths in the folder
         y: np.ndarray,    # int64 [N], classes; -1: none
+        paths: np.ndarray | None = None, # bytes [N], the names as the system has them, if they are known
     ):
         super().__init__(names, y)
         self.folder = folder
         # one array of bytes: a list of strings would be copied, page by page, into every worker process
-        self.paths = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+        self.paths = np.array(list(map(os.fsencode, names)), dtype=np.bytes_) if paths is None else paths
 
     def shown(self, i): return str(self.folder/os.fsdecode(self.paths[i]))
-    def subset(self, indices): return Files(self.folder, [self.names[i] for i in indices], self.y[indices])
+    def subset(self, indices):
+        names = [self.names[i] for i in indices.tolist()]
+        return Files(self.folder, names, self.y[indices], self.paths[indices])
+
     def size(self, i):
         with open_picture(self.shown(i), whole=False) as picture: return picture.size
 

@@ -111,7 +111,7 @@ class Columns:
         pictures, labels = (None if name in unknown else name for name in named)
         found, labels = pictures or _usual(names, usual), labels or _usual(names, LABEL_COLUMNS)
         if found is None:
-            raise InputError(f"{owner} has no column {' or '.join(usual)}, but {', '.join(names[:20])}: "
+            raise InputError(f"{owner} has no column {' or '.join(dict.fromkeys(usual))}, but {', '.join(names[:20])}: "
                              "say which one has the pictures by column (--column)")
         for name in (found, labels):
             if names.count(name) < 2: continue
@@ -358,7 +358,12 @@ def open_table(
     base = Path(os.path.abspath(path)).parent if from_file else Path.cwd()
     files = open_paths((cell.strip() for cell in found[pictures]) if from_file else found[pictures], base, owner)
     part = without_labels(files, str(source) if from_file else type(source).__name__)
-    if unlabelled or labels is None: return part
+    if unlabelled: return part
+    others = [name for name, _ in table if name != pictures]
+    if labels is None and others:
+        reason = f"{owner} has no column {' or '.join(LABEL_COLUMNS)}, but {', '.join(others[:20])}"
+        return replace(part, labels=replace(part.labels, reason=reason))
+    if labels is None: return part
     values = _typed(found[labels]) if from_file else list(found[labels])
     read = read_labels(values, f"{owner}, column '{labels}',", asked=columns.labels is not None, by_value=True)
     return replace(part, labels=read, origin=f"column '{labels}'")

@@ -23,6 +23,7 @@ from torch import nn
 
 from fastcontrast.channels import channel_statistics, statistics_of
 from fastcontrast.checkpoint import Checkpoint
+from fastcontrast.core import InputError
 from fastcontrast.data import image_dls
 from fastcontrast.evaluate.cost import Cost
 from fastcontrast.evaluate.knn import extract_features
@@ -466,6 +467,7 @@ def test_fastai_loaders_of_grey_and_transparent_pictures(tmp_path, cls, mode, ch
     made = block.dataloaders(saved(tmp_path, mode if channels > 1 else 'L'), bs=4, num_workers=0, device='cpu')
     dls = image_dls(made, device='cpu')
     assert dls.channels == channels == dls.train.one_batch()[0].shape[1]
+    with pytest.raises(InputError, match='channels .--channels. asks for 7'): image_dls(made, channels=7, device='cpu')
     learn = learner(dls, knn_pictures=8)
     assert len(learn.mean) == channels
     learn.fit_contrastive(1, 1e-3)

@@ -8,7 +8,7 @@ from ..core import InputError, clipped
 from .inputs import read_pictures, tell_undecodable
 from .output import console, out_file
 from .registries import methods
-from .settings import Run
+from .settings import Run, read_range
 from .verbs import verb
 
 
@@ -28,6 +28,10 @@ def views(
         '--unlabelled', help="Take a folder as it is: loose pictures and nested ones")] = False,
     column: Annotated[str | None, Option(
         help="The column of a .csv file that has the pictures' paths", show_default="as in pretrain")] = None,
+    channels: Annotated[int | None, Option(help="Channels of the pictures", show_default="as in pretrain")] = None,
+    value_range: Annotated[str | None, Option(
+        '--range', metavar='LOW,HIGH', help="The values that become black and white in pictures of more than 8 bits",
+        show_default="found from a sample of the pictures")] = None,
     bands: Annotated[str | None, Option(
         help="Of more than three channels those that are drawn as red, green and blue, counted from 0: like 3,2,1",
         show_default="the first, the middle and the last one")] = None,
@@ -41,7 +45,7 @@ def views(
     file = out_file(out, '.png', '.svg', '.pdf')
     # hardly any memory: only the pictures that are drawn are then decoded
     dls = read_pictures(data, 2, size=size, valid=0, seed=seed, memory=1e-12, workers=0,
-                        unlabelled=unlabelled, column=column)
+                        unlabelled=unlabelled, column=column, channels=channels, value_range=read_range(value_range))
     few = dls.train.ordered(n)
     few.bs = n
     torch.manual_seed(seed % 2**63)

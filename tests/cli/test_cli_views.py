@@ -36,6 +36,8 @@ def test_bands(run, refused, folder):
         assert run('views', 'p', '--bands', bands, '-o', f'{i}.png')[0] == 0
     a, b, c = (matplotlib.image.imread(f'{i}.png') for i in range(3))
     assert np.array_equal(a[..., 0].mean(), b[..., 2].mean()) and np.array_equal(c[..., 0], c[..., 2])
+    assert run('views', 'p', '--channels', '1', '--range', '0,100')[0] == 0
+    assert "--range '5'" in refused('views', 'p', '--range', '5')
     assert "--bands='0;1' is no list of channels" in refused('views', 'p', '--bands', '0;1')
     assert 'bands[1]=3' in refused('views', 'p', '--bands', '0,3,1')
     assert 'three' in refused('views', 'p', '--bands', '0,1')

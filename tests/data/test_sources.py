@@ -347,6 +347,9 @@ def test_what_are_classes_is_said_first(tmp_path, capsys):
     assert notes.pop() == '1 class from folders: only'
     dls_of((ARRAY, WORDS), tell=notes.append)
     assert notes.pop() == '3 classes from labels: ant, bee, cat'
+    (tmp_path/'t.csv').write_text('file,breed\n' + ''.join(f'z/only/{i:03}.png,cat\n' for i in range(3)))
+    dls_of(tmp_path/'t.csv', tell=notes.append)
+    assert notes.pop().endswith("has no column label or class or target, but breed; training needs none")
     dls = dls_of(make(tmp_path/'o', {'\x1b[2J': 2, 'b\n': 2}), tell=notes.append)
     assert notes.pop() == '2 classes from folders: \\x1b[2J, b\\n' == dls.notes[0]
     capsys.readouterr()
