@@ -54,6 +54,7 @@ FIGURES = dict(
     cache=lambda r: [r["ratio"], r["reading_ratio"], r["n"], r["side"],
                      *(x / 1e5 for x in r["reading_images_per_s"].values())],
     crops=lambda r: [r["shares"][name]["pixels"] for name in ("authors", "before", "after")] + [r["ratio"], r["a_s"]],
+    listing=lambda r: [r["a_s"], r["b_s"]],
     odd=lambda r: [1 + r["alone_mb"] / 10, 1 + r["eight_mb"] / 10],
     processes=lambda r: r["ratios"] + r["one_s"] + r["two_s"],
     epoch_time=lambda r: [r["ratio"], r["checkpoint_mib"]],
@@ -85,7 +86,11 @@ def test_every_measurement_has_a_test():
     assert {figures_of(*key) for key in MEASUREMENTS} == set(FIGURES) | ELSEWHERE
 
 
-@pytest.mark.parametrize("group, name", [key for key in MEASUREMENTS if figures_of(*key) in FIGURES])
+LONG = ("kills", "restart")  # what they measure has tests of its own
+
+
+@pytest.mark.parametrize("group, name", [pytest.param(*key, marks=[pytest.mark.slow] if key[1] in LONG else [])
+                                         for key in MEASUREMENTS if figures_of(*key) in FIGURES])
 def test_measurement(group, name, tmp_path):
     options, measurement = ["--quick", "--device=cpu", f"--out={tmp_path}"], MEASUREMENTS[group, name]
     invoke(*measurement.words, *options)

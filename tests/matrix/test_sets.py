@@ -77,10 +77,21 @@ def test_every_kind_of_target_and_memory_meets_every_set():
 
 @pytest.mark.filterwarnings('error:You are shadowing')  # an attribute of the learner
 @pytest.mark.parametrize('name', SEVEN)
-def test_every_set_of_speedups_trains_with(name):
+def test_sets_of_speedups_train_with(name):
+    train_with(name, few_sets() if name != ALL_SETS[0] else sets_for(name))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('error:You are shadowing')
+@pytest.mark.parametrize('name', ALL_SETS[1:])
+def test_every_set_of_speedups_trains_with(name): train_with(name, sets_for(name))
+
+
+def train_with(name, sets):
+    "Train a method with each of the sets"
     data = pictures(18, 32, 6, labels='all')
     refused = {}
-    for chosen in sets_for(name):
+    for chosen in sets:
         cbs, loss = parts(chosen)
         together = f"{name} + {', '.join(chosen)}"
         recipe = small(name, 'cifar', **(dict(prototypes_frozen=0) if name == 'swav' else {}))
