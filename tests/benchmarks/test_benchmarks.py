@@ -86,11 +86,16 @@ def test_every_measurement_has_a_test():
     assert {figures_of(*key) for key in MEASUREMENTS} == set(FIGURES) | ELSEWHERE
 
 
-LONG = ("kills", "restart")  # what they measure has tests of its own
+# what they measure has tests of its own, or others are made in the same way
+LONG = ("kills", "restart", "processes", "step", "reuse", "accumulate", "throughput", "race", "regions", "fast_moco",
+        "together", "suncet")
 
 
-@pytest.mark.parametrize("group, name", [pytest.param(*key, marks=[pytest.mark.slow] if key[1] in LONG else [])
-                                         for key in MEASUREMENTS if figures_of(*key) in FIGURES])
+def marks_of(group, name): return [pytest.mark.slow] if name in LONG and group != "speedups" else []
+
+
+@pytest.mark.parametrize("group, name", [
+    pytest.param(*key, marks=marks_of(*key)) for key in MEASUREMENTS if figures_of(*key) in FIGURES])
 def test_measurement(group, name, tmp_path):
     options, measurement = ["--quick", "--device=cpu", f"--out={tmp_path}"], MEASUREMENTS[group, name]
     invoke(*measurement.words, *options)

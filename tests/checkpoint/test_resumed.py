@@ -59,9 +59,14 @@ def check(tmp_path, make, deaths=2):
         path.name for path in (tmp_path/'whole').rglob('*'))
 
 
-@pytest.mark.parametrize('speedups', ['none', 'all'])
 @pytest.mark.parametrize('method', RECIPES)
-def test_every_recipe(tmp_path, method, speedups): check(tmp_path, partial(learner, method, SPEEDUPS[speedups]))
+def test_every_recipe(tmp_path, method): check(tmp_path, partial(learner, method, SPEEDUPS['none']))
+
+
+# of every kind of target and memory one at once
+@pytest.mark.parametrize('method', [name if name in ('simsiam', 'nnclr', 'swav', 'dino', 'fast')
+                                    else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES])
+def test_every_recipe_with_all_speedups(tmp_path, method): check(tmp_path, partial(learner, method, SPEEDUPS['all']))
 
 
 @pytest.mark.parametrize('name', [name for name in SPEEDUPS if name not in ('none', 'all')])

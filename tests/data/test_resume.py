@@ -56,7 +56,7 @@ def loader_of(request, monkeypatch):
 def places(n: int) -> list[int]: return sorted({0, 1, n // 2, n - 1, n})
 
 
-@pytest.mark.parametrize('kind', [*FOLDERS, *SHARDS])
+@pytest.mark.parametrize('kind', [*FOLDERS, 'shards-0', 'shards-3'])
 def test_a_pass_begins_in_the_middle(loader_of, kind):
     loader = loader_of(kind)
     passes = [list(loader) for _ in range(2)]
@@ -73,7 +73,7 @@ def test_a_pass_begins_in_the_middle(loader_of, kind):
     same(loader, passes[1])  # and the next pass is a whole one
 
 
-@pytest.mark.parametrize('kind', [*FOLDERS, *SHARDS])
+@pytest.mark.parametrize('kind', [*FOLDERS, 'shards-0', 'shards-3'])
 def test_in_order_too(loader_of, kind):
     loader = loader_of(kind).ordered()
     whole = list(loader)
@@ -93,7 +93,7 @@ def test_in_several_processes(loader_of, kind, monkeypatch):
             same(loader, whole[begin:])
 
 
-@pytest.mark.parametrize('kind', [*FOLDERS, *SHARDS])
+@pytest.mark.parametrize('kind', [*FOLDERS, 'shards-0', 'shards-3'])
 def test_copies_begin_at_the_start(loader_of, kind):
     loader = loader_of(kind)
     whole = list(loader.ordered())

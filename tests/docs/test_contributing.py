@@ -55,6 +55,7 @@ def test_a_walk_adds_one_file_at_most(title):
     assert sum(source.startswith('# fastcontrast/') for _, source in blocks(title)) == (title != WALKS[-1])
 
 
+@pytest.mark.slow
 def test_add_a_method(clone):
     folder, run = clone
     printed = walk('Add a method', clone)
@@ -95,6 +96,7 @@ assert 'memory.losses.final.covariance' in learn.model.state_dict()
     assert known.startswith('Zhu et al. 2022, arXiv:2206.10698 8.0\nTiCoLoss(beta=0.9, rho=8.0) byol_cifar\n')
 
 
+@pytest.mark.slow
 def test_add_a_speedup(clone):
     folder, run = clone
     assert 'simclr' in walk('Add a speedup', clone) and (folder / 'runs/strips/encoder.safetensors').exists()

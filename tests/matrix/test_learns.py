@@ -36,7 +36,12 @@ class Projections(Callback):
         return F.normalize(self.z, dim=-1).std(dim=-2).mean().item()
 
 
-@pytest.mark.parametrize('name', METHODS)
+# those that take long, and are like another here
+LONG = ('byol', 'fast_moco', 'moco_v1', 'vicreg')
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in METHODS])
 def test_few_epochs_teach_something(dls, untrained, name):
     torch.manual_seed(0)
     dls.train.epoch = 0  # the same order of pictures for all

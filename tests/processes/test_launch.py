@@ -128,7 +128,8 @@ def left_over(): return {name for name in os.listdir(os.environ['TMPDIR'])
 
 
 @pytest.mark.parametrize('number, code, group', [
-    (signal.SIGINT, 130, True), (signal.SIGTERM, 143, False), (signal.SIGHUP, 129, False),
+    (signal.SIGINT, 130, True), (signal.SIGTERM, 143, False),
+    pytest.param(signal.SIGHUP, 129, False, marks=pytest.mark.slow),
 ], ids=['Ctrl-C on a terminal', 'SIGTERM', 'SIGHUP'])
 def test_a_signal_ends_all_and_keeps_everything(folder, number, code, group):
     "Within seconds: the launcher passes it on, or a terminal sends it to all"
@@ -179,6 +180,7 @@ def test_a_process_that_dies_ends_all(folder):
     assert config['state'] == 'failed' and config['reason'] == 'process 1 of 2 was ended by SIGKILL'
 
 
+@pytest.mark.slow
 def test_the_first_process_dies(folder):
     _, children, wait = started('pretrain', *TINY, '--epochs', 500, '--processes', 2, '--out', 'run', until='^ *0 ')
     next(p for p in children if p.environ()['RANK'] == '0').kill()
@@ -188,6 +190,7 @@ def test_the_first_process_dies(folder):
     assert 'Traceback' not in out and out.count('error:') == 1
 
 
+@pytest.mark.slow
 def test_the_launcher_dies(folder):
     program, children, _ = started('pretrain', *TINY, '--epochs', 500, '--processes', 2, '--out', 'run', until='^ *0 ')
     program.kill()

@@ -20,7 +20,7 @@ from fastcontrast.speedups.progressive_size import ProgressiveSize
 from fastcontrast.speedups.suncet import SuNCEt
 
 RUNS = {
-    **{name: lambda name=name: dict(method=small(name, 'cifar')) for name in ('simclr', 'moco_v2', 'nnclr', 'swav')},
+    **{name: lambda name=name: dict(method=small(name, 'cifar')) for name in ('nnclr', 'swav')},
     'all': lambda: dict(method=small('moco_v2', 'cifar'),
                         cbs=[CombinePatches(), IntermediateLoss(), PartialBackprop(), SuNCEt(per_class=3),
                              ProgressiveSize()]),
