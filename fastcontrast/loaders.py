@@ -193,10 +193,10 @@ def decode_all(
 
 
 def chosen_rows(
-    images: torch.Tensor, # uint8 or uint16 [N, C, R, R]
+    images: torch.Tensor, # uint8 or uint16 [N, …], as they are kept
     rows: torch.Tensor,   # int64 [n], which of them
-    out: torch.Tensor | None = None, # [n, C, R, R], where they go; None: into new memory
-) -> torch.Tensor:        # [n, C, R, R]
+    out: torch.Tensor | None = None, # [n, …], where they go; None: into new memory
+) -> torch.Tensor:        # [n, …]
     "Some of the pictures. torch selects no rows of uint16, but of int16, which has the same bytes"
     if images.dtype != torch.uint16: return torch.index_select(images, 0, rows, out=out)
     out = None if out is None else out.view(torch.int16)
@@ -383,11 +383,10 @@ class PictureStream(Dataset):
         images, indices, failures = zip(*items, strict=True)
         return PictureStream.stacked(images), torch.tensor(indices), [f for some in failures for f in some]
 
-
     @staticmethod
     def stacked(
-        images: Sequence[torch.Tensor], # each [C, R, R], uint8 or uint16
-    ) -> torch.Tensor:                  # [B, C, R, R], in memory that processes share
+        images: Sequence[torch.Tensor], # each of one shape, as they are kept, uint8 or uint16
+    ) -> torch.Tensor:                  # [B, …], in memory that processes share
         "One tensor of all; of uint16 by way of int16, see `chosen_rows`"
         if images[0].dtype != torch.uint16: return default_collate(list(images))
         return default_collate([x.view(torch.int16) for x in images]).view(torch.uint16)

@@ -83,8 +83,7 @@ def make_learner(
                         valid=config.valid, seed=config.seed, workers=config.workers,
                         cache=config.cache_folder or config.cache, unlabelled=config.unlabelled, column=config.column,
                         label_column=config.label_column, store_size=config.store_size,
-                        channels=config.channels,
-                        value_range=read_range(config.value_range))
+                        channels=config.channels, value_range=read_range(config.value_range))
     return contrastive_learner(
         dls, config.arch, methods()[config.method](config.setting), loss=config.loss,
         cbs=parse_speedups(config.speedups), small_input=config.small_input, weights=config.weights,
