@@ -6,6 +6,9 @@ from .core import InputError
 from .data import image_dls
 from .evaluate import METRICS, metric
 from .evaluate.cost import Cost
+from .evaluate.embed import embed
+from .evaluate.finetune import PROTOCOLS, Protocol, finetune
+from .evaluate.judge import MEASURES, judge_features
 from .evaluate.knn import knn_accuracy
 from .evaluate.linear import few_label_accuracy, linear_probe
 from .export import encoder_info, export_encoder, load_encoder
@@ -24,13 +27,14 @@ from .warmup import HeadWarmup
 
 # and the members of the registries, below: somebody's own in these folders too
 __all__ = [
-    'LOSSES', 'METHODS', 'METRICS', 'SPEEDUPS', 'VIEW_KINDS', 'Accumulate', 'Checkpoint', 'Contrast',
-    'ContrastiveLearner', 'ContrastiveModel', 'Cost', 'EMATarget', 'Embedding', 'Head', 'HeadWarmup', 'InputError',
-    'Loss', 'MultiCrop', 'NearestNeighbours', 'PairLoss', 'Phase', 'Prototypes', 'Queue', 'Recipe', 'SharedTarget',
-    'StepCallback', 'StopGradTarget', 'Target', 'ViewKind', 'as_encoder', 'contrastive_learner', 'dcl', 'dclw',
-    'encoder_info', 'encoder_stages', 'export_encoder', 'few_label_accuracy', 'image_dls', 'info_nce', 'knn_accuracy',
-    'linear_probe', 'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'recipe_table',
-    'refused_pairs', 'sinkhorn', 'suncet_loss', 'supcon_loss', 'two_views',
+    'LOSSES', 'MEASURES', 'METHODS', 'METRICS', 'PROTOCOLS', 'SPEEDUPS', 'VIEW_KINDS', 'Accumulate', 'Checkpoint',
+    'Contrast', 'ContrastiveLearner', 'ContrastiveModel', 'Cost', 'EMATarget', 'Embedding', 'Head', 'HeadWarmup',
+    'InputError', 'Loss', 'MultiCrop', 'NearestNeighbours', 'PairLoss', 'Phase', 'Protocol', 'Prototypes', 'Queue',
+    'Recipe', 'SharedTarget', 'StepCallback', 'StopGradTarget', 'Target', 'ViewKind', 'as_encoder',
+    'contrastive_learner', 'dcl', 'dclw', 'embed', 'encoder_info', 'encoder_stages', 'export_encoder',
+    'few_label_accuracy', 'finetune', 'image_dls', 'info_nce', 'judge_features', 'knn_accuracy', 'linear_probe',
+    'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'recipe_table', 'refused_pairs', 'sinkhorn',
+    'suncet_loss', 'supcon_loss', 'two_views',
 ]
 
 for registry in (METHODS, LOSSES, speedups.load(), evaluate.load()):

@@ -8,6 +8,7 @@ Docs: https://fastcontrast.github.io/fastcontrast/learner.html.md"""
 __all__ = ['ContrastiveLearner', 'contrastive_learner']
 
 # %% ../nbs/360_learner.ipynb #458069f5
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +35,7 @@ from .checkpoint import Checkpoint
 from .core import InputError, number, whole
 from .device import Autocast, Compile, reuse_memory
 from .distributed import join_processes, rank, world_size
+from .evaluate.finetune import Protocol, finetune
 from .evaluate.knn import extract_features, knn_accuracy
 from .evaluate.linear import linear_probe
 from .evaluate.table import EpochTable
@@ -48,7 +50,7 @@ from .precision import pick_precision
 from .recipes import Recipe
 from .step import Contrast, Plan, Step, StepCallback
 from .together import Together
-from .views import Normalize, RoleViews, as_views, draw_views
+from .views import Normalize, RoleViews, Views, as_views, draw_views
 
 # %% ../nbs/360_learner.ipynb #c27baeb9
 _MOVED = dict( # what earlier versions had on the learner, and what it is called now
@@ -300,6 +302,22 @@ class ContrastiveLearner(Learner):
         "Accuracy of a linear classifier on the frozen features, on the validation part (see `evaluate.linear`)"
         return linear_probe(*self._features('a linear probe'), seed=seed)
 
+    def finetune(self,
+        labels: int | float | None = None, # so many of each class, or a share; None: those that training knew, or all
+        protocol: str | Protocol = 'full', # 'linear', 'semi', 'full', or one's own
+        **settings: Any,                   # of `evaluate.finetune`: epochs, lr, bs, seed, cbs…
+    ) -> Learner:
+        "A classifier that begins with a copy of this encoder, trained with labels: see `evaluate.finetune`"
+        main = self.views.main
+        kind = main.strength if isinstance(main, Views) else None
+        return finetune(copy.deepcopy(self.model.encoder), self.dls, labels, protocol,
+                        **dict(views=kind, precision=self.precision) | settings)
+
+    def fine_tune(self, *args, **kwargs):
+        "fastai's, which is for classifiers: always an `InputError`"
+        raise InputError("a contrastive learner has no classes to be tuned for: learn.finetune(labels=…) trains a "
+                         "classifier from its encoder, and learn.fit_contrastive(n) goes on with this one.")
+
     def show_views(self,
         n: int = 6,                      # pictures
         path: str | Path | None = None,  # where to save the drawing, if anywhere; process 0 does
@@ -364,6 +382,7 @@ def contrastive_learner(
 
     table = EpochTable(dls, metrics, knn_pictures)
     normalize = Normalize(encoder.pretrained_cfg['mean'], encoder.pretrained_cfg['std'])
+    encoder.pretrained_cfg.update(input_size=(dls.channels, dls.size, dls.size)) # what `embed` shows it
     watch = Collapse(stop_on_collapse, chance_level(dls.valid.ordered(knn_pictures).labels()))
     frame = [Contrast(views, normalize, recipe.one_way), FiniteLoss(), table, watch]
     if world_size() > 1: frame.append(Together())

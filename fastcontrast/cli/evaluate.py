@@ -1,65 +1,87 @@
-"""`fastcontrast eval`: judge an encoder by pictures with labels."""
-from typing import Annotated
+"""`fastcontrast eval`: judge an encoder by pictures with labels, alone or beside others."""
+from typing import Annotated, Any
 
+from rich.table import Column, Table
 from typer import Argument, Option
 
-from ..core import InputError
+from ..core import InputError, whole
+from ..files import write_whole
 from .inputs import encoder_file, read_pictures, split_of, tell_notes, tell_undecodable
-from .judging import features, file_embedder, judge, results_table, unjudged
-from .output import console, out_file, save_json
+from .judging import features, unjudged
+from .output import console, out_file
+from .rivals import rival
 from .settings import number_or_name
 from .verbs import verb
 
 
-@verb(30, "fastcontrast eval runs/simclr-resnet18-pictures pictures", name='eval')
+@verb(30, "fastcontrast eval runs/fast-resnet18-pictures pictures --against untrained,pixels -o table.md", name='eval')
 def evaluate(
     encoder: Annotated[str, Argument(help="A run's folder, or an encoder.safetensors")],
     data: Annotated[str, Argument(
         help="A folder of class folders of pictures, a .csv file of paths and classes, shards, or 'digits'")],
+    against: Annotated[str | None, Option(
+        help="Others to stand beside it, with commas between them: runs, encoder files, timm's pretrained ones like "
+             "resnet18.a1_in1k, 'untrained' (the same architecture), 'pixels'", show_default="none")] = None,
     valid: Annotated[str | None, Option(
         help="Share of the pictures (of the shards) to judge by, where the data has no folder for it; "
              "or a folder, .csv file or shards of other pictures, which are judged within themselves if their classes "
              "are others", show_default="as in the run, else 0.2")] = None,
     seed: Annotated[int | None, Option(help="Seed of that split", show_default="as in the run, else 0")] = None,
+    draws: Annotated[int, Option(help="How often few labels are drawn")] = 5,
     column: Annotated[str | None, Option(
         help="The column of a .csv file that has the pictures' paths", show_default="as in pretrain")] = None,
     label_column: Annotated[str | None, Option(
         help="The column of a .csv file that has their classes", show_default="as in pretrain")] = None,
-    probe: Annotated[bool, Option(help="Also a linear classifier on all labels")] = True,
-    out: Annotated[str | None, Option('--out', '-o', help="Also write the results to this .json file")] = None,
+    out: Annotated[str | None, Option(
+        '--out', '-o', help="Also write the table to this .csv, .json, .md or .tex file")] = None,
 ):
     """Judge an encoder by pictures with labels.
 
-    Three classifiers look at its features: kNN and a linear one with all labels, and a linear one with ten labels a
-    class."""
-    from ..evaluate.linear import linear_probe
-    from ..export import encoder_info
+    Neighbours, linear classifiers with all labels and with few (mean ± standard deviation over draws of them), and
+    retrieval look at its features. Beside each figure of another encoder stands its difference to the first, with the
+    standard error of that."""
+    from ..evaluate.judge import TABLES, judge_features
+    whole(**{'--draws': draws})
     path = encoder_file(encoder)
-    info, embed = encoder_info(path), file_embedder(path)
-    file = out_file(out, '.json') if out else None
+    first = rival(str(path))
+    others = [rival(name, first) for name in _names(against)]
+    file = out_file(out, *TABLES) if out else None
     given = dict(valid=number_or_name(valid), seed=seed, column=column, label_column=label_column)
     # share and seed as given, or as in the encoder's run: another seed holds out pictures that training has seen
     split = split_of(path, data) | {key: value for key, value in given.items() if value is not None}
-    if info['in_chans'] != 3: split['channels'] = info['in_chans']  # the encoder takes no others
-    dls = read_pictures(data, 2, size=info['size'], **split)
-    if dls.channels != info['in_chans']:
-        raise InputError(f"{encoder} takes pictures with {info['in_chans']} channels, and those of {data} have "
+    if first.channels != 3: split['channels'] = first.channels  # the encoder takes no others
+    dls = read_pictures(data, 2, size=max(other.size for other in (first, *others)), **split)
+    for other in (first, *others):
+        if dls.channels == other.channels: continue
+        raise InputError(f"{other.name} takes pictures with {other.channels} channels, and those of {data} have "
                          f"{dls.channels}: give others, or another encoder.")
     reason = unjudged(dls.bank.data, dls.valid.data)
     if reason: raise InputError(f"{data} can't judge an encoder: {reason}")
     tell_notes(dls)
-    counts = dict(n_train=len(dls.bank.data), n_valid=len(dls.valid.data))
-    console.print(f"{info['arch']}, {info['size']} px: {counts['n_train']:,} pictures to learn the classes from, "
-                  f"{counts['n_valid']:,} to judge by")
-    embedded = features(dls, embed)
-    results = judge(*embedded)
-    console.print(results_table({'encoder': results}, dls.within))
-    if probe:
-        results['linear_probe'] = linear_probe(*embedded)
-        place = f' within {dls.within}' if dls.within else ''
-        console.print(f"linear{place}, all labels: {results['linear_probe']:.1%}")
+    console.print(f"{first.about}: {len(dls.bank.data):,} pictures to learn the classes from, "
+                  f"{len(dls.valid.data):,} to judge by{f', within {dls.within}' if dls.within else ''}")
+    results: dict[str, dict[str, Any]] = {}
+    for other in (first, *others):
+        results[other.name], reasons = judge_features(*features(dls, other.embed), draws=draws)
+    console.print(_table(results))
+    for reason in reasons: console.print(f"left out: {reason}")
     tell_undecodable(dls)
     if file:
-        about = {key: info[key] for key in ('arch', 'size', 'sha256')}
-        save_json(file, dict(results, encoder=str(path), data=data, **counts, **split, **about))
+        about = dict(data=data, draws=draws, n_train=len(dls.bank.data), n_valid=len(dls.valid.data), **split)
+        write_whole(file, TABLES[file.suffix.lower()](results, **about))
         console.print(f"results in {file}")
+
+
+def _names(against: str | None) -> list[str]:
+    "Those that the user gave, each once"
+    names = [name.strip() for name in (against or '').split(',')]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _table(results: dict[str, dict[str, Any]]) -> Table:
+    "A row for each measure, a column for each encoder"
+    from ..evaluate.judge import wide_table
+    rows = wide_table(results)
+    table = Table(rows.index.name, *(Column(name, justify='right') for name in rows))
+    for measure, *cells in rows.itertuples(): table.add_row(measure, *cells)
+    return table

@@ -8,7 +8,7 @@ from .output import console, out_file
 from .verbs import verb
 
 
-@verb(60, "fastcontrast export runs/simclr-resnet18-pictures -o r18.safetensors")
+@verb(60, "fastcontrast export runs/fast-resnet18-pictures -o r18.safetensors")
 def export(
     encoder: Annotated[str, Argument(help="A run's folder, or an encoder.safetensors")],
     out: Annotated[str, Option('--out', '-o', help="The .safetensors file to write")],

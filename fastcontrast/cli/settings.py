@@ -18,7 +18,7 @@ from .registries import architectures, losses, methods, precisions, schedules, s
 class Run:
     "The settings of a pretraining run; a section of `settings.ini` may give any of them"
     data: str = 'digits'            # a folder of pictures, a table, shards like 'shards/{000..146}.tar', or 'digits'
-    method: str = 'simclr'          # a recipe
+    method: str = 'fast'            # a recipe
     loss: str | None = None         # a loss in place of the recipe's
     speedups: str | None = None     # speedups, like 'comb_patches, suncet(weight=1)': see `parse_speedups`
     arch: str = 'resnet18'          # any timm architecture; that of the weights if they say it

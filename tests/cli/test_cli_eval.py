@@ -1,7 +1,8 @@
-"eval: the same accuracies as the run's, of the same pictures"
+"eval: the same accuracies as the run's, of the same pictures, and other encoders beside it"
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
@@ -12,11 +13,13 @@ def test_eval_says_the_same_as_the_run(digits, run, folder):
     code, out, err = run('eval', digits[0], 'digits', '-o', 'results/e.json')
     assert code == 0 and err == '' and '1,400 pictures to learn the classes from, 397 to judge by' in out
     r = config(digits[0])['results']['trained encoder']
-    assert f"{r['knn']:.1%} " in out and f"{r['few_labels']:.1%} ± {r['few_labels_std']:.1%}" in out
     e = json.loads((folder/'results/e.json').read_text())
-    assert {k: e[k] for k in r} == pytest.approx(r, abs=1e-9)
-    assert f"linear, all labels: {e['linear_probe']:.1%}" in out
-    assert e['arch'] == 'resnet10t' and (e['n_train'], e['n_valid'], e['seed'], e['valid']) == (1400, 397, 0, .2)
+    scores, = e['encoders'].values()
+    few = scores['linear, 10 labels a class']
+    assert scores['kNN, k=20, τ=0.1']['mean'] == pytest.approx(r['knn'], abs=1e-9)
+    assert (few['mean'], few['std']) == pytest.approx((r['few_labels'], r['few_labels_std']), abs=1e-9)
+    assert f"{r['few_labels']:.1%} ± {r['few_labels_std']:.1%}" in out and 'RankMe' in out
+    assert (e['n_train'], e['n_valid'], e['seed'], e['valid']) == (1400, 397, 0, .2)
 
 
 def test_eval_holds_out_the_pictures_that_the_run_held_out(run, folder):
@@ -25,13 +28,31 @@ def test_eval_holds_out_the_pictures_that_the_run_held_out(run, folder):
     assert list(config('r')['results']) == ['trained encoder']
     assert (folder/'p/a').exists() and run('eval', 'r', 'p', '-o', 'e.json')[0] == 0
     e = json.loads(Path('e.json').read_text())
-    assert e['seed'] == 5 and e['n_valid'] == 8 and e['knn'] == config('r')['results']['trained encoder']['knn']
-    other = ('--seed', 1, '--valid', .2, '--no-probe')
-    assert run('eval', 'r/encoder.safetensors', 'p', *other, '-o', 'f.json')[0] == 0
+    knn = config('r')['results']['trained encoder']['knn']
+    assert e['seed'] == 5 and e['n_valid'] == 8 and e['encoders']['r']['kNN, k=20, τ=0.1']['mean'] == knn
+    other = ('--seed', 1, '--valid', .2, '--draws', 2)
+    code, out, _ = run('eval', 'r/encoder.safetensors', 'p', *other, '-o', 'f.json')
     f = json.loads(Path('f.json').read_text())
-    assert f['seed'] == 1 and f['n_valid'] == 4 and 'linear_probe' not in f
+    assert code == 0 and f['seed'] == 1 and f['n_valid'] == 4
+    assert len(f['encoders']['r']['linear, 1 label a class']['draws']) == 2
+    assert 'left out: linear, 10 labels a class: a class has 8 training pictures only' in out
     Path('r/config.json').write_text('[1]')  # somebody else's
     assert run('eval', 'r', 'p', '-o', 'g.json')[0] == 0 and json.loads(Path('g.json').read_text())['n_valid'] == 4
+
+
+def test_encoders_side_by_side(digits, run, refused, folder):
+    against = f'pixels, untrained,{digits[0]}/encoder.safetensors'
+    code, out, err = run('eval', digits[0], 'digits', '--against', against, '--draws', 2, '-o', 't.csv')
+    assert (code, err) == (0, '') and 'untrained' in out
+    rows = pd.read_csv('t.csv').set_index(['encoder', 'measure'])
+    assert rows.loc[('pixels', 'kNN, k=20, τ=0.1'), 'mean'] == pytest.approx(.9496, abs=1e-3)
+    assert rows.loc[('untrained', 'nearest class mean'), 'difference'] < 0
+    for name in ('t.md', 't.tex'):
+        assert run('eval', digits[0], 'digits', '--draws', 1, '-o', name)[0] == 0 and 'RankMe' in Path(name).read_text()
+    assert '--against no/file is neither a file nor' in refused('eval', digits[0], 'digits', '--against', 'no/file')
+    assert "unknown architecture 'pixel'" in refused('eval', digits[0], 'digits', '--against', 'pixel')
+    assert '--draws=0' in refused('eval', digits[0], 'digits', '--draws', 0)
+    assert '.csv or .json or .md or .tex' in refused('eval', digits[0], 'digits', '-o', 'e.txt')
 
 
 def test_files_that_are_no_encoder(refused, digits, folder):

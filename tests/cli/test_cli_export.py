@@ -14,7 +14,7 @@ def test_the_encoder_is_timms(digits, run):
     plain.load_state_dict(safetensors.torch.load_file('new/e.safetensors'), strict=True)
     assert torch.equal(plain(x), load_encoder('new/e.safetensors')(x)) and torch.equal(plain(x), load_encoder(file)(x))
     info = encoder_info(file)
-    assert info['recipe'] == 'simclr' and info['size'] == 32
+    assert info['recipe'] == 'fast' and info['size'] == 32
 
 
 def test_export_for_torchvision(refused, digits):

@@ -36,9 +36,9 @@ def test_the_home_folder_in_every_option(run, home, folder):
     assert run('pretrain', '--resume', '~/r', '--epochs', 2)[0] == 0 and config(home/'r')['epochs_done'] == 2
     assert run('pretrain', *command[1:], '--cache-folder', '~/kept', '--epochs', 3, '--out', '~/r')[0] == 0
     assert config(home/'r')['epochs_done'] == 3
-    assert run('eval', '~/r', '~/p', '--valid', '~/q', '--no-probe', '-o', '~/new/e.json')[0] == 0
+    assert run('eval', '~/r', '~/p', '--valid', '~/q', '-o', '~/new/e.json')[0] == 0
     assert run('export', '~/r', '-o', '~/new/e.safetensors')[0] == 0
-    assert run('eval', '~/new/e.safetensors', '~/p', '--no-probe')[0] == 0
+    assert run('eval', '~/new/e.safetensors', '~/p')[0] == 0
     assert run('views', '~/p', '-n', 2, '-o', '~/new/v.png')[0] == 0
     assert run('compare', '~/r', '~/r', '-o', '~/new/c.png')[0] == 0
     assert json.loads(run('runs', '~', '--json')[1])[0]['run'] == str(home/'r')
@@ -108,7 +108,7 @@ def test_names_are_shown_and_not_obeyed(run, refused, folder):
     outputs = [run(*RUN, '--out', f'r{ODD}')]
     assert outputs[0][0] == 0 and f'p/a/{SHOWN}.png (not a picture)' in outputs[0][2]
     assert f'a/{SHOWN}.heic' in outputs[0][2] and outputs[0][1].endswith(f'are in r{SHOWN}\n')
-    for command in (('runs', '.'), ('compare', f'r{ODD}', f'r{ODD}'), ('eval', f'r{ODD}', 'p', '--no-probe')):
+    for command in (('runs', '.'), ('compare', f'r{ODD}', f'r{ODD}'), ('eval', f'r{ODD}', 'p')):
         outputs.append(run(*command))
         assert outputs[-1][0] == 0, outputs[-1]
     (folder/f'p/a/{ODD}.heic').unlink()
@@ -159,7 +159,7 @@ def test_pictures_whose_names_are_no_utf8(run, folder):
     (data/os.fsdecode(b'b/\xfd.png')).write_bytes(b'?')
     code, out, err = run('pretrain', data, *TINY, '--no-controls', '--out', 'r')
     assert code == 0 and '\\xff/b/\\xfd.png (not a picture)' in err and config('r')['classes'] == ['a\udcfe', 'b']
-    assert run('eval', 'r', data, '--no-probe')[0] == 0 and run('pretrain', '--resume', 'r', '--epochs', 2)[0] == 0
+    assert run('eval', 'r', data)[0] == 0 and run('pretrain', '--resume', 'r', '--epochs', 2)[0] == 0
 
 
 # ---------------------------------------------------------------- records

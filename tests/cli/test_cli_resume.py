@@ -65,7 +65,7 @@ def test_names_that_are_no_paths_stay_where_a_folder_has_them(folder):
 
 
 def test_the_same_command_goes_on(run, refused, folder, interrupted):
-    for given, words in ((('--method', 'byol'), 'was begun with --method simclr, and is now given byol: leave'),
+    for given, words in ((('--method', 'byol'), 'was begun with --method fast, and is now given byol: leave'),
                          (('--seed', 3), 'was begun with --seed 0, and is now given 3'),
                          (('--lr', .1), 'was begun with the default of --lr, and is now given 0.1'),
                          (('--with', 'comb_patches'), 'with the default of --with, and is now given comb_patches'),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.cli import config, picture, pictures
+from helpers.cli import config, judged_knn, picture, pictures
 
 from fastcontrast.cli.settings import Run, check_names, named_run, parse_speedups, resolve
 from fastcontrast.core import InputError
@@ -162,8 +162,8 @@ def test_the_size_that_pictures_are_kept_at(run, refused, folder):
     assert 'begun with --store-size 30, and is now given 28' in again
     code, out, err = run('pretrain', '--resume', 'r', '--epochs', 2)
     assert code == 0 and 'at 30 px of their short side' in out
-    assert run('eval', 'r', 'p', '--no-probe', '-o', 'e.json')[0] == 0
-    assert json.loads((folder/'e.json').read_text())['knn'] == config('r')['results']['trained encoder']['knn']
+    assert run('eval', 'r', 'p', '-o', 'e.json')[0] == 0
+    assert judged_knn('e.json') == config('r')['results']['trained encoder']['knn']
     (folder/'settings.ini').write_text('[kept]\ndata = p\narch = resnet10t\nepochs = 1\nbatch_size = 4\nsize = 24\n'
                                        'controls = no\nstore_size = 28\n')
     assert 'at 28 px of their short side' in run('pretrain', '--run', 'kept')[1]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.cli import TINY, config, ended_after_an_epoch, pictures
+from helpers.cli import TINY, config, ended_after_an_epoch, judged_knn, pictures
 from helpers.deep import folder_of
 
 from fastcontrast.cli.settings import read_range, resolve
@@ -24,9 +24,8 @@ def test_the_range_that_was_found_is_kept(run, folder):
     assert (code, err) == (0, '') and '12-bit values, 0 to 4,095, become 0 to 1 in all pictures' in out
     assert config('r')['value_range'] == [0, 4095] and config('r')['channels'] == 3
     assert config('r')['settings']['value_range'] is None
-    code, out, err = run('eval', 'r', 'p', '--no-probe', '-o', 'e.json')
-    judged = json.loads(Path('e.json').read_text())
-    assert code == 0 and judged['knn'] == config('r')['results']['trained encoder']['knn']
+    code, out, err = run('eval', 'r', 'p', '-o', 'e.json')
+    assert code == 0 and judged_knn('e.json') == config('r')['results']['trained encoder']['knn']
     assert 'become 0 to 1' not in out  # nothing was found: it is the run's
 
 
@@ -42,7 +41,7 @@ def test_a_range_that_is_given(run, refused, folder, monkeypatch):
     assert run('pretrain', '--run', 'x', *TINY, '--out', 's', '--no-controls')[0] == 0
     assert config('s')['value_range'] == [0, 3000]
     deep(folder/'q', 60000)  # of other pictures the range that was given holds, too
-    assert run('eval', 's', 'q', '--no-probe', '-o', 'e.json')[0] == 0
+    assert run('eval', 's', 'q', '-o', 'e.json')[0] == 0
     assert json.loads(Path('e.json').read_text())['value_range'] == [0, 3000]
 
 

@@ -34,6 +34,12 @@ def pictures(folder, counts, side=32):
 def config(run_folder): return json.loads((Path(run_folder)/'config.json').read_text())
 
 
+def judged_knn(file):
+    "The kNN accuracy of the first encoder in a file of `eval`; the run's own with few pictures"
+    scores, *_ = json.loads(Path(file).read_text())['encoders'].values()
+    return scores['kNN, k=20, τ=0.1']['mean']
+
+
 def started(*args, cwd, **kwargs):
     "The program as a process of its own"
     return subprocess.Popen([*PROGRAM, *map(str, args)], cwd=cwd, env=ENV, text=True, **kwargs)

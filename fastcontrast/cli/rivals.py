@@ -1,0 +1,70 @@
+"""What is judged: an encoder's file, one of timm's, one that was never trained, or the pixels themselves."""
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core import InputError
+from .inputs import encoder_file
+from .judging import PIXELS, file_embedder
+
+
+@dataclass(frozen=True)
+class Rival:
+    "What gives features to be judged"
+    name: str
+    about: str          # what it is
+    size: int           # side of the pictures that it sees, in pixels
+    channels: int
+    small_input: bool
+    arch: str
+    embed: Callable     # features and labels of a loader
+
+
+def rival(
+    name: str,                  # as the user gave it
+    first: Rival | None = None, # beside which it stands; None: it is the first
+) -> Rival:
+    "What a name means. Raises `InputError` for one that means nothing"
+    if first is None or os.path.exists(os.path.expanduser(name)): return _of_file(encoder_file(name))
+    if name == 'pixels': return _pixels(first)
+    return _untrained(first) if name == 'untrained' else _timms(name, first)
+
+
+def _of_file(path: Path) -> Rival:
+    from ..export import encoder_info
+    info = encoder_info(path)
+    name = path.parent.name if path.name == 'encoder.safetensors' and path.parent.name else path.name
+    about = f"{info['arch']}, {info['size']} px"
+    return Rival(name, about, info['size'], info['in_chans'], info['small_input'], info['arch'], file_embedder(path))
+
+
+def _pixels(first: Rival) -> Rival:
+    from ..evaluate.knn import pixels
+    side = min(first.size, PIXELS)
+    return Rival('pixels', f'{side} px', side, first.channels, False, '', lambda dl: pixels(dl, side))
+
+
+def _untrained(first: Rival) -> Rival:
+    import torch
+    from ..models import make_encoder
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = make_encoder(first.arch, first.small_input, in_chans=first.channels, size=first.size)
+    return Rival('untrained', first.about, first.size, first.channels, first.small_input, first.arch,
+                 _embedder(encoder, first.size))
+
+
+def _timms(name: str, first: Rival) -> Rival:
+    from ..models import make_encoder
+    if '/' in name and not name.startswith(('hf-hub:', 'local-dir:')):
+        raise InputError(f"--against {name} is neither a file nor a folder: give one that is there, a name of timm's, "
+                         "'untrained' or 'pixels'.")
+    encoder = make_encoder(name, pretrained=True, in_chans=first.channels, size=first.size)
+    return Rival(name, name, first.size, first.channels, False, name, _embedder(encoder, first.size))
+
+
+def _embedder(encoder, size: int) -> Callable:
+    from ..evaluate.knn import extract_features
+    cfg = encoder.pretrained_cfg
+    return lambda dl: extract_features(encoder.to(dl.device), dl, size, cfg['mean'], cfg['std'])

@@ -1,0 +1,172 @@
+"Fine-tuning: which labels, what learns, by which steps, and how good it becomes"
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.pictures import ARCH
+from helpers.refusals import said
+from torch import nn
+
+from fastcontrast.core import InputError
+from fastcontrast.data import image_dls
+from fastcontrast.evaluate.finetune import (PROTOCOLS, Classifier, LabelledViews, Protocol, chosen_labels,
+                                            rate_groups, fifths, finetune)
+from fastcontrast.learner import contrastive_learner
+from fastcontrast.models import make_encoder
+
+
+def stripes(n=48, side=16, channels=3, seed=0, kinds=2):
+    "Pictures of stripes that lie, stand or slant, which a small encoder tells apart"
+    draws = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % kinds
+    across = torch.arange(side).expand(side, side)
+    patterns = torch.stack([across, across.T, across + across.T])[y]
+    phase = torch.randint(8, (n, 1, 1), generator=draws)
+    light = torch.rand(n, 1, 1, generator=draws) * 0.5 + 0.5
+    x = ((patterns + phase) // 2 % 2 * light).mul(255).to(torch.uint8)
+    return x[:, None].expand(-1, channels, -1, -1).contiguous(), y
+
+
+def loaders(n=48, bs=16, **kwargs):
+    x, y = stripes(n)
+    return image_dls((x, y), size=16, bs=bs, valid=0.25, **kwargs)
+
+
+def encoder_for(dls):
+    torch.manual_seed(0)
+    return make_encoder(ARCH, small_input=True, in_chans=dls.channels, size=dls.size)
+
+
+# ---------------------------------------------------------------- which labels
+
+def test_labels_of_a_share_are_those_that_pretraining_may_know():
+    known, every = loaders(labels=0.5), loaders()
+    expected = known.train.data.labeled.nonzero().squeeze(1)
+    assert torch.equal(chosen_labels(every.train.data, 0.5, 0), expected)
+    assert torch.equal(chosen_labels(known.train.data, None, 0), expected)
+    assert torch.equal(chosen_labels(every.train.data, None, 0), torch.arange(36))
+    assert not torch.equal(chosen_labels(every.train.data, 0.5, 1), expected)
+
+
+def test_so_many_labels_of_each_class():
+    data = loaders().train.data
+    indices = chosen_labels(data, 3, 0)
+    assert data.y[indices].bincount().tolist() == [3, 3]
+    assert torch.equal(indices, chosen_labels(data, 3, 0)) and not torch.equal(indices, chosen_labels(data, 3, 1))
+
+
+@pytest.mark.parametrize('labels, words', (
+    (0, 'labels=0 must'), (19, 'labels=19 must'), (0., 'labels=0.0 must'), (1.1, 'labels=1.1 must'),
+    ('all', "labels='all' must"), (True, 'labels=True must')))
+def test_labels_that_cannot_be(labels, words):
+    said([words], finetune, nn.Identity(), loaders(), labels)
+
+
+def test_what_cannot_be_fine_tuned():
+    x, _ = stripes()
+    said(['fine-tuning needs labels'], finetune, nn.Identity(), image_dls(x, size=16, bs=16))
+    for words, settings in (('did you mean linear', dict(protocol='linaer')), ('epochs=0', dict(epochs=0)),
+                            ('lr=-1', dict(lr=-1)), ('bs=1', dict(bs=1))):
+        said([words], finetune, nn.Identity(), loaders(), **settings)
+    said(['image_dls'], finetune, nn.Identity(), [1])
+
+
+# ---------------------------------------------------------------- what learns
+
+def test_an_encoder_stands_still():
+    dls = loaders()
+    encoder = encoder_for(dls)
+    before = copy.deepcopy(encoder.state_dict())
+    learn = finetune(encoder, dls, protocol='linear', epochs=2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learn.model.encoder.state_dict().items())
+    assert learn.model.head.weight.grad is not None or learn.opt.opt.state  # and the layer on top has learned
+    assert not learn.model.encoder.training
+
+
+def test_the_pretrained_encoder_stays_as_it_is():
+    learn = contrastive_learner(loaders(), ARCH)
+    before = copy.deepcopy(learn.model.state_dict())
+    tuned = learn.finetune(epochs=1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learn.model.state_dict().items())
+    assert any(not torch.equal(tensor, before[f'encoder.{name}'])
+               for name, tensor in tuned.model.encoder.state_dict().items())
+
+
+def test_the_protocols_of_the_papers():
+    at = {name: [protocol(share) for share in (0.01, 0.1)] for name, protocol in PROTOCOLS.items()}
+    assert [[p.epochs for p in at[name]] for name in ('linear', 'semi', 'full')] == [[90, 90], [60, 20], [60, 30]]
+    assert [[p.encoder_lr for p in at[name]] for name in ('linear', 'semi', 'full')] == [[0, 0], [0, 1e-6], [.05, .05]]
+    assert at['linear'][0].lr * 4096 / 256 == 0.8 and at['full'][0].lr * 4096 / 256 == 0.8
+    assert [fifths(t) for t in (0, .59, .6, .79, .8, 1)] == [1, 1, .2, .2, .04, .04]
+
+
+def test_rates_of_blocks():
+    dls = loaders()
+    model = Classifier(encoder_for(dls), 96, 'ab')
+    flat = rate_groups(model, Protocol(1, lr=0.1, encoder_lr=0.02))
+    assert [group['share'] for group in flat] == pytest.approx([0.2] * (len(flat) - 2) + [1, 1])
+    falling = rate_groups(model, Protocol(1, lr=0.1, encoder_lr=0.1, decay=0.5))
+    every = [p for group in falling for p in group['params']]
+    assert {id(p) for p in every} == {id(p) for p in model.parameters()} and len(every) == len({*map(id, every)})
+    by_share = {id(p): group['share'] for group in falling for p in group['params']}
+    order = [by_share[id(p)] for p in (next(model.encoder.parameters()), model.encoder.layer1[0].conv1.weight,
+                                       model.encoder.layer4[0].conv1.weight, model.head.weight)]
+    assert order == sorted(order) and order[0] < order[2] <= 1 == order[3]
+
+
+# ---------------------------------------------------------------- by which steps
+
+def test_the_first_steps_are_those_of_plain_pytorch():
+    dls = loaders()
+    protocol, views = Protocol(1, lr=0.1, encoder_lr=0.05, bs=16), []
+    encoder = encoder_for(dls)
+    mine = copy.deepcopy(encoder)
+
+    class Seen(LabelledViews):
+        "Keeps what the classifier sees"
+        order = 20
+        def __init__(self): pass
+        def before_fit(self): self.layer = copy.deepcopy(self.model.head)
+        def before_batch(self):
+            if self.training: views.append((self.xb[0].clone(), self.yb[0].clone()))
+
+    seen = Seen()
+    learn = finetune(encoder, dls, protocol=protocol, epochs=1, bs=16, precision='fp32', cbs=seen)
+    model = Classifier(mine, 96, 'ab').train()
+    model.head = seen.layer
+    optimizer = torch.optim.SGD([dict(params=mine.parameters(), lr=0.05), dict(params=model.head.parameters())],
+                                lr=0.1, momentum=0.9, nesterov=True)
+    steps, base = len(views), [group['lr'] for group in optimizer.param_groups]
+    assert steps == 2
+    for i, (x, y) in enumerate(views):
+        share = (1 + torch.tensor(torch.pi * i / steps).cos().item()) / 2
+        for group, lr in zip(optimizer.param_groups, base): group['lr'] = lr * share * 16 / 256
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    for (name, tensor), own in zip(learn.model.state_dict().items(), model.state_dict().values()):
+        torch.testing.assert_close(tensor, own, rtol=1e-4, atol=1e-6, msg=name)
+
+
+# ---------------------------------------------------------------- how good it becomes
+
+@pytest.mark.parametrize('channels', (1, 3, 4))
+def test_it_learns(channels):
+    x, y = stripes(64, channels=channels, kinds=3)
+    dls = image_dls((x, y), size=16, bs=16, valid=0.25, channels=channels)
+    learn = contrastive_learner(dls, ARCH).finetune(lr=0.05, epochs=12, bs=16)
+    _, accuracy = learn.validate()
+    assert accuracy > 0.8
+    scores, y = learn.get_preds()
+    assert scores.argmax(1).eq(y).float().mean().item() == pytest.approx(accuracy)
+
+
+def test_without_pictures_to_judge_by():
+    x, y = stripes()
+    learn = finetune(encoder_for(loaders()), image_dls((x, y), size=16, bs=16, valid=0.), epochs=1)
+    assert len(learn.dls.valid) == 0
+
+
+def test_fine_tune_says_where_it_is():
+    with pytest.raises(InputError, match=r'learn\.finetune'): contrastive_learner(loaders(), ARCH).fine_tune(1)

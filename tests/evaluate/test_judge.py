@@ -1,0 +1,147 @@
+"The measures of a paper's table: each against a loop or another library, and encoders side by side"
+import json
+import statistics
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers.refusals import said
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+
+from fastcontrast.core import InputError
+from fastcontrast.evaluate.judge import MEASURES, TABLES, Judged, judge_features, latex, long_table, wide_table
+from fastcontrast.evaluate.knn import knn_accuracy
+from fastcontrast.evaluate.linear import few_label_accuracy, linear_probe
+
+
+def blobs(n=240, m=60, d=8, classes=4, noise=1.2, seed=0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    "Features of classes that overlap, and labels that are no numbers from 0 on"
+    draws = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, d, generator=draws)
+    y = torch.arange(n + m) % classes
+    h = centres[y] + noise * torch.randn(n + m, d, generator=draws) + 3
+    return h[:n], y[:n] * 7, h[n:], y[n:] * 7
+
+
+def judged(**kwargs):
+    results, reasons = judge_features(*blobs(), **kwargs)
+    assert reasons == []
+    return results
+
+
+def test_accuracies_are_those_of_the_single_measures():
+    features, results = blobs(), judged()
+    for k in (20, 200):
+        for temp in (0.07, 0.1):
+            assert results[f'kNN, k={k}, τ={temp}'].mean == pytest.approx(knn_accuracy(*features, k=k, temp=temp))
+    assert results['linear, all labels'].mean == pytest.approx(linear_probe(*features))
+    for n in (1, 5, 10):
+        score = results[f"linear, {n} label{'s' * (n > 1)} a class"]
+        assert (score.mean, score.std) == pytest.approx(few_label_accuracy(*features, per_class=n))
+
+
+def test_classes_by_the_nearest_mean():
+    train_h, train_y, test_h, test_y = (t.double().numpy() for t in blobs())
+    def unit(h): return (h - train_h.mean(0)) / np.linalg.norm(h - train_h.mean(0), axis=1, keepdims=True)
+    means = {y: unit(train_h)[train_y == y].mean(0) for y in set(train_y)}
+    right = [min(means, key=lambda c: np.linalg.norm(h - means[c])) == y for h, y in zip(unit(test_h), test_y)]
+    assert judged()['nearest class mean'].mean == pytest.approx(np.mean(right))
+
+
+def test_retrieval_by_a_loop():
+    train_h, train_y, test_h, test_y = (t.double() for t in blobs())  # in which no two are equally near
+    results, _ = judge_features(train_h, train_y.long(), test_h, test_y.long())
+    similarity = torch.nn.functional.cosine_similarity(test_h[:, None], train_h[None], dim=2)
+    precision = [average_precision_score((train_y == y).numpy(), row.numpy()) for row, y in zip(similarity, test_y)]
+    assert results['mean average precision'].mean == pytest.approx(np.mean(precision), abs=1e-6)
+    for k in (1, 5, 10):
+        found = [(train_y[row.argsort(descending=True)[:k]] == y).any().item() for row, y in zip(similarity, test_y)]
+        assert results[f'recall at {k}'].mean == np.mean(found)
+
+
+@pytest.mark.parametrize('share', (0.01, 0.1))
+def test_a_share_of_the_labels(share):
+    "At least one of each class; the draws are of each class, and others in every draw"
+    seen = []
+    class Classifier(LogisticRegression):
+        def fit(self, x, y):
+            seen.append((x, y))
+            return super().fit(x, y)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('fastcontrast.evaluate.linear.LogisticRegression', Classifier)
+        results = judged(measures=[f'linear, {share:.0%} of the labels'], draws=3)
+    assert [np.bincount(y).tolist() for _, y in seen] == [[max(1, round(60 * share))] * 4] * 3
+    assert not np.array_equal(seen[0][0], seen[1][0])
+    score, = results.values()
+    assert score.std == pytest.approx(statistics.stdev(score.scores.mean(1).tolist()))
+
+
+def test_the_difference_of_two_encoders():
+    near, far = (judge_features(*blobs(noise=noise))[0] for noise in (1.2, 3.))
+    score, other = near['linear, 5 labels a class'], far['linear, 5 labels a class']
+    difference, error = score.less(other)
+    assert difference == pytest.approx(score.mean - other.mean) and difference > 3 * error > 0
+    each = (score.scores - other.scores).mean(0).numpy()
+    assert error == pytest.approx(each.std(ddof=1) / np.sqrt(len(each)))
+    assert score.less(score) == (0, 0)
+
+
+def test_what_cannot_be_had_is_named():
+    train_h, train_y, test_h, test_y = blobs()
+    few = torch.cat([(train_y == y).nonzero()[:3, 0] for y in train_y.unique()])
+    results, reasons = judge_features(train_h[few], train_y[few], test_h, test_y)
+    assert [reason.split(':')[0] for reason in reasons] == ['linear, 5 labels a class', 'linear, 10 labels a class']
+    assert '3 training pictures' in reasons[0] and 'linear, 1 label a class' in results
+    said(["unknown measure 'kNN'"], judge_features, *blobs(), measures=['kNN'])
+    said(['draws=0'], judge_features, *blobs(), draws=0)
+    with pytest.raises(InputError, match='NaN'): judge_features(train_h * torch.nan, train_y, test_h, test_y)
+
+
+def test_a_class_that_training_does_not_know_is_never_found():
+    train_h, train_y, test_h, test_y = blobs()
+    results, _ = judge_features(train_h, train_y, test_h, test_y * 0 + 99)
+    assert {score.mean for score in results.values() if score.share} == {0}
+
+
+def test_a_measure_of_ones_own(monkeypatch):
+    monkeypatch.setitem(MEASURES, 'first', lambda judged: judged.right(torch.zeros_like(judged.test_y)))
+    assert judged()['first'].mean == 0.25
+
+
+def test_what_measures_share_is_worked_out_once():
+    train_h, train_y, test_h, test_y = blobs()
+    one = Judged(train_h, train_y // 7, test_h, test_y // 7)
+    assert one.neighbours is one.neighbours and one.standard is one.standard
+
+
+# ---------------------------------------------------------------- tables
+
+@pytest.fixture(scope='module')
+def results(): return dict(a=judge_features(*blobs())[0], b=judge_features(*blobs(noise=2.))[0])
+
+
+def test_numbers(results, tmp_path):
+    rows = long_table(results).set_index(['encoder', 'measure'])
+    assert set(rows.index) == {(encoder, measure) for encoder in 'ab' for measure in results['a']}
+    row, score = rows.loc['b', 'linear, 5 labels a class'], results['b']['linear, 5 labels a class']
+    assert (row['mean'], row['std'], row['draws']) == (score.mean, score.std, 5)
+    assert (row['difference'], row['error']) == score.less(results['a']['linear, 5 labels a class'])
+    (tmp_path/'t.csv').write_text(TABLES['.csv'](results))
+    assert np.allclose(pd.read_csv(tmp_path/'t.csv')['mean'], rows['mean'])
+    read = json.loads(TABLES['.json'](results, data='d'))
+    assert read['data'] == 'd' and len(read['encoders']['b']['linear, 5 labels a class']['draws']) == 5
+
+
+def test_tables_to_read(results):
+    table = wide_table(results)
+    score = results['b']['recall at 1']
+    difference, error = score.less(results['a']['recall at 1'])
+    assert table.loc['recall at 1', 'a'] == f"{results['a']['recall at 1'].mean:.1%}"
+    assert table.loc['recall at 1', 'b'] == f'{score.mean:.1%} ({100 * difference:+.1f} ± {100 * error:.1f})'
+    lines = TABLES['.md'](results).splitlines()
+    assert len(lines) == 2 + len(table) and {line.count('|') for line in lines} == {4}
+    tex = latex(table)
+    assert tex.count(r'\\') == 1 + len(table) and '±' not in tex and 'τ' not in tex and r'\%' in tex
