@@ -8,7 +8,8 @@ import matplotlib.image
 
 def test_compare(run, refused, digits, folder):
     code, out, err = run('compare', digits[0], digits[0], '-o', 'new/c.png', '--knn', .01)
-    assert (code, err) == (0, '') and 'fast, NTXent + ProgressiveSize' in out and out.endswith('the drawing is in new/c.png\n')
+    assert (code, err) == (0, '') and 'fast, NTXent + ProgressiveSize' in out
+    assert out.endswith('the drawing is in new/c.png\n')
     assert matplotlib.image.imread('new/c.png').std() > .05
     row = next(csv.DictReader((digits[0]/'history.csv').open()))
     table = [re.split(r' *│ *', line)[2:-1] for line in out.splitlines() if re.search(r'│ +1 │', line)]

@@ -1,6 +1,5 @@
 "pretrain: what a run leaves, what it prints, and every mistake answered with one sentence"
 import csv
-import json
 import re
 from pathlib import Path
 

@@ -1,6 +1,5 @@
 "What a run is made of: options, speedups as they are written, and named runs"
 import configparser
-import json
 import os
 from pathlib import Path
 
