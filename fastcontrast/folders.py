@@ -107,6 +107,12 @@ def _kind(
     return 'beside' if suffix in _BESIDE else 'unsure'
 
 
+def _suffixes(names: list[str]) -> set[str]:
+    last = {name[-4:] for name in names}
+    if all(letters.rfind('.') == 0 for letters in last): return last  # as of .png and .jpg, without a search in each
+    return {name[name.rfind('.'):] for name in names}
+
+
 def _listed(
     folder: str,
     files: Iterable[tuple[str, list[str]]], # from `_files`
@@ -115,7 +121,7 @@ def _listed(
     found, beside, unsure = Listing(), [], []
     lists = dict(pictures=found.pictures, arrays=found.arrays, others=found.others, beside=beside, unsure=unsure)
     for prefix, names in files:
-        kinds = {_kind(suffix) for suffix in {name[name.rfind('.'):] for name in names}}
+        kinds = set(map(_kind, _suffixes(names)))
         if len(kinds) == 1: lists[kinds.pop()] += [prefix + name for name in names] if prefix else names
         else:
             for name in names: lists[_kind(name[name.rfind('.'):])].append(prefix + name)
@@ -157,17 +163,19 @@ def _real_path(
 
 def _entries(folder: str) -> tuple[list[str], list[os.DirEntry]]:
     "The names of the visible files in a folder, sorted; and the visible folders in it. Of plain files nothing is asked"
+    names, others, folders = [], [], []
     try:
-        with os.scandir(folder) as scan: entries = list(scan)
-        names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
-        others = []
-        if len(names) < len(entries): others = [e for e in entries if not e.is_file(follow_symlinks=False)]
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False): names.append(entry.name)
+                else: others.append(entry)
     except OSError as e: raise InputError(f"cannot look into '{e.filename}': {e.strerror}") from None
-    folders = [entry for entry in others if _is_folder(entry)]
-    if len(folders) < len(others): names += [entry.name for entry in others if not _is_folder(entry)]
+    for entry in others:
+        if not _is_folder(entry): names.append(entry.name)
+        elif visible(entry.name): folders.append(entry)
     names.sort()
     del names[bisect_left(names, '.'):bisect_left(names, '/')]  # what begins with a dot: '/' comes next, and is in none
-    return names, [entry for entry in folders if visible(entry.name)]
+    return names, folders
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -418,6 +418,11 @@ class PictureStream(Dataset):
         return default_collate([x.view(torch.int16) for x in images]).view(torch.uint16)
 
 
+class _Batches(list[torch.Tensor]):
+    "Which pictures each batch of a pass has, as torch asks for it: numbers are made when it is a batch's turn"
+    def __iter__(self) -> Iterator[list[int]]: return (batch.tolist() for batch in super().__iter__())
+
+
 class StreamingLoader(DecodingLoader):
     """Pictures are read one by one, in any order, by workers that stay from pass to pass
 
@@ -428,10 +433,10 @@ class StreamingLoader(DecodingLoader):
     ):
         self.stream = stream
         self._workers: Workers | None = None  # None: the next pass starts them
-        self._batches: list[list[int]] = []   # what they read in this pass
+        self._batches = _Batches()            # what they read in this pass
         super().__init__(*args, **kwargs)
 
-    def __getstate__(self): return super().__getstate__() | dict(_workers=None, _batches=[])  # a copy starts its own
+    def __getstate__(self): return super().__getstate__() | dict(_workers=None, _batches=_Batches())  # for a copy
 
     def to(self, device):
         self._workers = None  # whether their memory is pinned depends on the device
@@ -448,15 +453,15 @@ class StreamingLoader(DecodingLoader):
         return Workers(self.stream, self.workers, batch_sampler=self._batches, collate_fn=PictureStream.collate,
                        pin_memory=self.device.type == 'cuda')
 
-    def _read(self, plan: list[list[int]]) -> Iterable[tuple]:
+    def _read(self, plan: Sequence[torch.Tensor]) -> Iterable[tuple]:
         "Batches of these pictures, from the workers if there is more than one"
-        if len(plan) < 2: return (PictureStream.collate([self.stream[i] for i in batch]) for batch in plan)
+        if len(plan) < 2: return (PictureStream.collate([self.stream[i] for i in batch.tolist()]) for batch in plan)
         if self._workers is None or not self._workers.alive: self._workers = self._start_workers()
         self._batches[:] = plan
         return self._workers
 
     def _images(self, order):
-        for images, indices, failures in self._read([batch.tolist() for batch in order.split(self.share)]):
+        for images, indices, failures in self._read(order.split(self.share)):
             batch = self._arrived(images, indices, failures)
             if indices.min() < 0:
                 failed = dict(failures)
