@@ -145,8 +145,7 @@ def as_pixels(
         return fitted(x[None], form.channels)
     mode = 'L' if form.channels == 1 else 'RGB'
     if picture.mode != mode: picture = picture.convert(mode)
-    if mode == 'L': x = np.array(picture)[None]
-    else: # row by row all of its reds, then its greens and blues: to be copied in whole rows
-        x = np.frombuffer(picture.tobytes('raw', 'RGB;L'), np.uint8)
-        x = x.reshape(picture.height, 3, picture.width).swapaxes(0, 1)
+    # colour by colour: twice as fast as to sort out the colours of every pixel
+    planes = b''.join(picture.tobytes('raw', colour) for colour in mode)
+    x = np.frombuffer(planes, np.uint8).reshape(len(mode), picture.height, picture.width)
     return x if form.bits == 8 else x.astype(np.uint16) * 257
