@@ -156,42 +156,52 @@ def listing(
 
 
 def kept_side(size: int, width: int = 500, height: int = 375) -> int:
-    """The side of the square that whole pictures of this shape are squashed to for a model that sees `size` pixels"""
-    return round(SPARE * size * (max(width, height) / min(width, height)) ** 0.5)
+    """The side of the square that pictures of this shape are kept as for a model that sees `size` pixels"""
+    short, long = sorted((width, height))
+    return round(min(SPARE * size, short) * (long / short) ** 0.5)
 
 
-@group.measurement(quick=dict(n=1000, width=50, height=40, size=24, bs=4, rounds=1))
+@group.measurement(quick=dict(n=1000, width=50, height=40, square=50, size=24, bs=4, rounds=1))
 def crops(
     run: Run,
     width: int = 500,  # of the pictures, pixels
     height: int = 375,
+    square: int = 500, # side of others, which are squares, pixels
     size: int = 224,   # side of the views
     n: int = 200_000,  # crops that are drawn
     bs: int = 64,      # batch of which views are made
     rounds: int = 5,   # of views, in turn; 0: only the shares, which take a second
 ) -> None:
-    """How many crops of 0.08 to 1 of the area are enlarged, having fewer pixels than the view, with whole pictures
-    kept; how many were with centre squares of 1.15 times the view, and how many are with the authors' originals?
+    """How many crops of 0.08 to 1 of the area are enlarged, having fewer pixels than the view, with pictures kept as
+    they are now; how many were with centre squares of 1.15 times the view, and how many are with the authors'
+    originals?
 
     Beside it those with fewer pixels across, and down; the bytes of a picture; and the time of a batch of SimCLR's
-    views, whole pictures over centre squares.
+    views, as pictures are kept now over centre squares. The same for pictures that are squares.
     """
-    short, whole, square = min(width, height), kept_side(size, width, height), round(1.15 * size)
-    shares = dict(authors=enlarged((width, height), (width, height), size, n),
-                  before=enlarged((short, short), (square, square), size, n),
-                  after=enlarged((width, height), (whole, whole), size, n))
-    sizes = dict(before=PixelFormat(square).nbytes, after=PixelFormat(whole, whole=True).nbytes)
+    result = crops_of(run, (width, height), size, n, bs, rounds)
+    result["square"] = crops_of(run, (square, square), size, n, bs, rounds)
+    run.save(result)
+
+
+def crops_of(run: Run, shape: tuple[int, int], size: int, n: int, bs: int, rounds: int) -> dict[str, Any]:
+    """The same for pictures of one width and height"""
+    short, now, before = min(shape), kept_side(size, *shape), round(1.15 * size)
+    is_square = shape[0] == shape[1]
+    shares = dict(authors=enlarged(shape, shape, size, n), before=enlarged((short, short), (before, before), size, n),
+                  after=enlarged(shape, (now, now), size, n))
+    sizes = dict(before=PixelFormat(before).nbytes, after=PixelFormat(now, whole=not is_square).nbytes)
+    print(f"pictures of {shape[0]} x {shape[1]}, views of {size} px")
     for name, share in shares.items():
         kept = f", {sizes[name]:,} bytes a picture" if name in sizes else ""
         print(f"{name:8} {share['pixels']:.1%} of crops enlarged (across {share['across']:.1%}, down "
               f"{share['down']:.1%}){kept}", flush=True)
-    result = dict(shares=shares, sides=dict(before=square, after=whole), bytes=sizes)
-    if rounds:
-        got = alternate(views_of_noise(run, whole, size, bs, width / height),
-                        views_of_noise(run, square, size, bs), rounds)
-        print(f"a batch's views: {1000 * got['a_s']:.0f} ms, before {1000 * got['b_s']:.0f} ms: {spelled(got)}")
-        result |= got
-    run.save(result)
+    result = dict(shares=shares, sides=dict(before=before, after=now), bytes=sizes)
+    if not rounds: return result
+    got = alternate(views_of_noise(run, now, size, bs, None if is_square else shape[0] / shape[1]),
+                    views_of_noise(run, before, size, bs), rounds)
+    print(f"a batch's views: {1000 * got['a_s']:.0f} ms, before {1000 * got['b_s']:.0f} ms: {spelled(got)}")
+    return result | got
 
 
 def enlarged(shape: tuple[int, int], kept: tuple[int, int], size: int, n: int) -> dict[str, float]:

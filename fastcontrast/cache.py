@@ -7,10 +7,11 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ from .pictures import Files, attempt, first_ten, undecodable
 
 FORMAT = 'fastcontrast pictures 1' # another one whenever the same files would be decoded to other bytes
 HEADER = 4096                      # bytes before the first picture, so that their places are known before anything else
+BEHIND = 8                         # chunks after which the disk is asked to write them, if it is not still writing
+T = TypeVar('T')
 _NO_STORE = "is truncated, or no store of pictures"
 
 
@@ -115,6 +118,23 @@ class _Chunks(Dataset):
                 file.write(rows)
         except OSError as e: return failed, e.strerror
         return failed, ''
+
+
+def _written_behind(
+    file: Path,        # that is being filled
+    steps: Iterable[T],
+) -> Iterator[T]:
+    """The steps; while they go on, the disk is made to write what is in the file so far, some steps at a time
+
+    Else all of it waits for the end, when nothing else is left to do."""
+    with file.open('r+b') as out, ThreadPoolExecutor(1) as disk:
+        writing = None
+        for number, step in enumerate(steps, 1):
+            yield step
+            if number % BEHIND or writing and not writing.done(): continue
+            if writing: writing.result()  # the error of a disk, which it tells once
+            writing = disk.submit(os.fsync, out.fileno())
+        if writing: writing.result()
 
 
 @dataclass
@@ -207,7 +227,7 @@ class _Store:
         workers = min(workers, len(chunks)) if len(chunks) > 1 else 0
         chunks = DataLoader(chunks, batch_size=None, num_workers=workers, generator=torch.Generator())
         if sys.stderr.isatty(): chunks = track(chunks, "decoding", console=Console(stderr=True), transient=True)
-        for broken, error in chunks:
+        for broken, error in _written_behind(file, chunks):
             if error: raise _unwritable(self.path, error)
             failed.update(broken)
             if failed and strict: raise InputError(undecodable(self.named(failed)))

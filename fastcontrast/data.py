@@ -30,7 +30,7 @@ from .formats import LONGEST, PixelFormat
 from .folders import by_folder, find_pictures, left_out, list_folder
 from .loaders import (FastaiLoader, ImageData, ImageLoader, ImageLoaders, MappedLoader, PictureStream, ResidentLoader,
                       ShardLoader, StratifiedLoader, StreamingLoader, decode_all, empty_loader, load_rows, outside)
-from .pictures import Files, common_size, first_ten, short_and_long
+from .pictures import Files, Names, Pictures, common_size, first_ten, short_and_long
 from .sample import Kept, check_range, kept_of
 from .shards import Shards, shard_paths
 from .sources import (TABLES, Columns, Labels, Part, are_labelled, are_shards, is_table, open_collection,
@@ -43,8 +43,9 @@ SOURCES = ('digits',)
 VALID_FOLDERS = ('val', 'valid', 'validation', 'test')
 BATCH = 256  # pictures, where nobody says how many
 MOST_CHANNELS = 4096 # as of the finest spectrometers, many times over
+SOME_LABELS = "None, if training is to know none, 'all', a fraction in (0, 1], like 0.1, or a file of names"
 WITHIN = 0.2 # share of pictures that are judged within themselves which is tested on the others
-# short side at which whole pictures are kept, over that of the views, so that more than half of the crops of 0.08 to 1
+# short side at which pictures are kept, over that of the views, so that more than half of the crops of 0.08 to 1
 # of their area have as many pixels as the view. The median of these is 0.54, and 1 / sqrt(0.54) = 1.36; large ones of
 # another shape than the picture don't fit and are drawn anew, so it takes 1.4; and what is squashed has fewer across
 SPARE = 1.5
@@ -65,9 +66,8 @@ def _scan(folder: Path, classes: list[str] | None = None) -> tuple[Files, list[s
         raise InputError(f"the validation folder '{folder}' has classes that training lacks: "
                          f"{', '.join(unknown[:10])}")
     classes = classes or list(below)
-    names = [f'{f}/{name}' for f in below for name in below[f]]
     y = np.repeat([classes.index(f) for f in below], [len(below[f]) for f in below])
-    return Files(folder, names, y), classes
+    return Files(folder, Names.in_folders(below), y), classes
 
 
 def _valid_folder(root: Path) -> Path | None:
@@ -153,6 +153,7 @@ def stratified(
     leave: int = 0,            # at least this many of each class are not chosen
 ) -> np.ndarray:               # bool [N]
     "Choose the same share of every class at random, at least one picture of each (where `leave` allows)"
+    if len(y) and -2**15 <= y.min() and y.max() < 2**15: y = y.astype(np.int16)  # these are sorted ten times as fast
     order = np.random.default_rng(seed).permutation(len(y))
     order = order[np.argsort(y[order], kind='stable')]
     classes, counts = np.unique(y, return_counts=True)
@@ -162,9 +163,11 @@ def stratified(
     return chosen
 
 
-def _labels_file(path: Path, names: list[str]) -> np.ndarray:
+def _labels_file(path: Path, names: Sequence[str]) -> np.ndarray:
     "bool [N]: which of the names stand in the file"
-    if not path.is_file(): raise MissingPath(f"there is no file '{path}' with the names of labelled pictures")
+    if not path.is_file():
+        raise MissingPath(f"there is no file '{path}' with the names of labelled pictures: labels should be "
+                          f"{SOME_LABELS}")
     known: dict[str, list[int]] = {}
     for i, name in enumerate(names): known.setdefault(name.rpartition('/')[2], []).append(i)
     for i, name in enumerate(names): known[name] = [i]  # a whole path goes before a file name
@@ -195,7 +198,7 @@ def _labeled(labels: None | str | Path | float | bool, part: Part, train: np.nda
     if isinstance(labels, (str, Path)):
         return _labels_file(user_path(labels, 'labels'), part.pictures.names)[train] & (y >= 0)
     if not is_number(labels) or not 0 < labels <= 1:
-        raise InputError(f"labels={labels} should be None, 'all', a fraction in (0, 1] or a file of names")
+        raise InputError(f"labels={labels} should be {SOME_LABELS}")
     return stratified(y, labels, (seed, 2))
 
 
@@ -258,7 +261,8 @@ class _Settings:
         number(memory=self.memory, above=0, most=1)
         whole(channels=self.channels, most=MOST_CHANNELS, optional=True)
         if self.value_range is not None: check_range(self.value_range)
-        if self.valid is None or isinstance(self.valid, Real): number(valid=self.valid, least=0, below=1)
+        self._check_labels()
+        if self.valid is None or isinstance(self.valid, Real): self._check_share()
         if isinstance(self.valid, (str, Path)): user_path(self.valid, 'valid')
         if not isinstance(self.cache, (type(None), bool, str, Path)) or self.cache == '':
             raise InputError(f"cache={self.cache!r} should be True, for a folder beside the pictures, "
@@ -266,6 +270,16 @@ class _Settings:
         if self.unlabelled and self.labels is not None:
             raise InputError(f"labels={self.labels} (--labels) asks for labels, and unlabelled (--unlabelled) leaves "
                              "them out: give one of the two")
+
+    def _check_share(self):
+        if is_number(self.valid) and 0 <= self.valid < 1: return
+        raise InputError(f"valid={self.valid} must be a finite number at least 0 and below 1, the share of the "
+                         "pictures that validates (0: none), or the pictures that do: a folder or any other source")
+
+    def _check_labels(self):
+        if isinstance(self.labels, (type(None), bool, str, Path, Real)): return
+        raise InputError(f"labels={clipped(repr(self.labels), 60)} should be {SOME_LABELS}; the classes of the "
+                         "pictures stand beside them: image_dls((pictures, classes))")
 
     def note(self, sentence: str):
         "Tell what is worth a note, which may name columns and classes; of several processes the first does"
@@ -300,20 +314,22 @@ def _free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else psutil.virtual_memory().available
 
 
-def _sizes(parts: Sequence[Part], size: int | None, store_size: int | None) -> tuple[int, int, int | None]:
+def _sizes(
+    lists: Sequence[Pictures | Shards],
+    size: int | None,       # side of what the model sees; None: the pictures' own if that is clear, else 224
+    store_size: int | None, # short side at which they are kept; None: what the usual crops want
+) -> tuple[int, int, int | None]:
     """Side of what the model sees, and of the pictures in a batch; and their short side if they are kept whole, or None
 
     Only where all are squares they are cut to such. The others are squashed to squares of the area that they have at
-    their short side, by what is usual among them: it depends on the pictures, and not on this machine's memory."""
-    lists = [part.pictures for part in parts]
+    their short side, by what is usual among them. None is enlarged: a crop of a small picture is as sharp as one of the
+    same picture made large. It depends on the pictures, and not on this machine's memory."""
     common = common_size(lists)
     size = size or (common if common and common <= 256 else 224)
-    short, long = (short_and_long(lists) if common is None else np.array([[common, common]])).T
-    squares = bool((short == long).all())
-    if squares and (store_size is None or not len(short)):
-        return size, store_size or (size if common == size else round(1.15 * size)), None
-    side = min(store_size or round(SPARE * size), round(np.median(short)))
-    if squares: return size, side, None
+    sides = short_and_long(lists) if common is None else np.array([[common, common]])
+    side, (short, long) = store_size or round(SPARE * size), sides.T
+    if len(sides): side = min(side, round(np.median(short)))  # else none of them can be read
+    if (short == long).all(): return size, side, None
     return size, round(side * np.sqrt(np.median(np.minimum(long / short, LONGEST)))), side
 
 # --- what judges
@@ -470,20 +486,25 @@ def _make_loader(
         make = partial(ResidentLoader, images)
     else: make = partial(StreamingLoader, PictureStream(pictures, form), settings.workers, settings.strict)
     labeled = split.labeled if split.training else labels.y >= 0
-    data = ImageData([pictures.names[i] for i in np.flatnonzero(good)], torch.from_numpy(labels.y[good]),
-                     torch.from_numpy(labeled[good]), labels.classes, failed, labels.reason)
+    names = pictures.names if good.all() else pictures.subset(np.flatnonzero(good)).names
+    data = ImageData(names, torch.from_numpy(labels.y[good]), torch.from_numpy(labeled[good]), labels.classes, failed,
+                     labels.reason)
     if failed and not len(data): raise InputError(f"no picture could be decoded: {first_ten(failed.items())}")
     return make(data, settings.bs, device, training=split.training, seed=settings.seed, form=form)
 
 
-def _formats(splits: list[_Split], within: bool, settings: _Settings) -> tuple[int, list[PixelFormat], int | None]:
-    """Side of what the model sees, and how the pictures of each split are kept, each judge by itself in its own; and
-    the short side of training's if they are whole, or None"""
-    parts = [split.part for split in splits]
-    size, side, short = _sizes(parts[:1] if within else parts, settings.size, settings.store_size)
-    _, other, other_short = _sizes(parts[1:], size, settings.store_size) if within else (size, side, short)
-    judges = [PixelFormat(other, whole=other_short is not None)] * (len(parts) - 1)
-    return size, [PixelFormat(side, whole=short is not None), *judges], short
+def _formats(splits: list[_Split], judges: _Judges, settings: _Settings) -> tuple[int, list[PixelFormat], int | None]:
+    """Side of what the model sees, and how the pictures of each split are kept; and the short side of training's if
+    they are whole, or None
+
+    Training's is decided by its own pictures alone, with those that are held out from it. What judges is kept in a way
+    of its own."""
+    own, others = [splits[0].listed.pictures], [split.part.pictures for split in splits[1:]]
+    size, side, short = _sizes(own, settings.size, settings.store_size)
+    training = PixelFormat(side, whole=short is not None)
+    if judges.queries is None or not any(map(len, others)): return size, [training] * len(splits), short
+    _, side, other = _sizes(others, size, settings.store_size)
+    return size, [training, *[PixelFormat(side, whole=other is not None)] * len(others)], short
 
 
 def _values(splits: list[_Split], within: bool, settings: _Settings) -> list[Kept]:
@@ -503,7 +524,7 @@ def _load(train: Part, judges: _Judges, settings: _Settings) -> ImageLoaders:
     splits = _splits(train, judges, settings)
     settings.check_batch(len(splits[0].part), train.name)
     _tell(train, judges, settings)
-    size, forms, short = _formats(splits, judges.bank is not None, settings)
+    size, forms, short = _formats(splits, judges, settings)
     values = _values(splits, judges.bank is not None, settings)
     forms = [replace(form, channels=kept.channels, bits=kept.bits, span=kept.span)
              for form, kept in zip(forms, values, strict=True)]
@@ -722,9 +743,9 @@ def image_dls(
     on the rest; of (bank, queries) they learn from the first and are tested on the second. What a data set itself
     raises is not an `InputError`: it is passed on.
 
-    Squares of one size are kept as they are if that is `size`, and other squares at 1.15 times `size`. Pictures of
-    other shapes are kept whole, at a `store_size` of 1.5 times `size`, and their batches are `(images, aspects, y)`:
-    see `ImageLoader`.
+    Pictures are kept at a `store_size` of 1.5 times `size`, or as they are if they are smaller. If all are squares,
+    batches are `(images, y)`. Else pictures are kept whole, and batches are `(images, aspects, y)`: see `ImageLoader`.
+    What validates has no part in how the training pictures are kept.
 
     Pictures of more than 8 bits, integers or floats, are scaled by one range for all of them: `value_range`, or one
     that a sample of them tells and a note says; batches are then uint16, and `value_range` of the loaders has it.

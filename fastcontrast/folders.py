@@ -1,16 +1,18 @@
 """The pictures of a folder: each found once, and what looks like one and can't be read is named.
 
 Docs: https://fastcontrast.github.io/fastcontrast/data.html.md"""
+import functools
 import os
 import re
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .arrays import ARRAY_SUFFIXES
-from .core import InputError
-from .files import check_file, shown
+from .core import InputError, shown
+from .files import check_file
 from .pictures import picture_suffixes
 
 SNIFFED = 100 # files with other suffixes whose first bytes are looked at; if one is a picture, all are
@@ -59,32 +61,17 @@ def find_pictures(
 
 
 def list_folder(
-    folder: Path,               # where to look
-    nested: bool = True,        # also in sub-folders?
-    whole: Path | None = None,  # the folder that this one is a part of; None: it is a part of no other
+    folder: Path,        # where to look
+    nested: bool = True, # also in sub-folders?
 ) -> Listing:
     """Every file with a picture's suffix, and those that only look like one
 
     Arrays (.npy, .npz) are pictures where there are no others; beside such they are something else. A link to a folder
-    is followed, unless that is a part of `whole`, whose files are found where they lie, or holds it. Raises
+    is followed, unless that is a part of this one, whose files are found where they lie, or holds it. Raises
     `InputError` for a folder that can't be looked into."""
-    found = _listed(folder, nested, whole)
-    return found if found.pictures else replace(found, pictures=found.arrays)
-
-
-def _listed(folder: Path, nested: bool, whole: Path | None = None) -> Listing:
-    "What there is in a folder, arrays by themselves"
-    suffixes, found, unsure = frozenset(picture_suffixes()), Listing(), []
-    for name in _files(folder, nested, whole):
-        suffix = name[name.rfind('.'):].lower()  # without a dot, the last letter
-        if suffix in suffixes: found.pictures.append(name)
-        elif suffix in ARRAY_SUFFIXES: found.arrays.append(name)
-        elif suffix in _ELSEWHERE: found.others.append(name)
-        elif suffix not in _BESIDE: unsure.append(name)
-    if any(_looks_like_one(folder/name) for name in unsure[:SNIFFED]):
-        found.others += [name for name in unsure if _looks_like_one(folder/name)]
-    for names in (found.pictures, found.arrays, found.others): names.sort()
-    return found
+    path, real = os.fspath(folder), os.path.realpath(folder)
+    found = _listed(path, _files(path, real, real) if nested else [('', _entries(path)[0])])
+    return found if found.pictures else _with_arrays(found)
 
 
 def by_folder(
@@ -92,38 +79,103 @@ def by_folder(
 ) -> tuple[list[str], dict[str, list[str]], str]:
     """The pictures that lie in a folder itself, those in each of its folders that has any, and a note of what was left
     out, or ''; names are those of `list_folder`"""
-    top = _listed(folder, nested=False)
-    names = sorted(entry.name for entry in _entries(os.fspath(folder)) if _is_folder(entry))
-    below = {name: _listed(folder/name, nested=True, whole=folder) for name in names}
+    path, real = os.fspath(folder), os.path.realpath(folder)
+    loose, folders = _entries(path)
+    top, below = _listed(path, [('', loose)]), {}
+    for entry in sorted(folders, key=lambda entry: entry.name):
+        inner = _real_path(entry, real, real)
+        if inner is not None: below[entry.name] = _listed(entry.path, _files(entry.path, inner, real))
     if not top.pictures and not any(found.pictures for found in below.values()):
-        top, below = (replace(top, pictures=top.arrays),
-                      {name: replace(found, pictures=found.arrays) for name, found in below.items()})
+        top, below = _with_arrays(top), {name: _with_arrays(found) for name, found in below.items()}
     others = top.others + [f'{name}/{other}' for name, listing in below.items() for other in listing.others]
     return top.pictures, {name: found.pictures for name, found in below.items() if found.pictures}, left_out(others)
 
 
-def _files(folder: Path, nested: bool, whole: Path | None) -> Iterator[str]:
-    "The visible files of a folder, by their paths in it"
-    real = os.path.realpath(folder)
-    root = real if whole is None else os.path.realpath(whole)
-    if whole is not None and folder.is_symlink() and _overlap(real, root): return
-    left, seen = [('', os.fspath(folder), real)], {real}
+def _with_arrays(listing: Listing) -> Listing: return replace(listing, pictures=listing.arrays)
+
+# --- names by their suffixes
+
+@functools.lru_cache(1000)
+def _kind(
+    suffix: str, # with the dot, in any case; of a name without a dot its last letter
+) -> str:
+    "What files with this suffix are: a list of `Listing`; 'beside' pictures; or 'unsure'"
+    suffix = suffix.lower()
+    if suffix in picture_suffixes(): return 'pictures'
+    if suffix in ARRAY_SUFFIXES: return 'arrays'
+    if suffix in _ELSEWHERE: return 'others'
+    return 'beside' if suffix in _BESIDE else 'unsure'
+
+
+def _suffixes(names: list[str]) -> set[str]:
+    last = {name[-4:] for name in names}
+    if all(letters.rfind('.') == 0 for letters in last): return last  # as of .png and .jpg, without a search in each
+    return {name[name.rfind('.'):] for name in names}
+
+
+def _listed(
+    folder: str,
+    files: Iterable[tuple[str, list[str]]], # from `_files`
+) -> Listing:
+    "The files of a folder by what they are, arrays by themselves"
+    found, beside, unsure = Listing(), [], []
+    lists = dict(pictures=found.pictures, arrays=found.arrays, others=found.others, beside=beside, unsure=unsure)
+    for prefix, names in files:
+        kinds = set(map(_kind, _suffixes(names)))
+        if len(kinds) == 1: lists[kinds.pop()] += [prefix + name for name in names] if prefix else names
+        else:
+            for name in names: lists[_kind(name[name.rfind('.'):])].append(prefix + name)
+    if any(_looks_like_one(os.path.join(folder, name)) for name in unsure[:SNIFFED]):
+        found.others += [name for name in unsure if _looks_like_one(os.path.join(folder, name))]
+    for names in (found.pictures, found.arrays, found.others): names.sort()
+    return found
+
+# --- what lies in folders
+
+def _files(
+    path: str, # of a folder
+    real: str, # the same without links
+    root: str, # without links, the folder that it is a part of, or itself
+) -> Iterator[tuple[str, list[str]]]: # the beginning of paths in it, '' or 'a/b/', and the names that follow
+    "The visible files of a folder, and of the folders in it, each of them once"
+    left, seen = [('', path, real)], {real}
     while left:
         prefix, path, real = left.pop()
-        for entry in _entries(path):
-            if not _is_folder(entry): yield prefix + entry.name
-            elif nested:
-                link = entry.is_symlink()
-                inner = os.path.realpath(entry.path) if link else os.path.join(real, entry.name)
-                if inner in seen or link and _overlap(inner, root): continue
-                seen.add(inner)
-                left.append((f'{prefix}{entry.name}/', entry.path, inner))
+        names, folders = _entries(path)
+        yield prefix, names
+        for entry in folders:
+            inner = _real_path(entry, real, root)
+            if inner is None or inner in seen: continue
+            seen.add(inner)
+            left.append((f'{prefix}{entry.name}/', entry.path, inner))
 
 
-def _entries(folder: str) -> list[os.DirEntry]:
+def _real_path(
+    entry: os.DirEntry, # a folder
+    real: str,          # that it lies in, without links
+    root: str,          # that all of them are a part of, without links
+) -> str | None:
+    "Its path without links; None: it is a link that is not to be followed"
+    if not entry.is_symlink(): return os.path.join(real, entry.name)
+    inner = os.path.realpath(entry.path)
+    return None if _overlap(inner, root) else inner
+
+
+def _entries(folder: str) -> tuple[list[str], list[os.DirEntry]]:
+    "The names of the visible files in a folder, sorted; and the visible folders in it. Of plain files nothing is asked"
+    names, others, folders = [], [], []
     try:
-        with os.scandir(folder) as entries: return [entry for entry in entries if visible(entry.name)]
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False): names.append(entry.name)
+                else: others.append(entry)
     except OSError as e: raise InputError(f"cannot look into '{e.filename}': {e.strerror}") from None
+    for entry in others:
+        if not _is_folder(entry): names.append(entry.name)
+        elif visible(entry.name): folders.append(entry)
+    names.sort()
+    del names[bisect_left(names, '.'):bisect_left(names, '/')]  # what begins with a dot: '/' comes next, and is in none
+    return names, folders
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -136,9 +188,9 @@ def _overlap(a: str, b: str) -> bool:
     return os.path.commonpath((a, b)) in (a, b)
 
 
-def _looks_like_one(path: Path) -> bool:
+def _looks_like_one(path: str) -> bool:
     "Does a file begin as pictures do?"
     with suppress(OSError):
         check_file(path)
-        with path.open('rb') as file: return bool(_FIRST_BYTES.match(file.read(16)))
+        with open(path, 'rb') as file: return bool(_FIRST_BYTES.match(file.read(16)))
     return False

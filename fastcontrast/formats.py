@@ -55,6 +55,11 @@ class PixelFormat:
         parts = {f'{self.channels}ch': self.channels != 3, f'{self.bits}bit': self.bits != 8, 'whole': self.whole}
         return ''.join(f'-{part}' for part, unusual in parts.items() if unusual)
 
+    def words(self) -> str:
+        "What is kept of a picture, for the reader"
+        shape = f"{'whole, squashed to ' if self.whole else ''}{self.side} x {self.side} px"
+        return f"{shape}, {self.channels} channel{'s' * (self.channels > 1)} of {self.bits} bits"
+
     def described(self) -> dict[str, str]:
         "The same with its range of values, for a file's header"
         described = {}
@@ -78,9 +83,12 @@ class PixelFormat:
         pixels: np.ndarray, # `square`
         aspect: float,      # width / height of what it was before
     ) -> np.ndarray:        # `shape`
-        "What is kept of a picture"
-        if not self.whole: return pixels
-        return np.concatenate([pixels.ravel(), np.array([aspect], np.float32).view(pixels.dtype)])
+        "What is kept of a picture, in memory of its own"
+        if not self.whole: return np.array(pixels, order='C')
+        kept, end = np.empty(self.shape, pixels.dtype), pixels.size
+        kept[:end].reshape(pixels.shape)[:] = pixels
+        kept[end:] = np.array([aspect], np.float32).view(pixels.dtype)
+        return kept
 
     def unpacked(self,
         kept: torch.Tensor, # [B, *shape]

@@ -11,14 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders
+from matplotlib.figure import Figure
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from .core import InputError, whole
+from .core import InputError, shown, whole
 from .distributed import rank, world_size
 from .formats import PixelFormat, Span
 from .generators import OwnDraws
@@ -31,7 +33,7 @@ Batch = tuple[torch.Tensor, ...]
 @dataclass
 class ImageData:
     "What is known about the pictures of one split"
-    names: list[str]         # [N]; a file's path in the split's folder, or an item's number
+    names: Sequence[str]     # [N]; a file's path in the split's folder, or an item's number
     y: torch.Tensor          # int64 [N], the true classes; -1: unknown
     labeled: torch.Tensor    # bool [N]: may training use the label?
     classes: list[str] | None # None: unlabelled
@@ -54,6 +56,7 @@ class ImageLoader:
     what comes before is not read. A pass uses both up; a copy of a loader begins at the start."""
     streaming = False # are pictures decoded for every batch? Then those that can't be show only as training goes on
     selects = True    # can `only` choose pictures?
+    place = ''        # where its pictures come from, in words
     def __init__(self,
         data: ImageData,
         bs: int,               # pictures a batch, of all processes together
@@ -90,6 +93,26 @@ class ImageLoader:
         return torch.arange(len(self.data)) if self.picked is None else self.picked
 
     def __len__(self): return self.count // self.bs if self.drop_last else -(-self.count // self.bs)
+
+    def __repr__(self) -> str:
+        parts = [_number_of(self.count, 'picture'), self.form.words() if self.form else '', self.place,
+                 f"{_number_of(len(self), 'batch')} of {self.bs:,} on {self.device}"]
+        return ', '.join(filter(None, parts))
+
+    def show_batch(self,
+        b: Batch | None = None,  # a batch of this loader; None: the first of the next pass
+        max_n: int = 9,          # pictures at most
+        ncols: int | None = None, # pictures in a row; None: about as many as rows
+        path: str | Path | None = None, # also save it there; the ending tells the format
+        bands: Sequence[int] | None = None, # channels drawn as red, green and blue; None: see `draw_views`
+    ) -> Figure:                 # shown by a notebook as it is
+        "Draw pictures as they are before views are made of them, with their classes, as far as they may be known"
+        from .views import draw_pictures
+        whole(max_n=max_n)
+        images, *aspects, y = (t[:max_n] for t in (self.one_batch() if b is None else b))
+        classes = self.data.classes or []
+        return draw_pictures(images, [classes[c] if 0 <= c < len(classes) else '' for c in y.tolist()], path, ncols,
+                             *aspects, bands=bands)
 
     def to(self, device: torch.device) -> 'ImageLoader':
         "Batches go to this device from now on"
@@ -221,6 +244,7 @@ def load_rows(
 
 class ResidentLoader(ImageLoader):
     "All pictures of the split are one tensor on the device: a batch is one `index_select`"
+    place = 'in memory'
     def __init__(self,
         images: torch.Tensor, # uint8 or uint16 [N, …], as they are kept
         *args, **kwargs,      # of `ImageLoader`
@@ -261,6 +285,7 @@ def empty_loader(
 class MappedLoader(ImageLoader):
     "All pictures of the split lie in a file that memory is mapped onto; threads gather batches from it, some ahead"
     ahead = 2  # batches, each gathered by a thread of its own: it waits for the disk, and the training does not
+    place = 'from the cache'
     def __init__(self,
         pixels: torch.Tensor, # uint8 or uint16 [M, …], as they are kept, mapped onto a file
         rows: torch.Tensor,   # int64 [N], where its pictures stand among them
@@ -295,6 +320,7 @@ class MappedLoader(ImageLoader):
 class DecodingLoader(ImageLoader):
     "Base of the loaders that decode pictures for every batch, in worker processes"
     streaming = True
+    place = 'decoded for every batch'
     def __init__(self,
         workers: int,    # processes; 0: this one
         strict: bool,    # is a picture that cannot be decoded an error?
@@ -396,6 +422,11 @@ class PictureStream(Dataset):
         return default_collate([x.view(torch.int16) for x in images]).view(torch.uint16)
 
 
+class _Batches(list[torch.Tensor]):
+    "Which pictures each batch of a pass has, as torch asks for it: numbers are made when it is a batch's turn"
+    def __iter__(self) -> Iterator[list[int]]: return (batch.tolist() for batch in super().__iter__())
+
+
 class StreamingLoader(DecodingLoader):
     """Pictures are read one by one, in any order, by workers that stay from pass to pass
 
@@ -406,10 +437,10 @@ class StreamingLoader(DecodingLoader):
     ):
         self.stream = stream
         self._workers: Workers | None = None  # None: the next pass starts them
-        self._batches: list[list[int]] = []   # what they read in this pass
+        self._batches = _Batches()            # what they read in this pass
         super().__init__(*args, **kwargs)
 
-    def __getstate__(self): return super().__getstate__() | dict(_workers=None, _batches=[])  # a copy starts its own
+    def __getstate__(self): return super().__getstate__() | dict(_workers=None, _batches=_Batches())  # for a copy
 
     def to(self, device):
         self._workers = None  # whether their memory is pinned depends on the device
@@ -426,15 +457,15 @@ class StreamingLoader(DecodingLoader):
         return Workers(self.stream, self.workers, batch_sampler=self._batches, collate_fn=PictureStream.collate,
                        pin_memory=self.device.type == 'cuda')
 
-    def _read(self, plan: list[list[int]]) -> Iterable[tuple]:
+    def _read(self, plan: Sequence[torch.Tensor]) -> Iterable[tuple]:
         "Batches of these pictures, from the workers if there is more than one"
-        if len(plan) < 2: return (PictureStream.collate([self.stream[i] for i in batch]) for batch in plan)
+        if len(plan) < 2: return (PictureStream.collate([self.stream[i] for i in batch.tolist()]) for batch in plan)
         if self._workers is None or not self._workers.alive: self._workers = self._start_workers()
         self._batches[:] = plan
         return self._workers
 
     def _images(self, order):
-        for images, indices, failures in self._read([batch.tolist() for batch in order.split(self.share)]):
+        for images, indices, failures in self._read(order.split(self.share)):
             batch = self._arrived(images, indices, failures)
             if indices.min() < 0:
                 failed = dict(failures)
@@ -445,6 +476,7 @@ class StreamingLoader(DecodingLoader):
 class ShardLoader(DecodingLoader):
     "Pictures stream from shards, each process and each of its workers reading a run of its own"
     selects = False
+    place = 'from shards, decoded for every batch'
 
     def __init__(self,
         shards: Shards,
@@ -508,6 +540,7 @@ class FastaiLoader(ImageLoader):
     What these draw is a function of seed and `epoch` (and of the number of workers), and everybody's generators stay
     as they are. A pass that begins in the middle makes the batches before it, too."""
     selects = False
+    place = 'made by fastai'
 
     def __init__(self,
         dl: Any,         # fastai's `TfmdDL`
@@ -579,6 +612,11 @@ def outside(
             "they are clipped: give a wider value_range (--range).")
 
 
+def _number_of(n: int, thing: str) -> str:
+    "Like 1 batch, or 2,000 pictures"
+    return f"{n:,} {thing}{'' if n == 1 else 'es' if thing.endswith('ch') else 's'}"
+
+
 class ImageLoaders(DataLoaders):
     """fastai `DataLoaders` of a training and a validation `ImageLoader`; the second may be empty (length 0)
 
@@ -605,6 +643,24 @@ class ImageLoaders(DataLoaders):
         self.n_inp = 2 if train.whole else 1  # what fastai takes for inputs: pictures, and their aspects
         self.source, self.within, self.notes = source, within, list(notes)
         self.classes = train.data.classes
+
+    def __repr__(self) -> str:
+        "What there is, how it is kept, and what training may know of it"
+        names = ('train', 'valid', 'bank')
+        lines = [f"{self.source}, for views of {self.size} px"]
+        lines += [f"{name}: {loader}" if len(loader.data) else f"{name}: none"
+                  for name, loader in zip(names, self.loaders)]
+        lines.append(f"classes: {self._classes(self.train.data)}")
+        if self.within: lines.append(f"judged within {self.within}, classes: {self._classes(self.bank.data)}")
+        if self.value_range: lines.append("values: {:,g} to {:,g} become 0 to 1".format(*self.value_range))
+        return shown('\n  '.join(filter(None, [*lines, self.report()])), lines=True)
+
+    def _classes(self, data: ImageData) -> str:
+        "Which there are, and for how many pictures training knows them"
+        if not data.classes: return data.reason or 'none'
+        first = ', '.join(data.classes[:10]) + ', …' * (len(data.classes) > 10)
+        known = f"; training knows those of {int(data.labeled.sum()):,} pictures" if data is self.train.data else ''
+        return f"{len(data.classes):,} ({first}){known}"
 
     @property
     def bank(self) -> ImageLoader: return self.loaders[2] if len(self.loaders) > 2 else self.loaders[0]

@@ -8,9 +8,10 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from operator import eq
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -257,11 +258,57 @@ def decoded(
 
 # --- many pictures
 
+class Names(Sequence[str]):
+    """Names of many files as one text, of which each becomes a string when it is asked for
+
+    Of a million, strings would take a second to make and 80 MB, and be copied, page by page, into every worker."""
+    def __init__(self,
+        text: bytes, # the names as the system has them, each with a NUL behind it
+        starts: np.ndarray | None = None, # int64 [N], where those that count begin in it; None: all do
+    ):
+        self.text, self.starts = text, starts
+        if starts is None:
+            ends = np.flatnonzero(np.frombuffer(text, np.uint8) == 0)
+            self.starts = np.concatenate([[0], ends + 1])[:-1]
+
+    @classmethod
+    def of(cls,
+        names: Iterable[str],
+    ) -> 'Names':
+        return cls(os.fsencode('\0'.join([*names, ''])))
+
+    @classmethod
+    def in_folders(cls,
+        folders: Mapping[str, list[str]], # names of files, one or more, by that of their folder
+    ) -> 'Names':
+        "Paths that begin with the folders' names, in this order"
+        return cls(os.fsencode(''.join(f'{folder}/' + f'\0{folder}/'.join(names) + '\0'
+                                       for folder, names in folders.items())))
+
+    def raw(self, i: int) -> bytes:
+        "A name as the system has it"
+        start = self.starts[i]
+        return self.text[start:self.text.index(b'\0', start)]
+
+    def __len__(self) -> int: return len(self.starts)
+    def __iter__(self) -> Iterator[str]:
+        return (os.fsdecode(self.text[start:self.text.index(b'\0', start)]) for start in self.starts.tolist())
+
+    def __getitem__(self, i):
+        if isinstance(i, (slice, np.ndarray)): return Names(self.text, self.starts[i])
+        return os.fsdecode(self.raw(i))
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+    def __repr__(self) -> str: return f"{', '.join(self[:10])}{', …' if len(self) > 10 else ''}"
+
+
 class Pictures:
     "Many pictures, each with a name and a class, read at any place; `size` and `pixels` raise whatever decoders raise"
     threaded = False # may several threads read at once? Of a stranger's data set nothing promises it
     def __init__(self,
-        names: list[str], # [N]
+        names: Sequence[str], # [N]
         y: np.ndarray,    # int64 [N], classes; -1: none
     ):
         self.names, self.y = names, y
@@ -301,21 +348,15 @@ class Files(Pictures):
     "Picture files of one folder, named by their paths in it"
     threaded = True  # Pillow lets go of the interpreter lock while it decodes and resizes
     def __init__(self,
-        folder: Path,     # where the files lie
-        names: list[str], # [N], their paths in the folder
-        y: np.ndarray,    # int64 [N], classes; -1: none
-        paths: np.ndarray | None = None, # bytes [N], the names as the system has them, if they are known
+        folder: Path,         # where the files lie
+        names: Sequence[str], # [N], their paths in the folder
+        y: np.ndarray,        # int64 [N], classes; -1: none
     ):
-        super().__init__(names, y)
+        super().__init__(names if isinstance(names, Names) else Names.of(names), y)
         self.folder = folder
-        # one array of bytes: a list of strings would be copied, page by page, into every worker process
-        self.paths = np.array(list(map(os.fsencode, names)), dtype=np.bytes_) if paths is None else paths
 
-    def shown(self, i): return str(self.folder/os.fsdecode(self.paths[i]))
-    def subset(self, indices):
-        names = [self.names[i] for i in indices.tolist()]
-        return Files(self.folder, names, self.y[indices], self.paths[indices])
-
+    def shown(self, i): return str(self.folder/self.names[i])
+    def subset(self, indices): return Files(self.folder, self.names[indices], self.y[indices])
     def size(self, i):
         with open_picture(self.shown(i), whole=False) as picture: return picture.size
 
@@ -331,7 +372,8 @@ class Files(Pictures):
     def digest(self) -> str:
         "A hash of the files' names, sizes and times of change: another one when the pictures are no longer the same"
         seen, folder = hashlib.blake2b(digest_size=16), os.fsencode(self.folder/'_')[:-1]
-        for path in self.paths:
+        for i in range(len(self)):
+            path = self.names.raw(i)
             try: stat = os.stat(folder + path)
             except OSError: state = (0, 0)  # a broken link: a picture that cannot be decoded
             else: state = (stat.st_size, stat.st_mtime_ns)

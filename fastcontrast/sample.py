@@ -18,6 +18,7 @@ from .values import counting, extremes, is_deep, row_bands
 
 SAMPLE = 256   # pictures that are looked at, of all lists together
 PIXELS = 2**27 # of which values are read, about; takes a few seconds
+NEAR = 16      # of 0 and of 255, where the values of bytes usually begin and end
 BYTES = Span(0, 255, deep=False)
 
 
@@ -161,6 +162,8 @@ def _found(seen: list[Look]) -> tuple[Span, str]:
         bits = max(1, int(high).bit_length())
         return counting(0, 2**bits - 1), f'{bits}-bit values'
     if whole == {False} and 0 <= low and high <= 1: return counting(0, 1), 'float values'
+    if whole == {False} and 0 <= low < NEAR and 255 - NEAR < high <= 255:
+        return counting(0, 255), 'float values, as of bytes that were not divided by 255'
     return counting(low, high if high > low else low + 1), 'values' if True in whole else 'float values'
 
 

@@ -23,7 +23,7 @@ PATH_COLUMNS = ('path', 'file', 'filename', 'image')
 PICTURE_COLUMNS = ('image', 'img', 'picture', *PATH_COLUMNS)
 LABEL_COLUMNS = ('label', 'class', 'target')
 TABLES = ('.csv', '.tsv')
-LONGEST = 4096 # bytes of a path: systems take no longer ones, and each takes as much memory as the longest of all
+LONGEST = 4096 # bytes of a path: systems take no longer ones
 MOST_CLASSES = 1_000_000 # a label above that is a number of something else
 
 

@@ -6,7 +6,7 @@ Docs: https://fastcontrast.github.io/fastcontrast/views.html.md"""
 
 # %% auto #0
 __all__ = ['Probabilities', 'VIEW_KINDS', 'OPERATIONS', 'ViewKind', 'random_boxes', 'ViewMaker', 'Views', 'two_views',
-           'RoleViews', 'ModuleViews', 'as_views', 'plain_view', 'Normalize', 'draw_views']
+           'RoleViews', 'ModuleViews', 'as_views', 'plain_view', 'Normalize', 'draw_views', 'draw_pictures']
 
 # %% ../nbs/120_views.ipynb #377dbeb5
 import math
@@ -760,6 +760,32 @@ def _drawable(
     if ends is not None: x = ((x - ends[0]) / (ends[1] - ends[0])).clamp(0, 1)
     return x.numpy() if x.shape[-1] == 3 else x.mean(-1).numpy()
 
+def _draw(
+    ax: Any,                  # matplotlib's axes
+    picture: Tensor,          # [C, H, W]
+    title: str,
+    bands: tuple[int, ...] | None,
+    ends: Tensor | None,      # from `_stretch`
+    aspect: Tensor | None = None, # width / height of what it was before it was squashed; None: it was not
+) -> None:
+    shape = 'equal' if aspect is None else 1 / aspect.item()  # of a pixel, height / width
+    ax.imshow(_drawable(picture, bands, ends), cmap='gray', vmin=0, vmax=1, aspect=shape)
+    ax.set_axis_off()
+    ax.set_title(title, fontsize=11, parse_math=False)
+
+def _finished(
+    fig: Figure,
+    bands: tuple[int, ...] | None,
+    ends: Tensor | None,      # from `_stretch`
+    path: str | Path | None,  # where it is saved, too
+) -> Figure:
+    "The figure, with a line on the channels that are drawn"
+    if bands is not None:
+        stretched = '' if ends is None else ', stretched'
+        fig.supxlabel(f"channel{'s' * (len(bands) > 1)} {', '.join(map(str, bands))}{stretched}", fontsize=11)
+    if path is not None: fig.savefig(user_path(path, 'path'), dpi=120)
+    return fig
+
 def draw_views(
     images: Tensor,                # [B, C, H, W], uint8, uint16 or float in [0, 1]
     views: Mapping[str, Tensor],   # role to [V, B, C, S, S] in [0, 1]; other tensors are not drawn
@@ -784,12 +810,27 @@ def draw_views(
     for row, axes in enumerate(fig.subplots(n, len(columns), squeeze=False)):
         for ax, (title, batch) in zip(axes, columns, strict=True):
             squashed = batch is images and aspects is not None
-            shape = 1 / aspects[row].item() if squashed else 'equal'  # of a pixel, height / width
-            ax.imshow(_drawable(batch[row], bands, ends), cmap='gray', vmin=0, vmax=1, aspect=shape)
-            ax.set_axis_off()
-            if row == 0: ax.set_title(title, fontsize=11)
-    if bands is not None:
-        stretched = '' if ends is None else ', stretched'
-        fig.supxlabel(f"channel{'s' * (len(bands) > 1)} {', '.join(map(str, bands))}{stretched}", fontsize=11)
-    if path is not None: fig.savefig(user_path(path, 'path'), dpi=120)
-    return fig
+            _draw(ax, batch[row], '' if row else title, bands, ends, aspects[row] if squashed else None)
+    return _finished(fig, bands, ends, path)
+
+# %% ../nbs/120_views.ipynb #dd15e5e9
+def draw_pictures(
+    images: Tensor,               # [B, C, H, W], uint8, uint16 or float in [0, 1]
+    titles: Sequence[str],        # [B], what stands above each
+    path: str | Path | None = None, # also save it there; the ending tells the format
+    ncols: int | None = None,     # pictures in a row; None: about as many as rows
+    aspects: Tensor | None = None, # [B], width / height, of pictures that are kept whole
+    bands: Sequence[int] | None = None, # channels drawn as red, green and blue, or one as grey; None: see `draw_views`
+) -> Figure:                      # shown by a notebook as it is
+    "Pictures side by side, in their true shapes"
+    whole(ncols=ncols, optional=True)
+    bands, n = _chosen_bands(images.shape[1], bands), len(images)
+    ends = None if bands is None else _stretch(images, bands)
+    ncols = min(n, ncols or math.ceil(n ** 0.5))
+    nrows = math.ceil(n / ncols)
+    fig = Figure(figsize=(2 * ncols, 2.2 * nrows), layout='constrained')
+    axes = fig.subplots(nrows, ncols, squeeze=False).ravel()
+    for i in range(n):
+        _draw(axes[i], images[i], clipped(titles[i], 24), bands, ends, None if aspects is None else aspects[i])
+    for ax in axes[n:]: ax.set_axis_off()
+    return _finished(fig, bands, ends, path)

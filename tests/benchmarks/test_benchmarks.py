@@ -53,7 +53,8 @@ FIGURES = dict(
     reuse=lambda r: [r["simclr test_resnet 32 8"][k] for k in ("time_ratio", "memory_ratio")],
     cache=lambda r: [r["ratio"], r["reading_ratio"], r["n"], r["side"],
                      *(x / 1e5 for x in r["reading_images_per_s"].values())],
-    crops=lambda r: [r["shares"][name]["pixels"] for name in ("authors", "before", "after")] + [r["ratio"], r["a_s"]],
+    crops=lambda r: [x for part in (r, r["square"]) for x in (
+        *(part["shares"][name]["pixels"] for name in ("authors", "before", "after")), part["ratio"], part["a_s"])],
     listing=lambda r: [r["a_s"], r["b_s"]],
     odd=lambda r: [1 + r["alone_mb"] / 10, 1 + r["eight_mb"] / 10],
     processes=lambda r: r["ratios"] + r["one_s"] + r["two_s"],

@@ -31,7 +31,7 @@ JPEGS = dict(size=(40, 40), suffix='jpg')
 
 
 def dls_of(source, **kwargs):
-    return image_dls(source, **dict(bs=4, size=24, workers=0, device='cpu', cache=True) | kwargs)
+    return image_dls(source, **dict(bs=4, size=24, store_size=28, workers=0, device='cpu', cache=True) | kwargs)
 
 
 def store(root, part='all'): return store_path(True, root, part, 28)
@@ -76,7 +76,7 @@ def test_one_store_serves_every_split_and_batch_size(root):
     for kwargs in (dict(seed=1), dict(valid=0), dict(bs=2, labels='all'), dict(valid=.5)):
         same(dls_of(root, **kwargs).train, dls_of(root, cache=None, **kwargs).train)
     assert store(root).stat().st_mtime_ns == built and left(root) == [store(root).name]
-    dls_of(root, size=16)
+    dls_of(root, store_size=20)
     assert len(left(root)) == 2
 
 
@@ -384,3 +384,24 @@ def test_names(tmp_path, monkeypatch):
     name = tmp_path.name
     assert store_path(True, '.', 'all', 32) == tmp_path.parent/f'{name}.cache/{name}-all-32px.safetensors'
     assert store_path('~/c', 'x', 'train', 32) == Path.home()/'c/x-train-32px.safetensors'
+
+
+# ---------------------------------------------------------------- the disk
+
+def test_the_disk_writes_while_pictures_are_decoded(root, monkeypatch):
+    "Now and then, and one time after the other"
+    calls, steps = [], []
+    monkeypatch.setattr(os, 'fsync', lambda handle: calls.append(len(steps)))
+    file = root/'a/000.jpg'
+    for step in cache_module._written_behind(file, range(3 * cache_module.BEHIND + 1)):
+        steps.append(step)
+        time.sleep(.01)
+    assert steps == list(range(3 * cache_module.BEHIND + 1)) and len(calls) == 3 and calls[0] >= cache_module.BEHIND
+
+
+def test_a_disk_that_fails_while_it_writes_is_said(root, monkeypatch):
+    def fsync(handle): raise OSError(5, 'Input/output error')
+    monkeypatch.setattr(os, 'fsync', fsync)
+    monkeypatch.setattr(cache_module._Chunks, 'size', 1)
+    with pytest.raises(InputError, match='cannot be written .Input/output error.: give cache'): dls_of(root)
+    assert left(root) == []

@@ -107,7 +107,7 @@ def test_arrays_of_any_number(tmp_path, n, kind, dtype):
     expected = np.stack(x).transpose(0, 3, 1, 2)
     if dtype != 'uint8': expected = np.rint(expected / 2550 * 65535)
     assert np.array_equal(values(told), expected) and values(told).shape == (3, n, SIDE, SIDE)
-    assert values(dls_of(source, channels=n, size=5, value_range=(0, 2550))).shape == (3, n, 6, 6)
+    assert values(dls_of(source, channels=n, size=5, value_range=(0, 2550))).shape == (3, n, 8, 8)
 
 
 def test_where_both_could_be_meant():

@@ -158,7 +158,7 @@ def test_size_and_side(tmp_path):
     root = make(tmp_path/'same', dict(a=4, b=4), size=(48, 48))
     dls = dls_of(root)
     assert dls.size == 48 and dls.train.one_batch()[0].shape[-1] == 48
-    assert dls_of(root, size=32).train.one_batch()[0].shape[-1] == 37
+    assert [dls_of(root, size=n).train.one_batch()[0].shape[-1] for n in (24, 32, 99)] == [36, 48, 48]
     picture(0, (50, 48)).save(root/'b/zzz.png')
     assert dls_of(root).size == 224
     assert dls_of(root, size=48).train.one_batch()[0].shape[-1] == 48  # whole, and not larger than they are
@@ -216,7 +216,10 @@ def test_labels_file_may_name_a_broken_picture(tmp_path):
     (dict(size=0), 'size=0 must be a whole number from 1 to 8192'), (dict(size=32.), 'size=32.0 must be'),
     (dict(size='32'), "size='32' must be"),
     (dict(valid=1.0), 'valid=1.0 must be a finite number at least 0 and below 1'), (dict(valid=-.1), 'valid=-0.1 must'),
-    (dict(valid=None), 'valid=None must be'), (dict(valid=True), 'valid=True must be'),
+    (dict(valid=None), 'valid=None must be'),
+    (dict(valid=True), 'valid=True must be .* below 1, the share of the pictures that validates .*any other source'),
+    (dict(labels=[0, 1] * 999), r'labels=\[0, 1, .{1,60}… should be None, .*image_dls\(\(pictures, classes\)\)'),
+    (dict(labels='0.1'), "there is no file '0.1' with the names .*: labels should be None.*like 0.1"),
     (dict(valid=float('nan')), 'valid=nan must be'), (dict(valid=[1]), 'item 0 of list should begin with'),
     (dict(labels=0), 'labels=0'), (dict(labels=1.5), 'labels=1.5'), (dict(labels=False), 'labels=False'),
     (dict(labels=float('nan')), 'labels=nan'),

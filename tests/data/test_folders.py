@@ -154,3 +154,32 @@ def test_order_is_that_of_classes_and_then_of_names(tmp_path):
         (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
         picture(0).save(tmp_path/name)
     assert dls_of(tmp_path, valid=0).train.data.names == ['B/0.png', 'a/0.png', 'a/z.png', 'a/z/1.png', 'a-b/0.png']
+
+
+def test_a_tree_is_what_a_walk_finds(tmp_path):
+    "Whatever files are called, in whatever case, beside whichever others, and folders may have a picture's suffix"
+    names = ('!.png', '-a.PNG', '.png', '.x.jpg', '0.Jpeg', 'A.b.png', 'a', 'png', 'b.txt', 'c.png.d', 'z.webp',
+             'é.png')
+    for folder in ('a', 'a/x.png', 'a/x.png/more', 'b', 'b/.hidden', 'b/__MACOSX', 'b/-', 'c/only/deep'):
+        (tmp_path/folder).mkdir(parents=True)
+        for name in names: (tmp_path/folder/name).touch()
+    expected = {}
+    for path, _, files in os.walk(tmp_path):
+        place = os.path.relpath(path, tmp_path)
+        if 'hidden' in place or 'MACOSX' in place: continue
+        for name in files:
+            if name.startswith('.') or not name.lower().endswith(('.png', '.jpeg', '.webp')): continue
+            expected.setdefault(place.partition('/')[0], []).append(f"{place.partition('/')[2]}/{name}".lstrip('/'))
+    loose, below, _ = folders.by_folder(tmp_path)
+    assert loose == [] and below == {name: sorted(expected[name]) for name in 'abc'} and list(below) == ['a', 'b', 'c']
+    assert find_pictures(tmp_path) == sorted(f'{c}/{name}' for c in expected for name in expected[c])
+    assert find_pictures(tmp_path/'a', nested=False) == sorted(name for name in expected['a'] if '/' not in name)
+
+
+def test_arrays_are_pictures_where_there_are_no_others(tmp_path):
+    for name in ('a/0.npy', 'a/x/1.NPZ', 'b/2.npy'):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/name).touch()
+    assert folders.by_folder(tmp_path)[1] == {'a': ['0.npy', 'x/1.NPZ'], 'b': ['2.npy']}
+    picture(0).save(tmp_path/'b/3.png')
+    assert folders.by_folder(tmp_path)[1] == {'b': ['3.png']} and find_pictures(tmp_path) == ['b/3.png']

@@ -353,3 +353,71 @@ def test_the_support_is_of_the_authors_proportion(bs, labels, support):
     most = 2 * loader.counts.min()  # no picture twice
     assert loader.bs == min(support, most)
     assert all(c == loader.bs // 2 for c in next(loader)[1].unique(return_counts=True)[1])
+
+
+# ---------------------------------------------------------------- what there is, at a look
+
+def test_what_is_printed(tmp_path):
+    root = make(tmp_path/'x', dict(a=10, b=10), size=(60, 40))
+    dls = dls_of(root, size=20, labels=.5, valid=.2)
+    assert repr(dls).splitlines() == [
+        f'{root}, for views of 20 px', '  train: 16 pictures, whole, squashed to 37 x 37 px, 3 channels of 8 bits, '
+        'in memory, 8 batches of 2 on cpu', '  valid: 4 pictures, whole, squashed to 37 x 37 px, 3 channels of 8 bits, '
+        'in memory, 2 batches of 2 on cpu', '  classes: 2 (a, b); training knows those of 8 pictures']
+    assert str(dls) == repr(dls) and repr(dls.valid) == repr(dls).splitlines()[2].removeprefix('  valid: ')
+    streamed = dls_of(root, size=20, valid=0, **STREAM)
+    assert 'decoded for every batch, 10 batches of 2' in repr(streamed) and '  valid: none' in repr(streamed)
+    assert '3 channels of 8 bits, from the cache, ' in repr(dls_of(root, size=20, cache=tmp_path/'c'))
+    deep = [np.full((8, 8), 1000 + i, np.uint16) for i in range(3)]
+    printed = repr(dls_of(deep, bs=3, channels=1))
+    assert '3 pictures, 8 x 8 px, 1 channel of 16 bits, in memory, 1 batch of 3' in printed
+    assert printed.splitlines()[-2:] == ['  classes: none', '  values: 0 to 1,023 become 0 to 1']
+    (root/'a/bad\x1b[2J.png').write_bytes(b'')
+    judged = repr(dls_of(deep, bs=3, valid=root))
+    assert '  bank: 16 pictures' in judged and '  judged within x, classes: 2 (a, b)' in judged
+    assert '1 of 24 pictures could not be decoded' in judged and '\x1b' not in judged
+    reasons = repr(dls_of([(picture(i), .5) for i in range(4)]))
+    assert 'classes: the labels of list are floats like 0.5, which are no classes' in reasons
+
+
+def test_printing_and_drawing_use_up_nothing(tmp_path):
+    root, state = make(tmp_path, dict(a=8, b=8)), torch.get_rng_state()
+    dls, other = dls_of(root, labels='all'), dls_of(root, labels='all')
+    repr(dls), dls.show_batch(), dls.valid.show_batch()
+    same(dls.train, other.train)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def drawn(figure): return [ax for ax in figure.axes if ax.images]
+
+
+def test_a_batch_is_drawn_with_its_classes(tmp_path):
+    root = make(tmp_path/'x', dict(a=8, b=8))
+    dls = dls_of(root, bs=12, labels='all', valid=0)
+    figure, (images, y) = dls.show_batch(), dls.train.one_batch()
+    assert [ax.get_title() for ax in drawn(figure)] == ['ab'[c] for c in y[:9]]
+    assert figure.axes[0].get_gridspec().get_geometry() == (3, 3)
+    for ax, image in zip(drawn(figure), images, strict=False):
+        assert np.allclose(ax.images[0].get_array(), image.permute(1, 2, 0) / 255)
+    hidden = dls_of(root, bs=12, valid=0)
+    assert {ax.get_title() for ax in drawn(hidden.show_batch())} == {''}
+    assert {ax.get_title() for ax in drawn(hidden.train.ordered().show_batch(max_n=99))} == {'a', 'b'}
+    few = dls.show_batch(max_n=5, ncols=3, path=tmp_path/'x.png')
+    assert len(drawn(few)) == 5 and len(few.axes) == 6 and Image.open(tmp_path/'x.png').width > 100
+    assert len(drawn(dls.show_batch((images[:1], y[:1])))) == 1
+    for wrong in (dict(max_n=0), dict(max_n=True), dict(ncols=0)):
+        with pytest.raises(InputError, match='must be a whole number'): dls.show_batch(**wrong)
+    with pytest.raises(InputError, match='there is no picture'): dls.valid.show_batch()
+
+
+def test_whole_pictures_are_drawn_in_their_shapes(tmp_path):
+    dls = dls_of(make(tmp_path, dict(a=4), size=(60, 40)), valid=0)
+    assert [ax.get_aspect() for ax in drawn(dls.show_batch())] == [pytest.approx(2 / 3)] * 2
+
+
+@pytest.mark.parametrize('channels, dtype', [(1, np.uint8), (1, np.uint16), (2, np.uint8), (5, np.uint16)])
+def test_any_channels_are_drawn(channels, dtype):
+    x = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (4, 8, 8, channels)).astype(dtype)
+    figure = dls_of(x, channels=channels, valid=0).show_batch()
+    assert len(drawn(figure)) == 2 and figure.get_supxlabel() == ('channels 0, 2, 4' if channels > 3 else '')
+    assert dls_of(x, channels=channels, valid=0).show_batch(bands=[0]).get_supxlabel() == 'channel 0'

@@ -20,7 +20,7 @@ from torchvision.datasets import ImageFolder
 
 from fastcontrast.core import InputError, MissingPath
 from fastcontrast.data import image_dls
-from fastcontrast.pictures import Files
+from fastcontrast.pictures import Files, Names
 from fastcontrast.sources import read_labels
 
 N = 12
@@ -194,9 +194,23 @@ def test_labels_by_name_of_a_list(files, tmp_path):
     assert [n for n, known in zip(dls.train.data.names, dls.train.data.labeled) if known] == ['00.png', '05.png']
 
 
-def test_many_paths_are_one_array():
-    "A worker process copies no strings: what it reads paths from is an array"
-    assert isinstance(Files(Path('/x'), ['a.png', 'b.png'], np.zeros(2)).paths, np.ndarray)
+def test_many_names_are_one_text():
+    "A worker process copies no strings: what it reads paths from is a text and an array"
+    listed = ['a/é.png', 'b.png', '', 'a/\udcff.png', '…' * 9]
+    files = Files(Path('/x'), listed, np.arange(5))
+    names = files.names
+    assert names.text == 'a/é.png\0b.png\0\0'.encode() + b'a/\xff.png\0' + ('…' * 9).encode() + b'\0'
+    assert names == listed == list(names) and names != listed[:4]
+    assert names[1:3] == ['b.png', ''] and names[-1] == '…' * 9
+    assert names.raw(3) == b'a/\xff.png' and names.index('b.png') == 1 and 'c.png' not in names and len(names) == 5
+    some = files.subset(np.array([3, 0, 0]))
+    assert some.names == ['a/\udcff.png', 'a/é.png', 'a/é.png'] and some.names.text is names.text
+    assert some.shown(1) == '/x/a/é.png' and some.y.tolist() == [3, 0, 0]
+    assert pickle.loads(pickle.dumps(some)).names == some.names and len(Names.of([])) == len(Names(b'')) == 0
+    folders = {'a': ['1', '2'], 'b-é': ['x/3']}
+    assert Names.in_folders(folders) == ['a/1', 'a/2', 'b-é/x/3'] and Names.in_folders({}) == []
+    assert repr(names) == 'a/é.png, b.png, , a/\udcff.png, ' + '…' * 9 and repr(Names.of(['x'] * 11)).endswith('x, …')
+    with pytest.raises(IndexError): names[5]
 
 
 def test_columns_by_name(files):

@@ -74,6 +74,17 @@ def test_floats_have_one_rule(tmp_path, kind, dtype):
     assert np.abs(shares(dls).numpy() * 40 - np.stack(pictures).astype(np.float64)).max() <= 40 / 65535
 
 
+def test_floats_that_were_bytes_and_not_divided(capsys):
+    "0 to 255, though the least and the greatest of those that were looked at lie within"
+    x = np.stack([RAMP * k for k in (100, 248.5)]) + 3
+    dls = dls_of(x.astype(np.float32))
+    said = 'float values, as of bytes that were not divided by 255, 0 to 255, become 0 to 1 in all pictures'
+    assert dls.value_range == (0, 255) and said in capsys.readouterr().out
+    assert np.abs(shares(dls).numpy() * 255 - x).max() <= 255 / 65535
+    for low, high in ((20, 255), (0, 200), (-1, 255), (0, 256)):
+        assert dls_of(low + (high - low) * np.stack([RAMP] * 2)).value_range == (low, high)
+
+
 def test_floats_within_one_are_shares_of_it(capsys):
     dls = dls_of([torch.from_numpy(x * .5).float() for x in (RAMP, RAMP * .2)])
     assert dls.value_range == (0, 1) and 'float values, 0 to 1,' in capsys.readouterr().out

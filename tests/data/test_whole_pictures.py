@@ -209,14 +209,59 @@ def test_the_side_that_is_kept(folder, tmp_path):
     assert side(size=24, store_size=25) == round(25 * usual)
     assert side(size=24, store_size=1000) == round(40 * usual)
     square = make(tmp_path/'square', dict(a=4), size=(48, 48))
-    assert [side(square, **how) for how in (dict(), dict(size=48), dict(size=32), dict(size=60))] == [48, 48, 37, 69]
+    assert side(square) == 48 and [side(square, size=n) for n in (20, 31, 32, 48, 60)] == [30, 46, 48, 48, 48]
     assert [side(square, size=32, store_size=n) for n in (20, 32, 44, 99)] == [20, 32, 44, 48]
-    picture(9, (50, 50)).save(square/'a/z.png')  # squares of several sizes are as they were, too
-    assert side(square, size=32) == 37 and side(square, size=32, store_size=40) == 40
+    picture(9, (50, 50)).save(square/'a/z.png')  # squares of several sizes, too
+    assert side(square, size=20) == 30 and side(square, size=99) == 48 and side(square, size=32, store_size=40) == 40
     assert len(dls_of(square, size=32, valid=0).train.one_batch()) == 2
     assert dls_of(square, size=32, valid=0).n_inp == 1
     for wrong in (1, 0, 2.5, 10**9):
         with pytest.raises(InputError, match='store_size='): side(store_size=wrong)
+
+
+@pytest.mark.parametrize('size', [12, 20, 32])
+def test_squares_not_larger_than_their_place_are_as_they_are(tmp_path, size):
+    root = make(tmp_path, dict(a=3), size=(12, 12))
+    images, _ = everything(dls_of(root, size=size, valid=0, bs=3).train.ordered())
+    expected = [np.asarray(Image.open(path)) for path in sorted(root.glob('a/*'))]
+    assert np.array_equal(images.permute(0, 2, 3, 1), np.stack(expected))
+    made = two_views(size)(images)['views']
+    assert made.shape == (2, 3, 3, size, size) and plain_view(images, size).shape[-1] == size
+
+
+OTHERS = dict(larger=(90, 90), smaller=(20, 20), wide=(90, 40), unlike=(16, 12))
+
+
+@pytest.mark.parametrize('kind', OTHERS)
+@pytest.mark.parametrize('training', [(40, 40), (60, 40)])
+@pytest.mark.parametrize('how', ['no labels', 'the same classes', 'folders', 'other classes'])
+def test_what_validates_does_not_change_training(tmp_path, kind, training, how):
+    "Whatever its shape: training pictures are as they are without it, and so is the side that a model sees"
+    root = make(tmp_path/'x', dict(a=5, b=5), size=training)
+    valid = make(tmp_path/'y', {'': 4} if how == 'no labels' else dict(a=4, b=4), size=OTHERS[kind])
+    if how == 'other classes': (valid/'b').rename(valid/'c')
+    alone = dls_of(root, valid=0)
+    if how == 'folders':
+        (tmp_path/'both').mkdir()
+        root.rename(tmp_path/'both/train'), valid.rename(tmp_path/'both/val')
+        dls = dls_of(tmp_path/'both')
+    else: dls = dls_of(root, valid=valid)
+    assert dls.size == alone.size and dls.train.form == alone.train.form and dls.n_inp == alone.n_inp
+    same(dls.train, alone.train)
+    squares = len(set(OTHERS[kind])) == 1
+    assert len(dls.valid.one_batch()) == (2 if squares else 3)
+    assert dls.bank is dls.train or dls.bank.form == dls.valid.form
+    own = round(min(1.5 * dls.size, min(OTHERS[kind])) * (max(OTHERS[kind]) / min(OTHERS[kind])) ** 0.5)
+    assert dls.valid.one_batch()[0].shape[-1] == own
+    if not squares: assert dls.valid.one_batch()[1].unique().tolist() == [np.float32(np.divide(*OTHERS[kind]))]
+
+
+@pytest.mark.parametrize('valid', [0, 0.2, 0.5])
+def test_a_share_is_kept_as_the_others_are(folder, valid):
+    "And the side does not depend on which share is held out"
+    forms = {loader.form for seed in range(3) for loader in dls_of(folder, size=20, valid=valid, seed=seed).loaders
+             if len(loader)}
+    assert forms == {dls_of(folder, size=20, valid=0).train.form}
 
 
 def test_it_does_not_depend_on_the_memory(folder):

@@ -62,7 +62,7 @@ def test_a_labelled_folder_judges_within_itself(a, b, capsys):
     alone = dls_of(b, bs=4)
     assert parts(dls) == (sorted(alone.train.data.names), parts(alone)[1])  # as where it is given alone
     assert dls_of(a, valid=b, bs=4, seed=1).valid.data.names != dls.valid.data.names
-    assert dls.size == 40 and dls.bank.one_batch()[0].shape[-1] == 46 and dls.train.one_batch()[0].shape[-1] == 40
+    assert dls.size == 40 and dls.bank.one_batch()[0].shape[-1] == 32 and dls.train.one_batch()[0].shape[-1] == 40
     streamed = dls_of(a, valid=b, bs=4, **STREAM)
     for one, other in zip(dls.loaders, streamed.loaders, strict=True): same(one.ordered(), other.ordered())
     cached = dls_of(a, valid=b, bs=4, cache=a.parent/'c')

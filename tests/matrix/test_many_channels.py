@@ -71,7 +71,7 @@ def test_views_of_ones_own(cbs):
     trains(1, cbs=cbs(), views=views)
 
 
-@pytest.mark.parametrize('kind', [torch.float32, torch.float16])
+@pytest.mark.parametrize('kind', [torch.uint16, torch.float32, torch.float16])
 def test_other_types(kind):
     learn = contrastive_learner(bands(4, 8, kind=kind), VIT, method=small('simclr', 'cifar'), knn_pictures=8)
     learn.create_mbar = False
