@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from helpers.folders import Given, dls_of, everything, make, picture, same
+from helpers.folders import Given, dls_of, everything, image_folder, picture, same
 from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import functional as TF
@@ -208,7 +208,7 @@ def test_the_side_that_is_kept(folder, tmp_path):
     assert side(size=200) == round(40 * usual)                # but not more than the pictures have
     assert side(size=24, store_size=25) == round(25 * usual)
     assert side(size=24, store_size=1000) == round(40 * usual)
-    square = make(tmp_path/'square', dict(a=4), size=(48, 48))
+    square = image_folder(tmp_path/'square', dict(a=4), size=(48, 48))
     assert [side(square, **how) for how in (dict(), dict(size=48), dict(size=32), dict(size=60))] == [48, 48, 37, 69]
     assert [side(square, size=32, store_size=n) for n in (20, 32, 44, 99)] == [20, 32, 44, 48]
     picture(9, (50, 50)).save(square/'a/z.png')  # squares of several sizes are as they were, too
@@ -237,7 +237,7 @@ def test_notes(folder, shards):
 
 def test_pictures_that_judge_by_themselves(folder, tmp_path):
     "Each place is kept in its own way"
-    square = make(tmp_path/'pets', dict(cat=8, dog=8), size=(24, 24))
+    square = image_folder(tmp_path/'pets', dict(cat=8, dog=8), size=(24, 24))
     dls = dls_of(folder, size=24, bs=3, unlabelled=True, valid=square)
     assert len(dls.train.one_batch()) == 3 and len(dls.bank.one_batch()) == len(dls.valid.one_batch()) == 2
     dls = dls_of(square, size=24, bs=3, unlabelled=True, valid=folder)
