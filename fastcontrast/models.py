@@ -571,7 +571,7 @@ class ContrastiveModel(nn.Module):
         alone = [(role,) for role in roles if role not in together]
         passes = [tuple(roles)] if self.joint_head else [*([together] if together else []), *alone]
         embeddings = {}
-        for some in passes: embeddings |= self._embeddings({role: features[role] for role in some}, route)
+        for names in passes: embeddings |= self._embeddings({role: features[role] for role in names}, route)
         return {role: embeddings[role] for role in roles}
 
     def _features_of(self,

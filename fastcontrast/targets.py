@@ -239,9 +239,13 @@ class Queue(Memory):
         start, apart = f', start={self.start}' if self.start else '', ', per_view=True' if self.per_view else ''
         return f"Queue({self.size}{start}{apart})"
 
-    def ring(self, dim):
+    @property
+    def key_views(self) -> int:
+        "How many views of a picture become keys"
         plan = self.learn.plan
-        return Ring(self.size, dim, plan.views.main.n - plan.one_way if self.per_view else None)
+        return plan.views.main.n - plan.one_way
+
+    def ring(self, dim): return Ring(self.size, dim, self.key_views if self.per_view else None)
 
     def entering(self, keys): return keys if self.per_view else super().entering(keys)
 
@@ -252,18 +256,16 @@ class Queue(Memory):
                              "InfoNCE or DCL.")
         super().attached()
 
+    def before_train(self):  # not in `check`: that of others, after it, may change the views
+        for ring in self.rings.values() if self.per_view else ():
+            if len(ring.rows) == self.key_views: continue
+            raise InputError(f"{self!r} has rows for {len(ring.rows)} key views, and a step has {self.key_views}: add "
+                             "what changes the number of views before the queue, or give per_view=False.")
+
     def after_pred(self):
         super().after_pred()
-        if self.per_view: self.check_views()
         if not self.start or self.epoch >= self.start and all(self.written[level] >= self.size for level in self.keys):
             self.step.queue = {level: ring.rows for level, ring in self.rings.items()}
-
-    def check_views(self):
-        for level, keys in self.step.keys.items():
-            views = len(self.rings[level].rows)
-            if len(keys) == views: continue
-            self.stop(InputError(f"{self!r} has rows for {views} key views, and this step has {len(keys)}: add what "
-                                 "changes the number of views before the queue, or give per_view=False."))
 
 class NearestNeighbours(Memory):
     "Keys are replaced by the most similar key of earlier batches, without gradient (NNCLR)"

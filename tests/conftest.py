@@ -16,5 +16,5 @@ def _no_autocast_is_left():
 @pytest.fixture(scope="module")
 def class_folder(tmp_path_factory):
     "A folder of pictures in five classes of very different sizes"
-    from helpers.folders import make
-    return make(tmp_path_factory.mktemp("pictures"), dict(a=12, b=5, c=3, d=2, e=9))
+    from helpers.folders import image_folder
+    return image_folder(tmp_path_factory.mktemp("pictures"), dict(a=12, b=5, c=3, d=2, e=9))

@@ -304,9 +304,9 @@ def test_one_pass_of_the_head_for_crops_of_all_sizes(predictor, rides, edited):
     # the encoder's BatchNorm too sees those together that share a pass
     passes = [['views', 'labeled'], ['local']] if rides else [['views'], ['local'], ['labeled']]
     h = {}
-    for some in passes:
-        pictures = [roles[role].flatten(0, 1) for role in some]
-        h |= zip(some, model.encoder(torch.cat(pictures)).split([len(x) for x in pictures]))
+    for names in passes:
+        pictures = [roles[role].flatten(0, 1) for role in names]
+        h |= zip(names, model.encoder(torch.cat(pictures)).split([len(x) for x in pictures]))
     head, lengths = model.heads['final'], [len(h[role]) for role in roles]
     def split(t): return [x.unflatten(0, roles[role].shape[:2]) for role, x in zip(roles, t.split(lengths))]
     def join(ts): return torch.cat([t.flatten(0, 1) for t in ts])

@@ -57,17 +57,16 @@ def split_of(
 
     Of other pictures it knows only the share; and those that judged it are held out of each other in the same way.
     Their range of values is their own, unless the run was given one."""
-    run: dict[str, Any] = {}
-    with suppress(InputError): run = read_record(encoder.parent)
-    channels, found = run.get('channels'), run.get('value_range')
-    if isinstance(run.get('settings'), dict): run = run['settings']  # whose paths are found from anywhere
-    valid, seed = run.get('valid', Run.valid), run.get('seed', Run.seed)
-    given = run.get('value_range')
-    values = dict(channels=channels, value_range=read_range(given) if isinstance(given, str) else None)
-    if os.path.abspath(str(run.get('data'))) == os.path.abspath(user_path(data, 'data')):
-        if isinstance(found, list): values['value_range'] = tuple(found)
-        return dict(valid=valid, seed=seed, **values, **{key: run.get(key, getattr(Run, key)) for key in _READ})
-    return dict(valid=Run.valid if isinstance(valid, str) else valid, seed=seed, **values)
+    record: dict[str, Any] = {}
+    with suppress(InputError): record = read_record(encoder.parent)
+    settings = record.get('settings') or record  # in those paths are found from anywhere; older runs have none
+    valid, values, used = settings.get('valid', Run.valid), settings.get('value_range'), record.get('value_range')
+    split = dict(seed=settings.get('seed', Run.seed), channels=record.get('channels'),
+                 value_range=read_range(values) if isinstance(values, str) else None)
+    if os.path.abspath(str(settings.get('data'))) != os.path.abspath(user_path(data, 'data')):
+        return dict(split, valid=Run.valid if isinstance(valid, str) else valid)
+    if isinstance(used, list): split['value_range'] = tuple(used)
+    return dict(split, valid=valid, **{key: settings.get(key, getattr(Run, key)) for key in _READ})
 
 
 _READ = ('unlabelled', 'column', 'label_column', 'store_size') # settings of how data are read

@@ -9,7 +9,7 @@ import torch
 from fastai.vision.augment import RandomResizedCrop
 from fastai.vision.data import ImageDataLoaders
 from helpers.deaths import history, run, same_state
-from helpers.folders import make as make_folder
+from helpers.folders import image_folder
 from helpers.learners import SMALL_CROPS, small
 from helpers.pictures import ARCH, VIT, Dots
 
@@ -101,7 +101,7 @@ def test_stochastic_depth(tmp_path):
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory): return make_folder(tmp_path_factory.mktemp('pictures')/'all', dict(a=15, b=15))
+def folder(tmp_path_factory): return image_folder(tmp_path_factory.mktemp('pictures')/'all', dict(a=15, b=15))
 
 
 @pytest.mark.parametrize('kind', [dict(), dict(memory=1e-12, workers=0), dict(memory=1e-12, workers=2),
@@ -115,8 +115,8 @@ def test_every_way_to_read_pictures(tmp_path, folder, kind):
 def shapes(tmp_path_factory):
     "Pictures that are no squares"
     root = tmp_path_factory.mktemp('shapes')/'all'
-    make_folder(root, dict(a=15), size=(60, 40))
-    return make_folder(root, dict(b=15), size=(40, 50))
+    image_folder(root, dict(a=15), size=(60, 40))
+    return image_folder(root, dict(b=15), size=(40, 50))
 
 
 @pytest.mark.parametrize('kind', [dict(), dict(memory=1e-12, workers=2), dict(memory=1e-12, workers=0, cache=True)],

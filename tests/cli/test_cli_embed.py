@@ -1,6 +1,7 @@
 "embed: features of pictures in a file"
 import numpy as np
-from helpers.cli import config, pictures
+from helpers.cli import config
+from helpers.folders import image_folder
 
 
 def test_embed(run, refused, digits, folder):
@@ -14,7 +15,7 @@ def test_embed(run, refused, digits, folder):
 
 
 def test_without_labels(run, digits, folder):
-    pictures(folder/'p', {'': 4})
+    image_folder(folder/'p', {'': 4})
     assert run('embed', digits[0], 'p', '-o', 'f.csv')[0] == 0
     rows = (folder/'f.csv').read_text().splitlines()
     assert len(rows) == 5 and rows[0].startswith('part,name,f0,f1,') and rows[1].startswith('train,000.png,')

@@ -18,7 +18,8 @@ import psutil
 import pytest
 import torch
 from fastai.callback.core import Callback
-from helpers.cli import ENV, PROGRAM, TINY, config, finish, picture, pictures, started, until
+from helpers.cli import ENV, PROGRAM, TINY, config, finish, started, until
+from helpers.folders import image_folder, picture
 from webdataset import TarWriter
 
 from fastcontrast.cli import training
@@ -27,7 +28,7 @@ from fastcontrast.export import load_encoder
 
 
 def test_diverging_run(run, folder):
-    pictures(folder/'p', dict(a=10, bb=10))
+    image_folder(folder/'p', dict(a=10, bb=10))
     code, out, err = run('pretrain', 'p', *TINY[:2], '--epochs', 3, '--batch-size', 4, '--lr', 1e30,
                          '--setting', 'digits', '--out', 'r', '--no-controls')
     assert code == 2 and err.startswith('error: ') and err.count('\n') == 1 and 'lr' in err
@@ -37,7 +38,7 @@ def test_diverging_run(run, folder):
 
 def test_ctrl_c_in_training_on_a_terminal(folder):
     "There is a bar, and what was trained so far is kept"
-    pictures(folder/'p', dict(a=20, bb=20))
+    image_folder(folder/'p', dict(a=20, bb=20))
     master, slave = pty.openpty()
     process = started('pretrain', 'p', *TINY[:2], '--epochs', 5000, '--batch-size', 4, '--out', 'r [i]',
                       '--no-controls', cwd=folder, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
@@ -64,7 +65,7 @@ def test_ctrl_c_in_training_on_a_terminal(folder):
 
 
 def test_interrupted_while_pictures_are_read(folder):
-    pictures(folder/'p', dict(a=4, bb=4))
+    image_folder(folder/'p', dict(a=4, bb=4))
     (folder/'slow.py').write_text(  # which says when a picture is read
         "import os, time\n"
         "from fastcontrast import pictures\n"
@@ -84,7 +85,7 @@ def test_interrupted_while_pictures_are_read(folder):
 
 
 def test_interrupted_before_training(run, folder, monkeypatch):
-    pictures(folder/'p', dict(a=4, bb=4))
+    image_folder(folder/'p', dict(a=4, bb=4))
     def interrupt(learn): raise KeyboardInterrupt
     monkeypatch.setattr(training, 'control_results', interrupt)
     code, _, err = run('pretrain', 'p', *TINY, '--out', 'r')
@@ -94,7 +95,7 @@ def test_interrupted_before_training(run, folder, monkeypatch):
 
 
 def test_interrupted_after_training(run, folder, monkeypatch):
-    pictures(folder/'p', dict(a=4, bb=4))
+    image_folder(folder/'p', dict(a=4, bb=4))
     def interrupt(*args): raise KeyboardInterrupt
     monkeypatch.setattr(training, 'file_embedder', interrupt)
     code, _, err = run('pretrain', 'p', *TINY, '--out', 'r', '--no-controls')
@@ -111,7 +112,7 @@ def test_interrupted_after_training(run, folder, monkeypatch):
 ])
 def test_other_errors(run, folder, monkeypatch, error, words):
     "One sentence, and where to read more"
-    pictures(folder/'p', dict(a=4, bb=4))
+    image_folder(folder/'p', dict(a=4, bb=4))
     def broken(learn): raise error
     monkeypatch.setattr(training, 'control_results', broken)
     code, _, err = run('pretrain', 'p', *TINY, '--out', 'r')
@@ -125,7 +126,7 @@ def test_other_errors(run, folder, monkeypatch, error, words):
 @pytest.mark.parametrize('error', [MemoryError(), RuntimeError('broken')], ids=repr)
 def test_errors_of_a_callback(run, folder, monkeypatch, error):
     "fastai wraps what a callback raises, and fails over an exception without arguments; what was trained is kept"
-    pictures(folder/'p', dict(a=4, bb=4))
+    image_folder(folder/'p', dict(a=4, bb=4))
     class Breaks(Callback):
         def after_epoch(self): raise error
     fit = training.fit
@@ -157,7 +158,7 @@ def test_sentences(error, words): assert sentence(error, 'cpu') == words
 
 
 def test_a_decoding_worker_is_killed(folder):
-    pictures(folder/'p', dict(a=4, bb=4))
+    image_folder(folder/'p', dict(a=4, bb=4))
     with TarWriter('s.tar') as tar:
         for i in range(16): tar.write(dict(__key__=str(i), png=picture(i), cls=i % 2))
     process = started('pretrain', 's.tar', *TINY[:2], '--batch-size', 4, '--epochs', 5000, '--workers', 1, '--out', 'r',
@@ -174,7 +175,7 @@ def test_a_decoding_worker_is_killed(folder):
 
 def test_a_terminal_that_is_closed(folder):
     "As any signal; SIGTERM ends runs elsewhere here"
-    pictures(folder/'p', dict(a=4, bb=4))
+    image_folder(folder/'p', dict(a=4, bb=4))
     process = started('pretrain', 'p', *TINY[:2], '--batch-size', 4, '--epochs', 5000, '--out', 'r', '--no-controls',
                       cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     until(folder/'r/history.csv')
@@ -188,7 +189,7 @@ def test_a_terminal_that_is_closed(folder):
 
 def test_ctrl_c_while_the_curves_are_drawn(run, folder, monkeypatch):
     "Nobody loses what is done: it is written whole, and the run is finished"
-    pictures(folder/'p', dict(a=4, bb=4))
+    image_folder(folder/'p', dict(a=4, bb=4))
     draw = training._draw_curves
     def slow(training):
         os.kill(os.getpid(), signal.SIGINT)
@@ -200,7 +201,7 @@ def test_ctrl_c_while_the_curves_are_drawn(run, folder, monkeypatch):
 
 def test_a_reader_that_goes_away(folder):
     "As with `| head`"
-    pictures(folder/'p', dict(a=4, bb=4))
+    image_folder(folder/'p', dict(a=4, bb=4))
     process = started('pretrain', 'p', *TINY, '--no-controls', '--out', 'r', cwd=folder,
                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
@@ -212,7 +213,7 @@ def test_a_reader_that_goes_away(folder):
 def test_a_log_that_cannot_be_written_does_not_end_the_run(folder, redirection):
     "It may lie on the disk that has run full"
     if 'full' in redirection and not Path('/dev/full').exists(): pytest.skip("no such device here")
-    pictures(folder/'p', dict(a=4, bb=4))
+    image_folder(folder/'p', dict(a=4, bb=4))
     command = shlex.join([*PROGRAM, 'pretrain', 'p', *map(str, TINY), '--no-controls', '--out', 'r'])
     process = subprocess.run(f'{command} {redirection}', shell=True, env=ENV, timeout=60, cwd=folder)
     assert process.returncode == 0 and config('r')['state'] == 'finished'

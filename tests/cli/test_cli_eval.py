@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from helpers.cli import TINY, config, pictures
+from helpers.cli import TINY, config
+from helpers.folders import image_folder
 
 
 def test_eval_says_the_same_as_the_run(digits, run, folder):
@@ -23,7 +24,7 @@ def test_eval_says_the_same_as_the_run(digits, run, folder):
 
 
 def test_eval_holds_out_the_pictures_that_the_run_held_out(run, folder):
-    pictures(folder/'p', dict(a=10, bb=10))
+    image_folder(folder/'p', dict(a=10, bb=10))
     assert run('pretrain', 'p', *TINY, '--seed', 5, '--valid', .4, '--out', 'r', '--no-controls')[0] == 0
     assert list(config('r')['results']) == ['trained encoder']
     assert (folder/'p/a').exists() and run('eval', 'r', 'p', '-o', 'e.json')[0] == 0

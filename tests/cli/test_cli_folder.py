@@ -13,7 +13,8 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from helpers.cli import ENV, TINY, config, finish, pictures, started, until
+from helpers.cli import ENV, TINY, config, finish, started, until
+from helpers.folders import image_folder
 
 from fastcontrast.cli import training
 from fastcontrast.cli.folder import claimed
@@ -34,7 +35,7 @@ def record(path, **fields):
 
 def test_a_folder_has_one_owner(run, refused, folder):
     "Until it ends, also while pictures are read; one that was killed leaves it to the next"
-    pictures(folder/'p', dict(a=4, bb=4))
+    image_folder(folder/'p', dict(a=4, bb=4))
     owner = started('pretrain', 'p', *LONG, '--out', 'r', cwd=folder, **PIPES)
     until(folder/'r/history.csv')
     c = config('r')
@@ -96,7 +97,7 @@ def test_a_file_system_without_locks(folder, monkeypatch):
 
 
 def test_a_folder_that_vanishes_is_made_again(folder):
-    pictures(folder/'p', dict(a=4, bb=4))
+    image_folder(folder/'p', dict(a=4, bb=4))
     process = started('pretrain', 'p', *LONG, '--out', 'r', cwd=folder, **PIPES)
     until(folder/'r/history.csv')
     shutil.rmtree('r', ignore_errors=True)
@@ -111,7 +112,7 @@ def test_a_folder_that_vanishes_is_made_again(folder):
 # ---------------------------------------------------------------- the disk
 
 def test_too_little_space(refused, folder, monkeypatch):
-    pictures(folder/'p', dict(a=4, bb=4))
+    image_folder(folder/'p', dict(a=4, bb=4))
     usage = namedtuple('usage', 'total used free')(2e9, 2e9, 30_000_000)
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
     err = refused('pretrain', 'p', *TINY, '--out', 'r')
@@ -120,7 +121,7 @@ def test_too_little_space(refused, folder, monkeypatch):
 
 
 def test_an_encoder_that_cannot_be_written_is_kept_elsewhere(run, folder, monkeypatch):
-    pictures(folder/'p', dict(a=4, bb=4))
+    image_folder(folder/'p', dict(a=4, bb=4))
     (folder/'tmp').mkdir()
     monkeypatch.setattr(training.tempfile, 'gettempdir', lambda: str(folder/'tmp'))
     announce = training._announce
@@ -138,7 +139,7 @@ def test_an_encoder_that_cannot_be_written_is_kept_elsewhere(run, folder, monkey
 
 def test_a_full_disk(folder):
     "Files may not be larger than a limit: checkpoints and encoder don't fit, and the run goes on"
-    pictures(folder/'p', dict(a=4, bb=4))
+    image_folder(folder/'p', dict(a=4, bb=4))
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

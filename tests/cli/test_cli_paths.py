@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers.cli import TINY, config, picture, pictures
+from helpers.cli import TINY, config
+from helpers.folders import image_folder, picture
 from helpers.odd import KINDS, no_file, within
 
 from fastcontrast.data import image_dls
@@ -25,8 +26,8 @@ def home(folder, monkeypatch):
 # ---------------------------------------------------------------- the home folder, and no folder
 
 def test_the_home_folder_in_every_option(run, home, folder):
-    pictures(home/'p', dict(a=6, bb=6))
-    pictures(home/'q', dict(a=3, bb=3))
+    image_folder(home/'p', dict(a=6, bb=6))
+    image_folder(home/'q', dict(a=3, bb=3))
     (home/'names.txt').write_text('a/000.png\na/001.png\nbb/002.png\nbb/003.png\n')
     command = ('pretrain', '~/p', *TINY, '--no-controls', '--with', 'suncet', '--labels', '~/names.txt',
                '--valid', '~/q')
@@ -48,7 +49,7 @@ def test_the_home_folder_in_every_option(run, home, folder):
 
 @pytest.mark.parametrize('path', ['', '~nobody_is_called_this/x'])
 def test_no_path_is_refused(refused, folder, path):
-    pictures(folder/'p', dict(a=4, bb=4))
+    image_folder(folder/'p', dict(a=4, bb=4))
     words = 'is no path' if not path else 'begins with the home folder of somebody unknown here'
     for option in ('--out', '--resume', '--cache-folder', '--labels', '--valid', *(['--weights'] if path else [])):
         assert words in refused(*RUN, f'{option}={path}'), option
@@ -66,7 +67,7 @@ def test_no_path_is_refused(refused, folder, path):
     (('--batch-size', 10**30), 'must be a whole number from 2 to'),
 ])
 def test_numbers_that_no_machine_has(refused, folder, args, words):
-    pictures(folder/'p', dict(a=4, bb=4))
+    image_folder(folder/'p', dict(a=4, bb=4))
     for data in ('p', 'digits'): assert words in refused('pretrain', data, *args)
     assert not (folder/'runs').exists()
 
@@ -75,7 +76,7 @@ def test_numbers_that_no_machine_has(refused, folder, args, words):
 
 @pytest.mark.parametrize('kind', ['pipe', 'device'])  # that nothing writes to, and that never ends
 def test_only_files_are_opened(run, refused, folder, kind):
-    pictures(folder/'p', dict(a=6, bb=6))
+    image_folder(folder/'p', dict(a=6, bb=6))
     no_file(folder/'p/a/pipe.jpg', kind)
     with within(60):
         code, _, err = run(*RUN, '--out', 'r')
@@ -102,7 +103,7 @@ def test_only_files_are_opened(run, refused, folder, kind):
 # ---------------------------------------------------------------- names
 
 def test_names_are_shown_and_not_obeyed(run, refused, folder):
-    pictures(folder/'p', dict(a=6, bb=6))
+    image_folder(folder/'p', dict(a=6, bb=6))
     (folder/f'p/a/{ODD}.png').write_bytes(b'?')
     (folder/f'p/a/{ODD}.heic').write_bytes(b'')
     outputs = [run(*RUN, '--out', f'r{ODD}')]
@@ -120,16 +121,16 @@ def test_names_are_shown_and_not_obeyed(run, refused, folder):
 
 
 def test_a_class_s_name_is_shown(run, folder):
-    pictures(folder/'p', {'a': 6, ODD: 6})
+    image_folder(folder/'p', {'a': 6, ODD: 6})
     code, out, err = run(*RUN, '--with', 'suncet', '--labels', 'all')
     assert code == 0 and '\x1b' not in out + err
-    pictures(folder/'q', {'a': 6, ODD: 1})
+    image_folder(folder/'q', {'a': 6, ODD: 1})
     code, out, err = run('pretrain', 'q', *TINY[:2], '--batch-size', 4, '--with', 'suncet', '--labels', 'all')
     assert code == 2 and err.count('\n') == 1 and f"class '{SHOWN}' has one picture" in err
 
 
 def test_odd_names_come_through_labeled_txt(run, folder):
-    pictures(folder/'p', dict(a=10, bb=10))
+    image_folder(folder/'p', dict(a=10, bb=10))
     odd = [ODD, '# no comment', '"quoted"', ' space ', 'two\nlines', os.fsdecode(b'\xff'), '\u2028']
     for i, name in enumerate(odd): picture(i).save((folder/'p/a'/name).with_name(f'{name}.png'))
     command = (*RUN, '--with', 'suncet', '--labels')
@@ -144,7 +145,7 @@ def test_odd_names_come_through_labeled_txt(run, folder):
 
 def test_an_out_that_is_no_utf8_is_refused(refused, folder):
     "Before training: safetensors opens no such file, be it the encoder's or the cache's"
-    pictures(folder/'p', dict(a=6, bb=6))
+    image_folder(folder/'p', dict(a=6, bb=6))
     name = os.fsdecode(b'r\xff')
     assert '--out=r\\xff is no UTF-8, and files of safetensors' in refused(*RUN, '--out', name)
     assert '\\xff/p-all-32px.safetensors is no UTF-8' in refused(*RUN, '--cache-folder', name)
@@ -155,7 +156,7 @@ def test_an_out_that_is_no_utf8_is_refused(refused, folder):
 
 def test_pictures_whose_names_are_no_utf8(run, folder):
     data = folder/os.fsdecode(b'p\xff')
-    pictures(data, {os.fsdecode(b'a\xfe'): 6, 'b': 6})
+    image_folder(data, {os.fsdecode(b'a\xfe'): 6, 'b': 6})
     (data/os.fsdecode(b'b/\xfd.png')).write_bytes(b'?')
     code, out, err = run('pretrain', data, *TINY, '--no-controls', '--out', 'r')
     assert code == 0 and '\\xff/b/\\xfd.png (not a picture)' in err and config('r')['classes'] == ['a\udcfe', 'b']

@@ -6,7 +6,8 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
-from helpers.cli import COST, TINY, config, judged_knn, picture, pictures
+from helpers.cli import COST, TINY, config, judged_knn
+from helpers.folders import image_folder, picture
 
 from fastcontrast import __version__
 from fastcontrast.cli import evaluate, parse_speedups, training, views
@@ -60,14 +61,14 @@ def test_what_a_run_prints(digits):
 
 
 def test_runs_get_names_and_numbers(run, folder):
-    pictures(folder/'my pictures', dict(a=4, bb=4))
+    image_folder(folder/'my pictures', dict(a=4, bb=4))
     for n in ('', '-2'): (folder/f'runs/fast-resnet10t-my pictures{n}').mkdir(parents=True)
     code, out, err = run('pretrain', 'my pictures', *TINY, '--no-controls')
     assert (code, err) == (0, '') and out.endswith('are in runs/fast-resnet10t-my pictures-3\n')
 
 
 def test_an_empty_folder_is_taken(run, folder):
-    pictures(folder/'p', {'': 4})
+    image_folder(folder/'p', {'': 4})
     (folder/'r').mkdir()
     assert run('pretrain', 'p', *TINY, '--out', 'r')[0] == 0 and (folder/'r/encoder.safetensors').is_file()
 
@@ -75,7 +76,7 @@ def test_an_empty_folder_is_taken(run, folder):
 # ---------------------------------------------------------------- pictures
 
 def test_what_are_classes_is_the_first_line(run, refused, folder):
-    pictures(folder/'p', {'2023/jan': 6, '2024/feb': 6})
+    image_folder(folder/'p', {'2023/jan': 6, '2024/feb': 6})
     code, out, err = run('pretrain', 'p', *TINY, '--no-controls', '--out', 'r')
     assert (code, err) == (0, '') and out.startswith('2 classes from folders: 2023, 2024\n10 pictures to train on')
     assert run('eval', 'r', 'p')[1].startswith('2 classes from folders: 2023, 2024\n')
@@ -89,7 +90,7 @@ def test_what_are_classes_is_the_first_line(run, refused, folder):
 
 
 def test_odd_pictures_are_reported_and_recorded(run, folder):
-    pictures(folder/'p', dict(a=8, bb=8))
+    image_folder(folder/'p', dict(a=8, bb=8))
     (folder/'p/a/[bold]:smile:.png').write_bytes(b'not a picture')
     code, out, err = run('pretrain', 'p', *TINY, '--out', 'r', '--no-controls')
     assert code == 0 and config('r')['undecodable'] == {'p/a/[bold]:smile:.png': 'not a picture'}
@@ -104,7 +105,7 @@ def test_odd_pictures_are_reported_and_recorded(run, folder):
     ({'': 8}, .2, 'have no labels'), (dict(a=10), .2, 'one class'), (dict(a=4, bb=4), 0, '--valid'),
 ], ids=['loose', 'one class', 'none held out'])
 def test_pictures_that_cannot_judge(run, refused, folder, counts, valid, reason):
-    pictures(folder/'p', counts)
+    image_folder(folder/'p', counts)
     code, out, err = run('pretrain', 'p', *TINY, '--valid', valid, '--out', 'r')
     assert (code, err) == (0, '') and '\nnot judged: ' in out and reason in out and 'features' not in out
     assert reason in config('r')['unjudged'] and config('r')['results'] == {} and config('r')['state'] == 'finished'
@@ -113,7 +114,7 @@ def test_pictures_that_cannot_judge(run, refused, folder, counts, valid, reason)
 
 
 def test_a_class_of_which_no_picture_can_be_read(run, folder):
-    pictures(folder/'p', dict(a=10))
+    image_folder(folder/'p', dict(a=10))
     (folder/'p/b').mkdir()
     for i in range(5): (folder/f'p/b/{i}.png').write_bytes(b'?')
     code, out, err = run('pretrain', 'p', *TINY, '--out', 'r')
@@ -122,22 +123,22 @@ def test_a_class_of_which_no_picture_can_be_read(run, folder):
 
 def test_few_pictures_a_class(run, folder):
     "As many labels as the smallest class has"
-    pictures(folder/'p/train', dict(a=8, bb=1))
-    pictures(folder/'p/valid', dict(a=2, bb=2))
+    image_folder(folder/'p/train', dict(a=8, bb=1))
+    image_folder(folder/'p/valid', dict(a=2, bb=2))
     code, out, err = run('pretrain', 'p', *TINY, '--out', 'r', '--no-controls')
     assert code == 0 and 'linear, 1 label a class' in out
     assert config('r')['results']['trained encoder']['per_class'] == 1
 
 
 def test_large_pictures_have_small_raw_pixels(run, folder):
-    pictures(folder/'p', dict(a=4, bb=4), side=48)
+    image_folder(folder/'p', dict(a=4, bb=4), size=(48, 48))
     code, out, err = run('pretrain', 'p', *TINY, '--out', 'r')
     assert code == 0
     assert list(config('r')['results']) == ['raw pixels (32 x 32)', 'untrained encoder', 'trained encoder']
 
 
 def test_labels(folder):
-    pictures(folder/'p', dict(a=8, bb=8))
+    image_folder(folder/'p', dict(a=8, bb=8))
     (folder/'some.txt').write_text('a/001.png\n# none\n\nbb/002.png\n')
     def known(labels):
         dls = read_pictures('p', 4, valid=0, labels=number_or_name(labels))
@@ -146,7 +147,7 @@ def test_labels(folder):
 
 
 def test_cache(run, folder):
-    pictures(folder/'p', dict(a=8, bb=8), side=40)
+    image_folder(folder/'p', dict(a=8, bb=8), size=(40, 40))
     (folder/'settings.ini').write_text('[kept]\ndata = p\narch = resnet10t\nepochs = 1\nbatch_size = 4\n'
                                        'controls = no\ncache = true\n')
     said = f"decoding 16 pictures at 40 px into '{folder}/p.cache/p-all-40px.safetensors' (0.1 MB)\n"
@@ -187,7 +188,7 @@ def test_shards(run, folder):
 
 def test_speedups_of_a_run(run, folder):
     "They train, name the folder, and are recorded, as are the pictures whose labels they used"
-    pictures(folder/'p', dict(a=10, bb=10))
+    image_folder(folder/'p', dict(a=10, bb=10))
     command = ('pretrain', 'p', *TINY, '--no-controls', '--with')
     code, out, err = run(*command, 'comb_patches,suncet(weight=.5)', '--labels', .5)
     assert (code, err) == (0, '') and out.endswith('are in runs/fast+comb_patches+suncet-resnet10t-p\n')
@@ -202,14 +203,14 @@ def test_speedups_of_a_run(run, folder):
 
 
 def test_speedups_that_the_pictures_do_not_suit(refused, folder):
-    pictures(folder/'p', dict(a=10, bb=10))
+    image_folder(folder/'p', dict(a=10, bb=10))
     assert 'labels' in refused('pretrain', 'p', *TINY, '--with', 'suncet')
     assert 'IntermediateLoss' in refused('pretrain', 'p', *TINY, '--with', 'partial')
     assert not (folder/'runs').exists()
 
 
 def test_batches_in_chunks(run, refused, folder):
-    pictures(folder/'p', dict(a=10, bb=10))
+    image_folder(folder/'p', dict(a=10, bb=10))
     words = 'accumulate=3 does not divide a batch of 4 pictures: give one of 2.'
     assert words in refused('pretrain', 'p', *TINY, '--accumulate', 3)
     assert '--accumulate=0 must be a whole number of at least 1' in refused('pretrain', 'p', *TINY, '--accumulate', 0)
@@ -257,8 +258,8 @@ def test_options_out_of_range(refused, args, words):
 def test_data_that_is_none(refused, folder):
     (folder/'empty').mkdir()
     (folder/'text.txt').write_text('text')
-    pictures(folder/'one', {'': 1})
-    pictures(folder/'mixed', {'': 1, 'a': 2})
+    image_folder(folder/'one', {'': 1})
+    image_folder(folder/'mixed', {'': 1, 'a': 2})
     (folder/'bad').mkdir()
     for i in range(3): (folder/f'bad/{i}.jpg').write_bytes(b'?')
     mistakes = {'nowhere': "'nowhere'", 'digit': 'did you mean digits?', 'a/[b]': 'a/[b]', 'empty': 'no picture',

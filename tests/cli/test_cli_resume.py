@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.cli import TINY, config, ended_after_an_epoch, pictures
+from helpers.cli import TINY, config, ended_after_an_epoch
+from helpers.folders import image_folder
 
 from fastcontrast.cli import training
 from fastcontrast.cli.resume import kept_settings
@@ -20,7 +21,7 @@ COMMAND = ('pretrain', 'p', *TINY[:2], '--batch-size', 4, '--epochs', 3)
 @pytest.fixture
 def interrupted(run, folder, monkeypatch):
     "What was said of a run in the folder r, of which one epoch of three is done"
-    pictures(folder/'p', dict(a=6, bb=6))
+    image_folder(folder/'p', dict(a=6, bb=6))
     with ended_after_an_epoch(monkeypatch): code, _, err = run(*COMMAND, '--out', 'r')
     assert code == 143 and config('r')['state'] == 'interrupted', err
     return err
@@ -86,7 +87,7 @@ def test_the_same_command_goes_on(run, refused, folder, interrupted):
 
 def test_other_pictures_are_refused(run, folder, interrupted):
     before = config('r')
-    pictures(folder/'p', dict(a=9, bb=9))
+    image_folder(folder/'p', dict(a=9, bb=9))
     code, _, err = run('pretrain', '--resume', 'r')
     assert code == 2 and err.startswith('error: the run in r differs in its ') and config('r') == before, err
     assert 'and what was there is as it was.' in err and not Path('r/error.txt').exists()
@@ -94,7 +95,7 @@ def test_other_pictures_are_refused(run, folder, interrupted):
 
 @pytest.mark.parametrize('checkpoint', ['none', 'epoch'])
 def test_what_has_no_checkpoint_begins_anew(run, folder, monkeypatch, checkpoint):
-    pictures(folder/'p', dict(a=6, bb=6))
+    image_folder(folder/'p', dict(a=6, bb=6))
     def interrupt(learn): raise Interrupted(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(training, 'control_results', interrupt)
@@ -109,7 +110,7 @@ def test_what_has_no_checkpoint_begins_anew(run, folder, monkeypatch, checkpoint
 
 
 def test_judging_that_was_cut_short_is_made_up_for(run, folder, monkeypatch):
-    pictures(folder/'p', dict(a=6, bb=6))
+    image_folder(folder/'p', dict(a=6, bb=6))
     def interrupt(path): raise Interrupted(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(training, 'file_embedder', interrupt)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.cli import config, judged_knn, picture, pictures
+from helpers.cli import config, judged_knn
+from helpers.folders import image_folder, picture
 
 from fastcontrast.cli.settings import Run, check_names, named_run, parse_speedups, resolve
 from fastcontrast.core import InputError
@@ -69,7 +70,7 @@ def test_where_settings_come_from(folder):
 
 
 def test_run_from_the_settings_file(run, folder):
-    pictures(folder/'p', dict(a=8, bb=8))
+    image_folder(folder/'p', dict(a=8, bb=8))
     (folder/'p.txt').write_text('a/001.png\nbb/002.png\n')
     (folder/'settings.ini').write_text(
         '[DEFAULT]\nseed = 3\narch = resnet10t\nlr = \n'
@@ -152,7 +153,7 @@ def test_the_size_that_pictures_are_kept_at(run, refused, folder):
     "It reaches the data, is written down, is read from settings.ini, and a run goes on with it"
     for name in ('a', 'b'):
         (folder/'p'/name).mkdir(parents=True)
-        for i in range(8): picture(i, 40).resize((60, 40)).save(folder/f'p/{name}/{i}.png')
+        for i in range(8): picture(i, (40, 40)).resize((60, 40)).save(folder/f'p/{name}/{i}.png')
     command = ('pretrain', 'p', '--arch', 'resnet10t', '--batch-size', 4, '--size', 24, '--no-controls')
     code, out, err = run(*command, '--epochs', 1, '--store-size', 30, '--out', 'r')
     assert (code, err) == (0, '') and 'pictures are kept whole, at 30 px of their short side: 0.1 MB\n' in out

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.cli import TINY, config, ended_after_an_epoch, judged_knn, pictures
+from helpers.cli import TINY, config, ended_after_an_epoch, judged_knn
+from helpers.folders import image_folder
 from helpers.deep import folder_of
 
 from fastcontrast.cli.settings import read_range, resolve
@@ -57,7 +58,7 @@ def test_ranges():
 
 
 def test_channels(run, refused, folder):
-    pictures(folder/'p', dict(a=4, bb=4), 16)
+    image_folder(folder/'p', dict(a=4, bb=4), (16, 16))
     for value in (0, -1, 10**30): assert '--channels' in refused('pretrain', 'p', *TINY, '--channels', value)
     assert 'has 3 channels, and 5 are wanted (channels, --channels)' in refused('pretrain', 'p', *TINY, '--channels', 5)
     assert run('pretrain', 'p', *TINY, '--channels', 3, '--out', 'r', '--no-controls')[0] == 0

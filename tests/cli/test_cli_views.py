@@ -1,11 +1,11 @@
 "views: what training would see, drawn"
 import matplotlib.image
 import numpy as np
-from helpers.cli import pictures
+from helpers.folders import image_folder
 
 
 def test_views(run, folder):
-    pictures(folder/'p', {'': 3})
+    image_folder(folder/'p', {'': 3})
     said = run('views', '-o', 'd.png', '-n', 2)[1]
     assert said == '2 pictures and their views (digits, 32 px) are in d.png\n'
     said = run('views', 'p', '-o', '[a]/v.svg', '--kind', 'byol', '--size', 40)[1]
@@ -24,14 +24,14 @@ def test_views(run, folder):
 
 
 def test_the_column_of_a_table(run, refused, folder):
-    pictures(folder/'p', {'': 3})
+    image_folder(folder/'p', {'': 3})
     (folder/'t.csv').write_text('where,kind\n' + ''.join(f'p/{i:03}.png,0\n' for i in range(3)))
     assert run('views', 't.csv', '--column', 'where')[1].startswith('3 pictures and their views')
     assert 'has no column path or' in refused('views', 't.csv')
 
 
 def test_bands(run, refused, folder):
-    pictures(folder/'p', {'': 3})
+    image_folder(folder/'p', {'': 3})
     for i, bands in enumerate(('0,1,2', '2,1,0', '1')):
         assert run('views', 'p', '--bands', bands, '-o', f'{i}.png')[0] == 0
     a, b, c = (matplotlib.image.imread(f'{i}.png') for i in range(3))

@@ -5,7 +5,8 @@ import os
 import pytest
 import timm
 import torch
-from helpers.cli import TINY, config, ended_after_an_epoch, pictures
+from helpers.cli import TINY, config, ended_after_an_epoch
+from helpers.folders import image_folder
 from safetensors.torch import load_file
 
 from fastcontrast.export import encoder_info
@@ -19,7 +20,7 @@ def first(tmp_path_factory):
     from fastcontrast.data import image_dls
     from fastcontrast.learner import contrastive_learner
     folder = tmp_path_factory.mktemp('first')
-    pictures(folder/'data', dict(a=8, b=8))
+    image_folder(folder/'data', dict(a=8, b=8))
     torch.manual_seed(0)
     dls = image_dls(folder/'data', size=32, bs=4, valid=0.2, device='cpu', workers=0)
     learn = contrastive_learner(dls, 'resnet10t', small_input=True, knn_pictures=0)

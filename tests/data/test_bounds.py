@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers.folders import STREAM, dls_of, everything, make, picture
+from helpers.folders import STREAM, dls_of, everything, image_folder, picture
 from helpers.odd import KINDS, PNGS, icns, ico, no_file, png, within
 from PIL import ExifTags, Image, ImageOps
 
@@ -26,7 +26,7 @@ from fastcontrast.pictures import attempt, decoded, square_pixels
                          ids=['resident', 'streamed', 'workers', 'cached'])
 @pytest.mark.parametrize('kind', KINDS)
 def test_what_is_no_file_is_named_and_skipped(tmp_path, kind, how):
-    root = make(tmp_path/'x', dict(a=4, b=4))
+    root = image_folder(tmp_path/'x', dict(a=4, b=4))
     for name in ('a/000.jpg', 'b/x.PNG', 'b/y.tiff'): no_file(root/name, kind)
     with within(60):
         dls = dls_of(root, size=32, valid=0, **how)
@@ -45,7 +45,7 @@ def test_a_folder_of_nothing_else(tmp_path):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_labels_are_read_from_files(tmp_path, kind):
-    root = make(tmp_path/'x', dict(a=4, b=4))
+    root = image_folder(tmp_path/'x', dict(a=4, b=4))
     with pytest.raises(InputError, match='names.txt'), within(20):
         dls_of(root, labels=no_file(tmp_path/'names.txt', kind))
     with pytest.raises(InputError, match="table.csv' can't be read"), within(20):
@@ -53,7 +53,7 @@ def test_labels_are_read_from_files(tmp_path, kind):
 
 
 def test_labels_that_are_no_text(tmp_path):
-    root = make(tmp_path/'x', dict(a=4, b=4))
+    root = image_folder(tmp_path/'x', dict(a=4, b=4))
     with pytest.raises(InputError, match="names in '.*000.png' can't be read: it is no text in UTF-8, at byte 0"):
         dls_of(root, labels=root/'a/000.png')
 
@@ -136,7 +136,7 @@ def limited(monkeypatch, limit): monkeypatch.setattr(MEMORY, 'limit', limit)
 
 @pytest.mark.parametrize('how', [{}, STREAM, dict(cache=True)], ids=['resident', 'streamed', 'cached'])
 def test_too_large_is_named_in_the_report(tmp_path, monkeypatch, how):
-    root = make(tmp_path/'x', dict(a=4, b=4))
+    root = image_folder(tmp_path/'x', dict(a=4, b=4))
     (root/'a/large.png').write_bytes(png(2000, 1500, 'grey_alpha8'))
     limited(monkeypatch, 10 * MB)
     dls = dls_of(root, size=32, valid=0, **how)
@@ -181,7 +181,7 @@ def test_more_pixels_than_pillow_opens(tmp_path, monkeypatch):
 def test_a_side_that_no_memory_has(tmp_path):
     for size in (LARGEST_SIDE + 1, 10**9, 10**30):
         with pytest.raises(InputError, match=f'size={size} must be a whole number from 1 to 8192, or None'):
-            dls_of(make(tmp_path, dict(a=4)), size=size)
+            dls_of(image_folder(tmp_path, dict(a=4)), size=size)
 
 
 # ---------------------------------------------------------------- at a time

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.folders import everything, make, picture, same
+from helpers.folders import everything, image_folder, picture, same
 from helpers.odd import KINDS, no_file, within
 from PIL import Image
 from safetensors import safe_open
@@ -39,7 +39,7 @@ def left(root): return sorted(p.name for p in store(root).parent.glob('*') if no
 
 
 @pytest.fixture
-def root(tmp_path): return make(tmp_path/'pictures', dict(a=9, b=8), **JPEGS)
+def root(tmp_path): return image_folder(tmp_path/'pictures', dict(a=9, b=8), **JPEGS)
 
 
 # ---------------------------------------------------------------- the same tensors
@@ -81,8 +81,8 @@ def test_one_store_serves_every_split_and_batch_size(root):
 
 
 def test_parts_in_folders_of_their_own(tmp_path):
-    make(tmp_path/'x/train', dict(a=5, b=4), **JPEGS)
-    make(tmp_path/'x/val', dict(b=3), **JPEGS)
+    image_folder(tmp_path/'x/train', dict(a=5, b=4), **JPEGS)
+    image_folder(tmp_path/'x/val', dict(b=3), **JPEGS)
     cached, plain = (dls_of(tmp_path/'x', cache=c) for c in (tmp_path/'there', None))
     same(cached.train, plain.train)
     same(cached.valid, plain.valid)
@@ -259,13 +259,13 @@ def test_no_more_processes_than_chunks(tmp_path, monkeypatch, n, workers, expect
             seen.append(kwargs['num_workers'])
             super().__init__(*args, **kwargs | dict(num_workers=0))
     monkeypatch.setattr(cache_module, 'DataLoader', Loader)
-    root = make(tmp_path/'x', dict(a=n), size=(4, 4))
+    root = image_folder(tmp_path/'x', dict(a=n), size=(4, 4))
     open_store(Files(root, find_pictures(root), np.zeros(n, int)), PixelFormat(4), tmp_path/'s.safetensors', workers)
     assert seen == [expected]
 
 
 def test_names_are_shown_and_not_obeyed(tmp_path, capsys):
-    root = make(tmp_path/'\x1b[2J\n', dict(a=4))
+    root = image_folder(tmp_path/'\x1b[2J\n', dict(a=4))
     dls_of(root, valid=0)
     said = capsys.readouterr().err
     assert '\\x1b[2J\\n.cache' in said and '\x1b' not in said and said.count('\n') == 1
@@ -311,7 +311,7 @@ def wait_for(path, seconds=60):
 
 @pytest.mark.parametrize('workers, sign', [(0, signal.SIGKILL), (2, signal.SIGKILL), (2, signal.SIGINT)])
 def test_a_killed_build_leaves_no_store(root, workers, sign):
-    make(root, dict(a=80), **JPEGS)
+    image_folder(root, dict(a=80), **JPEGS)
     process, _ = started(root, pause=.1, workers=workers)
     partial = store(root).with_name(f'.{store(root).name}.partial')
     wait_for(partial)
@@ -345,7 +345,7 @@ def test_disk_too_small(root, monkeypatch):
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_disk_full_half_way(root, workers):
-    make(root, dict(a=80), **JPEGS)
+    image_folder(root, dict(a=80), **JPEGS)
     process, said = started(root, workers=workers, limit=100_000)
     process.join(60)
     line = said.read_text().splitlines()[-1]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.deep import folder_of, png16, refuses, saved, source_of
-from helpers.folders import everything, make, picture
+from helpers.folders import everything, image_folder, picture
 from PIL import Image
 
 from fastcontrast.arrays import channel_axis, open_array
@@ -138,7 +138,7 @@ def test_another_number_is_named(tmp_path, kind):
 
 
 def test_pictures_of_another_number(tmp_path):
-    make(tmp_path, dict(a=2), size=(SIDE, SIDE))
+    image_folder(tmp_path, dict(a=2), size=(SIDE, SIDE))
     with pytest.raises(InputError, match=r'has 3 channels, and 4 are wanted \(channels, --channels\)'):
         dls_of(tmp_path, channels=4)
     refuses(['item 0 of list has 3 channels, and 5 are wanted'], dls_of, [picture(0), picture(1)], channels=5)

@@ -8,7 +8,7 @@ from fastai.data.transforms import GrandparentSplitter, Normalize, RandomSplitte
 from fastai.learner import Learner
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageBlock
-from helpers.folders import STREAM, Given, dls_of, everything, make, picture, same
+from helpers.folders import STREAM, Given, dls_of, everything, image_folder, picture, same
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
@@ -23,8 +23,8 @@ from fastcontrast.data import ImageLoader, find_pictures, image_dls
 
 @pytest.mark.parametrize('name', ['val', 'valid', 'validation', 'test'])
 def test_train_and_validation_folders(tmp_path, name):
-    make(tmp_path/'train', dict(b=3, a=4))
-    make(tmp_path/name, dict(b=2))
+    image_folder(tmp_path/'train', dict(b=3, a=4))
+    image_folder(tmp_path/name, dict(b=2))
     dls = dls_of(tmp_path)
     assert dls.classes == ['a', 'b'] and dls.size == 32 and dls.source == str(tmp_path) and dls.n_inp == 1
     assert dls.train.data.names[0] == 'a/000.png' and dls.train.data.y.tolist() == [0] * 4 + [1] * 3
@@ -34,7 +34,7 @@ def test_train_and_validation_folders(tmp_path, name):
 
 
 def test_flat_parts_and_flat_folder(tmp_path):
-    make(tmp_path, dict(train=6, val=3))
+    image_folder(tmp_path, dict(train=6, val=3))
     dls = dls_of(tmp_path)
     assert dls.classes is None and len(dls.valid.data) == 3 and (everything(dls.valid)[1] == -1).all()
     dls = dls_of(tmp_path/'train')
@@ -44,7 +44,7 @@ def test_flat_parts_and_flat_folder(tmp_path):
 
 
 def test_split_is_seeded_and_stratified(tmp_path):
-    make(tmp_path, dict(a=20, b=5, c=2, d=1))
+    image_folder(tmp_path, dict(a=20, b=5, c=2, d=1))
     parts = [dls_of(tmp_path, seed=s, valid=0.3) for s in (0, 0, 1)]
     held = [p.valid.data.names for p in parts]
     assert held[0] == held[1] != held[2]
@@ -56,21 +56,21 @@ def test_split_is_seeded_and_stratified(tmp_path):
 
 
 def test_train_folder_without_validation_is_split(tmp_path):
-    make(tmp_path/'train', dict(a=10, b=10))
+    image_folder(tmp_path/'train', dict(a=10, b=10))
     dls = dls_of(tmp_path)
     assert len(dls.train.data) == 16 and len(dls.valid.data) == 4
 
 
 def test_other_folder_validates(tmp_path):
-    make(tmp_path/'x', dict(a=4, b=4))
-    make(tmp_path/'y', dict(b=3))
+    image_folder(tmp_path/'x', dict(a=4, b=4))
+    image_folder(tmp_path/'y', dict(b=3))
     dls = dls_of(tmp_path/'x', valid=tmp_path/'y')
     assert len(dls.train.data) == 8 and dls.valid.data.y.tolist() == [1] * 3
 
 
 def test_what_is_passed_over(tmp_path):
-    root = make(tmp_path/'x', dict(a=2, b=2))
-    for junk in ('.hidden', '.ipynb_checkpoints', '__MACOSX'): make(root/junk, dict(z=1))
+    root = image_folder(tmp_path/'x', dict(a=2, b=2))
+    for junk in ('.hidden', '.ipynb_checkpoints', '__MACOSX'): image_folder(root/junk, dict(z=1))
     picture(0).save(root/'a'/'.secret.png')
     (root/'a/readme.txt').write_text('no picture')
     (root/'b/features.h5').write_bytes(b'no picture')
@@ -78,7 +78,7 @@ def test_what_is_passed_over(tmp_path):
     (root/'a/more').mkdir()
     picture(1).save(root/'a/more/0.JPG', format='JPEG')
     (root/'a/loop').symlink_to(root/'a')
-    make(tmp_path/'far', dict(c=2))
+    image_folder(tmp_path/'far', dict(c=2))
     (root/'c').symlink_to(tmp_path/'far/c')
     (root/'b/linked').symlink_to(tmp_path/'far/c')
     dls = dls_of(root, valid=0)
@@ -88,7 +88,7 @@ def test_what_is_passed_over(tmp_path):
     assert find_pictures(root/'a', nested=False) == ['000.png', '001.png']
 
 
-def test_one_class(tmp_path): assert dls_of(make(tmp_path, dict(a=5))).classes == ['a']
+def test_one_class(tmp_path): assert dls_of(image_folder(tmp_path, dict(a=5))).classes == ['a']
 
 
 def test_digits():
@@ -130,8 +130,8 @@ def test_datasets_of_other_shapes(tmp_path):
 
 
 def test_fastai_dataloaders(tmp_path):
-    make(tmp_path/'train', dict(a=6, b=7), size=(40, 30))
-    make(tmp_path/'valid', dict(a=3, b=2), size=(40, 30))
+    image_folder(tmp_path/'train', dict(a=6, b=7), size=(40, 30))
+    image_folder(tmp_path/'valid', dict(a=3, b=2), size=(40, 30))
     block = dict(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label,
                  splitter=GrandparentSplitter(), item_tfms=Resize(24))
     made = DataBlock(batch_tfms=aug_transforms(), **block).dataloaders(tmp_path, bs=4, num_workers=0)
@@ -155,7 +155,7 @@ def test_fastai_dataloaders(tmp_path):
 
 
 def test_size_and_side(tmp_path):
-    root = make(tmp_path/'same', dict(a=4, b=4), size=(48, 48))
+    root = image_folder(tmp_path/'same', dict(a=4, b=4), size=(48, 48))
     dls = dls_of(root)
     assert dls.size == 48 and dls.train.one_batch()[0].shape[-1] == 48
     assert [dls_of(root, size=n).train.one_batch()[0].shape[-1] for n in (24, 32, 99)] == [36, 48, 48]
@@ -163,13 +163,13 @@ def test_size_and_side(tmp_path):
     assert dls_of(root).size == 224
     assert dls_of(root, size=48).train.one_batch()[0].shape[-1] == 48  # whole, and not larger than they are
     assert dls_of(root, size=1).train.one_batch()[0].shape[-1] == 2
-    assert dls_of(make(tmp_path/'large', dict(a=2), size=(300, 300)), valid=0).size == 224
+    assert dls_of(image_folder(tmp_path/'large', dict(a=2), size=(300, 300)), valid=0).size == 224
 
 
 # ---------------------------------------------------------------- labels
 
 def test_labels(tmp_path):
-    root = make(tmp_path/'x', dict(a=20, b=10, c=3))
+    root = image_folder(tmp_path/'x', dict(a=20, b=10, c=3))
     kwargs = dict(bs=33, valid=0)
     assert (everything(dls_of(root, **kwargs).train)[1] == -1).all()
     for labels in ('all', True, 1.0):
@@ -186,7 +186,7 @@ def test_labels(tmp_path):
 
 
 def test_labels_file(tmp_path):
-    root = make(tmp_path/'x', dict(a=4, b=4))
+    root = image_folder(tmp_path/'x', dict(a=4, b=4))
     picture(0).save(root/'b/only.png')
     names = tmp_path/'names.txt'
     names.write_text('\ufeff# two of them\na/001.png\n\n  only.png  \n', encoding='utf-8')
@@ -202,7 +202,7 @@ def test_labels_file(tmp_path):
 
 
 def test_labels_file_may_name_a_broken_picture(tmp_path):
-    root = make(tmp_path/'x', dict(a=4))
+    root = image_folder(tmp_path/'x', dict(a=4))
     (root/'a/bad.png').write_bytes(b'')
     (tmp_path/'names.txt').write_text('a/bad.png\na/000.png')
     assert dls_of(root, labels=tmp_path/'names.txt', valid=0).train.data.labeled.sum() == 1
@@ -229,14 +229,14 @@ def test_labels_file_may_name_a_broken_picture(tmp_path):
     (dict(device='cuda:99'), 'device=cuda:99'),
 ])
 def test_bad_values(tmp_path, kwargs, message):
-    make(tmp_path, dict(a=5, b=5))
+    image_folder(tmp_path, dict(a=5, b=5))
     with pytest.raises(InputError, match=message): dls_of(tmp_path, **kwargs)
 
 
 def test_bad_folders(tmp_path, monkeypatch):
     with pytest.raises(MissingPath, match="there is no folder '.*/none'"): dls_of(tmp_path/'none')
     with pytest.raises(MissingPath, match='did you mean digits'): dls_of('digit')
-    root = make(tmp_path/'root', dict(a=2, b=2))
+    root = image_folder(tmp_path/'root', dict(a=2, b=2))
     for path, words in (('', 'is no path'), ('~nobody_is_called_this/x', 'begins with the home folder of somebody')):
         for given in (dict(source=path), dict(valid=path), dict(labels=path)):
             with pytest.raises(InputError, match=words): dls_of(**dict(source=root) | given)
@@ -251,18 +251,18 @@ def test_bad_folders(tmp_path, monkeypatch):
     (tmp_path/'empty').mkdir()
     with pytest.raises(InputError, match="no picture in '.*empty'"): dls_of(tmp_path/'empty')
     (tmp_path/'t/train').mkdir(parents=True)
-    make(tmp_path/'t/val', dict(a=2))
+    image_folder(tmp_path/'t/val', dict(a=2))
     with pytest.raises(InputError, match="no picture in '.*train'"): dls_of(tmp_path/'t')
-    make(tmp_path/'v/train', dict(a=4))
+    image_folder(tmp_path/'v/train', dict(a=4))
     (tmp_path/'v/valid').mkdir()
     with pytest.raises(InputError, match="no picture in '.*valid'"): dls_of(tmp_path/'v')
-    make(tmp_path/'o/val', dict(a=4))
+    image_folder(tmp_path/'o/val', dict(a=4))
     with pytest.raises(InputError, match='has a folder val/ but no train/'): dls_of(tmp_path/'o')
-    make(tmp_path/'s/train', dict(a=4))
-    make(tmp_path/'s/val', dict(a=4, extra=2))
+    image_folder(tmp_path/'s/train', dict(a=4))
+    image_folder(tmp_path/'s/val', dict(a=4, extra=2))
     with pytest.raises(InputError, match='classes that training lacks: extra'): dls_of(tmp_path/'s')
     with pytest.raises(MissingPath, match='no validation folder'): dls_of(tmp_path/'s', valid=tmp_path/'zzz')
-    make(tmp_path/'m', dict(a=3))
+    image_folder(tmp_path/'m', dict(a=3))
     picture(0).save(tmp_path/'m/loose.png')
     with pytest.raises(InputError, match='loose.png.* beside folders.*unlabelled=True'): dls_of(tmp_path/'m')
     with pytest.raises(InputError, match='labels=all but the pictures have no labels'):
@@ -309,7 +309,7 @@ def test_learner_learns_the_digits():
 
 @pytest.mark.parametrize('how', [{}, STREAM])
 def test_learner_without_validation_part(tmp_path, how):
-    dls = dls_of(make(tmp_path, dict(a=6))/'a', **how)
+    dls = dls_of(image_folder(tmp_path, dict(a=6))/'a', **how)
     learn = Learner(dls, Tiny(), loss_func=lambda p, y: p.square().mean())
     learn.remove_cbs(ProgressCallback)
     learn.fit(1)

@@ -3,7 +3,7 @@ import io
 import os
 
 import pytest
-from helpers.folders import dls_of, make, picture
+from helpers.folders import dls_of, image_folder, picture
 from helpers.odd import no_file, within
 from PIL import Image
 
@@ -20,9 +20,9 @@ from fastcontrast.folders import find_pictures, left_out, list_folder
 ])
 def test_a_link_within_is_followed_to_nothing(tmp_path, place, target):
     "Each file once, with its own label, and neither a class of links nor a circle"
-    root = make(tmp_path/'x', dict(a=3, b=2))
-    make(root/'a', dict(more=1))
-    make(root/'b', dict(deep=1))
+    root = image_folder(tmp_path/'x', dict(a=3, b=2))
+    image_folder(root/'a', dict(more=1))
+    image_folder(root/'b', dict(deep=1))
     before = dls_of(root, valid=0).train.data
     (root/place).symlink_to(str(tmp_path) if target == 'ABOVE' else target)
     with within(20): after = dls_of(root, valid=0).train.data
@@ -32,8 +32,8 @@ def test_a_link_within_is_followed_to_nothing(tmp_path, place, target):
 
 def test_links_to_elsewhere_are_followed(tmp_path):
     "Once in a class, however many lead there, and as often as classes have them"
-    root = make(tmp_path/'x', dict(a=1))
-    make(tmp_path/'far', dict(c=2))
+    root = image_folder(tmp_path/'x', dict(a=1))
+    image_folder(tmp_path/'far', dict(c=2))
     (tmp_path/'far/c/back').symlink_to(root)
     (tmp_path/'far/c/round').symlink_to(tmp_path/'far')
     for name in ('c', 'a/one', 'a/two'): (root/name).symlink_to(tmp_path/'far/c')
@@ -47,20 +47,20 @@ def test_links_to_elsewhere_are_followed(tmp_path):
 
 
 def test_the_folder_may_be_a_link(tmp_path):
-    make(tmp_path/'far', dict(a=2, b=2))
+    image_folder(tmp_path/'far', dict(a=2, b=2))
     (tmp_path/'x').symlink_to(tmp_path/'far')
     assert dls_of(tmp_path/'x', valid=0).train.data.names == dls_of(tmp_path/'far', valid=0).train.data.names
 
 
 def test_parts_may_link_to_each_other(tmp_path):
-    make(tmp_path/'x/train', dict(a=3, b=3))
+    image_folder(tmp_path/'x/train', dict(a=3, b=3))
     (tmp_path/'x/val').mkdir()
     (tmp_path/'x/val/b').symlink_to('../train/b')
     assert dls_of(tmp_path/'x').valid.data.names == ['b/000.png', 'b/001.png', 'b/002.png']
 
 
 def test_links_in_a_circle_and_to_nothing(tmp_path):
-    root = make(tmp_path, dict(a=2))
+    root = image_folder(tmp_path, dict(a=2))
     (root/'a/circle').symlink_to('circle')
     (root/'a/gone').symlink_to('nowhere')
     (root/'a/gone.png').symlink_to('nowhere.png')
@@ -70,7 +70,7 @@ def test_links_in_a_circle_and_to_nothing(tmp_path):
 
 @pytest.mark.skipif(os.getuid() == 0, reason='root may look into everything')
 def test_a_folder_that_may_not_be_looked_into(tmp_path):
-    make(tmp_path, dict(a=2, b=2))
+    image_folder(tmp_path, dict(a=2, b=2))
     (tmp_path/'a').chmod(0)
     with pytest.raises(InputError, match="cannot look into '.*a': Permission denied"): dls_of(tmp_path)
 
@@ -91,7 +91,7 @@ def encoded(name):
     ('photo', b'\0\0\0\x18ftypheic\0\0\0\0'), ('photo', b'\0\0\0\x1cftypavif\0\0\0\0'),
 ])
 def test_what_looks_like_a_picture_is_named(tmp_path, name, content, capsys):
-    make(tmp_path, dict(a=3))
+    image_folder(tmp_path, dict(a=3))
     (tmp_path/'a'/name).write_bytes(content)
     dls_of(tmp_path, valid=0)
     said = f"1 file that looks like a picture was left out, since its name has no suffix that is read here: a/{name}.\n"
@@ -104,14 +104,14 @@ def test_what_looks_like_a_picture_is_named(tmp_path, name, content, capsys):
     ('labels', b'0 1 2'), ('a.xmp', b'<x:xmpmeta>'),
 ])
 def test_what_stands_beside_pictures_is_not(tmp_path, name, content, capsys):
-    make(tmp_path, dict(a=3))
+    image_folder(tmp_path, dict(a=3))
     (tmp_path/'a'/name).write_bytes(content)
     dls_of(tmp_path, valid=0)
     assert capsys.readouterr().err == ''
 
 
 def test_many_are_counted(tmp_path, capsys):
-    make(tmp_path, dict(a=3, b=3))
+    image_folder(tmp_path, dict(a=3, b=3))
     for i in range(300): (tmp_path/f'a/{i:03}').write_bytes(encoded('JPEG'))
     for i in range(5): (tmp_path/f'b/{i}.heic').write_bytes(b'')
     (tmp_path/'loose.heic').write_bytes(b'')
@@ -123,7 +123,7 @@ def test_many_are_counted(tmp_path, capsys):
 
 
 def test_few_are_looked_into_where_none_is_one(tmp_path, monkeypatch):
-    make(tmp_path, dict(a=1))
+    image_folder(tmp_path, dict(a=1))
     for i in range(300): (tmp_path/f'a/{i:03}.xyz').write_bytes(b'x')
     seen = []
     monkeypatch.setattr(folders, '_looks_like_one', lambda path: seen.append(path))
@@ -138,7 +138,7 @@ def test_nothing_else_is_there(tmp_path, capsys):
 
 
 def test_names_are_shown_and_not_obeyed(tmp_path, capsys):
-    make(tmp_path, dict(a=3))
+    image_folder(tmp_path, dict(a=3))
     (tmp_path/'a/\x1b[31mred\n.heic').write_bytes(b'')
     (tmp_path/'a/\x1b]0;title\x07.png').write_bytes(b'?')
     dls = dls_of(tmp_path, valid=0)

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from helpers.folders import STREAM, Given, as_process, dls_of, everything, make, picture, same
+from helpers.folders import STREAM, Given, as_process, dls_of, everything, image_folder, picture, same
 from helpers.pictures import Dots, Dots20
 from PIL import Image
 
@@ -17,7 +17,7 @@ from fastcontrast.loaders import StratifiedLoader
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_streamed_batches_are_the_resident_ones(tmp_path, workers):
-    make(tmp_path, dict(a=9, b=8), size=(70, 50), suffix='jpg')
+    image_folder(tmp_path, dict(a=9, b=8), size=(70, 50), suffix='jpg')
     kwargs = dict(size=32, bs=4, labels=0.5)
     resident, streamed = dls_of(tmp_path, **kwargs), dls_of(tmp_path, memory=1e-12, workers=workers, **kwargs)
     assert not resident.train.streaming and streamed.train.streaming
@@ -31,7 +31,7 @@ def test_streamed_batches_are_the_resident_ones(tmp_path, workers):
 
 
 def test_looking_at_a_batch_disturbs_no_pass(tmp_path):
-    root = make(tmp_path, dict(a=12))
+    root = image_folder(tmp_path, dict(a=12))
     for how in ({}, dict(memory=1e-12, workers=1)):
         dls = dls_of(root, **how)
         whole = list(dls_of(root).train)
@@ -44,7 +44,7 @@ def test_looking_at_a_batch_disturbs_no_pass(tmp_path):
 
 
 def test_shuffle_repeats_and_differs(tmp_path):
-    root = make(tmp_path, dict(a=11, b=10))
+    root = image_folder(tmp_path, dict(a=11, b=10))
     one, two, other = (dls_of(root, bs=4, seed=s, valid=0).train for s in (3, 3, 4))
     torch.manual_seed(0)
     passes = [everything(one)[0] for _ in range(2)]
@@ -61,7 +61,7 @@ def test_shuffle_repeats_and_differs(tmp_path):
 
 
 def test_ordered_follows_names(tmp_path):
-    root = make(tmp_path, dict(a=3, b=3))
+    root = image_folder(tmp_path, dict(a=3, b=3))
     dls = dls_of(root, valid=0)
     x, y = everything(dls.train.ordered())
     for name, pixels, label in zip(dls.train.data.names, x, y, strict=True):
@@ -87,7 +87,7 @@ def spoil(folder):
 
 
 def test_undecodable_pictures_are_left_out(tmp_path):
-    root = make(tmp_path, dict(a=5, b=5))
+    root = image_folder(tmp_path, dict(a=5, b=5))
     spoil(root/'a')
     dls = dls_of(root, valid=0)
     assert len(dls.train.data) == 10 == len(everything(dls.train.ordered())[0])
@@ -104,7 +104,7 @@ def test_undecodable_pictures_are_left_out(tmp_path):
 
 
 def test_undecodable_pictures_are_replaced_in_streams(tmp_path):
-    root = make(tmp_path, dict(a=5, b=5))
+    root = image_folder(tmp_path, dict(a=5, b=5))
     spoil(root/'a')
     for workers in (0, 2):
         dls = dls_of(root, valid=0, labels='all', memory=1e-12, workers=workers)
@@ -118,14 +118,14 @@ def test_undecodable_pictures_are_replaced_in_streams(tmp_path):
 
 
 def test_report_names_ten(tmp_path):
-    root = make(tmp_path, dict(a=3))
+    root = image_folder(tmp_path, dict(a=3))
     for i in range(13): (root/f'a/z{i:02}.png').write_bytes(b'')
     report = dls_of(root, valid=0).report()
     assert report.count('(empty file)') == 10 and report.endswith('and 3 more.')
 
 
 def test_strict(tmp_path):
-    root = make(tmp_path, dict(a=5))
+    root = image_folder(tmp_path, dict(a=5))
     (root/'a/002.png').write_bytes(b'')
     with pytest.raises(InputError, match='002.png could not be decoded .empty file'): dls_of(root, valid=0, strict=True)
     for workers in (0, 1):
@@ -167,7 +167,7 @@ def test_decoding_in_chunks_with_holes():
 
 @pytest.mark.parametrize('how', [{}, STREAM])
 def test_ordered_takes_a_seeded_few(tmp_path, how):
-    dls = dls_of(make(tmp_path, dict(a=9, b=9)), bs=4, **how)
+    dls = dls_of(image_folder(tmp_path, dict(a=9, b=9)), bs=4, **how)
     few = dls.train.ordered(5)
     x, y = everything(few)
     assert len(few) == 2 and len(x) == 5 == len(y)
@@ -280,7 +280,7 @@ def test_a_share_and_a_file_of_labels(class_folder, tmp_path, how):
 
 @pytest.mark.parametrize('how', [{}, STREAM], ids=['resident', 'streaming'])
 def test_a_broken_picture_is_stood_in_for_by_a_labelled_one(tmp_path, how):
-    make(tmp_path, dict(a=8, b=8))
+    image_folder(tmp_path, dict(a=8, b=8))
     (tmp_path/'few.txt').write_text('\n'.join(f'{c}/{i:03}.png' for c in 'ab' for i in (0, 4, 6)))
     (tmp_path/'a/004.png').write_bytes(b'not a picture')
     dls = dls_of(tmp_path, labels=tmp_path/'few.txt', valid=0, **how)
@@ -329,8 +329,8 @@ def test_bad_batches_by_class(class_folder, tmp_path):
                           (dict(seed=-1), 'seed=-1 must be a whole number of at least 0')):
         with pytest.raises(InputError, match=words): by_class(class_folder, **kwargs)
     with pytest.raises(InputError, match="only class 'x' has labels"):
-        by_class(make(tmp_path/'one', dict(x=4)))
-    make(tmp_path/'flat', dict(train=4))
+        by_class(image_folder(tmp_path/'one', dict(x=4)))
+    image_folder(tmp_path/'flat', dict(train=4))
     with pytest.raises(InputError, match='the pictures have no labels: use class folders'):
         by_class(tmp_path/'flat'/'train', how=dict(labels=None))
     with pytest.raises(InputError, match='need the training part of image_dls'): StratifiedLoader([1, 2])
@@ -338,7 +338,7 @@ def test_bad_batches_by_class(class_folder, tmp_path):
 
 def test_fastai_loaders_are_refused(tmp_path):
     from fastai.vision.data import ImageDataLoaders
-    make(tmp_path, dict(a=6, b=6))
+    image_folder(tmp_path, dict(a=6, b=6))
     dls = image_dls(ImageDataLoaders.from_folder(tmp_path, valid_pct=0.2, seed=1, bs=4, num_workers=0, device='cpu'),
                     labels='all')
     with pytest.raises(InputError, match='fastai DataLoaders choose themselves .* give image_dls the folder'):
@@ -358,7 +358,7 @@ def test_the_support_is_of_the_authors_proportion(bs, labels, support):
 # ---------------------------------------------------------------- what there is, at a look
 
 def test_what_is_printed(tmp_path):
-    root = make(tmp_path/'x', dict(a=10, b=10), size=(60, 40))
+    root = image_folder(tmp_path/'x', dict(a=10, b=10), size=(60, 40))
     dls = dls_of(root, size=20, labels=.5, valid=.2)
     assert repr(dls).splitlines() == [
         f'{root}, for views of 20 px', '  train: 16 pictures, whole, squashed to 37 x 37 px, 3 channels of 8 bits, '
@@ -381,7 +381,7 @@ def test_what_is_printed(tmp_path):
 
 
 def test_printing_and_drawing_use_up_nothing(tmp_path):
-    root, state = make(tmp_path, dict(a=8, b=8)), torch.get_rng_state()
+    root, state = image_folder(tmp_path, dict(a=8, b=8)), torch.get_rng_state()
     dls, other = dls_of(root, labels='all'), dls_of(root, labels='all')
     repr(dls), dls.show_batch(), dls.valid.show_batch()
     same(dls.train, other.train)
@@ -392,7 +392,7 @@ def drawn(figure): return [ax for ax in figure.axes if ax.images]
 
 
 def test_a_batch_is_drawn_with_its_classes(tmp_path):
-    root = make(tmp_path/'x', dict(a=8, b=8))
+    root = image_folder(tmp_path/'x', dict(a=8, b=8))
     dls = dls_of(root, bs=12, labels='all', valid=0)
     figure, (images, y) = dls.show_batch(), dls.train.one_batch()
     assert [ax.get_title() for ax in drawn(figure)] == ['ab'[c] for c in y[:9]]
@@ -411,7 +411,7 @@ def test_a_batch_is_drawn_with_its_classes(tmp_path):
 
 
 def test_whole_pictures_are_drawn_in_their_shapes(tmp_path):
-    dls = dls_of(make(tmp_path, dict(a=4), size=(60, 40)), valid=0)
+    dls = dls_of(image_folder(tmp_path, dict(a=4), size=(60, 40)), valid=0)
     assert [ax.get_aspect() for ax in drawn(dls.show_batch())] == [pytest.approx(2 / 3)] * 2
 
 

@@ -10,7 +10,7 @@ from fastai.data.transforms import GrandparentSplitter, get_image_files, parent_
 from fastai.vision.augment import RandomResizedCrop, aug_transforms
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock
-from helpers.folders import as_process, dls_of, make, picture, same
+from helpers.folders import as_process, dls_of, image_folder, picture, same
 from webdataset import TarWriter
 
 from fastcontrast import pictures as pictures_module
@@ -25,7 +25,7 @@ SHARDS = {f'shards-{n}': n for n in range(4)}
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory): return make(tmp_path_factory.mktemp('folder')/'pictures', dict(a=13, b=12))
+def folder(tmp_path_factory): return image_folder(tmp_path_factory.mktemp('folder')/'pictures', dict(a=13, b=12))
 
 
 @pytest.fixture(scope='module')
@@ -182,8 +182,8 @@ def noisy(x: PILImage):
 @pytest.fixture(scope='module')
 def split(tmp_path_factory):
     root = tmp_path_factory.mktemp('split')
-    make(root/'train', dict(a=9, b=9), size=(24, 24))
-    make(root/'valid', dict(a=2, b=2), size=(24, 24))
+    image_folder(root/'train', dict(a=9, b=9), size=(24, 24))
+    image_folder(root/'valid', dict(a=2, b=2), size=(24, 24))
     return root
 
 

@@ -12,8 +12,8 @@ import torch
 from fastai.data.block import DataBlock, MultiCategoryBlock, RegressionBlock
 from fastai.data.transforms import RandomSplitter, get_image_files
 from fastai.vision.data import ImageBlock
-from helpers.folders import (STREAM, ClassLabel, Given, HuggingFace, Image, as_process, dls_of, everything, make,
-                             picture, same)
+from helpers.folders import (STREAM, ClassLabel, Given, HuggingFace, Image, as_process, dls_of, everything,
+                             image_folder, picture, same)
 from helpers.odd import KINDS, no_file, within
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
@@ -324,7 +324,7 @@ def test_strange_labels_of_fastai(files, block, label):
 # ---------------------------------------------------------------- folders as they are
 
 def odd(tmp_path):
-    make(tmp_path/'odd', dict([('2023/jan', 5), ('2024/feb', 4)]))
+    image_folder(tmp_path/'odd', dict([('2023/jan', 5), ('2024/feb', 4)]))
     for i in range(3): picture(900 + i).save(tmp_path/f'odd/loose{i}.png')
     return tmp_path/'odd'
 
@@ -339,32 +339,32 @@ def test_a_folder_as_it_is(tmp_path, capsys):
     same(dls.train.ordered(), dls_of(root, unlabelled=True, cache=tmp_path/'c').train.ordered())
     with pytest.raises(InputError, match='labels=all .* leaves them out: give one'):
         dls_of(root, unlabelled=True, labels='all')
-    make(tmp_path/'b', dict(x=5, y=5))
+    image_folder(tmp_path/'b', dict(x=5, y=5))
     judged = dls_of(root, unlabelled=True, valid=tmp_path/'b')
     assert len(judged.train.data) == 12 and judged.within == 'b'
 
 
 def test_folders_named_as_splits_are_no_splits_without_train(tmp_path):
-    make(tmp_path/'x', dict(val=3, other=4))
+    image_folder(tmp_path/'x', dict(val=3, other=4))
     assert len(dls_of(tmp_path/'x', unlabelled=True).train.data) == 7
     with pytest.raises(InputError, match='val/ but no train/'): dls_of(tmp_path/'x')
 
 
 def test_what_are_classes_is_said_first(tmp_path, capsys):
-    make(tmp_path/'x', {'2023/jan': 5, '2024/feb': 5})
+    image_folder(tmp_path/'x', {'2023/jan': 5, '2024/feb': 5})
     dls_of(tmp_path/'x')
     assert capsys.readouterr().out == '2 classes from folders: 2023, 2024\n'
     notes = []
-    dls_of(make(tmp_path/'y', {f'{c:02}': 2 for c in range(12)}), tell=notes.append)
+    dls_of(image_folder(tmp_path/'y', {f'{c:02}': 2 for c in range(12)}), tell=notes.append)
     assert notes == ['12 classes from folders: 00, 01, 02, 03, 04, 05, 06, 07, 08, 09, …']
-    dls_of(make(tmp_path/'z', dict(only=3)), tell=notes.append)
+    dls_of(image_folder(tmp_path/'z', dict(only=3)), tell=notes.append)
     assert notes.pop() == '1 class from folders: only'
     dls_of((ARRAY, WORDS), tell=notes.append)
     assert notes.pop() == '3 classes from labels: ant, bee, cat'
     (tmp_path/'t.csv').write_text('file,breed\n' + ''.join(f'z/only/{i:03}.png,cat\n' for i in range(3)))
     dls_of(tmp_path/'t.csv', tell=notes.append)
     assert notes.pop().endswith("has no column label or class or target, but breed; training needs none")
-    dls = dls_of(make(tmp_path/'o', {'\x1b[2J': 2, 'b\n': 2}), tell=notes.append)
+    dls = dls_of(image_folder(tmp_path/'o', {'\x1b[2J': 2, 'b\n': 2}), tell=notes.append)
     assert notes.pop() == '2 classes from folders: \\x1b[2J, b\\n' == dls.notes[0]
     capsys.readouterr()
     for source in ((ARRAY, Y), 'digits'): dls_of(source)
@@ -415,7 +415,7 @@ def test_a_data_set_without_its_files(tmp_path):
 
 def test_broken_files_of_a_data_set_are_left_out(tmp_path):
     "Whether the decoder raises where the data set opens it, or where we read it"
-    root = make(tmp_path/'x', dict(a=4, b=4))
+    root = image_folder(tmp_path/'x', dict(a=4, b=4))
     (root/'a/001.png').write_bytes((root/'a/001.png').read_bytes()[:300])
     (root/'b/002.png').write_bytes(b'not a picture')
     dls = dls_of(ImageFolder(str(root)), valid=0)
@@ -439,7 +439,7 @@ def test_a_batch_becomes_what_fits(capsys, how):
 
 
 def test_a_batch_becomes_what_can_be_decoded(tmp_path):
-    root = make(tmp_path/'x', dict(a=5))
+    root = image_folder(tmp_path/'x', dict(a=5))
     (root/'a/002.png').write_bytes(b'')
     dls = image_dls(root, valid=0, device='cpu')
     assert dls.train.bs == 4 and len(dls.train) == 1
@@ -515,7 +515,7 @@ def test_names_that_python_takes_for_numbers(files):
 
 
 def test_names_of_classes_are_shown(tmp_path, capsys):
-    for c in ('a\x1b[31m', os.fsdecode(b'b\xff')): make(tmp_path, {c: 3})
+    for c in ('a\x1b[31m', os.fsdecode(b'b\xff')): image_folder(tmp_path, {c: 3})
     assert len(dls_of(tmp_path).classes) == 2
     assert "classes from folders: a\\x1b[31m, b\\xff\n" in capsys.readouterr().out
 

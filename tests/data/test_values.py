@@ -4,7 +4,7 @@ import pytest
 import torch
 from fastai.vision.data import ImageDataLoaders
 from helpers.deep import folder_of, refuses, saved, source_of
-from helpers.folders import everything, make, picture, same
+from helpers.folders import everything, image_folder, picture, same
 from PIL import Image
 
 from fastcontrast import sample
@@ -124,7 +124,7 @@ def test_views_see_the_values():
 # ---------------------------------------------------------------- 8 bits stay 8 bits
 
 def test_bytes_are_as_they_were(tmp_path):
-    make(tmp_path, dict(a=4), size=(SIDE, SIDE))
+    image_folder(tmp_path, dict(a=4), size=(SIDE, SIDE))
     dls = dls_of(tmp_path)
     assert values(dls).dtype == torch.uint8 and dls.value_range is None and dls.notes == []
     assert torch.equal(values(dls)[0], torch.from_numpy(np.array(Image.open(tmp_path/'a/000.png'))).permute(2, 0, 1))
@@ -251,7 +251,7 @@ def test_bad_ranges(value_range):
 
 
 def test_fastai_scales_by_itself(tmp_path):
-    make(tmp_path, dict(a=4, b=4))
+    image_folder(tmp_path, dict(a=4, b=4))
     dls = ImageDataLoaders.from_folder(tmp_path, valid_pct=.5, bs=2, num_workers=0, device='cpu')
     refuses(['fastai DataLoaders scale their pictures themselves'], image_dls, dls, value_range=(0, 9))
 

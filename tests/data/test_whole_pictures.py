@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from helpers.folders import Given, dls_of, everything, make, picture, same
+from helpers.folders import Given, dls_of, everything, image_folder, picture, same
 from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import functional as TF
@@ -208,7 +208,7 @@ def test_the_side_that_is_kept(folder, tmp_path):
     assert side(size=200) == round(40 * usual)                # but not more than the pictures have
     assert side(size=24, store_size=25) == round(25 * usual)
     assert side(size=24, store_size=1000) == round(40 * usual)
-    square = make(tmp_path/'square', dict(a=4), size=(48, 48))
+    square = image_folder(tmp_path/'square', dict(a=4), size=(48, 48))
     assert side(square) == 48 and [side(square, size=n) for n in (20, 31, 32, 48, 60)] == [30, 46, 48, 48, 48]
     assert [side(square, size=32, store_size=n) for n in (20, 32, 44, 99)] == [20, 32, 44, 48]
     picture(9, (50, 50)).save(square/'a/z.png')  # squares of several sizes, too
@@ -221,7 +221,7 @@ def test_the_side_that_is_kept(folder, tmp_path):
 
 @pytest.mark.parametrize('size', [12, 20, 32])
 def test_squares_not_larger_than_their_place_are_as_they_are(tmp_path, size):
-    root = make(tmp_path, dict(a=3), size=(12, 12))
+    root = image_folder(tmp_path, dict(a=3), size=(12, 12))
     images, _ = everything(dls_of(root, size=size, valid=0, bs=3).train.ordered())
     expected = [np.asarray(Image.open(path)) for path in sorted(root.glob('a/*'))]
     assert np.array_equal(images.permute(0, 2, 3, 1), np.stack(expected))
@@ -237,8 +237,8 @@ OTHERS = dict(larger=(90, 90), smaller=(20, 20), wide=(90, 40), unlike=(16, 12))
 @pytest.mark.parametrize('how', ['no labels', 'the same classes', 'folders', 'other classes'])
 def test_what_validates_does_not_change_training(tmp_path, kind, training, how):
     "Whatever its shape: training pictures are as they are without it, and so is the side that a model sees"
-    root = make(tmp_path/'x', dict(a=5, b=5), size=training)
-    valid = make(tmp_path/'y', {'': 4} if how == 'no labels' else dict(a=4, b=4), size=OTHERS[kind])
+    root = image_folder(tmp_path/'x', dict(a=5, b=5), size=training)
+    valid = image_folder(tmp_path/'y', {'': 4} if how == 'no labels' else dict(a=4, b=4), size=OTHERS[kind])
     if how == 'other classes': (valid/'b').rename(valid/'c')
     alone = dls_of(root, valid=0)
     if how == 'folders':
@@ -282,7 +282,7 @@ def test_notes(folder, shards):
 
 def test_pictures_that_judge_by_themselves(folder, tmp_path):
     "Each place is kept in its own way"
-    square = make(tmp_path/'pets', dict(cat=8, dog=8), size=(24, 24))
+    square = image_folder(tmp_path/'pets', dict(cat=8, dog=8), size=(24, 24))
     dls = dls_of(folder, size=24, bs=3, unlabelled=True, valid=square)
     assert len(dls.train.one_batch()) == 3 and len(dls.bank.one_batch()) == len(dls.valid.one_batch()) == 2
     dls = dls_of(square, size=24, bs=3, unlabelled=True, valid=folder)

@@ -9,7 +9,7 @@ from contextlib import suppress
 import psutil
 import pytest
 import torch
-from helpers.folders import dls_of, make, picture, same
+from helpers.folders import dls_of, image_folder, picture, same
 from helpers.pictures import ARCH
 from webdataset import TarWriter
 
@@ -22,7 +22,7 @@ STREAMED = dict(size=16, bs=8, memory=1e-12, workers=2, labels='all')
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    return make(tmp_path_factory.mktemp('folder'), dict(a=25, b=25), size=(16, 16))
+    return image_folder(tmp_path_factory.mktemp('folder'), dict(a=25, b=25), size=(16, 16))
 
 
 @pytest.fixture(scope='module')

@@ -1,4 +1,5 @@
 """The walks of CONTRIBUTING.md, as they are written there, run in a copy of the library on the digits."""
+import ast
 import os
 import re
 import shutil
@@ -20,6 +21,28 @@ def section(title: str) -> str:
 def blocks(title: str) -> list[tuple[str, str]]:
     "The fenced blocks of a walk: language and source"
     return re.findall(r'```(\w+)\n(.*?)```', section(title), re.DOTALL)
+
+
+def imported(path: Path) -> set[str]:
+    "The rooms that a file of another room imports from"
+    package = path.relative_to(ROOT / 'fastcontrast').parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or node.level != len(package) + 1: continue
+        found |= {node.module.split('.')[0]} if node.module else {alias.name for alias in node.names}
+    return found - {'__version__'}
+
+
+def test_every_room_stands_below_those_that_it_imports_from():
+    rows = [line.split('|')[1] for line in section('Where things are').splitlines() if line.startswith('| `')]
+    place = {room: i for i, row in enumerate(rows) for room in re.findall(r'`(\w+)/?`', row)}
+    files = {path: path.relative_to(ROOT / 'fastcontrast').parts[0].removesuffix('.py')
+             for path in (ROOT / 'fastcontrast').rglob('*.py')}
+    files = {path: room for path, room in files.items() if room not in ('__init__', '__main__', '_modidx', 'all')}
+    assert set(files.values()) == set(place)
+    upwards = {f'{room}: {other}' for path, room in files.items() for other in imported(path)
+               if place[other] > place[room]}
+    assert not upwards
 
 
 @pytest.fixture

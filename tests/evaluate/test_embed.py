@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from helpers.cli import pictures
+from helpers.folders import image_folder
 from helpers.pictures import ARCH
 from helpers.refusals import said
 from PIL import Image
@@ -28,8 +28,8 @@ def encoder():
 
 @pytest.fixture
 def folder(tmp_path):
-    pictures(tmp_path/'p/train', dict(a=3, b=2))
-    pictures(tmp_path/'p/valid', dict(a=1, b=2))
+    image_folder(tmp_path/'p/train', dict(a=3, b=2))
+    image_folder(tmp_path/'p/valid', dict(a=1, b=2))
     return tmp_path/'p'
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from helpers.cli import TINY, config
-from helpers.folders import STREAM, Given, dls_of, everything, make, picture, same
+from helpers.folders import STREAM, Given, dls_of, everything, image_folder, picture, same
 from helpers.learners import small
 from PIL import Image
 
@@ -36,7 +36,7 @@ def coloured(folder, n=10, names=COLOURS):
 @pytest.fixture
 def a(tmp_path):
     "Pictures without labels, 40 pixels wide"
-    return make(tmp_path/'a', {'': 12}, size=(40, 40))
+    return image_folder(tmp_path/'a', {'': 12}, size=(40, 40))
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_bank_and_queries(a, b, tmp_path):
     pairs = [(p, p.parent.name) for p in sorted(b.rglob('*.png'))]
     dls = dls_of(a, valid=(pairs, pairs[::3]), bs=4)  # not pictures and their labels
     assert len(dls.bank.data) == 30 and len(dls.valid.data) == 10
-    make(tmp_path/'other', dict(yellow=3))
+    image_folder(tmp_path/'other', dict(yellow=3))
     with pytest.raises(InputError, match="other' has classes that '.*b' lacks"):
         dls_of(a, valid=(b, tmp_path/'other'), bs=4)
     for pair in ((b, a), (a, b), (b, Given([picture(0)]))):
@@ -151,7 +151,7 @@ def test_a_folder_with_splits_of_its_own(a, tmp_path):
     coloured(tmp_path/'s/val', 2)
     dls = dls_of(a, valid=tmp_path/'s', bs=4)
     assert len(dls.bank.data) == 15 and len(dls.valid.data) == 6 and dls.within == 's'
-    make(tmp_path/'flat/train', {'': 8})
+    image_folder(tmp_path/'flat/train', {'': 8})
     coloured(tmp_path/'flat/val', 5)
     dls = dls_of(tmp_path/'flat', bs=4)  # its own validation split has classes, and training none
     assert len(dls.train.data) == 8 and len(dls.bank.data) == 12 and dls.within == 'val'
@@ -160,7 +160,7 @@ def test_a_folder_with_splits_of_its_own(a, tmp_path):
 
 
 def test_other_classes_than_trainings(b, tmp_path):
-    train = make(tmp_path/'t', dict(red=4, yellow=4))
+    train = image_folder(tmp_path/'t', dict(red=4, yellow=4))
     dls = dls_of(train, valid=b, bs=4)
     assert dls.classes == ['red', 'yellow'] and dls.bank.data.classes == list(COLOURS) and dls.within == 'b'
     known = coloured(tmp_path/'known', 3, ['red'])
@@ -182,7 +182,8 @@ def test_unlabelled_pictures_judge_nothing(a, b):
     learn = learner(dls_of(Given([(picture(i), i / 3) for i in range(8)]), bs=4))
     with pytest.raises(InputError, match='kNN needs labels, and the labels of Given are floats like 0.*: give whole'):
         learn.knn()
-    with pytest.raises(InputError, match='two of each'): dls_of(a, valid=make(a.parent/'single', dict(x=1, y=1)), bs=4)
+    single = image_folder(a.parent/'single', dict(x=1, y=1))
+    with pytest.raises(InputError, match='two of each'): dls_of(a, valid=single, bs=4)
 
 
 def test_shards_train_and_a_folder_judges(b, tmp_path):

@@ -1,4 +1,4 @@
-"The program as a user starts it, small pictures for it, and what its runs leave"
+"The program as a user starts it, and what its runs leave"
 import json
 import os
 import signal
@@ -8,27 +8,12 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from fastcontrast.history import History
 
 PROGRAM = [sys.executable, '-m', 'fastcontrast']
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'COLUMNS': '80'}
 COST = ('seconds', 'tflop', 'images_s', 'memory_mb')  # columns of history.csv
 TINY = ('--arch', 'resnet10t', '--epochs', 1, '--batch-size', 4)
-
-
-def picture(seed, side=32):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
-
-
-def pictures(folder, counts, side=32):
-    "A folder of pictures, so many of each class"
-    for name, n in counts.items():
-        (folder/name).mkdir(parents=True, exist_ok=True)
-        for i in range(n): picture(i + 100 * len(name), side).save(folder/name/f'{i:03}.png')
-    return folder
 
 
 def config(run_folder): return json.loads((Path(run_folder)/'config.json').read_text())

@@ -9,12 +9,12 @@ from fastcontrast.data import image_dls
 STREAM = dict(memory=1e-12, workers=0)
 
 
-def picture(i, size=(32, 32)):
-    "A picture of its own for every number"
-    return Pillow.fromarray(np.random.default_rng(i).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+def picture(seed, size=(32, 32)):
+    "A picture of its own for every seed"
+    return Pillow.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 
 
-def make(folder, counts, size=(32, 32), suffix='png'):
+def image_folder(folder, counts, size=(32, 32), suffix='png'):
     "A folder of class folders"
     for c, n in counts.items():
         (folder/c).mkdir(parents=True, exist_ok=True)

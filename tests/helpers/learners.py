@@ -81,9 +81,9 @@ def random_views(steps: int, local: bool = False) -> list[dict]:
     return [{'views': crops(SIDE), **({'local': crops(16)} if local else {})} for _ in range(steps)]
 
 
-def build(recipe, n=3 * B, cbs=(), **kwargs) -> ContrastiveLearner:
+def build(recipe, n=3 * B, cbs=(), arch=ARCH, side=SIDE, **kwargs) -> ContrastiveLearner:
     "What `contrastive_learner` makes of a recipe, in float64, with views that are kept"
-    learn = contrastive_learner(pictures(n), ARCH, method=recipe, cbs=[Diary(), *cbs], **BARE | kwargs)
+    learn = contrastive_learner(pictures(n, side), arch, method=recipe, cbs=[Diary(), *cbs], **BARE | kwargs)
     learn.create_mbar = False
     learn.model.double()
     # was so in float32
@@ -107,10 +107,14 @@ def one_step(name: str, cbs=(), n=B, **changes) -> ContrastiveLearner:
     simpler = dict(opt='sgd')
     if name in ('swav', 'dino'): simpler |= dict(prototypes_frozen=0, memory=None)
     if name == 'dino': simpler |= dict(clip_each=None)
-    learn = build(small(name, 'cifar', **simpler | changes), n=n, cbs=cbs)
+    return moved_off(build(small(name, 'cifar', **simpler | changes), n=n, cbs=cbs))
+
+
+@torch.no_grad()
+def moved_off(learn) -> ContrastiveLearner:
+    "A moving average, if there is one, is no longer what it follows"
     if 'ema' in learn.model.memory:
-        with torch.no_grad():
-            for p in learn.ema_target.target.parameters(): p.mul_(1 + 0.2 * torch.randn_like(p))
+        for p in learn.ema_target.target.parameters(): p.mul_(1 + 0.2 * torch.randn_like(p))
     return learn
 
 
@@ -136,18 +140,10 @@ def local_learner(*cbs, target=EMATarget, loss=None, size=8, n=6):
     return learn
 
 
-def vit_learner(name, cbs, side=64, **changes):
-    learn = contrastive_learner(pictures(B, side, B), VIT, method=small(name, 'cifar', opt='sgd', **changes),
-                                cbs=[*cbs, *([Queue(9)] if name == 'moco_v2' else [])], knn_pictures=0)
-    learn.model.double()
-    learn.add_cb(Diary())
-    learn.views, learn.normalize, learn.create_mbar = Recording(learn.views), Plain(), False
-    if 'queue' in learn.model.memory:
-        for ring in learn.model.memory['queue'].values(): ring.rows.copy_(unit(ring.rows))
-    if 'ema' in learn.model.memory:
-        with torch.no_grad():
-            for p in learn.ema_target.target.parameters(): p.mul_(1 + 0.2 * torch.randn_like(p))
-    return learn
+def vit_learner(name, cbs, **changes):
+    if name == 'moco_v2': cbs = [*cbs, Queue(9)]
+    recipe = small(name, 'cifar', opt='sgd', **changes)
+    return moved_off(build(recipe, n=B, cbs=cbs, arch=VIT, side=64, small_input=None))
 
 
 def learner_of(arch, cbs, side, name='moco_v3', **kwargs):

@@ -13,8 +13,7 @@ from fastcontrast.learner import contrastive_learner
 from fastcontrast.models import fix_positions
 from fastcontrast.recipes import byol, moco_v3, simclr
 from helpers.learners import build
-from helpers.pictures import ARCH, VIT, B, D, Plain, pictures
-from helpers.recording import Diary, Recording
+from helpers.pictures import ARCH, VIT, B, D, pictures
 from helpers.refusals import refusal
 
 close = torch.testing.assert_close
@@ -78,13 +77,15 @@ class Theirs:
         if epoch < self.warmup: return self.lr * epoch / self.warmup
         return self.lr * 0.5 * (1 + math.cos(math.pi * (epoch - self.warmup) / (EPOCHS - self.warmup)))
 
-    def step(self, x1, x2, epoch):
+    @torch.no_grad()
+    def move_target(self, epoch):
         m = 1 - 0.5 * (1 + math.cos(math.pi * epoch / EPOCHS)) * (1 - 0.99)
+        for p, t in zip(self.encoder.parameters(), self.target.parameters(), strict=True): t.copy_(t * m + p * (1 - m))
+
+    def step(self, x1, x2, epoch):
         q1, q2 = self.predictor(self.encoder(x1)), self.predictor(self.encoder(x2))
-        with torch.no_grad():
-            for p, t in zip(self.encoder.parameters(), self.target.parameters(), strict=True):
-                t.copy_(t * m + p * (1 - m))
-            k1, k2 = self.target(x1), self.target(x2)
+        self.move_target(epoch)
+        with torch.no_grad(): k1, k2 = self.target(x1), self.target(x2)
         loss = self.loss(q1, k2) + self.loss(q2, k1)
         named = [*self.encoder.named_parameters(), *self.predictor.named_parameters('predictor')]
         for _, p in named: p.grad = None
@@ -112,10 +113,9 @@ def follows(learn, theirs: Theirs, exact: int):
         for name, t in theirs.state().items():
             close(weights[name], t, rtol=tolerance, atol=tolerance,
                   msg=lambda m, place=f'step {i}, {name}': f'{place}: {m}')
-    # theirs moves at the beginning of the next step
-    m, target = 1 - 0.5 * (1 + math.cos(math.pi)) * (1 - 0.99), learn.ema_target.target
-    for ours, p, t in zip(target.parameters(), theirs.encoder.parameters(), theirs.target.parameters(), strict=True):
-        close(ours, t * m + p * (1 - m), rtol=tolerance, atol=tolerance)
+    theirs.move_target(EPOCHS)  # theirs moves at the beginning of the next step
+    for ours, t in zip(learn.ema_target.target.parameters(), theirs.target.parameters(), strict=True):
+        close(ours, t, rtol=tolerance, atol=tolerance)
 
 
 def test_a_resnets_steps_are_those_of_the_authors_program():
@@ -129,13 +129,8 @@ def test_a_resnets_steps_are_those_of_the_authors_program():
     assert all((t - began[n]).abs().max() > 1e-4 for n, t in learn.model.encoder.named_parameters() if t.ndim > 1)
 
 
-def vit(side=64, **changes):
-    learn = contrastive_learner(pictures(2 * B, side), VIT, method=moco_v3('imagenet', **changes), knn_pictures=0,
-                                cbs=Diary(), precision='fp32')
-    learn.create_mbar = False
-    learn.model.double()
-    learn.views, learn.normalize = Recording(learn.views), Plain()
-    return learn
+def vit(**changes):
+    return build(moco_v3('imagenet', **changes), n=2 * B, arch=VIT, side=64, small_input=None, precision='fp32')
 
 
 def test_a_transformers_steps_are_those_of_the_authors_program():

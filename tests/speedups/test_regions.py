@@ -184,13 +184,13 @@ def test_each_stage_keeps_a_part_of_what_reaches_it(several, name, score):
     keys = None if own else slow.keys(whole)
     joint = own and score == 'loss'  # the only one that needs the keys there
     passes = [[*range(len(asked))]] if joint else slow.in_passes(asked)
-    for some in passes:
-        rows = torch.cat([torch.arange(v * B, v * B + B) for v in some])
+    for order in passes:
+        rows = torch.cat([torch.arange(v * B, v * B + B) for v in order])
         windows = [(top[rows], left[rows], h, w) for _, (top, left, h, w) in seen]
-        maps, x = later_map(slow, torch.cat([asked[v] for v in some]), windows, stages)
+        maps, x = later_map(slow, torch.cat([asked[v] for v in order]), windows, stages)
         end = walk(slow.net.encoder, x, start='layer2')['final']
         for level, h in zip(levels, [*(m.mean((2, 3)) for m in maps), end]):
-            for v, one in zip(some, h.split(B)): queries[level][v].append(one)
+            for v, one in zip(order, h.split(B)): queries[level][v].append(one)
     if joint:
         slow.recipe = dataclasses.replace(slow.recipe, per_view=False)
     heads = {level: slow.heads(h, level) for level, h in queries.items()}
