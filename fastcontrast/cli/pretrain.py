@@ -52,7 +52,7 @@ def pretrain(
         show_default="the pictures' own if all are squares of one size up to 256, else 224")] = None,
     store_size: Annotated[int | None, Option(
         help="Short side in pixels at which pictures are kept, of which crops are cut; not more than their own",
-        show_default="1.5 times --size; 1.15 times, or as they are, if all are squares")] = None,
+        show_default="1.5 times --size")] = None,
     epochs: Annotated[int | None, Option(
         help="Passes over the pictures", show_default=_default('epochs'))] = None,
     batch_size: Annotated[int | None, Option(

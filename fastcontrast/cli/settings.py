@@ -25,7 +25,7 @@ class Run:
     weights: str | None = None      # that the encoder begins with: a timm tag, a file or a folder
     head_epochs: int | None = None  # epochs in which the head learns alone; one with weights if not given
     size: int | None = None         # side of the pictures in pixels
-    store_size: int | None = None   # short side at which they are kept; 1.5 times that if not given, but for squares
+    store_size: int | None = None   # short side at which they are kept, at most their own; 1.5 times that if not given
     epochs: int = 100
     batch_size: int | None = None   # of all processes together; 256, or the pictures there are, if not given
     lr: float | None = None         # peak learning rate; the recipe's if not given
