@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastcore.foundation import L
-from torch import nn
+from torch import Tensor, nn
 
 from .channels import channel_statistics
 from .core import InputError, clipped, whole
+from .export import needs_module
 from .guards import ClipEach
 from .losses import LOSSES, Loss, as_step_loss
 from .models import (SOURCES, ContrastiveModel, architecture, drop_paths, feature_dim, fix_positions, has_large_stem,
@@ -65,13 +66,35 @@ def choose_loss(
 ) -> Loss:
     "The loss of a pair of views, this learner's own. Raises `InputError` for what is none"
     if loss is None: loss = recipe.loss
-    if isinstance(loss, nn.Module): return as_step_loss(copy.deepcopy(loss))  # what it remembers is this learner's
+    if isinstance(loss, nn.Module):
+        _check_compares(loss)
+        return as_step_loss(copy.deepcopy(loss))  # what it remembers is this learner's
     if isinstance(loss, str): loss = LOSSES.find(loss)
     makes = inspect.isclass(loss) or loss is recipe.loss and callable(loss)
     if makes: _check_makes('loss', loss)
     if not makes and loss is recipe.loss:
         raise InputError(f"loss={loss!r} of {recipe.name}() is neither a loss nor makes one: give one like DCL(0.1).")
-    return as_step_loss(loss() if makes else loss)
+    made = loss() if makes else loss
+    _check_compares(made)
+    return as_step_loss(made)
+
+
+_DISTANCES = ( # PyTorch's losses of tensors of one kind
+    nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.CosineEmbeddingLoss, nn.TripletMarginLoss,
+    nn.TripletMarginWithDistanceLoss)
+
+
+def _check_compares(loss: Any) -> None:
+    "Raise `InputError` for a loss of PyTorch that compares predictions with labels or chances, and not embeddings"
+    own = getattr(type(loss).forward, '__module__', '') if isinstance(loss, nn.Module) else ''
+    if own != nn.modules.loss.__name__ or isinstance(loss, _DISTANCES): return
+    raise _no_embeddings(loss)
+
+
+def _no_embeddings(loss: Any) -> InputError:
+    return InputError(f"loss={clipped(repr(loss), 60)} compares predictions with labels or probabilities, and a step "
+                      "has embeddings of two views: give one like DCL(0.1), or its name; cbs=SupervisedTerm('ce') adds "
+                      "cross-entropy with the labels there are.")
 
 
 def _check_makes(
@@ -103,16 +126,39 @@ def try_loss(
     recipe: Recipe,        # resolved
     memory: Memory | None,
 ) -> None:
-    "Raise `InputError` unless the loss makes a scalar of what it will be given; it is left as it was"
+    """Raise `InputError` unless the loss makes a scalar of what it will be given, by which embeddings can learn
+
+    It is left as it was."""
     width = recipe.prototypes if loss.prototypes else recipe.projector[-1]
     z = torch.linspace(-1, 1, 4 * width).sin().view(4, -1)  # any embeddings, without drawing random numbers
-    given = [z, z.flip(0), *([F.normalize(z)] if isinstance(memory, Queue) else [])]
-    with torch.random.fork_rng(devices=[]):
-        try: scalar = copy.deepcopy(loss)(*given).ndim == 0
-        except (TypeError, AttributeError): scalar = False
-    if scalar: return
-    raise InputError(f"loss={loss!r} does not make a scalar of queries and keys [B, D]: give one like DCL(0.1), or its "
-                     "name.")
+    queue = [F.normalize(z)] if isinstance(memory, Queue) else []
+    def score(q, k): return copy.deepcopy(loss)(q, k, *queue)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        try: scalar, reason = score(z.clone().requires_grad_(), z.flip(0)), ''
+        except InputError: raise
+        except Exception as e: scalar, reason = None, f" ({type(e).__name__}: {clipped(e, 100)})"  # other people's
+        if getattr(scalar, 'ndim', None) != 0:
+            raise InputError(f"loss={clipped(repr(loss), 100)} does not make a scalar of queries and keys "
+                             f"[B, D]{reason}: give one like DCL(0.1), or its name.")
+        if not scalar.requires_grad:
+            raise InputError(f"loss={clipped(repr(loss), 100)} gives a number through which no gradient passes, so "
+                             "nothing would learn: leave detach() and argmax out of it.")
+        if _takes_chances(score, z): raise _no_embeddings(loss)
+
+
+@torch.no_grad()
+def _takes_chances(
+    score: Callable[[Tensor, Tensor], Tensor], # queries and keys `[B, D]` to a scalar
+    z: Tensor, # embeddings `[B, D]`
+) -> bool:
+    """Whether a loss is a cross-entropy with keys for probabilities, so that it falls without end as they grow
+
+    It doubles with the keys and not with the queries, and does not see what is added to all numbers of a query."""
+    k = z.flip(0)
+    try: first, keys, queries, moved = score(z, k), score(z, 2 * k), score(2 * z, k), score(z + 1, k)
+    except Exception: return False  # it takes no embeddings like these
+    def same(a, b): return torch.allclose(a, b, rtol=1e-3, atol=1e-5)
+    return same(keys, 2 * first) and same(moved, first) and not same(queries, 2 * first)
 
 
 def _axis(
@@ -152,6 +198,17 @@ def _fit_memory(
     return memory, notes
 
 
+@dataclass(frozen=True)
+class KeptStart:
+    "What came with weights that are not read again, since a checkpoint has what became of them"
+    arch: str       # timm's name of the encoder
+    small_input: bool # whether it has the stem for small pictures
+    origin: str     # what messages call the weights
+    mean: Sequence[float] # of the channels, that the encoder expects…
+    std: Sequence[float]  # …and their standard deviation
+    doubts: Sequence[str] = () # what was warned of
+
+
 @dataclass
 class Start:
     "The encoder that training begins with"
@@ -161,6 +218,8 @@ class Start:
     weights: str | None = None  # where its weights are from; None: drawn, or those that a module came with
     notes: list[str] = field(default_factory=list) # what is to be said of it
     module: bool = False        # whether it was given as one
+    doubts: list[str] = field(default_factory=list) # what is to be warned of
+    unread: bool = False        # whether its weights are still to come, from a checkpoint
 
     @property
     def given(self) -> bool:
@@ -173,7 +232,7 @@ def choose_encoder(
     arch: str | nn.Module | None,    # any timm architecture, or a module; None: that of the weights
     small_input: bool | None = None, # the ResNets' stem for small pictures; None: for a ResNet, up to 64 pixels
     pretrained: bool = False,        # start from timm's weights
-    weights: str | Path | None = None, # or from these: see `read_weights`
+    weights: str | Path | KeptStart | None = None, # or from these: see `read_weights`
 ) -> Start:
     """The encoder, for pictures of this size and these channels. Raises `InputError` for one that can't be
 
@@ -190,6 +249,7 @@ def choose_encoder(
 
 def _begin(dls, arch: Any, small_input: bool | None, pretrained: bool, weights: Any) -> Start:
     "The encoder, as it or its weights are given"
+    if isinstance(weights, KeptStart): return _from_kept(dls, weights)
     if pretrained and weights is not None:
         raise InputError(f"pretrained=True takes timm's weights of '{clipped(arch)}', and "
                          f"weights='{clipped(weights)}' are others: give one of the two.")
@@ -205,10 +265,25 @@ def _begin(dls, arch: Any, small_input: bool | None, pretrained: bool, weights: 
         small_input = dls.size <= SMALL_PICTURES and dls.source != 'digits' and not pretrained
         small_input = small_input and has_large_stem(encoder)
         if small_input: small_stem(encoder)
-    if not pretrained: return Start(encoder, arch, small_input)
+    name = _name_of(dls, encoder, arch, small_input)
+    if not pretrained: return Start(encoder, name, small_input)
     changed = _changed_by_timm(encoder, dls.channels)
     notes = [f"weights of timm's '{clipped(arch)}'; {changed}"] if changed else []
-    return Start(encoder, arch, small_input, f"timm's '{arch}'", notes)
+    return Start(encoder, name, small_input, f"timm's '{arch}'", notes)
+
+
+def _from_kept(dls, kept: KeptStart) -> Start:
+    "An encoder as it was made for weights that a checkpoint takes the place of"
+    encoder = make_encoder(kept.arch, kept.small_input, in_chans=dls.channels, size=dls.size)
+    encoder.pretrained_cfg.update(mean=tuple(kept.mean), std=tuple(kept.std))
+    return Start(encoder, kept.arch, kept.small_input, kept.origin, doubts=list(kept.doubts), unread=True)
+
+
+def _name_of(dls, encoder: nn.Module, arch: str, small_input: bool) -> str:
+    "What an export calls an encoder that timm made: never a place where it would be looked for"
+    if not arch.startswith(SOURCES): return arch
+    # it may have been made with arguments of its own, which no name tells
+    return timm_name(encoder, dls.size, dls.channels, small_input) or MODULE + class_path(encoder)
 
 
 def _changed_by_timm(encoder: nn.Module, channels: int) -> str:
@@ -236,18 +311,18 @@ def _from_module(dls, module: nn.Module, small_input: bool | None, pretrained: b
         raise InputError(f"weights='{clipped(weights)}' are of a model that timm makes, and arch={name}(…) is one "
                          "already: give the name as arch, or a file as weights.")
     read = read_weights(weights, module)
-    note = fit_tensors(encoder, read).note(read.origin)
+    fitted = fit_tensors(encoder, read)
     _follow(encoder, read, dls.channels)
-    return Start(encoder, arch, weights=read.origin, notes=[*notes, note], module=True)
+    return Start(encoder, arch, weights=read.origin, notes=[*notes, fitted.note(read.origin)], module=True,
+                 doubts=fitted.doubts(read.origin, architecture(encoder)))
 
 
 def _from_timm(dls, arch: str | None, small_input: bool | None, source: str) -> Start:
     "A model that timm makes with its weights"
     encoder = make_encoder(source, bool(small_input), True, dls.channels, dls.size)
-    own, hub = architecture(encoder), source.startswith(SOURCES)
+    own = architecture(encoder)
     if arch is not None and str(arch).split('.')[0] != own: _refuse_other(arch, own, source)
-    # it may have been made with arguments of its own, which no name tells
-    name = (timm_name(encoder, dls.size, dls.channels) or MODULE + class_path(encoder)) if hub else source
+    name = _name_of(dls, encoder, source, False)
     changed = _changed_by_timm(encoder, dls.channels)
     return Start(encoder, name, False, f"'{source}'", [f"weights of timm's '{source}'{changed and f'; {changed}'}"])
 
@@ -255,9 +330,9 @@ def _from_timm(dls, arch: str | None, small_input: bool | None, source: str) -> 
 def _from_file(dls, arch: str | None, small_input: bool | None, weights: str | Path) -> Start:
     "An architecture with the tensors of a file that fit"
     own = architecture_of(weights)
-    if own is not None and own.startswith(MODULE):
-        raise InputError(f"weights='{clipped(weights)}' are of a {own.removeprefix(MODULE)}, which no name makes: give "
-                         "such a module as arch.")
+    if own is not None and needs_module(own):
+        raise InputError(f"weights='{clipped(weights)}' are of a {clipped(own.removeprefix(MODULE))}, which no name "
+                         "makes: give such a module as arch.")
     if arch is not None and own is not None and str(arch).split('.')[0] != own.split('.')[0]:
         _refuse_other(arch, own, weights)
     arch = arch or own
@@ -271,9 +346,10 @@ def _from_file(dls, arch: str | None, small_input: bool | None, weights: str | P
                          "the other: leave it out.")
     small = bool(small_input if small is None else small)
     if small: small_stem(encoder)
-    note = fit_tensors(encoder, read).note(read.origin)
+    fitted = fit_tensors(encoder, read)
     _follow(encoder, read, dls.channels)
-    return Start(encoder, arch, small, read.origin, [note])
+    return Start(encoder, _name_of(dls, encoder, arch, small), small, read.origin, [fitted.note(read.origin)],
+                 doubts=fitted.doubts(read.origin, architecture(encoder)))
 
 
 def _refuse_other(arch: str, own: str, weights: Any) -> None:
@@ -299,7 +375,7 @@ def head_warmup(
         if any(isinstance(cb, HeadWarmup) for cb in cbs) or not start.given: return []
         if start.weights is not None: return [HeadWarmup()]
         start.notes.append("weights that the module came with train from the first step on: give head_epochs=1 if they "
-                           "are worth keeping")
+                           "are worth keeping, and a lower lr where kNN falls below theirs")
         return []
     if head_epochs and not start.given:
         raise InputError(f"head_epochs={head_epochs} keeps the weights of an encoder while the head learns, and those "

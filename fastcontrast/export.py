@@ -6,7 +6,7 @@ Docs: https://fastcontrast.github.io/fastcontrast/export.html.md"""
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'LIBRARIES', 'digest', 'export_encoder', 'load_weights', 'encoder_info', 'read_header',
-           'load_encoder', 'export_copy']
+           'needs_module', 'load_encoder', 'export_copy']
 
 # %% ../nbs/350_export.ipynb #43ccf861
 import hashlib
@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .core import LARGEST_SIDE, InputError, MissingPath, is_number, is_whole, one_of
+from .core import LARGEST_SIDE, InputError, MissingPath, clipped, is_number, is_whole, one_of
 from .files import check_utf8, user_path, write_whole
-from .models import make_encoder
+from .models import SOURCES, make_encoder
 from .modules import MODULE, as_encoder
 
 # %% ../nbs/350_export.ipynb #bbc0c059
@@ -69,6 +69,9 @@ def export_encoder(
     except TypeError as e:
         raise InputError(f"extra cannot be written to the file's header ({e}): give what JSON can hold") from e
     # a file that cannot be loaded again must not be written: say so while the encoder is still there
+    if arch.startswith(SOURCES):
+        raise InputError(f"arch='{clipped(arch)}' is a place to fetch a model from, and whoever loads the file would "
+                         f"have to: give timm's name of the architecture, or '{MODULE}' and the path of its class.")
     if not arch.startswith(MODULE):
         with torch.random.fork_rng(devices=[]):  # initialising a model draws numbers that training may be about to draw
             blank = make_encoder(arch, small_input=small_input, in_chans=len(mean), size=size)
@@ -154,16 +157,23 @@ def read_header(
                          "is known here: update fastcontrast")
     return header
 
+def needs_module(
+    arch: str, # of a header
+) -> bool:
+    "Whether nothing here makes such an encoder: a class of somebody's, or a model that would have to be fetched"
+    return arch.startswith((MODULE, *SOURCES))
+
 def _blank(
     info: dict[str, Any],    # what the header says
     path: str | Path,        # of the file, for the message
     model: nn.Module | None, # what its weights are for, if that is no model of timm's
 ) -> nn.Module:
     "An encoder for the weights of a file"
-    if info['arch'].startswith(MODULE):
+    if needs_module(info['arch']):
         if model is not None: return as_encoder(model, info['size'], info['in_chans'])[0]
-        raise InputError(f"'{path}' holds the weights of a {info['arch'].removeprefix(MODULE)}, which timm does not "
-                         "make: give one, as it was given for training, as load_encoder(path, model=…).")
+        made = 'is not fetched here' if info['arch'].startswith(SOURCES) else 'timm does not make'
+        raise InputError(f"'{path}' holds the weights of a {clipped(info['arch'].removeprefix(MODULE))}, which {made}: "
+                         "give one, as it was given for training, as load_encoder(path, model=…).")
     if model is None:
         return make_encoder(info['arch'], small_input=info['small_input'], in_chans=info['in_chans'], size=info['size'])
     raise InputError(f"'{path}' holds a '{info['arch']}' of timm: leave model out.")
@@ -189,6 +199,7 @@ def load_encoder(
 
 def _check_tensors(path: Path, info: dict[str, Any]) -> None:
     "Raise `InputError` unless the tensors of a file are its architecture's, before there is memory for either"
+    if needs_module(info['arch']): return  # which `load_encoder` is given
     with safe_open(path, 'pt') as file:
         parts = {name: file.get_slice(name) for name in file.keys()}
         shapes = {name: part.get_shape() for name, part in parts.items()}

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from .accumulate import Accumulate
 from .bar import DeviceLoss, teller
-from .build import Parts, choose_encoder, choose_parts, gradient_clips, head_warmup, make_model
+from .build import KeptStart, Parts, choose_encoder, choose_parts, gradient_clips, head_warmup, make_model
 from .checkpoint import Checkpoint
 from .core import InputError, number, whole
 from .device import Autocast, Compile, reuse_memory
@@ -73,7 +73,10 @@ class ContrastiveLearner(Learner):
     arch: str                   # timm's name of the encoder, or 'module:' and where the class of another is found
     small_input: bool = False   # whether it has the stem for small pictures
     weights_from: str | None = None # what gave the encoder its first weights; None: drawn, or a module's own
+    given: bool = False         # whether it came with weights, from wherever
+    unread: bool = False        # whether they are still to come, from a checkpoint
     notes: tuple[str, ...] = () # what was chosen for these data in place of the recipe's; printed when a fit begins
+    doubts: tuple[str, ...] = () # what may be a mistake of the call: warnings, printed then too
     plan: Plan                  # what every step begins with
     step: Step | None = None    # the step that is running
     stopped: BaseException | None = None # why the last fit ended early
@@ -137,6 +140,9 @@ class ContrastiveLearner(Learner):
     def fit(self, n_epoch, *args, **kwargs):
         "fastai's `fit`; raises what a callback, an error or Ctrl-C stopped it for, after all callbacks have cleaned up"
         whole(n_epoch=n_epoch)
+        if self.unread:
+            raise InputError(f"the weights from {self.weights_from} were not read, since a checkpoint has the "
+                             "encoder's, and none was taken up: give resume=…, the folder of the run.")
         self.stopped = None
         with reuse_memory(next(self.model.parameters()).device):
             try: super().fit(n_epoch, *args, **kwargs)
@@ -204,6 +210,7 @@ class ContrastiveLearner(Learner):
         self.opt.set_hyper('lr', peak)  # by which runs are told apart
         notes = keeper.take_up(n_epoch, self._stable)
         self.goes_on = bool(notes)
+        self.unread = self.unread and not self.goes_on
         if notes and self.logger is not noop: print(*notes, sep='\n', flush=True)
 
     def _announce(self, n_epoch: int, peak: float, origin: str):
@@ -212,7 +219,7 @@ class ContrastiveLearner(Learner):
         descent = schedule_words(r.schedule) + (f", not below {r.lr_end * peak:.3g}" if r.lr_end else '')
         print(f"{r.name} ({r.setting}): {r.opt}, lr {peak:.4g} ({origin}), wd {r.wd:g}, warm-up "
               f"{self._warmup(n_epoch) * n_epoch:.3g} of {n_epoch} epochs, {descent}", *self.notes,
-              sep='\n', flush=True)
+              *(f"warning: {sentence}" for sentence in self.doubts), sep='\n', flush=True)
         if self.weights_from is not None and origin != "given" and 'lr' not in r.changes:
             print(f"lr {peak:.4g} is the recipe's for training from scratch: give a lower one where kNN falls below "
                   "that of the weights", flush=True)
@@ -353,7 +360,7 @@ def contrastive_learner(
     metrics: Sequence[str | Callable] | None = None, # the epoch table's columns; None: knn, spread and rankme
     small_input: bool | None = None,     # the ResNets' stem for small pictures; None: up to 64 pixels
     pretrained: bool = False,            # start from timm's weights
-    weights: str | Path | None = None,   # or from these: a timm tag, 'hf-hub:…', 'local-dir:…', a file or a folder
+    weights: str | Path | KeptStart | None = None, # or these: a timm tag, 'hf-hub:…', 'local-dir:…', a file or a folder
     head_epochs: int | None = None,      # epochs in which the head learns alone; None: one from weights, else none
     precision: str = 'auto',             # of the arithmetic: 'fp32', 'bf16', 'fp16', or 'auto': bf16 where it is native
     compile: bool = False,               # compile the encoder with `torch.compile`, which is meant for GPUs
@@ -365,8 +372,8 @@ def contrastive_learner(
     """A learner that trains `arch` by `method`. Raises `InputError` for parts that do not go together
 
     A module is copied, and `learn.model.encoder` is the copy. Weights are taken as far as they fit, and what does not
-    is named when a fit begins; `head_epochs` keeps them as they are until the head knows something (see
-    `HeadWarmup`)."""
+    is named when a fit begins, or refused if it is most of them; `head_epochs` keeps them as they are until the head
+    knows something (see `HeadWarmup`)."""
     if not isinstance(dls, ImageLoaders):
         raise InputError("dls must come from image_dls(…), which takes fastai DataLoaders too.")
     join_processes()
@@ -399,7 +406,8 @@ def contrastive_learner(
                                splitter=groups, lr=recipe.lr * dls.train.bs / 256, cbs=[*frame, *added],
                                metrics=table.columns(), path=path)
     learn.recipe, learn.arch, learn.small_input = recipe, start.arch, start.small_input
-    learn.weights_from, learn.notes = start.weights, (*start.notes, *parts.notes, *_colourless(learn))
+    learn.weights_from, learn.given, learn.unread = start.weights, start.given, start.unread
+    learn.notes, learn.doubts = (*start.notes, *parts.notes, *_colourless(learn)), tuple(start.doubts)
     try:
         for cb in learn.cbs:
             if isinstance(cb, StepCallback): cb.check()

@@ -12,6 +12,7 @@ __all__ = ['SOURCES', 'ACTIVATIONS', 'LEAST_WIDTH', 'architecture', 'patch_side'
 
 # %% ../nbs/130_models.ipynb #12a65558
 import copy
+import logging
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,6 +76,15 @@ def small_stem(
 
 SOURCES = ('hf-hub:', 'local-dir:') # how timm's names begin of models that Hugging Face's Hub or a folder describes
 
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    "The Hub's client does not tell of each of its tries: what came of them is told in a sentence"
+    logger = logging.getLogger('huggingface_hub')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try: yield
+    finally: logger.setLevel(level)
+
 def pretrained_config(
     arch: str, # timm's name of a model
 ) -> dict[str, Any]:
@@ -82,7 +92,8 @@ def pretrained_config(
     source, _, place = arch.partition(':')
     if arch.startswith(SOURCES):
         read = load_model_config_from_path if source == 'local-dir' else load_model_config_from_hf
-        try: config, name, _ = read(place)
+        try:
+            with _quiet_hub(): config, name, _ = read(place)
         except Exception as e:
             raise InputError(f"timm can't read '{clipped(arch)}' ({clipped(e, 160)}): check the name, and the network "
                              "where it is to be fetched.") from None
@@ -114,7 +125,8 @@ def make_encoder(
     config = pretrained_config(arch)
     sized = dict(img_size=size) if size and config.get('fixed_input_size') else {}
     def make(**args):
-        return timm.create_model(arch, num_classes=0, pretrained=pretrained, in_chans=in_chans, **sized, **args)
+        with _quiet_hub():
+            return timm.create_model(arch, num_classes=0, pretrained=pretrained, in_chans=in_chans, **sized, **args)
     try:
         # transformers that can resample their position embeddings take crops of several sizes; for one of `size` this
         # costs nothing
@@ -366,6 +378,11 @@ class Head(nn.Module):
         return first if isinstance(first, nn.Linear) else None
 
     @property
+    def width(self) -> int:
+        "Of the features that it takes"
+        return next(m for m in self.projector.modules() if isinstance(m, nn.Linear)).in_features
+
+    @property
     def dim(self) -> int:
         "Width of the projections"
         return [m for m in self.projector.modules() if isinstance(m, nn.Linear)][-1].out_features
@@ -470,6 +487,36 @@ class ContrastiveModel(nn.Module):
         "Give a stage a head, of the same make as the last one's"
         with own_stream(level): self.heads[level] = self.heads['final'].like(self.stages[level].channels)
 
+    def check_side(self,
+        side: int, # of pictures, in pixels
+    ) -> None:
+        "Raise `InputError` unless the encoder makes features of pictures of this side, as wide as the head takes them"
+        self.check_width(feature_dim(self.encoder, side, self.in_chans), f"a picture of {side} pixels")
+
+    def check_width(self,
+        width: int,    # of features
+        pictures: str, # what they are of, for the message
+    ) -> None:
+        "Raise `InputError` unless the head takes features of this width, which some modules give to one size alone"
+        wanted = self.heads['final'].width
+        if width == wanted: return
+        raise InputError(f"the encoder '{architecture(self.encoder)}' makes {width} features of {pictures} and its "
+                         f"head takes {wanted}, as where maps are flattened and not pooled: end it with "
+                         "nn.AdaptiveAvgPool2d(1) and nn.Flatten(), or have it see one size alone.")
+
+    def tapped(self,
+        stage: Stage,
+    ) -> nn.Module:
+        "The module of a stage. Raises `InputError` where timm would run it again for the backward pass, without hooks"
+        module = self.encoder
+        for name in stage.module.split('.'):
+            if getattr(module, 'grad_checkpointing', False):
+                raise InputError(f"'{architecture(self.encoder)}' runs '{stage.module}' again for the backward pass, "
+                                 "to save memory, and what is scored or cropped there is lost: switch that off by "
+                                 "set_grad_checkpointing(False); accumulate=2 saves memory too.")
+            module = module.get_submodule(name)
+        return module
+
     def features(self,
         x: Tensor,                          # pictures `[..., C, S, S]`
         levels: Sequence[str] = ('final',), # wanted
@@ -489,8 +536,9 @@ class ContrastiveModel(nn.Module):
                     inner, y = y.ndim - 1, edit(y.unflatten(0, lead))
                     lead, y = y.shape[:-inner], y.flatten(0, -inner - 1)
                 return y
-            return self.encoder.get_submodule(stage.module).register_forward_hook(hook)
-        hooks = [tap(stage) for level, stage in self.stages.items() if level in levels or level in edits]
+            return hook
+        stages = [stage for level, stage in self.stages.items() if level in levels or level in edits]
+        hooks = [module.register_forward_hook(tap(stage)) for module, stage in [(self.tapped(s), s) for s in stages]]
         # what is compiled knows nothing of hooks, like one that pools the maps of an encoder
         as_it_is = hooks or self.compiled is None or self.encoder._forward_hooks
         encoder = self.encoder if as_it_is else self.compiled

@@ -14,7 +14,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .core import LARGEST_SIDE, InputError, clipped, whole
+from .core import LARGEST_SIDE, InputError, clipped, is_whole, whole
 from .models import Stage, architecture, evaluating, make_encoder
 
 __all__ = ['MODULE', 'as_encoder', 'bare', 'check_trains', 'class_path', 'measured_stages', 'timm_name']
@@ -69,7 +69,8 @@ def as_encoder(
 
     The classifier of timm's and torchvision's models is left out. `pretrained_cfg` says the mean and standard deviation
     of its pictures, ImageNet's where the module has none; `feature_info` its stages, measured where it has none. Raises
-    `InputError` for a module that can't be copied, has nothing to train, or gives something else."""
+    `InputError` for a module that can't be copied, has nothing to train, gives something else, or describes its stages
+    wrongly."""
     module = bare(module)
     name = type(module).__name__
     if not isinstance(module, nn.Module):
@@ -91,7 +92,7 @@ def as_encoder(
     if out.dtype != torch.float32: encoder.register_forward_hook(_Float())
     if out.ndim == 4: encoder.register_forward_hook(_Pool((1, 2) if _channels_last(out.shape) else (2, 3)))
     described = dict(pretrained_cfg=_config_of(encoder, name))
-    if not _describes_stages(encoder):
+    if not _describes_stages(encoder, name):
         described['feature_info'] = _as_infos(measured_stages(encoder, shapes, size))
     for key, value in described.items():
         try: setattr(encoder, key, value)
@@ -245,11 +246,27 @@ def _in_training(encoder: nn.Module, pictures: Tensor, look: Callable[[Tensor], 
             for name, buffer in encoder.named_buffers(): buffer.copy_(kept.get(name, buffer))
 
 
-def _describes_stages(encoder: nn.Module) -> bool:
-    "Whether it has a list of its stages like timm's"
+_INFO: dict[str, Callable[[Any], bool]] = dict( # what timm says of a stage
+    module=lambda value: isinstance(value, str), num_chs=lambda value: is_whole(value) and value > 0,
+    reduction=lambda value: is_whole(value) and value > 0)
+_MORE: dict[str, Callable[[Any], bool]] = dict( # and what may be said beside it
+    prefix=lambda value: is_whole(value) and value >= 0, last=lambda value: isinstance(value, bool))
+
+
+def _describes_stages(encoder: nn.Module, name: str) -> bool:
+    "Whether it has a list of its stages like timm's. Raises `InputError` for one that tells them wrongly"
     infos = getattr(encoder, 'feature_info', None)
-    wanted = {'module', 'num_chs', 'reduction'}
-    return isinstance(infos, list | tuple) and all(isinstance(info, dict) and wanted <= info.keys() for info in infos)
+    if not isinstance(infos, list | tuple) or not all(isinstance(info, dict) for info in infos): return False
+    if not all(_INFO.keys() <= info.keys() for info in infos): return False
+    if _is_of('timm', encoder): return True
+    for info in infos:
+        for key, is_right in (_INFO | _MORE).items():
+            if key not in info or is_right(info[key]): continue
+            raise InputError(f"arch={name}(…) has {key}={clipped(repr(info[key]), 60)} in its feature_info: give a "
+                             "list of dict(module='layer1', num_chs=64, reduction=4), the name of a module, the "
+                             "channels of its output, and pixels to a cell, or leave it out, and it is measured.")
+    there = {place for place, _ in encoder.named_modules()}
+    return not infos or any(info['module'] in there for info in infos)  # else they are of another module, inside
 
 
 def _as_infos(stages: list[Stage]) -> list[dict[str, Any]]:
@@ -325,13 +342,14 @@ def timm_name(
     encoder: nn.Module, # from `as_encoder`
     size: int,          # side of the pictures in pixels
     in_chans: int = 3,  # channels of the pictures
+    small_input: bool = False, # whether it has the stem for small pictures
 ) -> str | None:
     "timm's name of an architecture that takes the encoder's weights and gives its very features; None if there is none"
     name = architecture(encoder)
     if not timm.is_model(name): return None
     with torch.random.fork_rng(devices=[]):
         try:
-            blank = make_encoder(name, in_chans=in_chans, size=size)
+            blank = make_encoder(name, small_input, in_chans=in_chans, size=size)
             blank.load_state_dict(encoder.state_dict())
         except (InputError, RuntimeError): return None
         pictures = torch.rand(2, in_chans, size, size)

@@ -9,7 +9,7 @@ __all__ = ['Crops', 'MultiCrop']
 
 # %% ../nbs/160_multi_crop.ipynb #c0700d3f
 from .core import InputError, is_number, is_whole, one_of
-from .models import feature_dim, patch_side
+from .models import patch_side
 from .step import Phase, StepCallback
 from .views import VIEW_KINDS, ViewKind, ViewMaker
 
@@ -71,7 +71,7 @@ class MultiCrop(StepCallback):
         size: int, # of crops, in pixels
     ) -> None:
         "Raise `InputError` unless the encoder takes them"
-        try: feature_dim(self.model.encoder, size, self.model.in_chans)
+        try: self.model.check_side(size)
         except InputError as e:
             raise InputError(f"MultiCrop's crops can't be {size} pixels wide: {e.message}") from None
 

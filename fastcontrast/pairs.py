@@ -188,6 +188,7 @@ def _check_stage(model, stage, size: int) -> None:
     picture = next(model.encoder.parameters()).new_zeros(1, model.in_chans, size, size)
     try:
         with evaluating(model): h = model.features(picture, (stage.level,))[stage.level]
+    except InputError: raise
     except Exception as e:
         raise InputError(f"the output of '{stage.module}' is no feature map that a loss could be put on "
                          f"({shorten(str(e), 100)}): take another stage.") from None

@@ -18,13 +18,12 @@ from timm.models import is_model_pretrained
 from torch import Tensor, nn
 
 from .core import InputError, MissingPath, clipped
-from .export import FORMAT, encoder_info, load_encoder
+from .export import FORMAT, encoder_info, load_encoder, needs_module
 from .files import check_file, check_utf8, read_json, user_path
 from .models import SOURCES, architecture, pretrained_config
-from .modules import MODULE
 
-__all__ = ['Fitted', 'Weights', 'adapt_filters', 'architecture_of', 'changed_channels', 'first_convolutions',
-           'fit_tensors', 'has_small_stem', 'read_weights', 'timm_source']
+__all__ = ['Fitted', 'LEAST_SHARE', 'Weights', 'adapt_filters', 'architecture_of', 'changed_channels',
+           'first_convolutions', 'fit_tensors', 'has_small_stem', 'read_weights', 'timm_source']
 
 # under which training programs keep a state dict, the online network's before its moving average's
 _WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'network', 'net', 'student', 'teacher', 'encoder', 'backbone',
@@ -36,6 +35,9 @@ LOCAL = 'local-dir:' # what timm wants before the name of a folder
 _SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.tar', '.safetensors') # of files, and of no tag
 _LOOKED_FOR = ('.safetensors', '.pth', '.pth.tar', '.bin') # of files in which timm looks for weights
 MOST_NAMED = 4 # tensors that a note names
+# of an encoder's numbers that a file has to have: of a ResNet-50's those of a ResNet-18 have 27 %, by names and shapes
+LEAST_SHARE = 1 / 3
+_USUAL_SHARE = 0.9 # less is told as a warning
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def read_weights(
     origin = f"'{clipped(file)}'"
     if _is_ours(file):
         info = encoder_info(file)
-        encoder = load_encoder(file, module if info['arch'].startswith(MODULE) else None)
+        encoder = load_encoder(file, module if needs_module(info['arch']) else None)
         return Weights(origin, encoder.state_dict(), info)
     content = _read_safetensors(file) if file.suffix.lower() == '.safetensors' else _read_pickle(file)
     tensors = _unwrapped(content)
@@ -204,13 +206,27 @@ class Fitted:
     unused: list[str] = field(default_factory=list)  # of the file, unknown to the encoder
     changed: list[str] = field(default_factory=list) # filters that were made for other channels, and how many
     heads: int = 0                                   # tensors of the file's classifier and heads
+    share: float = 1.                                # of the numbers in the encoder's parameters, that were taken
+
+    @property
+    def percent(self) -> str: return f'{int(self.share * 100)} %'
+
+    def doubts(self,
+        origin: str, # what messages call the file
+        arch: str,   # and the encoder
+    ) -> list[str]:
+        "A warning, where much of the encoder is not from the file"
+        if self.share >= _USUAL_SHARE: return []
+        return [f"{self.percent} of the numbers of '{clipped(arch)}' are from {origin}, and the others are drawn at "
+                "random: if that is not meant, give the architecture that these weights are of"]
 
     def note(self,
         origin: str, # what messages call the file
     ) -> str:
         "What was taken and what was not, in a sentence"
         wanted = len(self.taken) + len(self.missing) + len(self.other)
-        parts = [f"weights from {origin}: {len(self.taken)} of {wanted} tensors"]
+        share = f', {self.percent} of its numbers' if self.share < 1 else ''
+        parts = [f"weights from {origin}: {len(self.taken)} of {wanted} tensors{share}"]
         for words, names in (('not there', self.missing), ('of another shape', self.other), ('unknown', self.unused)):
             if names: parts.append(f"{words}: {_listed(names)}")
         parts += [changed_channels(self.changed)] if self.changed else []
@@ -346,7 +362,8 @@ def fit_tensors(
 ) -> Fitted:
     """Give an encoder the tensors of a file that fit: by name, with a prefix taken away, and by shape and type
 
-    Raises `InputError`, which names some that do not, if no matrix or filter fits, and for one that is not finite."""
+    Raises `InputError`, which names some that do not, if less than `LEAST_SHARE` of the encoder's numbers is there, and
+    for a tensor that is not finite."""
     own = encoder.state_dict()
     tensors = _as_timm_does(encoder, _renamed(encoder, weights.tensors))
     changed = _to_channels(encoder, tensors, weights.info.get('in_chans'))
@@ -356,12 +373,24 @@ def fit_tensors(
     missing = [name for name in own if name not in tensors and not name.endswith('num_batches_tracked')]
     spare = [name for name in tensors if name not in own]
     heads = [name for name in spare if name.split('.')[0] in _HEADS]
-    fitted = Fitted(taken, missing, other, [name for name in spare if name not in heads], changed, len(heads))
-    if any(t.ndim > 1 for t in taken.values()):
+    fitted = Fitted(taken, missing, other, [name for name in spare if name not in heads], changed, len(heads),
+                    _share(encoder, taken))
+    if fitted.share >= LEAST_SHARE:
         _check_finite(taken, own, weights.origin)
         encoder.load_state_dict(taken, strict=False)
         return fitted
     first = f"it has {_listed(list(weights.tensors)[:2])}, the encoder {_listed(list(own)[:2])}"
     if other: first = f"the first is {_listed(other[:1])}"
+    if any(t.ndim > 1 for t in taken.values()):
+        if not other: first = f"the first that is missing is {_listed(missing[:1])}"
+        raise InputError(f"{weights.origin} has {fitted.percent} of the numbers of '{architecture(encoder)}', in "
+                         f"{len(taken)} tensors ({first}): give the architecture of these weights, or, if so little "
+                         "is meant, a module as arch that has loaded it by load_state_dict(…, strict=False).")
     raise InputError(f"nothing in {weights.origin} fits '{architecture(encoder)}' ({first}): give the weights of that "
                      "architecture, or the architecture of these weights.")
+
+
+def _share(encoder: nn.Module, taken: Mapping[str, Tensor]) -> float:
+    "Of the numbers in an encoder's parameters, how many are in tensors that were taken"
+    numbers = {name: p.numel() for name, p in encoder.named_parameters()}
+    return sum(n for name, n in numbers.items() if name in taken) / max(1, sum(numbers.values()))

@@ -13,6 +13,7 @@ from fastai.data.core import DataLoaders
 from helpers.learners import small
 from helpers.pictures import ARCH
 from helpers.refusals import refusal
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 import fastcontrast.all
@@ -194,6 +195,42 @@ def test_a_given_target_replaces_the_recipes(dls, cbs):
     learn = make(dls, method='moco_v3', cbs=cbs)
     assert [type(cb) for cb in learn.cbs if isinstance(cb, Target)] == [SharedTarget]
     assert list(learn.model.memory) == ['losses'] and not any('memory' in k for k in learn.model.state_dict())
+
+
+@pytest.mark.parametrize('loss', [
+    nn.CrossEntropyLoss(), nn.CrossEntropyLoss, nn.NLLLoss(), nn.BCEWithLogitsLoss(), nn.KLDivLoss(),
+    SoftTargetCrossEntropy(), LabelSmoothingCrossEntropy()])
+@pytest.mark.parametrize('method', ['simclr', 'moco_v3'])
+def test_losses_of_labels_are_refused(dls, loss, method):
+    text = sentence(make, dls, method=method, loss=loss)
+    assert 'loss=' in text and 'DCL(0.1)' in text
+    if not isinstance(loss, LabelSmoothingCrossEntropy): assert 'labels or probabilities' in text
+
+
+class Contrasting(nn.CrossEntropyLoss):
+    "InfoNCE, as many write it"
+    def forward(self, q, k):
+        q, k = nn.functional.normalize(q, dim=-1), nn.functional.normalize(k, dim=-1)
+        return super().forward(q @ k.T / 0.2, torch.arange(len(q), device=q.device))
+
+
+class Dot(nn.Module):
+    def forward(self, q, k): return -(q * k).sum(-1).mean()
+
+
+class Broken(nn.Module):
+    def forward(self, q, k): return (q @ k).mean()
+
+
+class Graded(nn.Module):
+    def forward(self, q, k): return (q.argmax(-1) == k.argmax(-1)).float().mean()
+
+
+def test_losses_of_embeddings_are_taken(dls):
+    for loss in (Contrasting(), nn.MSELoss(), nn.SmoothL1Loss(), Dot()): make(dls, loss=loss)
+    assert 'does not make a scalar' in sentence(make, dls, loss=Broken())
+    assert 'no gradient' in sentence(make, dls, loss=Graded())
+    assert 'does not make a scalar' in sentence(make, dls, loss=nn.TripletMarginLoss())
 
 
 # --- settings

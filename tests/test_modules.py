@@ -16,9 +16,11 @@ from fastcontrast.export import encoder_info, export_copy, load_encoder
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.models import encoder_stages, feature_dim, level_flops, make_encoder
 from fastcontrast.modules import as_encoder, class_path, timm_name
+from fastcontrast.multi_crop import MultiCrop
 from fastcontrast.recipes import simclr
 from fastcontrast.speedups.comb_patches import CombinePatches
 from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
+from fastcontrast.speedups.patch_variants import PatchVariants
 from fastcontrast.speedups.progressive_size import ProgressiveSize
 from fastcontrast.speedups.regions import HardRegions
 
@@ -133,6 +135,22 @@ def test_stages_that_a_module_describes_itself():
     assert list(encoder_stages(as_encoder(net, SIDE)[0])) == ['keys.0', 'last']
     net.feature_info = 'mine'
     assert len(encoder_stages(as_encoder(net, SIDE)[0])) == 4
+
+
+def test_stages_of_a_module_inside_are_measured():
+    "Whose names a net that holds it has copied"
+    net = Wrapped()
+    net.feature_info = [dict(module='0', num_chs=8, reduction=2), dict(module='1', num_chs=16, reduction=4)]
+    assert list(encoder_stages(as_encoder(net, SIDE)[0])) == ['body.trunk.0', 'body.trunk.1', 'body.trunk']
+
+
+@pytest.mark.parametrize('key,value', [
+    ('module', ['keys']), ('module', None), ('num_chs', '12'), ('num_chs', None), ('num_chs', 0), ('num_chs', [12]),
+    ('reduction', 0), ('reduction', 2.5), ('reduction', (4, 4)), ('prefix', -1), ('prefix', 'one'), ('last', 1)])
+def test_stages_that_a_module_describes_wrongly(dls, key, value):
+    net = Maps()
+    net.feature_info = [dict(module='keys', num_chs=12, reduction=4) | {key: value}]
+    said(['arch=Maps(…)', f'{key}={value!r}', 'feature_info'], contrastive_learner, dls, net)
 
 
 @pytest.mark.parametrize('wrap', [nn.DataParallel, torch.compile, lambda net: torch.compile(nn.DataParallel(net))])
@@ -288,6 +306,64 @@ def test_speedups_that_need_no_stage(dls, make):
     assert all(torch.isfinite(loss) for loss in learn.recorder.losses) and learn.embed()[0].ndim == 2
 
 
+class Flat(Maps):
+    "Flattens its maps and pools nothing, so that its width goes with the size of the pictures"
+    def forward(self, x): return super().forward(x).flatten(1)
+
+
+class Fixed32(Topped):
+    "And one with a layer after that, which takes one size alone"
+
+
+@pytest.mark.parametrize('make', [Flat, Fixed32])
+@pytest.mark.parametrize('cb,name', [
+    (lambda: CombinePatches(), 'CombinePatches'), (lambda: ProgressiveSize(steps=(16,)), 'ProgressiveSize'),
+    (lambda: ProgressiveSize(), 'ProgressiveSize'), (lambda: HardRegions(0), 'HardRegions'),
+    (lambda: MultiCrop(), 'MultiCrop'), (lambda: PatchVariants(combine='input'), 'PatchVariants'),
+    (lambda: PatchVariants(combine='projector'), 'PatchVariants')])
+def test_a_module_for_one_size_alone(dls, make, cb, name):
+    "Is refused before it trains, by what would give it others"
+    said([name, make.__name__] if make is Flat else [name], contrastive_learner, dls, make(), cbs=cb())
+    learn = learner(dls, make(), IntermediateLoss(0))
+    learn.fit_contrastive(1, 1e-3)
+    assert torch.isfinite(learn.recorder.losses[-1])
+
+
+@pytest.mark.parametrize('arch', ['test_resnet', 'test_vit', 'test_efficientnet'])
+def test_a_model_that_runs_its_stages_again_for_the_backward_pass(dls, arch):
+    "Hooks at its stages are not called, or not a second time: so no speedup may use them"
+    def running(*cbs, before=True):
+        net = timm.create_model(arch, num_classes=0, **(dict(img_size=SIDE) if 'vit' in arch else {}))
+        if before: net.set_grad_checkpointing()
+        return learner(dls, net, *cbs)
+    words = ['set_grad_checkpointing(False)', 'accumulate=2']
+    for cbs in ([IntermediateLoss()], [IntermediateLoss(), PartialBackprop()], [HardRegions()]):
+        said(words, running, *cbs)
+        learn = running(*cbs, before=False)
+        learn.model.encoder.set_grad_checkpointing()
+        said(words, learn.fit_contrastive, 1, 1e-3)
+        assert not any(module._forward_hooks for module in learn.model.encoder.modules())
+        learn.model.encoder.set_grad_checkpointing(False)
+        learn.fit_contrastive(1, 1e-3)
+    learn = running(CombinePatches())  # which needs none
+    learn.fit_contrastive(1, 1e-3)
+    assert torch.isfinite(learn.recorder.losses[-1])
+
+
+def test_stages_that_save_memory_within_are_right():
+    "Where what runs again lies inside a stage, its output is that of the first time"
+    dls = image_dls(Dots(8, 64), bs=4, valid=0, workers=0, device='cpu')
+    def losses(again):
+        torch.manual_seed(2)
+        dls.train.epoch = 0
+        learn = learner(dls, timm.create_model('test_convnext', num_classes=0), IntermediateLoss(), HardRegions(0),
+                        precision='fp32')
+        learn.model.encoder.set_grad_checkpointing(again)
+        learn.fit_contrastive(2, 1e-3)
+        return torch.stack(learn.recorder.losses)
+    close(losses(True), losses(False), rtol=1e-5, atol=1e-6)
+
+
 def test_defaults_of_the_speedups(dls):
     assert learner(dls, torchvision.models.resnet18(), IntermediateLoss()).model.levels() == (
         'layer1', 'layer2', 'layer3', 'final')
@@ -314,6 +390,9 @@ def test_what_is_said(dls, capsys):
     learn.fit_contrastive(1)
     out = capsys.readouterr().out
     assert "ResNet's classifier 'fc' was left out" in out and 'head_epochs=1' in out
+    assert out.count('before training: knn') == 1 and learn.given  # its weights may be good, and harm is to be seen
+    learner(dls, 'test_resnet').fit_contrastive(1)
+    assert 'before training' not in capsys.readouterr().out
     assert learn.arch == 'module:torchvision.models.resnet.ResNet' and not learn.small_input
     assert learn.mean == pytest.approx((0.485, 0.456, 0.406)) and learn.weights_from is None
 

@@ -1,6 +1,7 @@
 """Encoders that begin with weights from elsewhere: every form they come in, what fits, and what becomes of it."""
 import argparse
 import json
+import logging
 import os
 import shutil
 
@@ -12,13 +13,13 @@ from helpers.learners import small
 from helpers.odd import KINDS, no_file, within
 from helpers.pictures import ARCH, Dots
 from helpers.refusals import said
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import nn
 
 from fastcontrast.core import InputError, MissingPath
 from fastcontrast.data import image_dls
-from fastcontrast.export import export_encoder
+from fastcontrast.export import digest, encoder_info, export_encoder, load_encoder, read_header
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.models import make_encoder
 from fastcontrast.recipes import simclr
@@ -212,11 +213,48 @@ def test_the_hub_and_tags(hub, dls, source):
     said(['small_input'], contrastive_learner, dls, 'resnet18', weights='resnet18.a1_in1k', small_input=True)
 
 
-def test_no_network(monkeypatch, dls):
-    def broken(*args, **kwargs): raise OSError('nobody answers\n' * 900)
+def test_no_network(monkeypatch, dls, caplog):
+    "One sentence, and nothing of what the client of the Hub says of each of its tries"
+    hub, client = logging.getLogger('huggingface_hub'), logging.getLogger('huggingface_hub.utils._http')
+    level = hub.level
+    def broken(*args, **kwargs):
+        client.warning('thrown while requesting HEAD')
+        raise OSError('nobody answers\n' * 900)
     monkeypatch.setattr('timm.models._hub.hf_hub_download', broken)
     said(['hf-hub:a/b', 'nobody answers'], contrastive_learner, dls, None, weights='hf-hub:a/b')
     said([ARCH, 'nobody answers'], contrastive_learner, dls, ARCH, pretrained=True)
+    assert not caplog.messages and hub.level == level
+    client.warning('thrown elsewhere')
+    assert caplog.messages == ['thrown elsewhere']  # others may hear of it
+
+
+def test_a_model_of_the_hub_is_exported_by_what_it_is(hub, dls, tmp_path):
+    "So that whoever loads the file asks nobody"
+    for given in (dict(), dict(small_input=True), dict(pretrained=True)):
+        for arch in ('hf-hub:somebody/net', f"local-dir:{tmp_path/'hub'}"):
+            learn = learner(dls, arch, **given)
+            assert learn.arch == ARCH and learn.small_input == (not given or 'small_input' in given)
+            file = learn.export(tmp_path/'e')
+            hub.clear()
+            same_features(learn.model.encoder, load_encoder(file))
+            assert not hub and encoder_info(file)['arch'] == ARCH
+
+
+@pytest.mark.parametrize('place', ['hf-hub:somebody/net', 'local-dir:/somewhere'])
+def test_a_file_that_would_have_a_model_fetched(hub, tmp_path, dls, source, place):
+    "As an earlier version wrote it, or whoever"
+    said([place, 'a place to fetch'], export_encoder, source, tmp_path/'e', place, SIDE, **FRAME)
+    file = export_encoder(source, tmp_path/'e', ARCH, SIDE, **FRAME)
+    header = read_header(file) | dict(arch=json.dumps(place))
+    del header['sha256']
+    tensors = load_file(file)
+    save_file(tensors, file, metadata={**header, 'sha256': digest(tensors, header)})
+    for f in (load_encoder, read_weights): said([place, 'not fetched here', 'model=…'], f, file)
+    for arch in (None, ARCH): said([place, 'as arch'], contrastive_learner, dls, arch, weights=file)
+    assert not hub
+    net = make_encoder(ARCH, size=SIDE)
+    same_features(load_encoder(file, model=net), source)
+    same_features(learner(dls, net, weights=file).model.encoder, source)
 
 
 # --- tensors that do not fit
@@ -269,6 +307,40 @@ def test_other_channels():
     assert not fitted.missing and not fitted.other and fitted.changed == ['conv1.weight (1 to 3)']
     close(back.conv1.weight, one.conv1.weight.expand(-1, 3, -1, -1) / 3)
     assert '; filters changed to other channels: conv1.weight (1 to 3)' in fitted.note('x')
+
+
+def test_half_of_an_encoder_is_told_as_a_warning(tmp_path, capsys):
+    "As where the weights are of another architecture, whose tensors have the same names and shapes"
+    torch.save(make_encoder('resnet18').state_dict(), tmp_path/'w.pth')
+    for arch in ('resnet34', timm.create_model('resnet34', num_classes=0)):
+        learn = learner(dots(), arch, weights=tmp_path/'w.pth')
+        capsys.readouterr()
+        learn.fit_contrastive(1, 1e-3)
+        line, = [line for line in capsys.readouterr().out.splitlines() if line.startswith('warning: ')]
+        assert "52 % of the numbers of 'resnet34' are from" in line and 'drawn at random' in line
+        assert [f'warning: {doubt}' for doubt in learn.doubts] == [line] and '52 % of its numbers' in learn.notes[-1]
+    state = make_encoder('resnet34').state_dict()
+    del state['layer4.2.conv2.weight']
+    torch.save(state, tmp_path/'w.pth')
+    assert '88 %' in learner(dots(), 'resnet34', weights=tmp_path/'w.pth').doubts[0]
+    state = make_encoder('resnet34').state_dict()
+    del state['conv1.weight']
+    torch.save(state, tmp_path/'w.pth')
+    learn = learner(dots(), 'resnet34', weights=tmp_path/'w.pth')
+    assert not learn.doubts and '99 % of its numbers; not there: conv1.weight' in learn.notes[0]
+
+
+@pytest.mark.parametrize('there, arch, percent', [('resnet18', 'resnet50', 26), ('resnet10t', 'resnet34', 22)])
+def test_a_small_part_of_an_encoder_is_refused(there, arch, percent):
+    encoder = make_encoder(arch)
+    before = {name: t.clone() for name, t in encoder.state_dict().items()}
+    said([f"{percent} % of the numbers of '{arch}'", 'give the architecture of these weights', 'strict=False'],
+         fit_tensors, encoder, Weights('w.pth', make_encoder(there).state_dict()))
+    assert all(torch.equal(t, before[name]) for name, t in encoder.state_dict().items())
+    # the way out
+    encoder.load_state_dict({name: t for name, t in make_encoder(there).state_dict().items()
+                             if name in before and t.shape == before[name].shape}, strict=False)
+    assert learner(dots(), encoder).arch == arch
 
 
 # --- files that are something else

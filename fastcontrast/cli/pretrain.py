@@ -7,7 +7,7 @@ from typer import Argument, Option
 from ..signals import watched
 from .folder import claimed
 from .launch import hear_signals, launch, rank
-from .resume import begun_with, check_changes, run_to_resume
+from .resume import begun_with, check_changes, kept_start, run_to_resume
 from .settings import DIGITS, Run, read_calls, resolve
 from .training import accompany, train
 from .verbs import verb
@@ -142,8 +142,10 @@ def pretrain(
         if path: check_changes(path, begun, config)
         if rank() is None and config.processes > 1:
             return launch(config.processes, signals)
-        if rank(): return accompany(config)
-        with claimed(path or out, run or _name(config), path is not None) as folder: train(config, folder, signals)
+        kept = kept_start(path, config) if path else None
+        if rank(): return accompany(config, kept)
+        with claimed(path or out, run or _name(config), path is not None) as folder:
+            train(config, folder, signals, kept)
 
 
 def _name(config: Run) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import __version__
 from .registries import speedups
+from .resume import start_of
 from .settings import Run
 
 # fields of a recipe that are no value, or stand elsewhere in the record
@@ -29,7 +30,7 @@ def record_of(
         loss=str(learn.loss_func.loss), **_axes(learn),
         recipe={key: value for key, value in asdict(recipe).items() if key not in _NOT_RECORDED},
         n_train=len(train), n_labeled=int(train.labeled.sum()), n_valid=len(dls.valid.data), classes=dls.classes,
-        judged_within=dls.within, channels=dls.channels, value_range=dls.value_range,
+        start=start_of(learn), judged_within=dls.within, channels=dls.channels, value_range=dls.value_range,
         **_surroundings(dls.device))
 
 

@@ -4,7 +4,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..core import InputError
+from ..core import InputError, is_number
 from ..files import user_path
 from .folder import RECORD, history_rows, read_record
 from .settings import ALIASES, Run, number_or_name
@@ -58,13 +58,50 @@ def begun_with(
 
 def kept_settings(
     config: Run, # the settings of a run
+    begun: dict[str, Any] | None = None, # from `begun_with`, of one that goes on
 ) -> dict[str, Any]:
     "What config.json keeps of settings: names of files as they are found from anywhere"
     settings = asdict(config)
     for key in ('data', 'valid', 'labels', 'cache_folder'):
         if _is_path(key, settings[key]): settings[key] = _absolute(settings[key])
-    if config.weights is not None: settings['weights'] = _kept_weights(config.weights)
+    known = (begun or {}).get('weights')  # and may be gone by now
+    if config.weights not in (None, known): settings['weights'] = _kept_weights(config.weights)
     return settings
+
+
+def start_of(
+    learn, # a `ContrastiveLearner` of a run that begins
+) -> dict[str, Any] | None:
+    "What config.json keeps of weights that a run begins with; None if there are none, or no name makes the encoder"
+    from ..export import needs_module
+    if learn.weights_from is None or needs_module(learn.arch): return None
+    return dict(arch=learn.arch, small_input=learn.small_input, origin=learn.weights_from,
+                mean=[float(m) for m in learn.mean], std=[float(s) for s in learn.std], doubts=list(learn.doubts))
+
+
+def kept_start(
+    path: Path,  # a run's folder
+    config: Run, # the settings that it goes on with
+) -> Any:        # a `KeptStart`, or None
+    "What a run needs of its --weights, which are not read again, as they may be gone; None if it has no checkpoint yet"
+    from ..build import KeptStart
+    from ..checkpoint import newest
+    record = read_record(path)
+    start = record.get('start')
+    if config.weights is None or not _is_start(start) or newest(path) is None: return None
+    if config.controls and not record.get('results') and not record.get('unjudged'): return None  # to be judged yet
+    return KeptStart(**start)
+
+
+_START = dict(arch=str, small_input=bool, origin=str, mean=list, std=list, doubts=list) # what `start_of` gives
+
+
+def _is_start(start: Any) -> bool:
+    "Whether a record's start is one that can be gone on with"
+    from ..export import needs_module
+    if not isinstance(start, dict) or start.keys() != _START.keys(): return False
+    if not all(isinstance(start[name], kind) for name, kind in _START.items()): return False
+    return all(map(is_number, start['mean'] + start['std'])) and not needs_module(start['arch'])
 
 
 def _kept_weights(weights: str) -> str:
@@ -94,7 +131,7 @@ def check_changes(
 ) -> None:
     "Raise `InputError`, which names the setting, for one that can't change any more, and for a run that is done"
     begun = asdict(Run()) | begun
-    for key, value in kept_settings(config).items():
+    for key, value in kept_settings(config, begun).items():
         if key in MAY_CHANGE or value == begun[key]: continue
         given = 'given without one' if value is None else f'now given {value}'
         raise InputError(f"{path} was begun with {_said(key, begun[key])}, and is {given}: leave that out, or begin a "

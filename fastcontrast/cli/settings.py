@@ -206,12 +206,13 @@ def weights_architecture(
     weights: str, # what --weights names
 ) -> str:
     "The architecture that weights say they are of. Raises `InputError` where they say none, or it is no name"
+    from ..export import needs_module
     from ..modules import MODULE
     from ..weights import architecture_of
     arch = architecture_of(weights)
     if arch is None:
         raise InputError(f"--weights {weights} do not say of which architecture they are: give --arch.")
-    if not arch.startswith(MODULE): return arch
+    if not needs_module(arch): return arch
     raise InputError(f"--weights {weights} are of a {arch.removeprefix(MODULE)}, which no name makes: train it in "
                      "Python, by contrastive_learner(dls, arch=module).")
 
@@ -249,15 +250,16 @@ def _check_moments(text: str) -> None:
         raise InputError(str(e).replace('every=', '--checkpoint ').replace(' of Checkpoint', '')) from None
 
 
-def _check_weights(config: Run) -> None:
+def _check_weights(config: Run, read: bool) -> None:
     from ..models import pretrained_config
     from ..weights import timm_source
     pretrained_config(config.arch)
-    if config.weights is not None: timm_source(config.weights)
+    if config.weights is not None and read: timm_source(config.weights)
 
 
 def check_names(
     config: Run, # the settings
+    read: bool = True, # whether --weights will be read
 ) -> None:
     "Raise `InputError` for a name that nothing has: before the pictures are read, which may take long"
     make = methods().find(config.method)
@@ -266,6 +268,6 @@ def check_names(
     one_of(precisions(), precision=config.precision)
     if config.schedule is not None: one_of(schedules(), schedule=config.schedule)
     _check_moments(config.checkpoint)
-    _check_weights(config)
+    _check_weights(config, read)
     make(config.setting)
     parse_speedups(config.speedups)

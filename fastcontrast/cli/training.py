@@ -44,6 +44,7 @@ class Training:
     encoder: Path | None = None # the exported file
     goes_on: bool = False      # whether from a checkpoint of an earlier process
     unsaved: str = ''          # why the encoder is not in the run's folder; '' if it is there
+    kept: Any = None           # the `KeptStart` of a run whose checkpoint takes the place of its --weights
     notes: list[str] = field(default_factory=list) # what went wrong and did not end it
 
     @property
@@ -72,11 +73,12 @@ class Training:
 def make_learner(
     config: Run,
     folder: Path | None, # where fastai keeps its files
+    kept: Any = None,    # a `KeptStart` in place of --weights
 ) -> Any:                # a `ContrastiveLearner`
     "The learner of a training. Raises `InputError` for settings that can't be"
     import torch
     from ..learner import contrastive_learner
-    check_names(config)
+    check_names(config, read=kept is None)
     meet()
     torch.manual_seed(config.seed)
     dls = read_pictures(config.data, config.batch_size, size=config.size, labels=number_or_name(config.labels),
@@ -86,7 +88,7 @@ def make_learner(
                         channels=config.channels, value_range=read_range(config.value_range))
     return contrastive_learner(
         dls, config.arch, methods()[config.method](config.setting), loss=config.loss,
-        cbs=parse_speedups(config.speedups), small_input=config.small_input, weights=config.weights,
+        cbs=parse_speedups(config.speedups), small_input=config.small_input, weights=kept or config.weights,
         head_epochs=config.head_epochs, precision=config.precision, compile=config.compile,
         accumulate=config.accumulate, stop_on_collapse=config.stop_on_collapse, path=folder)
 
@@ -115,10 +117,11 @@ def fit(
 
 def accompany(
     config: Run,
+    kept: Any = None, # a `KeptStart` in place of --weights
 ) -> None:
     "What all processes but the first do: train"
     from ..evaluate.cost import Cost
-    learn = make_learner(config, None)
+    learn = make_learner(config, None, kept)
     try: fit(learn, config, None, make_keeper(config), [Cost()])
     except Interrupted:
         if not learn.train_iter: raise
@@ -129,11 +132,12 @@ def train(
     config: Run,
     folder: RunFolder,
     signals: Signals,
+    kept: Any = None, # a `KeptStart` in place of --weights
 ) -> None:
     "A whole run. Raises `Ended` if it ended early, after all that it has was kept"
-    try: folder.running(kept_settings(config))
+    try: folder.running(kept_settings(config, folder.before.get('settings')))
     except OSError as e: raise InputError(f"the run folder {folder} can't be written: {e.strerror or e}.") from None
-    training, problem = Training(config, folder, signals), None
+    training, problem = Training(config, folder, signals, kept=kept), None
     try: _run(training)
     except BaseException as e: problem = e
     try:
@@ -183,14 +187,14 @@ def _prepare(training: Training) -> None:
     from ..evaluate.cost import Cost
     from ..history import History
     config, folder = training.config, training.folder
-    learn = training.learn = make_learner(config, folder.path)
+    learn = training.learn = make_learner(config, folder.path, training.kept)
     training.cost, training.history, training.keeper = Cost(), History(folder/HISTORY), make_keeper(config)
     training.goes_on = folder.resumed and _checkpoint_in(folder)
     training.unjudged = unjudged(learn.dls.bank.data, learn.dls.valid.data)
     record = record_of(config, learn)
     _check_space(training)
     folder.worth_keeping = True
-    folder.save(**record)
+    folder.save(**record, unjudged=training.unjudged)
     data = learn.dls.train.data
     if 0 < record['n_labeled'] < len(data):  # --labels takes such a file
         names = [f'{listed(name)}\n' for name, known in zip(data.names, data.labeled) if known]
@@ -243,7 +247,7 @@ def _judge_controls(training: Training) -> None:
     config, folder = training.config, training.folder
     known = folder.before.get('results') if training.goes_on else None
     training.results.update({name: result for name, result in (known or {}).items() if name != 'trained encoder'})
-    if training.results or not config.controls or training.unjudged: return
+    if training.results or not config.controls or training.unjudged or training.kept: return
     encoder = 'the untrained encoder' if config.weights is None else 'the weights as given'
     console.print(f"judging raw pixels and {encoder}, to compare with")
     training.results.update(control_results(training.learn))
@@ -320,7 +324,7 @@ def _notes(training: Training) -> list[str]:
     "What was warned of: it did not end the run"
     if training.learn is None: return training.notes
     problems = filter(None, [training.history.problem, *training.keeper.problems])
-    return [*training.learn.collapse.warnings, *problems, *training.notes]
+    return [*training.learn.doubts, *training.learn.collapse.warnings, *problems, *training.notes]
 
 
 def _state(problem: BaseException | None) -> str:

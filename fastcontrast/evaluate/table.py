@@ -50,7 +50,7 @@ class EpochTable(StepCallback):
         self.divided = world_size() > 1 and all(dl.selects for dl in self.parts)
         def share(dl): return dl.only(dl.indices.tensor_split(world_size())[rank()], dl.bs)
         self.shares = [share(dl) if self.divided else dl for dl in self.parts]
-        if self.learn.weights_from is not None and not self.learn.goes_on: self.tell_start()
+        if self.learn.given and not self.learn.goes_on: self.tell_start()
 
     def tell_start(self):
         "Say what the weights are worth that training begins with, so that harm is seen"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import InputError, is_whole, whole
-from ..models import Head, feature_dim, level_flops
+from ..models import Head, level_flops
 from . import SPEEDUPS
 from ..step import Phase, StepCallback, changed_views
 
@@ -137,7 +137,7 @@ class CombinePatches(StepCallback):
     ) -> None:
         "Raise `InputError` unless the encoder takes patches of this side"
         if side < 1: raise InputError(f"{self!r} cuts views into more patches than they have pixels: give a smaller n.")
-        try: feature_dim(self.model.encoder, side, self.model.in_chans)
+        try: self.model.check_side(side)
         except InputError as e: raise InputError(f"{self!r} makes patches of {side} pixels: {e.message}") from None
 
     def side_of(self,

@@ -211,7 +211,8 @@ class PatchVariants(CombinePatches):
         if self.last: edits[self.last] = [self.apart]
         picture = p.new_zeros(1, 1 if self.last else self.n ** 2, 1, self.model.in_chans, *shape)
         try:
-            with evaluating(self.model): self.model.features(picture, edits=edits)
+            with evaluating(self.model): h = self.model.features(picture, edits=edits)['final']
+            self.model.check_width(h.shape[-1], f"what {self!r} makes of {shape[0]} x {shape[1]} pixels")
         except InputError: raise
         except Exception as e:
             raise InputError(f"{self!r} does not suit the encoder, which can't go on with what it makes of pictures of "

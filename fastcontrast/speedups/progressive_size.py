@@ -15,7 +15,7 @@ from fastai.imports import noop
 from torch import nn
 
 from ..core import InputError, is_whole, number, whole
-from ..models import encoder_stages, feature_dim, patch_side
+from ..models import encoder_stages, patch_side
 from . import SPEEDUPS
 from ..step import Phase, StepCallback
 
@@ -134,7 +134,7 @@ class ProgressiveSize(StepCallback):
     ) -> None:
         "Raise `InputError` unless the encoder and all callbacks take views of this size"
         try:
-            feature_dim(self.model.encoder, size, self.model.in_chans)
+            self.model.check_side(size)
             for cb in self.learn.cbs:
                 if isinstance(cb, StepCallback): cb.check_size(size)
         except InputError as e:

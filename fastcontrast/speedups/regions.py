@@ -296,7 +296,8 @@ class HardRegions(StepCallback):
         picture = next(self.model.encoder.parameters()).new_zeros(1, 1, self.model.in_chans, *shape)
         edits = {choice.stage.level: [partial(anywhere, choice)] for choice in self.choices}
         try:
-            with evaluating(self.model): self.model.features(picture, edits=edits)
+            with evaluating(self.model): h = self.model.features(picture, edits=edits)['final']
+            self.model.check_width(h.shape[-1], f"what {self!r} leaves of {shape[0]} x {shape[1]} pixels")
         except InputError: raise
         except Exception as e:
             full = self.learn.plan.views.size

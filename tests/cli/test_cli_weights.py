@@ -1,6 +1,7 @@
 """`fastcontrast pretrain --weights`: from the file of a run to a run of its own, with its record, and taken up."""
 import json
 import os
+import shutil
 
 import pytest
 import timm
@@ -30,6 +31,12 @@ def first(tmp_path_factory):
     return folder
 
 
+def differing(run, other):
+    "Names of the tensors that two runs' encoders do not have alike, and by how much"
+    there, here = (load_file(folder/'encoder.safetensors') for folder in (run, other))
+    return [(name, (t - here[name]).abs().max().item()) for name, t in there.items() if not torch.equal(t, here[name])]
+
+
 def rest(first): return (first/'data', '--batch-size', 4, *FAST)
 
 
@@ -56,19 +63,72 @@ def test_a_run_from_the_weights_of_another(run, first, folder, form):
 def test_a_run_that_is_taken_up_while_the_head_learns(run, first, folder, monkeypatch):
     "It ends as one in one piece, from another folder too"
     common = ('pretrain', *rest(first), '--head-epochs', 2, '--epochs', 3)
-    assert run(*common, '--weights', first/'run', '--out', 'whole')[0] == 0
+    code, out, err = run(*common, '--weights', first/'run', '--out', 'whole')
+    assert code == 0, (code, out, err)
     with ended_after_an_epoch(monkeypatch):
-        code, _, err = run(*common, '--weights', os.path.relpath(first/'run'), '--out', 'cut')
-    assert code == 143 and config('cut')['epochs_done'] == 1, err
+        code, out, err = run(*common, '--weights', os.path.relpath(first/'run'), '--out', 'cut')
+    assert code == 143 and config('cut')['epochs_done'] == 1, (code, out, err)
     assert encoder_info('cut/encoder.safetensors')['sha256'] != encoder_info('whole/encoder.safetensors')['sha256']
-    cut, start = (load_file(file/'encoder.safetensors') for file in (folder/'cut', first/'run'))
-    assert all(torch.equal(t, start[name]) for name, t in cut.items())  # it has stood still so far
+    assert differing(folder/'cut', first/'run') == []  # it has stood still so far
     (folder/'elsewhere').mkdir()
     monkeypatch.chdir(folder/'elsewhere')
     code, out, err = run('pretrain', '--resume', folder/'cut')
-    assert code == 0 and 'before training' not in out, err
+    assert code == 0 and 'before training' not in out, (code, out, err)
+    assert differing(folder/'cut', folder/'whole') == [], out
     assert (encoder_info(folder/'cut/encoder.safetensors')['sha256']
             == encoder_info(folder/'whole/encoder.safetensors')['sha256'])
+
+
+@pytest.mark.parametrize('form', ['run', 'w.pth'])
+def test_a_run_goes_on_without_the_file_of_its_weights(run, first, folder, monkeypatch, form):
+    "Its checkpoint has all tensors; it ends as one in one piece"
+    shutil.copytree(first/'run', folder/'run')
+    file = folder/'run'/'encoder.safetensors'
+    torch.save(load_file(file), folder/'w.pth')
+    arch = () if form == 'run' else ('--arch', 'resnet10t', '--small-input')
+    common = ('pretrain', *rest(first), *arch, '--weights', form, '--epochs', 3)
+    assert run(*common, '--out', 'whole')[0] == 0
+    with ended_after_an_epoch(monkeypatch): assert run(*common, '--out', 'cut')[0] == 143
+    started = config('cut')['start']
+    shutil.rmtree('run')
+    os.remove('w.pth')
+    code, out, err = run('pretrain', '--resume', 'cut')
+    assert code == 0 and 'going on from step' in out and 'weights from' not in out, (out, err)
+    assert (encoder_info('cut/encoder.safetensors')['sha256'] == encoder_info('whole/encoder.safetensors')['sha256'])
+    c = config('cut')
+    assert c['start'] == started and c['settings']['weights'] == str(folder/form) and c['epochs_done'] == 3
+    code, out, err = run('pretrain', '--resume', 'cut', '--weights', 'other.pth')
+    assert code == 2 and 'neither a file' in err
+
+
+def test_what_a_run_without_its_weights_still_needs(run, first, folder, monkeypatch):
+    shutil.copytree(first/'run', folder/'run')
+    common = ('pretrain', *rest(first), '--weights', 'run', '--epochs', 2)
+    for out, more in (('none', ('--checkpoint', 'none')), ('cut', ())):
+        with ended_after_an_epoch(monkeypatch): run(*common, *more, '--out', out)
+    shutil.rmtree('run')
+    code, _, err = run('pretrain', '--resume', 'none')  # which begins anew
+    assert code == 2 and str(folder/'run') in err
+    whole, file = config('cut'), folder/'cut'/'config.json'
+    for start in (None, 3, {}, whole['start'] | dict(mean=['a']), whole['start'] | dict(arch='hf-hub:a/b'),
+                  whole['start'] | dict(doubts=3), whole['start'] | dict(more=1)):
+        file.write_text(json.dumps(whole | dict(start=start)))
+        code, _, err = run('pretrain', '--resume', 'cut')
+        assert code == 2 and str(folder/'run') in err, (start, err)
+    file.write_text(json.dumps(whole))
+    code, _, err = run('pretrain', '--resume', 'cut', '--controls')  # which judge the weights as they were given
+    assert code == 2 and str(folder/'run') in err
+    code, _, err = run('pretrain', '--resume', 'cut')
+    assert code == 0, err
+
+
+def test_half_of_an_encoder(run, first, folder, monkeypatch):
+    torch.save(timm.create_model('resnet18', num_classes=0).state_dict(), 'w.pth')
+    common = ('pretrain', *rest(first), '--arch', 'resnet34', '--no-small-input', '--weights', 'w.pth')
+    with ended_after_an_epoch(monkeypatch): code, out, err = run(*common, '--epochs', 2, '--out', 'r')
+    assert code == 143 and "warning: 52 % of the numbers of 'resnet34' are from 'w.pth'" in out, (out, err)
+    assert run('pretrain', '--resume', 'r')[0] == 0
+    assert any('52 % of the numbers' in note for note in config('r')['notes'])
 
 
 def test_a_state_dict(run, first, folder):

@@ -8,6 +8,7 @@ from helpers.pictures import ARCH, VIT, Dots
 from helpers.refusals import said
 from torch import nn
 
+from fastcontrast.checkpoint import Checkpoint
 from fastcontrast.data import image_dls
 from fastcontrast.evaluate.cost import Cost
 from fastcontrast.learner import contrastive_learner
@@ -166,6 +167,61 @@ def test_a_module_is_warmed_up_where_that_is_asked_for():
         learn.create_mbar = False
         if head_epochs: check_still(learn)
         else: assert not any(isinstance(cb, HeadWarmup) for cb in learn.cbs)
+
+
+# --- once in a learner's life
+
+def held_steps(learn, epochs, **kwargs):
+    "Whether the encoder stood still, in each step of a fit"
+    watch = Watch()
+    learn.fit_contrastive(epochs, 1e-2, cbs=watch, **kwargs)
+    return [encoder == 0 for encoder, _ in watch.grads]
+
+
+def test_a_second_fit_goes_on_with_the_encoder(tmp_path, capsys):
+    learn = learner(weights_of(tmp_path), head_epochs=2)
+    steps = len(learn.dls.train)
+    assert held_steps(learn, 3) == [True] * 2 * steps + [False] * steps
+    capsys.readouterr()
+    assert held_steps(learn, 1) == [False] * steps  # nor has it to be longer than the first
+    assert not any(held_steps(learn, 3)) and 'stands still' not in capsys.readouterr().out
+    cb = learn.head_warmup
+    learn.remove_cb(cb)
+    learn.add_cb(cb)  # it is asked for anew
+    assert held_steps(learn, 3) == [True] * 2 * steps + [False] * steps
+    short = learner(weights_of(tmp_path), head_epochs=None)
+    assert not any(held_steps(short, 1) + held_steps(short, 2))
+
+
+def test_a_fit_that_ended_before_the_head_was_done_is_no_first_one(tmp_path):
+    learn = learner(weights_of(tmp_path), head_epochs=2)
+    class Ends(Callback):
+        def after_batch(self):
+            if self.train_iter == 6: raise ValueError('oops')
+    with pytest.raises(ValueError): learn.fit_contrastive(3, 1e-2, cbs=Ends())
+    assert sum(held_steps(learn, 3)) == 2 * len(learn.dls.train)
+
+
+def test_a_second_fit_that_died_is_taken_up_with_the_encoder(tmp_path):
+    "By a process that knows nothing of the first fit"
+    file, steps = weights_of(tmp_path), 4
+    class Death(BaseException): pass
+    class Dies(Callback):
+        order = 1000
+        def after_batch(self):
+            if self.train_iter == 2: raise Death
+    learn = learner(file, head_epochs=2)
+    learn.fit_contrastive(3, 1e-2)
+    with pytest.raises(Death):
+        learn.fit_contrastive(3, 1e-2, cbs=[Dies(), Checkpoint('1 step')], resume=tmp_path/'run')
+    again = learner(file, head_epochs=2)
+    assert held_steps(again, 3, resume=tmp_path/'run') == [False] * (3 * steps - 2)
+    whole = learner(file, head_epochs=2)
+    with pytest.raises(Death):
+        whole.fit_contrastive(3, 1e-2, cbs=[Dies(), Checkpoint('1 step')], resume=tmp_path/'first')
+    said(['head_epochs=2', 'none of 2 epochs'], learner(file, head_epochs=2).fit_contrastive, 2, 1e-2,
+         resume=tmp_path/'first')
+    assert sum(held_steps(learner(file, head_epochs=2), 3, resume=tmp_path/'first')) == 2 * steps - 2
 
 
 # --- come and go
