@@ -25,6 +25,7 @@ from .recipes import METHODS, Recipe, check_parts, encoder_kind, make_part, pick
 from .recipes.recipe import SMALL_PICTURES
 from .step import StepCallback
 from .targets import Memory, Queue, Target
+from .values import other_range
 from .warmup import HeadWarmup
 from .weights import (Weights, architecture_of, changed_channels, first_convolutions, fit_tensors, has_small_stem,
                       read_weights, timm_source)
@@ -237,8 +238,8 @@ def _from_module(dls, module: nn.Module, small_input: bool | None, pretrained: b
                          "already: give the name as arch, or a file as weights.")
     read = read_weights(weights, module)
     note = fit_tensors(encoder, read).note(read.origin)
-    _follow(encoder, read, dls.channels)
-    return Start(encoder, arch, weights=read.origin, notes=[*notes, note], module=True)
+    other = _follow(encoder, read, dls)
+    return Start(encoder, arch, weights=read.origin, notes=[*notes, note, *other], module=True)
 
 
 def _from_timm(dls, arch: str | None, small_input: bool | None, source: str) -> Start:
@@ -272,8 +273,7 @@ def _from_file(dls, arch: str | None, small_input: bool | None, weights: str | P
     small = bool(small_input if small is None else small)
     if small: small_stem(encoder)
     note = fit_tensors(encoder, read).note(read.origin)
-    _follow(encoder, read, dls.channels)
-    return Start(encoder, arch, small, read.origin, [note])
+    return Start(encoder, arch, small, read.origin, [note, *_follow(encoder, read, dls)])
 
 
 def _refuse_other(arch: str, own: str, weights: Any) -> None:
@@ -281,11 +281,15 @@ def _refuse_other(arch: str, own: str, weights: Any) -> None:
                      "out, or give other weights.")
 
 
-def _follow(encoder: nn.Module, weights: Weights, channels: int) -> None:
-    "Mean and standard deviation are those that the weights were trained with, where the file says them of as many"
+def _follow(encoder: nn.Module, weights: Weights, dls) -> list[str]:
+    """Mean and standard deviation are those that the weights were trained with, where the file says them of as many
+
+    Notes where they were those of another range of values."""
     info = weights.info
-    if info and len(info['mean']) == channels:
-        encoder.pretrained_cfg.update(mean=tuple(info['mean']), std=tuple(info['std']))
+    if not info or len(info['mean']) != dls.channels: return []
+    encoder.pretrained_cfg.update(mean=tuple(info['mean']), std=tuple(info['std']))
+    other = other_range(info['extra'], dls.value_range)
+    return [f"the encoder of {weights.origin}: {other}"] if other else []
 
 
 def head_warmup(

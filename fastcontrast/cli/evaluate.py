@@ -7,7 +7,7 @@ from ..core import InputError
 from .inputs import encoder_file, read_pictures, split_of, tell_notes, tell_undecodable
 from .judging import features, file_embedder, judge, results_table, unjudged
 from .output import console, out_file, save_json
-from .settings import number_or_name
+from .settings import number_or_name, read_range
 from .verbs import verb
 
 
@@ -25,6 +25,9 @@ def evaluate(
         help="The column of a .csv file that has the pictures' paths", show_default="as in pretrain")] = None,
     label_column: Annotated[str | None, Option(
         help="The column of a .csv file that has their classes", show_default="as in pretrain")] = None,
+    value_range: Annotated[str | None, Option(
+        '--range', metavar='LOW,HIGH', help="The values that become black and white in pictures of more than 8 bits",
+        show_default="as in the run, if the data are its own or it was given one; else found from a sample")] = None,
     probe: Annotated[bool, Option(help="Also a linear classifier on all labels")] = True,
     out: Annotated[str | None, Option('--out', '-o', help="Also write the results to this .json file")] = None,
 ):
@@ -34,10 +37,12 @@ def evaluate(
     class."""
     from ..evaluate.linear import linear_probe
     from ..export import encoder_info
+    from ..values import other_range
     path = encoder_file(encoder)
     info, embed = encoder_info(path), file_embedder(path)
     file = out_file(out, '.json') if out else None
-    given = dict(valid=number_or_name(valid), seed=seed, column=column, label_column=label_column)
+    given = dict(valid=number_or_name(valid), seed=seed, column=column, label_column=label_column,
+                 value_range=read_range(value_range))
     # share and seed as given, or as in the encoder's run: another seed holds out pictures that training has seen
     split = split_of(path, data) | {key: value for key, value in given.items() if value is not None}
     if info['in_chans'] != 3: split['channels'] = info['in_chans']  # the encoder takes no others
@@ -48,6 +53,7 @@ def evaluate(
     reason = unjudged(dls.bank.data, dls.valid.data)
     if reason: raise InputError(f"{data} can't judge an encoder: {reason}")
     tell_notes(dls)
+    if other := other_range(info['extra'], dls.value_range): console.print(f"{encoder}: {other}")
     counts = dict(n_train=len(dls.bank.data), n_valid=len(dls.valid.data))
     console.print(f"{info['arch']}, {info['size']} px: {counts['n_train']:,} pictures to learn the classes from, "
                   f"{counts['n_valid']:,} to judge by")
