@@ -259,7 +259,7 @@ def whole_picture(
     file: Any,            # the path or binary file that it is in
     channels: int | None, # that are wanted; None: as many as there are
 ) -> Image.Image | Raster:
-    "The same, unless Pillow would leave out half of its bits, or channels of it: then another reader's"
+    "The same, unless Pillow would leave out half of its bits, or channels of it: then an array"
     if picture.format not in ('PNG', 'PPM', 'TIFF') or not picture.tile: return picture
     if picture.format == 'PPM': return _open_ppm(picture, file)
     bands = len(picture.getbands())
@@ -283,9 +283,23 @@ def _open_png(picture: Image.Image, mode: str, file: Any) -> Raster:
 
 
 def _read_png(file: Any) -> np.ndarray:
-    from torchvision.io import decode_png
-    with _opened(file) as content: packed = content.read()
-    return decode_png(torch.frombuffer(bytearray(packed), dtype=torch.uint8)).permute(1, 2, 0).numpy()
+    with _opened(file) as content, Image.open(content, formats=('PNG',)) as picture:
+        mode = picture.tile[0].args.partition(';')[0]
+        high = _unpacked(picture, 'RGBA' if mode == 'LA' else f'{mode};16B')
+    if mode == 'LA': high, low = high[..., ::2], high[..., 1::2]  # as long as four bytes
+    else:
+        with _opened(file) as content, Image.open(content, formats=('PNG',)) as picture:
+            low = _unpacked(picture, f'{mode};16L')  # so that it takes the lower byte of two for the higher one
+    x = high.astype(np.uint16)
+    x <<= 8
+    x |= low
+    return x
+
+
+def _unpacked(picture: Image.Image, kind: str) -> np.ndarray:
+    "The bytes of a PNG, of 16 bits and not decoded yet, that Pillow keeps where it takes its pixels for another kind"
+    picture._mode, picture.tile = kind.partition(';')[0], [picture.tile[0]._replace(args=kind)]
+    return np.asarray(picture)
 
 
 def _open_ppm(picture: Image.Image, file: Any) -> Image.Image | Raster:

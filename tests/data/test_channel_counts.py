@@ -177,6 +177,17 @@ def test_png_of_16_bits_keeps_them(tmp_path, channels):
     if channels != 3: assert np.array_equal(values(dls_of(tmp_path, channels=channels))[0], x.transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize('channels', [2, 3, 4])
+def test_png_of_16_bits_that_is_broken(tmp_path, channels):
+    "Wherever it is: it is named, and the process lives"
+    file, form = png16(noise(0, 40, 40, channels).astype(np.uint16) * 200), PixelFormat(8, channels, 16, Span(0, 65535))
+    assert not attempt(decoded, io.BytesIO(file), form)[1]
+    for start in range(41, len(file) - 20, 97):
+        for broken in (file[:start], file[:start] + b'\xff' * 8 + file[start + 8:], file[:start] + file[start + 9:]):
+            pixels, reason = attempt(decoded, io.BytesIO(broken), form)
+            assert pixels is None and reason and '\n' not in reason
+
+
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('top', [300, 1023, 4095, 65535])
 def test_ppm_keeps_its_values(tmp_path, channels, top):
