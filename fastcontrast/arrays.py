@@ -3,6 +3,7 @@
 Docs: https://fastcontrast.github.io/fastcontrast/pictures.html.md"""
 import logging
 import os
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -312,6 +313,18 @@ def _open_ppm(picture: Image.Image, file: Any) -> Image.Image | Raster:
                   last=True)
 
 
+_here = threading.local()
+logging.getLogger('tifffile').addFilter(lambda record: not getattr(_here, 'quiet', False))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    "In this thread tifffile does not tell of what is wrong with a file: an error says so, and shows its name escaped"
+    _here.quiet = True
+    try: yield
+    finally: _here.quiet = False
+
+
 def is_tiff(
     file: Any, # a path or a binary file
 ) -> bool:
@@ -326,7 +339,8 @@ def open_tiff(
     except ImportError:
         raise ValueError("a TIFF like this is read with the tifffile library, which is not installed: run "
                          "pip install 'fastcontrast[tiff]'") from None
-    with _opened(file) as content, tifffile.TiffFile(content) as tiff:
+    with _quietly(), _opened(file) as content, tifffile.TiffFile(content) as tiff:
+        if not tiff.series: raise ValueError("holds no picture")
         series, page = tiff.series[0], tiff.series[0].keyframe
         shape, axes = zip(*[(n, axis) for n, axis in zip(series.shape, series.axes) if n > 1 or axis in 'YX'])
         if len(shape) not in (2, 3) or series.dtype.kind not in KINDS:
@@ -344,7 +358,7 @@ def open_tiff(
 
 def _read_tiff(file: Any, shape: tuple[int, ...], channel: list[int]) -> np.ndarray:
     import tifffile
-    with _opened(file) as content, tifffile.TiffFile(content) as tiff:
+    with _quietly(), _opened(file) as content, tifffile.TiffFile(content) as tiff:
         x = tiff.series[0].asarray(maxworkers=1).reshape(shape)
     return np.moveaxis(x, channel[0], -1) if channel else x
 

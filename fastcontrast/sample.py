@@ -189,7 +189,7 @@ def _found(seen: list[Look]) -> tuple[Span, str]:
         return counting(0, 2**bits - 1), f'{bits}-bit values'
     if whole == {False} and 0 <= low and high <= 1: return counting(0, 1), 'float values'
     name = {(True,): 'values', (False,): 'float values'}.get((*whole,), 'values of integers and of floats')
-    return counting(low, high if high > low else low + max(1, abs(low))), name
+    return counting(low, high if high > low else min(low + max(1, abs(low)), sys.float_info.max)), name
 
 
 def _hardly_used(lists: Sequence[Any], span: Span, channels: int) -> list[str]:
