@@ -34,8 +34,8 @@ def settings(
         'seed of the data': train.seed,
         'size': learn.dls.size,
         'pictures to train on': f'{len(train.data)} ({pictures})',
+        **_kept(learn.dls),  # before what follows from it
         **_normalisation(learn),
-        **_kept(learn.dls),
         'model': {name: (*t.shape, t.dtype, t.stride()) for name, t in state.items()},
         'draws': {name: t.tolist() for name, t in state.items() if name.endswith('_extra_state')},
     }
