@@ -1,7 +1,9 @@
 """Pictures that are arrays: those of data sets, NumPy's files, and what Pillow would cut down.
 
 Docs: https://fastcontrast.github.io/fastcontrast/pictures.html.md"""
+import logging
 import os
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +17,18 @@ from PIL import Image
 
 from .decoding import MEMORY, SMALL
 from .files import check_file, megabytes
-from .values import Unfit
+from .values import Unfit, row_bands
 
 ARRAY_SUFFIXES = '.npy', '.npz'
 NAMES = 'image', 'img', 'picture', 'x', 'arr_0' # of the picture among several arrays of an .npz
 KINDS = 'buif' # of numbers that are values of pixels: bool, integers, floats
-_SAMPLES, _BITS, _ORIENTATION = 277, 258, 274 # tags of TIFF, and the second of EXIF too
+_SAMPLES, _BITS, _KIND, _ORIENTATION = 277, 258, 339, 274 # tags of TIFF, and the last of EXIF too
+_MISREAD = (8, 2), (32, 1) # bits and kinds (1: from 0 up, 2: with a sign) that Pillow takes for the other kind
+
+def _unheard(record: logging.LogRecord) -> bool: return 'samples per pixel' not in str(record.msg).lower()
+
+
+logging.getLogger('PIL.TiffImagePlugin').addFilter(_unheard)  # it tells of every TIFF that tifffile then reads
 
 # --- what they are
 
@@ -33,6 +41,7 @@ class Raster:
     first: bool = False   # where the first and the last axis could both be channels: are they the first?
     last: bool = False    # is it known that they are the last?
     alpha: bool = False   # is the last one of them transparency? Then they are
+    multiplied: bool = False # are the others multiplied by it?
     held: bool = False    # is it in memory already?
     orientation: int = 1  # as EXIF counts
 
@@ -59,8 +68,9 @@ class Raster:
     def floats(self) -> bool: return self.dtype.kind == 'f'
 
     def _axis(self, channels: int | None) -> int:
+        if self.last and (channels is None or do_for(self.shape[-1], channels)): return -1
+        if self.last: raise Unfit(few(self.shape[-1], channels))
         axis = channel_axis(self.shape, self.first, channels)
-        if self.last: axis = -1 if channels is None or do_for(self.shape[-1], channels) else None
         if axis is not None: return axis
         wanted = '' if channels is None else f", and pictures are to have {_counted(channels)}"
         raise Unfit(f"is an array of the shape {list(self.shape)}{wanted}: say how many there are by channels "
@@ -77,6 +87,7 @@ class Raster:
         if x.shape != self.shape or (x.dtype.kind, x.itemsize) != (self.dtype.kind, self.dtype.itemsize):
             raise ValueError("is not what its header says")
         if x.dtype.kind == 'b': x = x.astype(np.uint8) * 255
+        if self.multiplied: x = _divided(x)
         return x[..., None] if flat else np.moveaxis(x, axis, -1)
 
     def memory(self) -> int:
@@ -92,6 +103,18 @@ class Raster:
 
     def __enter__(self) -> 'Raster': return self
     def __exit__(self, *error: Any) -> None: pass
+
+
+def _divided(
+    x: np.ndarray, # [H, W, C], colours that are multiplied by the transparency behind them
+) -> np.ndarray:   # the same
+    "Colours as they were; 0 where nothing is seen"
+    x, whole = x.copy(), x.dtype.kind == 'u'
+    for rows in row_bands(x):
+        seen = rows[..., -1:].astype(np.float64) / (np.iinfo(x.dtype).max if whole else 1)
+        colours = np.divide(rows[..., :-1], seen, out=np.zeros(rows[..., :-1].shape), where=seen > 0)
+        rows[..., :-1] = np.rint(colours).clip(0, np.iinfo(x.dtype).max) if whole else colours
+    return x
 
 
 def lying(
@@ -237,15 +260,18 @@ def whole_picture(
     file: Any,            # the path or binary file that it is in
     channels: int | None, # that are wanted; None: as many as there are
 ) -> Image.Image | Raster:
-    "The same, unless Pillow would leave out half of its bits, or channels of it: then another reader's"
-    if picture.format not in ('PNG', 'TIFF') or not picture.tile: return picture
+    "The same, unless Pillow would leave out half of its bits, or channels of it: then an array"
+    if picture.format not in ('PNG', 'PPM', 'TIFF') or not picture.tile: return picture
+    if picture.format == 'PPM': return _open_ppm(picture, file)
     bands = len(picture.getbands())
     if picture.format == 'PNG':
         mode = picture.tile[0].args
         return _open_png(picture, mode, file) if ';16' in mode and bands > 1 else picture
     samples, bits = picture.tag_v2.get(_SAMPLES, 1), max(picture.tag_v2.get(_BITS, (1,)))
     other = channels not in (None, 1, 3, bands) and (samples == channels or picture.n_frames > 1)
-    return open_tiff(file) if bits > 8 and bands > 1 or samples > max(4, bands) or other else picture
+    misread = bands == 1 and (bits, max(picture.tag_v2.get(_KIND, (1,)))) in _MISREAD
+    deep = bits > 8 and bands > 1
+    return open_tiff(file) if deep or misread or samples > max(4, bands) or other else picture
 
 
 def _open_png(picture: Image.Image, mode: str, file: Any) -> Raster:
@@ -253,13 +279,50 @@ def _open_png(picture: Image.Image, mode: str, file: Any) -> Raster:
     channels = {'LA': 2, 'RGB': 3, 'RGBA': 4}[mode.partition(';')[0]]
     shape, known = (picture.height, picture.width, channels), 'exif' in picture.info
     orientation = picture.getexif().get(_ORIENTATION, 1) if known else 1
-    return Raster(shape, np.dtype(np.uint16), partial(_read_png, file), alpha=channels != 3, orientation=orientation)
+    return Raster(shape, np.dtype(np.uint16), partial(_read_png, file), last=True, alpha=channels != 3,
+                  orientation=orientation)
 
 
 def _read_png(file: Any) -> np.ndarray:
-    from torchvision.io import decode_png
-    with _opened(file) as content: packed = content.read()
-    return decode_png(torch.frombuffer(bytearray(packed), dtype=torch.uint8)).permute(1, 2, 0).numpy()
+    with _opened(file) as content, Image.open(content, formats=('PNG',)) as picture:
+        mode = picture.tile[0].args.partition(';')[0]
+        high = _unpacked(picture, 'RGBA' if mode == 'LA' else f'{mode};16B')
+    if mode == 'LA': high, low = high[..., ::2], high[..., 1::2]  # as long as four bytes
+    else:
+        with _opened(file) as content, Image.open(content, formats=('PNG',)) as picture:
+            low = _unpacked(picture, f'{mode};16L')  # so that it takes the lower byte of two for the higher one
+    x = high.astype(np.uint16)
+    x <<= 8
+    x |= low
+    return x
+
+
+def _unpacked(picture: Image.Image, kind: str) -> np.ndarray:
+    "The bytes of a PNG, of 16 bits and not decoded yet, that Pillow keeps where it takes its pixels for another kind"
+    picture._mode, picture.tile = kind.partition(';')[0], [picture.tile[0]._replace(args=kind)]
+    return np.asarray(picture)
+
+
+def _open_ppm(picture: Image.Image, file: Any) -> Image.Image | Raster:
+    "A PGM or PPM whose largest value is told: Pillow stretches those of 9 to 15 bits, and has 8 of colours"
+    codec, _, start, args = picture.tile[0]
+    if codec != 'ppm' or args[-1] < 256: return picture
+    shape, dtype = (picture.height, picture.width, *([] if args[0] == 'L' else [3])), np.dtype('>u2')
+    nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    return Raster(shape, dtype, partial(_read_array, partial(_opened, file), start, nbytes, shape, dtype, False),
+                  last=True)
+
+
+_here = threading.local()
+logging.getLogger('tifffile').addFilter(lambda record: not getattr(_here, 'quiet', False))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    "In this thread tifffile does not tell of what is wrong with a file: an error says so, and shows its name escaped"
+    _here.quiet = True
+    try: yield
+    finally: _here.quiet = False
 
 
 def is_tiff(
@@ -276,7 +339,8 @@ def open_tiff(
     except ImportError:
         raise ValueError("a TIFF like this is read with the tifffile library, which is not installed: run "
                          "pip install 'fastcontrast[tiff]'") from None
-    with _opened(file) as content, tifffile.TiffFile(content) as tiff:
+    with _quietly(), _opened(file) as content, tifffile.TiffFile(content) as tiff:
+        if not tiff.series: raise ValueError("holds no picture")
         series, page = tiff.series[0], tiff.series[0].keyframe
         shape, axes = zip(*[(n, axis) for n, axis in zip(series.shape, series.axes) if n > 1 or axis in 'YX'])
         if len(shape) not in (2, 3) or series.dtype.kind not in KINDS:
@@ -287,13 +351,14 @@ def open_tiff(
         orientation = page.tags.valueof(_ORIENTATION, 1)
     channel = [i - len(shape) for i, axis in enumerate(axes) if axis not in 'YX']
     whole = tuple(n for n, axis in zip(shape, axes) if axis in 'YX') + tuple(shape[k] for k in channel)
-    return Raster(whole, np.dtype(series.dtype), partial(_read_tiff, file, shape, channel), last=True,
-                  alpha=bool(channel) and whole[-1] in (2, 4) and extra in ([1], [2]), orientation=int(orientation))
+    alpha = bool(channel) and whole[-1] in (2, 4) and extra in ([1], [2]) and series.dtype.kind in 'uf'
+    return Raster(whole, np.dtype(series.dtype), partial(_read_tiff, file, shape, channel), last=True, alpha=alpha,
+                  multiplied=alpha and extra == [1], orientation=int(orientation))
 
 
 def _read_tiff(file: Any, shape: tuple[int, ...], channel: list[int]) -> np.ndarray:
     import tifffile
-    with _opened(file) as content, tifffile.TiffFile(content) as tiff:
+    with _quietly(), _opened(file) as content, tifffile.TiffFile(content) as tiff:
         x = tiff.series[0].asarray(maxworkers=1).reshape(shape)
     return np.moveaxis(x, channel[0], -1) if channel else x
 

@@ -26,6 +26,7 @@ from .recipes import METHODS, Recipe, check_parts, encoder_kind, make_part, pick
 from .recipes.recipe import SMALL_PICTURES
 from .step import StepCallback
 from .targets import Memory, Queue, Target
+from .values import other_range
 from .warmup import HeadWarmup
 from .weights import (Weights, architecture_of, changed_channels, first_convolutions, fit_tensors, has_small_stem,
                       read_weights, timm_source)
@@ -312,8 +313,8 @@ def _from_module(dls, module: nn.Module, small_input: bool | None, pretrained: b
                          "already: give the name as arch, or a file as weights.")
     read = read_weights(weights, module)
     fitted = fit_tensors(encoder, read)
-    _follow(encoder, read, dls.channels)
-    return Start(encoder, arch, weights=read.origin, notes=[*notes, fitted.note(read.origin)], module=True,
+    other = _follow(encoder, read, dls)
+    return Start(encoder, arch, weights=read.origin, notes=[*notes, fitted.note(read.origin), *other], module=True,
                  doubts=fitted.doubts(read.origin, architecture(encoder)))
 
 
@@ -347,8 +348,8 @@ def _from_file(dls, arch: str | None, small_input: bool | None, weights: str | P
     small = bool(small_input if small is None else small)
     if small: small_stem(encoder)
     fitted = fit_tensors(encoder, read)
-    _follow(encoder, read, dls.channels)
-    return Start(encoder, _name_of(dls, encoder, arch, small), small, read.origin, [fitted.note(read.origin)],
+    notes = [fitted.note(read.origin), *_follow(encoder, read, dls)]
+    return Start(encoder, _name_of(dls, encoder, arch, small), small, read.origin, notes,
                  doubts=fitted.doubts(read.origin, architecture(encoder)))
 
 
@@ -357,11 +358,15 @@ def _refuse_other(arch: str, own: str, weights: Any) -> None:
                      "out, or give other weights.")
 
 
-def _follow(encoder: nn.Module, weights: Weights, channels: int) -> None:
-    "Mean and standard deviation are those that the weights were trained with, where the file says them of as many"
+def _follow(encoder: nn.Module, weights: Weights, dls) -> list[str]:
+    """Mean and standard deviation are those that the weights were trained with, where the file says them of as many
+
+    Notes where they were those of another range of values."""
     info = weights.info
-    if info and len(info['mean']) == channels:
-        encoder.pretrained_cfg.update(mean=tuple(info['mean']), std=tuple(info['std']))
+    if not info or len(info['mean']) != dls.channels: return []
+    encoder.pretrained_cfg.update(mean=tuple(info['mean']), std=tuple(info['std']))
+    other = other_range(info['extra'], dls.value_range)
+    return [f"the encoder of {weights.origin}: {other}"] if other else []
 
 
 def head_warmup(

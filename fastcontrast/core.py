@@ -93,7 +93,9 @@ def is_whole(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     "Whether a value is a finite real number; True and False are none"
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, Real) or isinstance(value, bool): return False
+    try: return math.isfinite(value)
+    except OverflowError: return False  # a whole number beyond all floats
 
 
 def whole(

@@ -655,7 +655,7 @@ def _check_fastai_batch(x: torch.Tensor):
     if x.dtype not in (torch.uint8, torch.uint16) and not x.is_floating_point():
         raise InputError(f"the pictures of the DataLoaders are {x.dtype}, but views need uint8, uint16 or floats in "
                          "[0, 1]")
-    if x.is_floating_point() and (x.min() < 0 or x.max() > 1):
+    if x.is_floating_point() and not (x.min() >= 0 and x.max() <= 1):  # nor NaN
         raise InputError(f"the pictures of the DataLoaders go from {x.min():.2f} to {x.max():.2f}, "
                          "but views need them in [0, 1]")
 
@@ -753,8 +753,11 @@ def image_dls(
     settings = _Settings(size, bs, labels, valid, seed, workers, memory, strict, device, cache, unlabelled,
                          Columns(column, label_column), value_range, channels, tell or _aloud, store_size)
     if isinstance(source, DataLoaders):
-        if value_range is None: return _fastai_loaders(source, settings)
-        raise InputError("fastai DataLoaders scale their pictures themselves: leave value_range (--range) out")
+        if value_range is not None:
+            raise InputError("fastai DataLoaders scale their pictures themselves: leave value_range (--range) out")
+        if store_size is not None:
+            raise InputError("fastai DataLoaders resize their pictures themselves: leave store_size (--store-size) out")
+        return _fastai_loaders(source, settings)
     shards = None if isinstance(source, Dataset) or is_table(source) else _open_shards(source, settings)
     if cache and (shards or not isinstance(source, (str, Path)) or source in SOURCES):
         raise InputError(f"cache={cache} keeps a folder of pictures decoded, and the source is none: "

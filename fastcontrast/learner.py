@@ -334,16 +334,21 @@ class ContrastiveLearner(Learner):
         x, *aspects = (t[:n].as_subclass(Tensor) for t in self.dls.train.one_batch()[:-1])
         return draw_views(x, self.views(x, None, *aspects), None if rank() else path, n, *aspects, bands=bands)
 
+    def _range(self) -> dict[str, list[float]]:
+        "What an export says of the pictures' values, where 0 and 1 are not those of bytes"
+        return {} if self.dls.value_range is None else dict(value_range=list(self.dls.value_range))
+
     def export(self,
         path: str | Path, # a `.safetensors` file
     ) -> Path:            # the file
         """Save the encoder alone, with its own keys (see `export_encoder`); `load_encoder` brings it back
 
         The weights of a module are all that is saved of it: what they are for is said, and is given to
-        `load_encoder(path, model=…)`."""
+        `load_encoder(path, model=…)`. Where pictures have more than 8 bits, `extra` of the file's header says by
+        `value_range` which of their values were 0 and 1."""
         if rank(): return Path(path)  # process 0 does it
         path = export_encoder(self.model.encoder, path, arch=self.arch, size=self.dls.size, mean=self.mean,
-                              std=self.std, small_input=self.small_input, recipe=self.recipe.name)
+                              std=self.std, small_input=self.small_input, recipe=self.recipe.name, extra=self._range())
         if self.arch.startswith(MODULE) and self.logger is not noop:
             print(f"{path} holds the weights of a {self.arch.removeprefix(MODULE)}: import that, and give "
                   "load_encoder(path, model=…) one", flush=True)

@@ -42,6 +42,7 @@ def _plain(
 ) -> Image.Image:         # L or RGB; F in [0, 1] where more than 8 bits are kept
     "Grey or colour, with white under what is transparent"
     if is_deep(picture): return scaled(picture, form)
+    if picture.mode == 'La': picture = picture.convert('LA')  # of which alone Pillow makes others
     if picture.has_transparency_data:
         white = Image.new('RGBA', picture.size, 'white')
         picture = Image.alpha_composite(white, picture.convert('RGBA'))
@@ -144,7 +145,7 @@ def _with_alpha(picture: Image.Image) -> Image.Image:
         raise ValueError(f"{picture.width:,} x {picture.height:,} pixels are too many to have a fourth channel each: "
                          "make it smaller")
     turn = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    return lying(picture.convert('RGBA'), turn)
+    return lying(picture.convert('LA' if picture.mode == 'La' else 'RGBA'), turn)
 
 
 def _raster_square(raster: Raster, form: PixelFormat) -> Square:
@@ -158,7 +159,8 @@ def _raster_square(raster: Raster, form: PixelFormat) -> Square:
         count_outside(*extremes(x), span)
         grey = replace(grey, span=UNIT)
         def plane(k): return Image.fromarray(unit_plane(x[..., k], span, seen))
-    elif x.shape[-1] == 3: return _decoded_square(lying(Image.fromarray(np.ascontiguousarray(x)), turn), form)
+    elif x.shape[-1] == 3 or raster.alpha and form.channels in (1, 3):
+        return _decoded_square(lying(Image.fromarray(np.ascontiguousarray(x)), turn), form)
     else:
         def plane(k): return Image.fromarray(np.ascontiguousarray(x[..., k]))
     # one after the other, so that only one is in memory

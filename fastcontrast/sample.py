@@ -1,7 +1,8 @@
 """What the pictures of a data set hold, told from some of them: how many bits and channels, and which values.
 
 Docs: https://fastcontrast.github.io/fastcontrast/pictures.html.md"""
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from .arrays import Raster
-from .core import InputError, is_number
+from .core import InputError, clipped, is_number
 from .decoding import MEMORY, decoding_memory
 from .formats import Span
 from .pictures import attempt
@@ -19,6 +20,9 @@ from .values import counting, extremes, is_deep, row_bands
 SAMPLE = 256   # pictures that are looked at, of all lists together
 PIXELS = 2**27 # of which values are read, about; takes a few seconds
 NEAR = 16      # of 0 and of 255, where the values of bytes usually begin and end
+FEW = 8        # pictures of which is told how much of their values a range has that was given
+SMALL = 256    # side at which 8-bit ones are looked at for that
+HARDLY = 0.9   # share of values outside of it from which on it is said
 BYTES = Span(0, 255, deep=False)
 
 
@@ -29,6 +33,7 @@ class Look:
     channels: int # 3 where that does for it
     low: float | None = None  # its least value, where that was asked for
     high: float | None = None # and its greatest
+    pages: int = 1 # of its file, of which the first is the picture
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,12 @@ def look_at(
 ) -> Look:
     "What a picture holds; where values are not asked for, or are bytes, its header says it"
     if isinstance(picture, Raster): return _look_at_raster(picture, channels, values)
-    if not is_deep(picture): return Look('bytes', 3)
+    pages = picture.n_frames if picture.format == 'TIFF' else 1
+    if not is_deep(picture): return Look('bytes', 3, pages=pages)
     kind = 'floats' if picture.mode == 'F' else 'integers'
-    if not values: return Look(kind, 3)
+    if not values: return Look(kind, 3, pages=pages)
     with MEMORY.taken(decoding_memory(picture)): low, high = extremes(picture)
-    return Look(kind, 3, low, high)
+    return Look(kind, 3, low, high, pages)
 
 
 def _look_at_raster(raster: Raster, channels: int | None, values: bool) -> Look:
@@ -85,18 +91,26 @@ def looks(
     """Some pictures, evenly spread over all lists
 
     Their values are read in an order drawn once for all, the first before others, up to `PIXELS`."""
-    ends = np.cumsum([len(pictures) for pictures in lists])
-    places = np.unique(np.linspace(0, ends[-1] - 1, min(int(ends[-1]), SAMPLE)).astype(int))
     found, left = {}, PIXELS
-    for place in [0, *np.random.default_rng(0).permutation(places[1:]).tolist()]:
-        k = int(np.searchsorted(ends, place, side='right'))
-        i = place - int(ends[k] - len(lists[k]))
-        see = partial(_see, channels=channels, values=values and left > 0)
-        seen, _ = attempt(lists[k].look, i, see, channels)
-        if seen is None: continue  # it is reported when it is to be decoded
+    for place in [0, *np.random.default_rng(0).permutation(_spread(lists, SAMPLE)[1:]).tolist()]:
+        seen = _seen(lists, place, partial(_see, channels=channels, values=values and left > 0), channels)
+        if seen is None: continue
         found[place], pixels = seen
         if found[place].low is not None: left -= pixels
     return [found[place] for place in sorted(found)]
+
+
+def _spread(lists: Sequence[Any], n: int) -> np.ndarray:
+    "The numbers of at most so many pictures, evenly spread over all lists, the first one among them"
+    count = sum(map(len, lists))
+    return np.unique(np.linspace(0, count - 1, min(count, n)).astype(int))
+
+
+def _seen(lists: Sequence[Any], place: int, see: Callable[[Image.Image | Raster], Any], channels: int | None) -> Any:
+    "What is seen of a picture, by its number among all; None: it can't be decoded, which is said when it is to be"
+    ends = np.cumsum([len(pictures) for pictures in lists])
+    k = int(np.searchsorted(ends, place, side='right'))
+    return attempt(lists[k].look, place - int(ends[k] - len(lists[k])), see, channels)[0]
 
 
 def _see(picture: Image.Image | Raster, channels: int | None, values: bool) -> tuple[Look, int]:
@@ -112,9 +126,15 @@ def check_range(
     "Raise `InputError` for what is no range of values"
     try: low, high = value_range
     except (TypeError, ValueError): low = high = None
-    if is_number(low) and is_number(high) and low < high: return
-    raise InputError(f"value_range={value_range!r} (--range) should be two finite numbers, the values that become 0 "
-                     "and 1, like (0, 4095)")
+    if is_number(low) and is_number(high) and low < high and _is_wide(low, high): return
+    raise InputError(f"value_range={clipped(repr(value_range))} (--range) should be two finite numbers, the values "
+                     "that become 0 and 1, like (0, 4095)")
+
+
+def _is_wide(low: float, high: float) -> bool:
+    "Can values be divided by the width of a range?"
+    width = float(high) - float(low)
+    return 65535 / sys.float_info.max < width <= sys.float_info.max
 
 
 def kept_of(
@@ -127,8 +147,14 @@ def kept_of(
     if channels is None:
         channels = seen[0].channels if seen else 3
         if channels != 3: notes.append(f"{channels} channels, as the first picture has (channels, --channels)")
+    if pages := max((look.pages for look in seen), default=1) - 1:
+        notes.append(f"files have up to {pages + 1:,} pages, of which the first is the picture: if they are its "
+                     "channels, say how many by channels (--channels)")
     deep = [look for look in seen if look.kind in ('integers', 'floats')]
-    if not deep: return Kept(channels, 8, *_of_bytes(seen, value_range, notes), notes)
+    if not deep:
+        span, found = _of_bytes(seen, value_range, notes)
+        if span.eight_bits: notes += _hardly_used(lists, span, channels)
+        return Kept(channels, 8, span, found, notes)
     mixed = "; those of 8-bit pictures are 0 and 255" if any(look.kind == 'bytes' for look in seen) else ''
     if value_range is None:
         span, name = _found([look for look in seen if look.low is not None])
@@ -137,6 +163,7 @@ def kept_of(
     else:
         span = Span(*map(float, value_range), given=True)
         if mixed: notes.append(f"values {_words(span)} become 0 to 1{mixed}")
+        notes += _hardly_used(lists, span, channels)
     whole = all(look.kind == 'integers' for look in deep) and span.low % 1 == span.high % 1 == 0
     bits = 8 if whole and span.high - span.low <= 255 else 16
     return Kept(channels, bits, span, (span.low, span.high), notes)
@@ -164,7 +191,38 @@ def _found(seen: list[Look]) -> tuple[Span, str]:
     if whole == {False} and 0 <= low and high <= 1: return counting(0, 1), 'float values'
     if whole == {False} and 0 <= low < NEAR and 255 - NEAR < high <= 255:
         return counting(0, 255), 'float values, as of bytes that were not divided by 255'
-    return counting(low, high if high > low else low + 1), 'values' if True in whole else 'float values'
+    name = {(True,): 'values', (False,): 'float values'}.get((*whole,), 'values of integers and of floats')
+    return counting(low, high if high > low else min(low + max(1, abs(low)), sys.float_info.max)), name
+
+
+def _hardly_used(lists: Sequence[Any], span: Span, channels: int) -> list[str]:
+    "What is to be said where a range that was given has hardly a value of some pictures"
+    see = partial(_outside, span=span, channels=channels)
+    seen = [_seen(lists, place, see, channels) for place in _spread(lists, FEW).tolist()]
+    seen = [counts for counts in seen if counts is not None]
+    outside, count = (sum(counts) for counts in zip(*seen)) if seen else (0, 0)
+    if outside <= HARDLY * count: return []
+    share = 'all' if outside == count else f'{min(outside / count, 0.999):.1%} of the'
+    return [f"{share} values of the pictures that were looked at are outside of {_words(span)} and become 0 or 1 "
+            "(value_range, --range)"]
+
+
+def _outside(picture: Image.Image | Raster, span: Span, channels: int) -> tuple[int, int]:
+    "How many values of a picture are outside of a range, and how many there are that it is for"
+    if isinstance(picture, Raster):
+        if not (picture.deep or span.eight_bits): return 0, 0
+        with MEMORY.taken(picture.memory()):
+            x = picture.read(channels)
+            return _count_outside(x[..., :-1] if picture.alpha and channels in (1, 3) else x, span)
+    if not (is_deep(picture) or span.eight_bits): return 0, 0
+    with MEMORY.taken(decoding_memory(picture)):
+        if is_deep(picture): return _count_outside(np.asarray(picture), span)
+        picture.thumbnail((SMALL, SMALL))
+        return _count_outside(np.asarray(picture.convert('RGB')), span)
+
+
+def _count_outside(x: np.ndarray, span: Span) -> tuple[int, int]:
+    return sum(int(((band < span.low) | (band > span.high)).sum()) for band in row_bands(x)), x.size
 
 
 def _words(span: Span) -> str: return f'{_number(span.low)} to {_number(span.high)}'

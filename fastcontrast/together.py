@@ -34,6 +34,7 @@ def settings(
         'seed of the data': train.seed,
         'size': learn.dls.size,
         'pictures to train on': f'{len(train.data)} ({pictures})',
+        **_kept(learn.dls),  # before what follows from it
         **_normalisation(learn),
         'model': {name: (*t.shape, t.dtype, t.stride()) for name, t in state.items()},
         'draws': {name: t.tolist() for name, t in state.items() if name.endswith('_extra_state')},
@@ -44,6 +45,15 @@ def _normalisation(learn) -> dict[str, Any]:
     "Mean and standard deviation, where they may have been worked out of the pictures"
     if learn.model.in_chans == 3: return {}
     return {'mean of the channels': list(learn.mean), 'standard deviation of the channels': list(learn.std)}
+
+
+def _kept(dls) -> dict[str, Any]:
+    "How pictures are kept, where that is unusual: other crops and other values are seen of others"
+    form = dls.train.form
+    if form is None: return {}
+    unusual = form.described() | ({} if form.side in (dls.size, round(1.15 * dls.size)) else {'side': str(form.side)})
+    if form.whole: unusual['side'] = str(form.side)
+    return {f'pictures that are kept, {name}': value for name, value in unusual.items()}
 
 
 class Together(StepCallback):

@@ -1,13 +1,15 @@
 """Values of pictures that have more than 8 bits: one range becomes [0, 1] in all of them, and none is lost on the way.
 
 Docs: https://fastcontrast.github.io/fastcontrast/pictures.html.md"""
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from .core import is_number
 from .formats import PixelFormat, Span
 
 BAND = 2**18 # pixels that are looked at, or scaled, at a time
@@ -84,6 +86,19 @@ def count_outside(
     if span.outside is not None and (low < span.low or high > span.high): span.outside.add_(1)
 
 
+def other_range(
+    extra: Mapping[str, Any],         # of an exported encoder's header
+    here: tuple[float, float] | None, # the values that become 0 and 1 in pictures; None: those of bytes
+) -> str:
+    "'' or what is to be said of an encoder that was trained with another range of values"
+    there = extra.get('value_range')
+    if here is None or not isinstance(there, list) or len(there) != 2 or not all(map(is_number, there)): return ''
+    if tuple(there) == tuple(here): return ''
+    low, high = there
+    return (f"it was trained with {low:,g} to {high:,g} as 0 to 1, and here it is {here[0]:,g} to {here[1]:,g}: where "
+            f"the same value means the same, give value_range (--range) {low:g},{high:g}")
+
+
 def scaled(
     picture: Image.Image, # deep, or a part of such a one
     form: PixelFormat,    # what it is to become
@@ -108,10 +123,11 @@ def unit_plane(
 
 
 def seen_share(
-    x: np.ndarray, # [H, W, C], integers, of which the last channel is transparency
+    x: np.ndarray, # [H, W, C], integers from 0 up, or floats, of which the last channel is transparency
 ) -> np.ndarray:   # float32 [H, W], 0 where the picture is transparent, 1 where it is not
     "How much is seen of a picture"
-    return x[..., -1].astype(np.float32) / np.iinfo(x.dtype).max
+    seen = x[..., -1].astype(np.float32)
+    return seen.clip(0, 1) if x.dtype.kind == 'f' else seen / np.iinfo(x.dtype).max
 
 
 def stretched(

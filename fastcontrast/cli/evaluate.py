@@ -10,7 +10,7 @@ from .inputs import encoder_file, read_pictures, split_of, tell_notes, tell_unde
 from .judging import features, unjudged
 from .output import console, out_file
 from .rivals import rival
-from .settings import number_or_name
+from .settings import number_or_name, read_range
 from .verbs import verb
 
 
@@ -32,6 +32,9 @@ def evaluate(
         help="The column of a .csv file that has the pictures' paths", show_default="as in pretrain")] = None,
     label_column: Annotated[str | None, Option(
         help="The column of a .csv file that has their classes", show_default="as in pretrain")] = None,
+    value_range: Annotated[str | None, Option(
+        '--range', metavar='LOW,HIGH', help="The values that become black and white in pictures of more than 8 bits",
+        show_default="as in the run, if the data are its own or it was given one; else found from a sample")] = None,
     out: Annotated[str | None, Option(
         '--out', '-o', help="Also write the table to this .csv, .json, .md or .tex file")] = None,
 ):
@@ -41,12 +44,14 @@ def evaluate(
     retrieval look at its features. Beside each figure of another encoder stands its difference to the first, with the
     standard error of that."""
     from ..evaluate.judge import TABLES, judge_features
+    from ..values import other_range
     whole(**{'--draws': draws})
     path = encoder_file(encoder)
     first = rival(str(path))
     others = [rival(name, first) for name in _names(against)]
     file = out_file(out, *TABLES) if out else None
-    given = dict(valid=number_or_name(valid), seed=seed, column=column, label_column=label_column)
+    given = dict(valid=number_or_name(valid), seed=seed, column=column, label_column=label_column,
+                 value_range=read_range(value_range))
     # share and seed as given, or as in the encoder's run: another seed holds out pictures that training has seen
     split = split_of(path, data) | {key: value for key, value in given.items() if value is not None}
     if first.channels != 3: split['channels'] = first.channels  # the encoder takes no others
@@ -58,6 +63,8 @@ def evaluate(
     reason = unjudged(dls.bank.data, dls.valid.data)
     if reason: raise InputError(f"{data} can't judge an encoder: {reason}")
     tell_notes(dls)
+    for other in (first, *others):
+        if note := other_range(other.extra, dls.value_range): console.print(f"{other.name}: {note}")
     console.print(f"{first.about}: {len(dls.bank.data):,} pictures to learn the classes from, "
                   f"{len(dls.valid.data):,} to judge by{f', within {dls.within}' if dls.within else ''}")
     results: dict[str, dict[str, Any]] = {}

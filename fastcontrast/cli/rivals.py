@@ -1,8 +1,9 @@
 """What is judged: an encoder's file, one of timm's, one that was never trained, or the pixels themselves."""
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..core import InputError
 from .inputs import encoder_file
@@ -19,6 +20,7 @@ class Rival:
     small_input: bool
     arch: str
     embed: Callable     # features and labels of a loader
+    extra: dict[str, Any] = field(default_factory=dict) # what else an encoder's file says
 
 
 def rival(
@@ -36,7 +38,8 @@ def _of_file(path: Path) -> Rival:
     info = encoder_info(path)
     name = path.parent.name if path.name == 'encoder.safetensors' and path.parent.name else path.name
     about = f"{info['arch']}, {info['size']} px"
-    return Rival(name, about, info['size'], info['in_chans'], info['small_input'], info['arch'], file_embedder(path))
+    return Rival(name, about, info['size'], info['in_chans'], info['small_input'], info['arch'], file_embedder(path),
+                 info['extra'])
 
 
 def _pixels(first: Rival) -> Rival:

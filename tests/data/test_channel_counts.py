@@ -177,6 +177,36 @@ def test_png_of_16_bits_keeps_them(tmp_path, channels):
     if channels != 3: assert np.array_equal(values(dls_of(tmp_path, channels=channels))[0], x.transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize('channels', [2, 3, 4])
+def test_png_of_16_bits_that_is_broken(tmp_path, channels):
+    "Wherever it is: it is named, and the process lives"
+    file, form = png16(noise(0, 40, 40, channels).astype(np.uint16) * 200), PixelFormat(8, channels, 16, Span(0, 65535))
+    assert not attempt(decoded, io.BytesIO(file), form)[1]
+    for start in range(41, len(file) - 20, 97):
+        for broken in (file[:start], file[:start] + b'\xff' * 8 + file[start + 8:], file[:start] + file[start + 9:]):
+            pixels, reason = attempt(decoded, io.BytesIO(broken), form)
+            assert (pixels is None) == bool(reason) and '\n' not in reason
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('top', [300, 1023, 4095, 65535])
+def test_ppm_keeps_its_values(tmp_path, channels, top):
+    "Not stretched to 16 bits, so that a range of one's own is one of these; and all bits of a colour"
+    x = np.linspace(0, top, SIDE * SIDE * channels).reshape(SIDE, SIDE, channels).astype(np.uint16)
+    suffix, kind = {1: ('pgm', 'P5'), 3: ('ppm', 'P6')}[channels]
+    file = f'{kind} {SIDE} {SIDE} {top}\n'.encode() + x.astype('>u2').tobytes()
+    for i in range(3): (tmp_path/f'{i}.{suffix}').write_bytes(file[:-i] if i == 2 else file)
+    for kwargs in ({}, dict(value_range=(0, top))):
+        dls = dls_of(tmp_path, channels=channels, **kwargs)
+        low, high = dls.value_range
+        assert (low, high) == (0, top if kwargs else 2**top.bit_length() - 1) and len(dls.train.data) == 2
+        assert f'2.{suffix} (' in dls.report()  # it was cut off
+        expected = x.transpose(2, 0, 1) / high * 65535
+        assert np.abs(values(dls)[0].double().numpy() - expected).max() < .51
+    grey = f'{kind} {SIDE} {SIDE} 255\n'.encode() + (x % 256).astype(np.uint8).tobytes()
+    assert np.array_equal(decoded(io.BytesIO(grey), PixelFormat(SIDE, channels)), (x % 256).transpose(2, 0, 1))
+
+
 @pytest.mark.parametrize('options', [{}, dict(compression='zlib'), dict(planarconfig='separate')])
 @pytest.mark.parametrize('dtype, shape', [('uint16', (20, 24, 3)), ('uint8', (20, 24, 5)), ('uint16', (20, 24, 4)),
                                           ('float32', (20, 24, 13)), ('uint16', (6, 20, 24))])
@@ -196,6 +226,88 @@ def test_spectral_tiff(tmp_path, dtype, shape, options):
     assert dls_of(tmp_path).channels == (3 if first or n == 4 else n)
     for wrong in (2, 7):
         with pytest.raises(InputError, match='no picture could be decoded'): dls_of(tmp_path, channels=wrong)
+
+
+@pytest.mark.parametrize('dtype', ['uint8', 'uint16', 'float32'])
+def test_colours_that_are_multiplied_by_their_transparency(tmp_path, dtype):
+    "Both ways to write it give one picture: with white under what is transparent, and with transparency as a channel"
+    tifffile = pytest.importorskip('tifffile')
+    top = 1 if dtype == 'float32' else np.iinfo(dtype).max
+    x = np.random.default_rng(0).random((SIDE, SIDE, 4))
+    x[..., 3] = x[..., 3] / 2 + .5
+    x[0, 0] = 0, 0, 0, 1  # so that both have one range
+    x[0, 1] = 1, 1, 1, 1
+    x[0, 2] = 0, 0, 0, 0
+    for kind, share in (('unassalpha', 1), ('assocalpha', x[..., 3:])):
+        y = np.concatenate([x[..., :3] * share, x[..., 3:]], 2) * top
+        (tmp_path/kind).mkdir()
+        for i in range(2):
+            tifffile.imwrite(tmp_path/kind/f'{i}.tif', (y if top == 1 else np.rint(y)).astype(dtype), photometric='rgb',
+                             extrasamples=[kind])
+    for channels in (3, 4):
+        straight, multiplied = (values(dls_of(tmp_path/kind, channels=channels)).double()
+                                for kind in ('unassalpha', 'assocalpha'))
+        largest = 255 if dtype == 'uint8' else 65535
+        assert (straight - multiplied).abs().max() <= (2 if dtype == 'uint8' else 3)
+        if channels == 3: assert (straight[0, :, 0, 2] == largest).all()
+        seen = x[..., :3] * x[..., 3:] + 1 - x[..., 3:] if channels == 3 else x
+        assert np.abs(straight[0].numpy() / largest - seen.transpose(2, 0, 1)).max() < 3 / 255
+
+
+@pytest.mark.parametrize('dtype', ['uint8', 'uint16'])
+def test_grey_that_is_multiplied_by_its_transparency(tmp_path, dtype):
+    tifffile = pytest.importorskip('tifffile')
+    x = np.full((SIDE, SIDE, 2), np.iinfo(dtype).max // 5, dtype)
+    x[..., 0] //= 2
+    for i in range(2):
+        tifffile.imwrite(tmp_path/f'{i}.tif', x, photometric='minisblack', planarconfig='contig',
+                         extrasamples=['assocalpha'])
+    for channels, expected in ((2, [.5, .2]), (3, [.9] * 3), (1, [.9])):
+        dls = dls_of(tmp_path, channels=channels, value_range=(0, np.iinfo(dtype).max))
+        got = values(dls)[0, :, 0, 0].double().numpy() / np.iinfo(dtype).max
+        assert np.abs(got - expected).max() < .01
+
+
+def test_nothing_is_heard_of_many_channels(tmp_path, capfd):
+    tifffile = pytest.importorskip('tifffile')
+    for i in range(2):
+        tifffile.imwrite(tmp_path/f'{i}.tif', noise(i, SIDE, SIDE, 13), photometric='minisblack', planarconfig='contig')
+    whole = (tmp_path/'0.tif').read_bytes()
+    (tmp_path/'2.tif').write_bytes(whole[:4] + b'\xff' * 4 + whole[8:])
+    (tmp_path/'3\x1b[31m.tif').write_bytes(b'II*\0' + bytes(99))
+    dls = dls_of(tmp_path)
+    assert values(dls).shape[:2] == (2, 13) and capfd.readouterr().err == ''
+    assert '3\\x1b[31m.tif (holds no picture)' in dls.report() and '2.tif (' in dls.report()
+
+
+@pytest.mark.parametrize('dtype, low, high', [('int8', -128, 127), ('uint32', 0, 2**32 - 1), ('int16', -2000, 2000),
+                                              ('int32', -2**31, 2**31 - 1), ('uint16', 0, 65535), ('float64', -1, 2)])
+@pytest.mark.parametrize('order', '<>')
+def test_tiff_keeps_signs(tmp_path, dtype, low, high, order):
+    "What Pillow takes for another type has its order all the same"
+    tifffile = pytest.importorskip('tifffile')
+    x = np.linspace(low, high, SIDE * SIDE).reshape(SIDE, SIDE).astype(dtype)
+    for i in range(2): tifffile.imwrite(tmp_path/f'{i}.tif', x, byteorder=order)
+    dls = dls_of(tmp_path, value_range=(low, high))
+    got, expected = values(dls)[0, 0].double().numpy(), (x.astype(float) - low) / (high - low)
+    assert np.abs(got / got.max() - expected).max() < 1e-5 and (np.diff(got.ravel()) >= 0).all()
+
+
+def test_pages_that_are_left_out_are_said(tmp_path):
+    tifffile = pytest.importorskip('tifffile')
+    x = noise(0, 5, SIDE, SIDE)
+    for i in range(2): tifffile.imwrite(tmp_path/f'{i}.tif', x, photometric='minisblack')
+    dls = dls_of(tmp_path)
+    assert np.array_equal(values(dls)[0, 0], x[0]) and 'files have up to 5 pages' in dls.notes[0]
+    assert np.array_equal(values(dls_of(tmp_path, channels=5))[0], x) and dls_of(tmp_path, channels=5).notes == []
+    refused = 'no picture could be decoded, the first is|no picture could be decoded'
+    with pytest.raises(InputError, match=f'({refused}).*has 5 channels, and 7 are wanted'): dls_of(tmp_path, channels=7)
+
+
+def test_the_size_of_a_narrow_one():
+    "Its channels are not taken for a side"
+    for width, height in ((5, 1), (1, 5), (5, 3), (3, 5)):
+        for n in (2, 3, 4): assert open_picture(io.BytesIO(png16(noise(0, height, width, n)))).size == (width, height)
 
 
 def test_without_the_library(tmp_path, monkeypatch):

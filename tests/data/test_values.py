@@ -5,18 +5,26 @@ import torch
 from fastai.vision.data import ImageDataLoaders
 from helpers.deep import folder_of, refuses, saved, source_of
 from helpers.folders import everything, image_folder, picture, same
+from helpers.learners import BARE, small
+from helpers.pictures import ARCH
 from PIL import Image
 
 from fastcontrast import sample
 from fastcontrast.core import InputError
 from fastcontrast.data import image_dls
+from fastcontrast.export import encoder_info
 from fastcontrast.formats import PixelFormat, Span
+from fastcontrast.learner import contrastive_learner
 from fastcontrast.pictures import square_pixels
 from fastcontrast.views import plain_view, two_views
 
 SIDE = 16
 RAMP = np.linspace(0, 1, SIDE * SIDE).reshape(SIDE, SIDE)
 STREAM = dict(memory=1e-12)
+
+
+def to_nan(x): return x * float('nan') if x.is_floating_point() else x
+to_nan.order = 99  # when they are floats
 
 
 def dls_of(source, **kwargs):
@@ -174,6 +182,39 @@ def test_a_range_of_bytes(tmp_path):
     assert np.array_equal(values(dls), x.transpose(0, 3, 1, 2)) and 'is not of such' in dls.notes[0]
 
 
+@pytest.mark.parametrize('kind', ['png', 'npy', 'array', 'pil'])
+@pytest.mark.parametrize('dtype, top, value_range, words', [
+    (np.uint16, 4095, (10**5, 2 * 10**5), 'all values of the pictures that were looked at are outside of 100,000'),
+    (np.uint8, 255, (0, 1), '% of the values of the pictures that were looked at are outside of 0 to 1 '),
+    (np.uint8, 100, (200, 255), 'all values of'), (np.uint16, 4095, (0, 100), '97.'), (np.uint16, 4095, (0, 500), None),
+    (np.uint8, 255, (0, 40), None)])
+def test_a_range_that_has_hardly_a_value(tmp_path, kind, dtype, top, value_range, words):
+    "May be meant; where it is a mistake, pictures are black or white all over"
+    x = np.rint(RAMP * top).astype(dtype)
+    notes = dls_of(source_of(tmp_path, [x] * 3, kind), value_range=value_range).notes
+    assert len(notes) == (words is not None) and all(words in note and '--range' in note for note in notes)
+
+
+def test_one_value_everywhere():
+    "However large it is, it has a range"
+    for value in (1e20, -3e38, 0, -2.5, 2.**60, 1e308):
+        dls = dls_of([np.full((SIDE, SIDE), value)] * 2)
+        assert dls.value_range[0] < dls.value_range[1] and not values(dls).double().any()
+
+
+def test_integers_beside_floats_are_said():
+    x = np.rint(RAMP * 4095).astype(np.uint16)
+    for other in (RAMP, np.rint(RAMP * 255) / 255):
+        assert dls_of([x, other]).notes[0].startswith('values of integers and of floats, 0 to 4,095, become 0 to 1')
+
+
+def test_an_export_says_its_range(tmp_path):
+    x = np.rint(RAMP * 4000).astype(np.uint16)
+    for source, extra in (([x] * 4, dict(value_range=[0, 4095])), ([picture(i, (SIDE, SIDE)) for i in range(4)], {})):
+        learn = contrastive_learner(dls_of(source), ARCH, method=small('simclr'), **BARE)
+        assert encoder_info(learn.export(tmp_path/'encoder'))['extra'] == extra
+
+
 # ---------------------------------------------------------------- what does not fit
 
 @pytest.mark.parametrize('bad, words', [(np.nan, 'holds NaN'), (np.inf, 'infinite'), (-np.inf, 'infinite')])
@@ -245,7 +286,7 @@ def test_who_judges_by_itself_has_its_own(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('value_range', [(3,), (3, 3), (5, 1), (0, float('nan')), (0, float('inf')), 7, 'ab', (None, 1),
-                                         (True, 2), [1, 2, 3], {}])
+                                         (True, 2), [1, 2, 3], {}, (-1.7e308, 1.7e308), (0, 10**400), (0, 5e-324)])
 def test_bad_ranges(value_range):
     refuses(['value_range=', '--range', 'two finite'], dls_of, [picture(0), picture(1)], value_range=value_range)
 
@@ -254,6 +295,9 @@ def test_fastai_scales_by_itself(tmp_path):
     image_folder(tmp_path, dict(a=4, b=4))
     dls = ImageDataLoaders.from_folder(tmp_path, valid_pct=.5, bs=2, num_workers=0, device='cpu')
     refuses(['fastai DataLoaders scale their pictures themselves'], image_dls, dls, value_range=(0, 9))
+    refuses(['fastai DataLoaders resize their pictures themselves'], image_dls, dls, store_size=9)
+    dls = ImageDataLoaders.from_folder(tmp_path, valid_pct=.5, bs=2, num_workers=0, device='cpu', batch_tfms=to_nan)
+    refuses(['go from nan to nan'], image_dls, dls)
 
 
 @pytest.mark.parametrize('x', [np.zeros((8, 8), complex), np.zeros((8, 8), 'U3'), np.zeros((8, 8), 'M8[s]')])
