@@ -71,13 +71,13 @@ def test_an_encoder_of_another_range(run, refused, folder):
     deep(folder/'q', 60000)
     assert run('pretrain', 'p', *TINY, '--size', 16, '--out', 'r', '--no-controls')[0] == 0
     words = 'it was trained with 0 to 4,095 as 0 to 1, and here it is 0 to 65,535: where the same value means the same'
-    assert words in run('eval', 'r', 'q', '--no-probe')[1]
+    assert words in run('eval', 'r', 'q')[1]
     go_on = ('pretrain', 'q', *TINY, '--size', 16, '--weights', 'r', '--head-epochs', 0, '--no-controls')
     assert words in run(*go_on, '--out', 's')[1]
-    for command in (('eval', 'r', 'q', '--no-probe', '-o', 'e.json'), (*go_on, '--out', 't')):
+    for command in (('eval', 'r', 'q', '-o', 'e.json'), (*go_on, '--out', 't')):
         code, out, err = run(*command, '--range', '0,4095')
         assert (code, err) == (0, '') and 'trained with' not in out
     assert json.loads(Path('e.json').read_text())['value_range'] == [0, 4095]
     assert 'like 0,4095' in refused('eval', 'r', 'q', '--range', '5')
-    pictures(folder/'bytes', dict(a=4, bb=4), 16)  # 0 to 1 is the same share of what they can be
-    assert 'trained with' not in run('eval', 'r', 'bytes', '--no-probe')[1]
+    image_folder(folder/'bytes', dict(a=4, bb=4), (16, 16))  # 0 to 1 is the same share of what they can be
+    assert 'trained with' not in run('eval', 'r', 'bytes')[1]
