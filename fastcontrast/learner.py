@@ -314,11 +314,13 @@ class ContrastiveLearner(Learner):
     ) -> Path:            # the file
         """Save the encoder alone, with its own keys (see `export_encoder`); `load_encoder` brings it back
 
+        Of pictures of more than 8 bits the header says, in `extra`, which values were 0 and 1 (`value_range`).
         The weights of a module are all that is saved of it: what they are for is said, and is given to
         `load_encoder(path, model=…)`."""
         if rank(): return Path(path)  # process 0 does it
+        values = {} if self.dls.value_range is None else dict(value_range=self.dls.value_range)
         path = export_encoder(self.model.encoder, path, arch=self.arch, size=self.dls.size, mean=self.mean,
-                              std=self.std, small_input=self.small_input, recipe=self.recipe.name)
+                              std=self.std, small_input=self.small_input, recipe=self.recipe.name, extra=values)
         if self.arch.startswith(MODULE) and self.logger is not noop:
             print(f"{path} holds the weights of a {self.arch.removeprefix(MODULE)}: import that, and give "
                   "load_encoder(path, model=…) one", flush=True)
