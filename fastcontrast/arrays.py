@@ -6,7 +6,7 @@ import os
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
@@ -269,9 +269,25 @@ def whole_picture(
         return _open_png(picture, mode, file) if ';16' in mode and bands > 1 else picture
     samples, bits = picture.tag_v2.get(_SAMPLES, 1), max(picture.tag_v2.get(_BITS, (1,)))
     other = channels not in (None, 1, 3, bands) and (samples == channels or picture.n_frames > 1)
+    other = other or channels in (None, 3) and bands == 1 and _has_pages(picture, 3)
     misread = bands == 1 and (bits, max(picture.tag_v2.get(_KIND, (1,)))) in _MISREAD
     deep = bits > 8 and bands > 1
     return open_tiff(file) if deep or misread or samples > max(4, bands) or other else picture
+
+
+def _has_pages(
+    picture: Image.Image, # a TIFF
+    n: int,
+) -> bool:
+    "Are there so many pages? No more are looked for than would tell"
+    if not picture.is_animated: return False
+    pages = 1
+    with suppress(EOFError):
+        while pages <= n:
+            picture.seek(pages)
+            pages += 1
+    picture.seek(0)
+    return pages == n
 
 
 def _open_png(picture: Image.Image, mode: str, file: Any) -> Raster:

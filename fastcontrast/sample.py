@@ -24,6 +24,10 @@ FEW = 8        # pictures of which is told how much of their values a range has 
 SMALL = 256    # side at which 8-bit ones are looked at for that
 HARDLY = 0.9   # share of values outside of it from which on it is said
 BYTES = Span(0, 255, deep=False)
+ASIDE = dict( # channels that may be meant as such, and are taken for something else
+    pages="of TIFFs with several pages the first is read, unless as many channels are asked for (channels, --channels)",
+    alpha="what has transparency as its last channel is put on white, unless all channels are asked for "
+          "(channels, --channels)")
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Look:
     channels: int # 3 where that does for it
     low: float | None = None  # its least value, where that was asked for
     high: float | None = None # and its greatest
-    pages: int = 1 # of its file, of which the first is the picture
+    aside: str = ''           # what of it is not read where nobody says how many channels there are: see `ASIDE`
 
 
 @dataclass(frozen=True)
@@ -54,26 +58,26 @@ def look_at(
 ) -> Look:
     "What a picture holds; where values are not asked for, or are bytes, its header says it"
     if isinstance(picture, Raster): return _look_at_raster(picture, channels, values)
-    pages = picture.n_frames if picture.format == 'TIFF' else 1
-    if not is_deep(picture): return Look('bytes', 3, pages=pages)
+    aside = 'pages' if picture.format == 'TIFF' and picture.is_animated else ''
+    if not is_deep(picture): return Look('bytes', 3, aside=aside)
     kind = 'floats' if picture.mode == 'F' else 'integers'
-    if not values: return Look(kind, 3, pages=pages)
+    if not values: return Look(kind, 3, aside=aside)
     with MEMORY.taken(decoding_memory(picture)): low, high = extremes(picture)
-    return Look(kind, 3, low, high, pages)
+    return Look(kind, 3, low, high, aside)
 
 
 def _look_at_raster(raster: Raster, channels: int | None, values: bool) -> Look:
     there = 3 if raster.alpha else raster.count(channels)
     if there == 1: there = 3
     if not raster.deep: return Look('bytes', there)
-    kind = 'floats' if raster.floats else 'integers'
-    if not values: return Look(kind, there)
+    kind, aside = 'floats' if raster.floats else 'integers', 'alpha' if raster.alpha else ''
+    if not values: return Look(kind, there, aside=aside)
     with MEMORY.taken(raster.memory()):
         x = raster.read(channels or there)
         if raster.alpha and (channels or there) in (1, 3): x = x[..., :-1]
         low, high = extremes(x)
         if kind == 'floats' and 0 <= low and high <= 1 and _are_shares(x): kind = 'shares'
-    return Look(kind, there, low, high)
+    return Look(kind, there, low, high, aside)
 
 
 def _are_shares(x: np.ndarray) -> bool:
@@ -147,9 +151,8 @@ def kept_of(
     if channels is None:
         channels = seen[0].channels if seen else 3
         if channels != 3: notes.append(f"{channels} channels, as the first picture has (channels, --channels)")
-    if pages := max((look.pages for look in seen), default=1) - 1:
-        notes.append(f"files have up to {pages + 1:,} pages, of which the first is the picture: if they are its "
-                     "channels, say how many by channels (--channels)")
+        notes += [note for aside, note in ASIDE.items() if any(look.aside == aside for look in seen)]
+    if not seen: return Kept(channels, 8, counting(0, 255), None, notes)  # what is wrong is told by who decodes them
     deep = [look for look in seen if look.kind in ('integers', 'floats')]
     if not deep:
         span, found = _of_bytes(seen, value_range, notes)

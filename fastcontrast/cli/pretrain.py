@@ -51,7 +51,8 @@ def pretrain(
         help="Side in pixels at which the encoder sees a picture",
         show_default="the pictures' own if all are squares of one size up to 256, else 224")] = None,
     store_size: Annotated[int | None, Option(
-        help="Short side in pixels at which pictures are kept, of which crops are cut; not more than their own",
+        help="Short side in pixels at which pictures are kept, of which crops are cut; not more than their own. A "
+             "smaller one takes less memory, and enlarges more of the crops",
         show_default="1.5 times --size")] = None,
     epochs: Annotated[int | None, Option(
         help="Passes over the pictures", show_default=_default('epochs'))] = None,
@@ -76,12 +77,15 @@ def pretrain(
     label_column: Annotated[str | None, Option(
         help="The column of a .csv file that has their classes", show_default="label, class or target")] = None,
     channels: Annotated[int | None, Option(
-        help="Channels of the pictures: 1 is grey; 4 takes transparency for a channel; arrays (.npy, .npz) and TIFF "
-             "have any number", show_default="3, or those of the first picture if it isn't grey or colour")] = None,
+        help="Channels of the pictures: 1 is grey, in a third of the memory; 4 takes transparency for a channel; "
+             "arrays (.npy, .npz) have any number, and so have TIFF files (by the extra tiff), whose pages may be "
+             "channels",
+        show_default="3, or those of the first picture if it isn't grey or colour")] = None,
     value_range: Annotated[str | None, Option(
         '--range', metavar='LOW,HIGH',
-        help="The values that become black and white in pictures of more than 8 bits, like 0,4095, the same in all of "
-             "them", show_default="found from a sample of the pictures")] = None,
+        help="The values that become black and white in pictures of more than 8 bits, integers or floats, like 0,4095 "
+             "or -1000,3000: the same in all of them, and what lies outside is clipped",
+        show_default="found from a sample of the pictures, and said")] = None,
     small_input: Annotated[bool | None, Option(
         help="Give a ResNet the stem for small pictures", show_default="up to 64 pixels, not for the digits")] = None,
     setting: Annotated[str | None, Option(

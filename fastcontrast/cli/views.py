@@ -5,7 +5,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from ..core import InputError, clipped
-from .inputs import read_pictures, tell_undecodable
+from .inputs import read_pictures, tell_notes, tell_undecodable
 from .output import console, out_file
 from .registries import methods
 from .settings import Run, read_range
@@ -24,6 +24,9 @@ def views(
         help="Two views of a kind, in place of a recipe's: {view_kinds}; those with _cifar leave out blur",
         show_default="the recipe's")] = None,
     size: Annotated[int | None, Option(help="Side of the views in pixels", show_default="as in pretrain")] = None,
+    store_size: Annotated[int | None, Option(
+        help="Short side in pixels at which pictures are kept, of which crops are cut",
+        show_default="as in pretrain")] = None,
     unlabelled: Annotated[bool, Option(
         '--unlabelled', help="Take a folder as it is: loose pictures and nested ones")] = False,
     column: Annotated[str | None, Option(
@@ -31,10 +34,10 @@ def views(
     channels: Annotated[int | None, Option(help="Channels of the pictures", show_default="as in pretrain")] = None,
     value_range: Annotated[str | None, Option(
         '--range', metavar='LOW,HIGH', help="The values that become black and white in pictures of more than 8 bits",
-        show_default="found from a sample of the pictures")] = None,
+        show_default="as in pretrain")] = None,
     bands: Annotated[str | None, Option(
-        help="Of more than three channels those that are drawn as red, green and blue, counted from 0: like 3,2,1",
-        show_default="the first, the middle and the last one")] = None,
+        help="The channels that are drawn as red, green and blue, counted from 0, like 3,2,1; or one, like 7, as grey",
+        show_default="of more than three the first, the middle and the last")] = None,
     n: Annotated[int, Option('--n', '-n', min=1, help="Pictures to draw")] = 6,
     seed: Annotated[int, Option(help="Another seed draws other pictures and other views")] = 0,
 ):
@@ -44,7 +47,7 @@ def views(
     make, chosen = methods().find(method), _bands(bands)
     file = out_file(out, '.png', '.svg', '.pdf')
     # hardly any memory: only the pictures that are drawn are then decoded
-    dls = read_pictures(data, 2, size=size, valid=0, seed=seed, memory=1e-12, workers=0,
+    dls = read_pictures(data, 2, size=size, store_size=store_size, valid=0, seed=seed, memory=1e-12, workers=0,
                         unlabelled=unlabelled, column=column, channels=channels, value_range=read_range(value_range))
     few = dls.train.ordered(n)
     few.bs = n
@@ -52,6 +55,7 @@ def views(
     views, name = _maker(make, kind, arch, dls)
     x, *aspects, _ = few.one_batch()
     draw_views(x, views(x, None, *aspects), file, n, *aspects, bands=chosen)
+    tell_notes(dls)
     pictures = f"{len(x)} pictures and their" if len(x) > 1 else "1 picture and its"
     console.print(f"{pictures} views ({name}, {dls.size} px) are in {file}")
     tell_undecodable(dls)

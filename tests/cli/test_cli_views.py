@@ -1,7 +1,7 @@
 "views: what training would see, drawn"
 import matplotlib.image
 import numpy as np
-from helpers.folders import image_folder
+from helpers.folders import image_folder, picture
 
 
 def test_views(run, folder):
@@ -26,8 +26,19 @@ def test_views(run, folder):
 def test_the_column_of_a_table(run, refused, folder):
     image_folder(folder/'p', {'': 3})
     (folder/'t.csv').write_text('where,kind\n' + ''.join(f'p/{i:03}.png,0\n' for i in range(3)))
-    assert run('views', 't.csv', '--column', 'where')[1].startswith('3 pictures and their views')
+    assert '\n3 pictures and their views' in '\n' + run('views', 't.csv', '--column', 'where')[1]
     assert 'has no column path or' in refused('views', 't.csv')
+
+
+def test_the_side_at_which_pictures_are_kept(run, refused, folder):
+    (folder/'p').mkdir()
+    for i in range(3): picture(i, (96, 96)).crop((0, 0, 96, 64)).save(folder/f'p/{i}.png')
+    drawn = []
+    for side in (8, 64):
+        assert run('views', 'p', '--size', 32, '--store-size', side, '-o', f'{side}.png')[0] == 0
+        drawn.append(matplotlib.image.imread(f'{side}.png'))
+    assert drawn[0].shape == drawn[1].shape and not np.array_equal(*drawn)
+    assert 'store_size=1' in refused('views', 'p', '--store-size', 1)
 
 
 def test_bands(run, refused, folder):

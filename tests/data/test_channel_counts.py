@@ -298,7 +298,7 @@ def test_pages_that_are_left_out_are_said(tmp_path):
     x = noise(0, 5, SIDE, SIDE)
     for i in range(2): tifffile.imwrite(tmp_path/f'{i}.tif', x, photometric='minisblack')
     dls = dls_of(tmp_path)
-    assert np.array_equal(values(dls)[0, 0], x[0]) and 'files have up to 5 pages' in dls.notes[0]
+    assert np.array_equal(values(dls)[0, 0], x[0]) and 'of TIFFs with several pages the first is read' in dls.notes[0]
     assert np.array_equal(values(dls_of(tmp_path, channels=5))[0], x) and dls_of(tmp_path, channels=5).notes == []
     refused = 'no picture could be decoded, the first is|no picture could be decoded'
     with pytest.raises(InputError, match=f'({refused}).*has 5 channels, and 7 are wanted'): dls_of(tmp_path, channels=7)
@@ -381,3 +381,46 @@ def test_what_would_take_too_much_memory(tmp_path, monkeypatch):
         assert 'takes' in reason and 'make it smaller' in reason, reason
     monkeypatch.setattr(MEMORY, 'limit', 10_000_000)
     assert decoded(tmp_path/'b.npy', PixelFormat(8, 13, 16, Span(0, 1))).shape == (13, 8, 8) and MEMORY.used == 0
+
+
+# ---------------------------------------------------------------- what may be meant as a channel
+
+def test_pages_and_transparency_are_noted_unless_channels_are_asked_for(tmp_path):
+    for i in range(3):
+        pages = [Image.fromarray(noise(10 * i + k, SIDE, SIDE).astype(np.uint16) * 16) for k in range(4)]
+        (tmp_path/'pages').mkdir(exist_ok=True)
+        pages[0].save(tmp_path/f'pages/{i}.tif', save_all=True, append_images=pages[1:])
+    said = 'of TIFFs with several pages the first is read, unless as many channels are asked for (channels, --channels)'
+    dls = dls_of(tmp_path/'pages')
+    assert dls.notes[0] == said and dls.channels == 3
+    assert not any('pages' in note for note in dls_of(tmp_path/'pages', channels=1).notes)
+    deep = [np.random.default_rng(i).integers(0, 65536, (SIDE, SIDE, 4), dtype=np.uint16) for i in range(3)]
+    folder = folder_of(tmp_path/'alpha', deep, 'png')
+    assert 'what has transparency as its last channel is put on white' in dls_of(folder).notes[0]
+    assert not any('white' in note for note in dls_of(folder, channels=4).notes)
+    assert dls_of(make_colours(tmp_path/'plain')).notes == []
+
+
+def test_three_grey_pages_are_three_channels(tmp_path):
+    "As a microscope writes them; three are what is read where nothing is said"
+    pytest.importorskip('tifffile')
+    x = [np.stack([noise(10 * i + k, SIDE, SIDE).astype(np.uint16) * 16 for k in range(3)]) for i in range(3)]
+    for i, pages in enumerate(x):
+        first, *others = map(Image.fromarray, pages)
+        first.save(tmp_path/f'{i}.tif', save_all=True, append_images=others)
+    for channels in (None, 3):
+        dls = dls_of(tmp_path, channels=channels, value_range=(0, 65535))
+        assert dls.channels == 3 and np.array_equal(values(dls), np.stack(x)) and 'TIFF' not in str(dls.notes)
+    for i in range(3): Image.fromarray(x[i][0]).save(tmp_path/f'{i}.tif', save_all=True, append_images=others[:1])
+    dls = dls_of(tmp_path, value_range=(0, 65535))
+    assert np.array_equal(values(dls)[:, 2], np.stack(x)[:, 0]) and 'the first is read' in dls.notes[0]
+
+
+def test_the_channels_are_told_and_not_the_bits(tmp_path):
+    "Where no picture has the channels that are asked for, nothing is known of its values"
+    folder = folder_of(tmp_path, [noise(i, 13, SIDE, SIDE).astype(np.uint16) * 9 for i in range(3)], 'npy')
+    with pytest.raises(InputError, match='pictures are to have 3 channels') as e: dls_of(folder, channels=3)
+    assert 'bits' not in str(e.value)
+
+
+def make_colours(folder): return folder_of(folder, [noise(i, SIDE, SIDE, 3) for i in range(2)], 'tif')
