@@ -4,9 +4,9 @@ from .accumulate import Accumulate
 from .checkpoint import Checkpoint
 from .core import InputError
 from .data import image_dls
+from .embed import embed
 from .evaluate import METRICS, metric
 from .evaluate.cost import Cost
-from .evaluate.embed import embed
 from .evaluate.finetune import PROTOCOLS, Protocol, finetune
 from .evaluate.judge import MEASURES, judge_features
 from .evaluate.knn import knn_accuracy

@@ -29,7 +29,7 @@ def embed(
 
     A .npz has the arrays features, names, parts and labels; a .csv a column for each feature; a .parquet, which needs
     pyarrow, one column of lists. Pictures of the same kind have features that point in the same direction."""
-    from ..evaluate.embed import SUFFIXES, embed
+    from ..embed import SUFFIXES, embed
     from ..export import load_encoder
     path = encoder_file(encoder)
     file, model = out_file(out, *SUFFIXES), load_encoder(path)

@@ -10,7 +10,6 @@ from helpers.deep import folder_of
 
 from fastcontrast.cli.settings import read_range, resolve
 from fastcontrast.core import InputError
-from fastcontrast.export import encoder_info
 
 
 def deep(folder, top=4000):
@@ -45,21 +44,6 @@ def test_a_range_that_is_given(run, refused, folder, monkeypatch):
     deep(folder/'q', 60000)  # of other pictures the range that was given holds, too
     assert run('eval', 's', 'q', '-o', 'e.json')[0] == 0
     assert json.loads(Path('e.json').read_text())['value_range'] == [0, 3000]
-
-
-def test_other_pictures_are_as_bright_if_that_is_asked_for(run, refused, folder):
-    "An encoder says which values it knows as black and white; what judges it may have others, and that is told"
-    deep(folder/'p')
-    deep(folder/'darker', 1000)
-    assert run('pretrain', 'p', *TINY, '--size', 16, '--out', 'r', '--no-controls')[0] == 0
-    assert encoder_info('r/encoder.safetensors')['extra'] == dict(value_range=[0, 4095])
-    told = 'was trained with values of 0 to 4095 as 0 to 1: --range 0,4095 makes the same values as bright here'
-    for extra, judged, is_told in (((), [0, 1023], True), (('--range', '0,4095'), [0, 4095], False)):
-        code, out, _ = run('eval', 'r', 'darker', '--no-probe', '-o', 'e.json', *extra)
-        assert code == 0 and (told in ' '.join(out.split())) == is_told
-        assert json.loads(Path('e.json').read_text())['value_range'] in ([*map(float, judged)], None)
-    assert told not in ' '.join(run('eval', 'r', 'p', '--no-probe')[1].split())
-    assert "--range '5'" in refused('eval', 'r', 'p', '--range', '5')
 
 
 @pytest.mark.parametrize('text', ['', '5', '5,5', '9 3', 'a,b', '1,2,3', '0,nan', '0,inf', '0,1e400', '\x1b[2J'])

@@ -243,7 +243,7 @@ def test_a_run_is_judged_within_other_pictures(run, a, b):
     assert 0 <= float(rows[0]['knn']) <= 1
     knn = f"{c['results']['trained encoder']['knn']:.1%} "
     for data in ('b', 'a'):  # of its own pictures, as in the run
-        out, _ = run('eval', 'r', data, '--no-probe')
+        out, _ = run('eval', 'r', data)
         assert '24 pictures to learn the classes from, 6 to judge by' in out and knn in out
     out, _ = run('pretrain', '--resume', 'r', '--epochs', 2)
     assert 'judged within b' in out and config('r')['epochs_done'] == 2

@@ -12,7 +12,7 @@ from torch import nn
 
 from fastcontrast.core import InputError
 from fastcontrast.data import image_dls
-from fastcontrast.evaluate.embed import embed
+from fastcontrast.embed import embed
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.models import make_encoder
 from fastcontrast.views import Normalize, plain_view
