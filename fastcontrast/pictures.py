@@ -150,8 +150,8 @@ def _with_alpha(picture: Image.Image) -> Image.Image:
 
 def _raster_square(raster: Raster, form: PixelFormat) -> Square:
     "Of an array: each channel by itself, but bytes of colour"
+    x = raster.read(form.channels)  # first: without the channels that are wanted, its values say nothing
     if raster.deep: span = span_of(form, raster.floats)
-    x = raster.read(form.channels)
     grey, turn = replace(form, channels=1), raster.orientation
     if raster.deep:
         seen = seen_share(x) if raster.alpha and form.channels in (1, 3) else None

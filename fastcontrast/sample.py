@@ -152,7 +152,7 @@ def kept_of(
         channels = seen[0].channels if seen else 3
         if channels != 3: notes.append(f"{channels} channels, as the first picture has (channels, --channels)")
         notes += [note for aside, note in ASIDE.items() if any(look.aside == aside for look in seen)]
-    if not seen: return Kept(channels, 8, counting(0, 255), None, notes)  # what is wrong is told by who decodes them
+    if not seen: return Kept(channels, 8, BYTES, None, notes)  # what is wrong is told by who decodes them
     deep = [look for look in seen if look.kind in ('integers', 'floats')]
     if not deep:
         span, found = _of_bytes(seen, value_range, notes)

@@ -51,8 +51,8 @@ def _kept(dls) -> dict[str, Any]:
     "How pictures are kept, where that is unusual: other crops and other values are seen of others"
     form = dls.train.form
     if form is None: return {}
-    unusual = form.described() | ({} if form.side in (dls.size, round(1.15 * dls.size)) else {'side': str(form.side)})
-    if form.whole: unusual['side'] = str(form.side)
+    unusual = form.described()
+    if form.whole or form.side != dls.size: unusual['side'] = str(form.side)
     return {f'pictures that are kept, {name}': value for name, value in unusual.items()}
 
 

@@ -325,13 +325,14 @@ def test_digits_runs_what_a_newcomer_runs(tmp_path, monkeypatch):
         commands.append(command)
         folder = Path(command[command.index("--out") + 1])
         folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(dict(epochs=25, batch_size=64, results=results)))
+        (folder / "config.json").write_text(json.dumps(dict(
+            epochs=25, batch_size=64, cost=dict(seconds=37.2), results=results)))
     run = subprocess.run
     monkeypatch.setattr(accuracy.subprocess, "run", pretrain)
     invoke("accuracy", "digits", "--device=cpu", "--seeds=0,3", f"--out={tmp_path}")
-    runs = json.loads((tmp_path / "accuracy_digits_simclr_cpu.json").read_text())["runs"]
+    runs = json.loads((tmp_path / "accuracy_digits_fast_cpu.json").read_text())["runs"]
     assert [(r["seed"], r["trained encoder"]) for r in runs] == [(0, dict(knn=0.5)), (3, dict(knn=0.5))]
-    assert commands[1][1:8] == ["-m", "fastcontrast", "pretrain", "--seed", "3", "--method", "simclr"]
+    assert commands[1][1:8] == ["-m", "fastcontrast", "pretrain", "--seed", "3", "--method", "fast"]
 
 
 def test_waits_are_found_where_they_are():

@@ -50,11 +50,11 @@ def test_it_goes_on_with_the_same(tmp_path, same):
 
 
 def test_squares_of_bytes_are_as_they_were():
-    "Nothing is said of them, so that earlier runs go on; but for a side of one's own"
+    "Nothing is said of those that are as large as the model sees them, so that earlier runs go on"
     def kept(**kwargs):
         learn = learner(SQUARE, np.uint8, 200, **kwargs)
         learn.n_epoch = 1
         learn.create_opt()
         return {name: value for name, value in settings(learn).items() if 'kept' in name}
-    assert kept() == kept(size=32) == {}
+    assert kept(size=32) == {} and kept() == {'pictures that are kept, side': '24'}
     assert kept(store_size=30) == {'pictures that are kept, side': '30'}

@@ -90,7 +90,7 @@ def test_pretrain_in_two_processes(folder):
     assert code == 0 and len(children) == 2 and ended(children), out
     lines = out.splitlines()
     assert lines[0].endswith('in 2 processes; results in run')
-    assert lines[1].startswith('simclr (digits): adamw, lr 0.02188 (0.008 x 700/256)')
+    assert lines[1].startswith('fast (digits): adamw, lr 0.02188 (0.008 x 700/256)')
     assert lines[-1].endswith('are in run')
     assert len([line for line in lines if line.split()[:1] == ['0']]) == 1
     assert len([line for line in lines if 'trained encoder' in line]) == 1
@@ -128,7 +128,7 @@ def left_over(): return {name for name in os.listdir(os.environ['TMPDIR'])
 
 
 @pytest.mark.parametrize('number, code, group', [
-    (signal.SIGINT, 130, True), (signal.SIGTERM, 143, False),
+    (signal.SIGINT, 130, True), pytest.param(signal.SIGTERM, 143, False, marks=pytest.mark.slow),
     pytest.param(signal.SIGHUP, 129, False, marks=pytest.mark.slow),
 ], ids=['Ctrl-C on a terminal', 'SIGTERM', 'SIGHUP'])
 def test_a_signal_ends_all_and_keeps_everything(folder, number, code, group):

@@ -222,7 +222,7 @@ def test_training_is_given_the_same_pictures_as_they_are_streamed(class_folder):
         with learn.no_logging(): learn.fit(2, 0.01)
         return term.maker.given
     resident, streamed = given({}), given(STREAM)
-    assert len(resident) == 6 and resident[0].shape == (15, 3, 18, 18) and resident[0].dtype == torch.uint8
+    assert len(resident) == 6 and resident[0].shape == (15, 3, 24, 24) and resident[0].dtype == torch.uint8
     for x, y in zip(resident, streamed, strict=True): assert torch.equal(x, y)
 
 
