@@ -47,9 +47,9 @@ def fifths(
 
 @dataclass(frozen=True)
 class Protocol:
-    "How an encoder is trained with labels. Learning rates are for a batch of 256, and grow in proportion to it"
+    "How an encoder is trained with labels"
     epochs: int
-    lr: float              # of the layer on top, at its peak
+    lr: float              # of the layer on top, at its peak, for a batch of 256
     encoder_lr: float      # of the encoder; 0: it stands still, in evaluation mode
     decay: float = 1.      # learning rate of a block over that of the block above it
     opt: str = 'sgd'       # a name in `OPTIMIZERS`
@@ -57,11 +57,12 @@ class Protocol:
     wd: float = 0.         # weight decay
     schedule: Callable[[float], float] = cosine # share of the run that is done, in [0, 1], to the share of the peak
     bs: int = 256          # pictures a batch, where there are enough
+    scaled: bool = True    # do learning rates grow in proportion to the batch?
 
 PROTOCOLS = Registry('protocol') # functions of the share of labels that are used
 
 @PROTOCOLS.register('linear')
-def linear(share: float) -> Protocol: return Protocol(90, 0.05, 0., opt='lars', opt_args={})
+def linear(share: float) -> Protocol: return Protocol(90, 0.8, 0., opt='lars', opt_args={}, scaled=False)
 
 @PROTOCOLS.register('semi')
 def semi(share: float) -> Protocol:
@@ -210,7 +211,7 @@ def finetune(
     parts = _parts(dls, indices, bs)
     steps = len(parts.train)
     epochs = epochs or max(protocol.epochs, -(-STEPS // steps))
-    peak = lr or protocol.lr * bs / 256
+    peak = lr or protocol.lr * (bs / 256 if protocol.scaled else 1)
     views = views or ('digits' if dls.source == 'digits' else 'simclr')
     with torch.random.fork_rng(), reuse_memory(dls.device):
         torch.manual_seed(seed)

@@ -433,7 +433,7 @@ def test_a_headline_that_is_broken_off_goes_on(tmp_path, monkeypatch):
 # ---- a race ----
 
 
-@pytest.mark.parametrize("name", ["simclr", "lightly"])
+@pytest.mark.parametrize("name", [pytest.param("simclr", marks=pytest.mark.slow), "lightly"])
 def test_a_race_that_is_broken_off_goes_on(name, tmp_path, monkeypatch):
     if name == "lightly": pytest.importorskip("lightly")
     from race import Course

@@ -145,6 +145,7 @@ def test_add_an_evaluation(clone):
     assert 1 <= float(values['participation']) <= 512
 
 
+@pytest.mark.slow
 def test_use_your_own_augmentation(clone):
     printed = walk('Use your own augmentation', clone)
     assert 'moco_v3 (digits)' in printed and 'suncet' in printed

@@ -68,6 +68,7 @@ def started(*args, until):
     return program, psutil.Process(program.pid).children(recursive=True), wait
 
 
+@pytest.mark.slow
 def test_accelerate_launches_a_plain_script(folder):
     (folder/'train.py').write_text(SCRIPT)
     done = subprocess.run([sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2',
@@ -101,6 +102,7 @@ def test_pretrain_in_two_processes(folder):
     assert config['epochs_done'] == 1
 
 
+@pytest.mark.slow
 def test_shards_are_judged_by_every_process_itself(folder):
     "Pictures of shards can't be divided for the epoch table: each process embeds them all"
     draws = np.random.default_rng(0)
