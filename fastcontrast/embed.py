@@ -8,6 +8,7 @@ Docs: https://fastcontrast.github.io/fastcontrast/embed.html.md"""
 __all__ = ['SUFFIXES', 'BATCH', 'Embedded', 'embed']
 
 # %% ../nbs/357_embed.ipynb #090fddaa
+import copy
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,11 +101,11 @@ def embed(
         source = image_dls(source, **asked)
     elif source.channels != channels:
         raise InputError(f"the encoder takes pictures with {channels} channels, and these have {source.channels}.")
-    loaders = {'train': source.train.ordered(), 'valid': source.valid}
+    loaders = {'train': copy.copy(source.train.ordered()), 'valid': copy.copy(source.valid)}
     results, parts = [], []
     for part, loader in loaders.items():
         if not len(loader): continue
-        if loader is not source.valid: loader.bs = BATCH
+        loader.bs = BATCH
         results.append(extract_features(encoder, loader, size, cfg['mean'], cfg['std'], precision))
         parts += [part] * len(results[-1][0])
     names = [name for loader in loaders.values() for name in loader.data.names]

@@ -3,7 +3,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from .inputs import encoder_file, read_pictures, split_of, tell_notes, tell_undecodable
+from .inputs import Column, LabelColumn, encoder_file, read_pictures, split_of, tell_notes, tell_undecodable
 from .output import console, out_file
 from .settings import read_range
 from .verbs import verb
@@ -17,10 +17,8 @@ def embed(
     unlabelled: Annotated[bool | None, Option(
         '--unlabelled', help="Leave labels alone, and take a folder as it is: loose pictures and nested ones",
         show_default="as in the run")] = None,
-    column: Annotated[str | None, Option(
-        help="The column of a .csv file that has the pictures' paths", show_default="as in pretrain")] = None,
-    label_column: Annotated[str | None, Option(
-        help="The column of a .csv file that has their classes", show_default="as in pretrain")] = None,
+    column: Column = None,
+    label_column: LabelColumn = None,
     value_range: Annotated[str | None, Option(
         '--range', metavar='LOW,HIGH', help="The values that become black and white in pictures of more than 8 bits",
         show_default="as in the run, else found from a sample of the pictures")] = None,

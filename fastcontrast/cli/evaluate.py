@@ -1,15 +1,15 @@
 """`fastcontrast eval`: judge an encoder by pictures with labels, alone or beside others."""
 from typing import Annotated, Any
 
-from rich.table import Column, Table
+from rich.table import Column as TableColumn, Table
 from typer import Argument, Option
 
 from ..core import InputError, whole
 from ..files import write_whole
-from .inputs import encoder_file, read_pictures, split_of, tell_notes, tell_undecodable
+from .inputs import Column, LabelColumn, encoder_file, read_pictures, split_of, tell_notes, tell_undecodable
 from .judging import features, unjudged
 from .output import console, out_file
-from .rivals import rival
+from .rivals import rival, told_apart
 from .settings import number_or_name, read_range
 from .verbs import verb
 
@@ -28,10 +28,8 @@ def evaluate(
              "are others", show_default="as in the run, else 0.2")] = None,
     seed: Annotated[int | None, Option(help="Seed of that split", show_default="as in the run, else 0")] = None,
     draws: Annotated[int, Option(help="How often few labels are drawn")] = 5,
-    column: Annotated[str | None, Option(
-        help="The column of a .csv file that has the pictures' paths", show_default="as in pretrain")] = None,
-    label_column: Annotated[str | None, Option(
-        help="The column of a .csv file that has their classes", show_default="as in pretrain")] = None,
+    column: Column = None,
+    label_column: LabelColumn = None,
     value_range: Annotated[str | None, Option(
         '--range', metavar='LOW,HIGH', help="The values that become black and white in pictures of more than 8 bits",
         show_default="as in the run, if the data are its own or it was given one; else found from a sample")] = None,
@@ -48,7 +46,7 @@ def evaluate(
     whole(**{'--draws': draws})
     path = encoder_file(encoder)
     first = rival(str(path))
-    others = [rival(name, first) for name in _names(against)]
+    others = told_apart(first, [rival(name, first) for name in _names(against)])
     file = out_file(out, *TABLES) if out else None
     given = dict(valid=number_or_name(valid), seed=seed, column=column, label_column=label_column,
                  value_range=read_range(value_range))
@@ -89,6 +87,6 @@ def _table(results: dict[str, dict[str, Any]]) -> Table:
     "A row for each measure, a column for each encoder"
     from ..evaluate.judge import wide_table
     rows = wide_table(results)
-    table = Table(rows.index.name, *(Column(name, justify='right') for name in rows))
+    table = Table(rows.index.name, *(TableColumn(name, justify='right') for name in rows))
     for measure, *cells in rows.itertuples(): table.add_row(measure, *cells)
     return table

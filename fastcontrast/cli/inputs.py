@@ -2,13 +2,21 @@
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from typer import Option
 
 from ..core import InputError, MissingPath
 from ..files import user_path
 from .folder import read_record
 from .output import console, errors
 from .settings import Run, read_range
+
+
+Column = Annotated[str | None, Option(
+    help="The column of a .csv file that has the pictures' paths", show_default="as in pretrain")]
+LabelColumn = Annotated[str | None, Option(
+    help="The column of a .csv file that has their classes", show_default="as in pretrain")]
 
 
 def read_pictures(

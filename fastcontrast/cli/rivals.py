@@ -1,7 +1,7 @@
 """What is judged: an encoder's file, one of timm's, one that was never trained, or the pixels themselves."""
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,18 @@ def rival(
     if first is None or os.path.exists(os.path.expanduser(name)): return _of_file(encoder_file(name))
     if name == 'pixels': return _pixels(first)
     return _untrained(first) if name == 'untrained' else _timms(name, first)
+
+
+def told_apart(
+    first: Rival,
+    others: list[Rival],
+) -> list[Rival]: # the others, those whose name another has already with a number
+    "Encoders by names of their own: folders of one name lie in many places"
+    names, apart = {first.name: 1}, []
+    for other in others:
+        n = names[other.name] = names.get(other.name, 0) + 1
+        apart.append(other if n == 1 else replace(other, name=f'{other.name} ({n})'))
+    return apart
 
 
 def _of_file(path: Path) -> Rival:

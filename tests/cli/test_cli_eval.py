@@ -48,6 +48,8 @@ def test_encoders_side_by_side(digits, run, refused, folder):
     rows = pd.read_csv('t.csv').set_index(['encoder', 'measure'])
     assert rows.loc[('pixels', 'kNN, k=20, τ=0.1'), 'mean'] == pytest.approx(.9496, abs=1e-3)
     assert rows.loc[('untrained', 'nearest class mean'), 'difference'] < 0
+    itself = f'{digits[0].name} (2)'  # of the same name as the first
+    assert rows.loc[(itself, 'recall at 1'), ['difference', 'error']].tolist() == [0, 0]
     assert '--against no/file is neither a file nor' in refused('eval', digits[0], 'digits', '--against', 'no/file')
     assert "unknown architecture 'pixel'" in refused('eval', digits[0], 'digits', '--against', 'pixel')
     assert '--draws=0' in refused('eval', digits[0], 'digits', '--draws', 0)
