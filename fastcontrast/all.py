@@ -7,7 +7,7 @@ from .data import image_dls
 from .embed import embed
 from .evaluate import METRICS, metric
 from .evaluate.cost import Cost
-from .evaluate.finetune import PROTOCOLS, Protocol, finetune
+from .evaluate.finetune import PROTOCOLS, ClassifierLearner, Protocol, classifier_learner, finetune
 from .evaluate.judge import MEASURES, judge_features
 from .evaluate.knn import knn_accuracy
 from .evaluate.linear import few_label_accuracy, linear_probe
@@ -18,6 +18,7 @@ from .models import ContrastiveModel, Embedding, Head, Prototypes, encoder_stage
 from .modules import as_encoder
 from .multi_crop import MultiCrop
 from .pairs import PairLoss
+from .predict import load_classifier, predict
 from .recipes import METHODS, Recipe, method, recipe_table, refused_pairs
 from .speedups import SPEEDUPS
 from .step import Contrast, Phase, StepCallback
@@ -28,12 +29,15 @@ from .warmup import HeadWarmup
 # and the members of the registries, below: somebody's own in these folders too
 __all__ = [
     'LOSSES', 'MEASURES', 'METHODS', 'METRICS', 'PROTOCOLS', 'SPEEDUPS', 'VIEW_KINDS', 'Accumulate', 'Checkpoint',
+    'ClassifierLearner',
     'Contrast', 'ContrastiveLearner', 'ContrastiveModel', 'Cost', 'EMATarget', 'Embedding', 'Head', 'HeadWarmup',
     'InputError', 'Loss', 'MultiCrop', 'NearestNeighbours', 'PairLoss', 'Phase', 'Protocol', 'Prototypes', 'Queue',
     'Recipe', 'SharedTarget', 'StepCallback', 'StopGradTarget', 'Target', 'ViewKind', 'as_encoder',
+    'classifier_learner',
     'contrastive_learner', 'dcl', 'dclw', 'embed', 'encoder_info', 'encoder_stages', 'export_encoder',
     'few_label_accuracy', 'finetune', 'image_dls', 'info_nce', 'judge_features', 'knn_accuracy', 'linear_probe',
-    'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'recipe_table', 'refused_pairs', 'sinkhorn',
+    'load_classifier', 'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'predict',
+    'recipe_table', 'refused_pairs', 'sinkhorn',
     'suncet_loss', 'supcon_loss', 'two_views',
 ]
 

@@ -169,7 +169,7 @@ class RunBar(ProgressCallback):
         if self.bar is None: return
         self._print(row)
         values = dict(zip(self.recorder.metric_names, row))
-        for name, column in (('loss', 'train_loss'), ('kNN', 'knn')):
+        for name, column in (('loss', 'train_loss'), ('kNN', 'knn'), ('accuracy', 'accuracy')):
             if isinstance(values.get(column), float): self.figures[name] = values[column]
         self._draw((self.epoch + 1) * len(self.dls.train))
 

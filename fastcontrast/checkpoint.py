@@ -34,7 +34,7 @@ from .generators import generator_states, set_generators
 from .loaders import ImageLoader
 from .signals import Interrupted, Signals, watched
 from .step import Phase, StepCallback
-from .together import difference, settings
+from .together import difference
 
 FORMAT, VERSION = 'fastcontrast-checkpoint', 1
 FOLDER = 'checkpoints'  # of a run's folder
@@ -159,13 +159,13 @@ _FREE = (Phase.PROCESSES, Phase.COUNT, Phase.GUARDS, Phase.TABLE, Phase.LAST, Ph
 def _identity(learn) -> dict[str, Any]:
     "The settings that a run can't change on its way"
     leave = ('epochs', 'model', 'draws', 'metrics', 'callbacks')
-    named = {name: value for name, value in settings(learn).items() if name not in leave}
+    named = {name: value for name, value in learn.settings().items() if name not in leave}
     own = [cb for cb in learn.cbs.sorted('order') if isinstance(cb, StepCallback) and cb.phase not in _FREE]
     return plain(dict(named, callbacks=[repr(cb) for cb in own]), 'the learner')
 
 
 def capture(
-    learn, # a `ContrastiveLearner` that is training, after a step
+    learn, # a `ResumableLearner` that is training, after a step
     identity: dict[str, Any], # what `_identity` said when the fit began
 ) -> dict[str, Any]:
     """Everything that the next step depends on, copied: tensors and plain values

@@ -20,7 +20,7 @@ LabelColumn = Annotated[str | None, Option(
 
 
 def read_pictures(
-    data: str,      # a folder of pictures, a table of their paths, shards, or 'digits'
+    data: str | list[Path], # a folder of pictures, a table of their paths, shards, 'digits', or files
     bs: int | None, # pictures in a batch; None: 256, or as many as there are
     **kwargs,       # the other arguments of `image_dls`
 ):             # its `DataLoaders`
@@ -54,7 +54,19 @@ def encoder_file(
     file = user_path(path, 'encoder')
     if file.is_dir(): file = file/'encoder.safetensors'
     if file.exists(): return file
+    if holds_classifier(file.parent):
+        raise InputError(f"{path} holds a classifier, and this takes an encoder: give the run whose encoder was "
+                         "fine-tuned, or the classifier to fastcontrast predict.")
     raise MissingPath(f"no encoder at {file}: give the folder of a run that has one, or an encoder.safetensors.")
+
+
+def holds_classifier(
+    folder: Path,
+) -> bool:
+    "Whether a folder is that of a fine-tuning, or of a classifier"
+    record: dict[str, Any] = {}
+    with suppress(InputError): record = read_record(folder)
+    return record.get('verb') == 'finetune' or bool(record.get('label_names'))
 
 
 def split_of(

@@ -71,7 +71,8 @@ def run_row(
     row |= dict(state=state, epochs_done=len(history), epochs=record.get('epochs', _settings(record).get('epochs')),
                 knn=_judged(record) or _last(history, 'knn'), reason=record.get('reason'))
     if state == 'running': row |= dict(pid=record.get('pid'), host=record.get('host'))
-    elif state != 'finished' and _settings(record): row |= dict(resume=resume_command(path))
+    elif state != 'finished' and _settings(record):
+        row |= dict(resume=resume_command(path, record.get('verb', 'pretrain')))
     return row
 
 
