@@ -48,13 +48,15 @@ def tell_undecodable(
 
 
 def encoder_file(
-    path: str, # a run's folder, or an encoder's file
+    path: str, # a run's folder, an exported folder or file, or 'hf-hub:owner/name'
 ) -> Path:     # the file
     "The encoder that a path names. Raises `MissingPath` if there is none"
-    file = user_path(path, 'encoder')
-    if file.is_dir(): file = file/'encoder.safetensors'
-    if file.exists(): return file
-    raise MissingPath(f"no encoder at {file}: give the folder of a run that has one, or an encoder.safetensors.")
+    from ..artefact import find_encoder
+    with suppress(MissingPath):
+        file = find_encoder(path, 'encoder')
+        if file.exists(): return file
+    raise MissingPath(f"no encoder at {path}: give the folder of a run that has one, an encoder.safetensors, or a "
+                      "folder that was exported.")
 
 
 def split_of(
