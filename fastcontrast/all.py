@@ -11,14 +11,14 @@ from .evaluate.finetune import PROTOCOLS, ClassifierLearner, Protocol, classifie
 from .evaluate.judge import MEASURES, judge_features
 from .evaluate.knn import knn_accuracy
 from .evaluate.linear import few_label_accuracy, linear_probe
-from .export import encoder_info, export_encoder, load_encoder
+from .export import encoder_info, export_encoder, load_classifier, load_encoder
 from .learner import ContrastiveLearner, contrastive_learner
 from .losses import LOSSES, Loss, dcl, dclw, info_nce, nt_xent, sinkhorn, suncet_loss, supcon_loss
 from .models import ContrastiveModel, Embedding, Head, Prototypes, encoder_stages, make_encoder, mlp
 from .modules import as_encoder
 from .multi_crop import MultiCrop
 from .pairs import PairLoss
-from .predict import load_classifier, predict
+from .predict import predict
 from .recipes import METHODS, Recipe, method, recipe_table, refused_pairs
 from .speedups import SPEEDUPS
 from .step import Contrast, Phase, StepCallback

@@ -33,6 +33,7 @@ from .files import sweep, user_path, write_whole
 from .generators import generator_states, set_generators
 from .loaders import ImageLoader
 from .signals import Interrupted, Signals, watched
+from .stems import marked
 from .step import Phase, StepCallback
 from .together import difference
 
@@ -587,7 +588,8 @@ def _step_of(path: Path) -> int:
 def _load_model(learn, state: dict[str, Any], folder: Path) -> None:
     "The model as it was. Raises `InputError` where it is another"
     device = next(learn.model.parameters()).device
-    try: learn.model.load_state_dict({name: t.to(device) for name, t in state['model'].items()})
+    tensors = marked(learn.model, state['model'])
+    try: learn.model.load_state_dict({name: t.to(device) for name, t in tensors.items()})
     except RuntimeError as e:
         reason = ' '.join(str(e).split())[:200]
         raise InputError(f"the checkpoints in {folder} are of another model ({reason}).") from None

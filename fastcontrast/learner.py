@@ -27,6 +27,7 @@ from fastcore.foundation import L
 from torch import Tensor, nn
 
 from .accumulate import Accumulate
+from .artefact import training_facts
 from .bar import DeviceLoss, teller
 from .build import KeptStart, Parts, choose_encoder, choose_parts, gradient_clips, head_warmup, make_model
 from .core import InputError, number, whole
@@ -45,6 +46,7 @@ from .pairs import PairLoss, PrototypeScores
 from .precision import pick_precision
 from .recipes import Recipe
 from .resumable import ResumableLearner, check_folder
+from .speedups import SPEEDUPS
 from .step import Contrast, Plan, Step, StepCallback
 from .together import Together, settings
 from .views import Normalize, RoleViews, Views, as_views, draw_views
@@ -281,17 +283,26 @@ class ContrastiveLearner(ResumableLearner):
         "What an export says of the pictures' values, where 0 and 1 are not those of bytes"
         return {} if self.dls.value_range is None else dict(value_range=list(self.dls.value_range))
 
+    def _facts(self) -> dict[str, Any]:
+        "What the card of an exported folder says of the training"
+        rows = self.recorder.values
+        known = dict(zip(self.recorder.metric_names[1:], rows[-1])) if rows else {}
+        return training_facts(str(self.loss_func.loss), [str(cb) for cb in self.cbs if type(cb) in SPEEDUPS.values()],
+                              len(self.dls.train.data), len(rows), knn=known.get('knn'))
+
     def export(self,
-        path: str | Path, # a `.safetensors` file
-    ) -> Path:            # the file
+        path: str | Path, # a folder; or a file, if it ends in '.safetensors'
+        push: str | None = None, # a name on the Hub of Hugging Face, 'owner/name', that a folder is uploaded to
+    ) -> Path:            # the folder or file
         """Save the encoder alone, with its own keys (see `export_encoder`); `load_encoder` brings it back
 
-        The weights of a module are all that is saved of it: what they are for is said, and is given to
-        `load_encoder(path, model=…)`. Where pictures have more than 8 bits, `extra` of the file's header says by
-        `value_range` which of their values were 0 and 1."""
+        A folder is for timm, transformers and others too. The weights of a module are all that is saved of it, in a
+        file: what they are for is said, and is given to `load_encoder(path, model=…)`. Where pictures have more than 8
+        bits, `extra` of the header says by `value_range` which of their values were 0 and 1."""
         if rank(): return Path(path)  # process 0 does it
         path = export_encoder(self.model.encoder, path, arch=self.arch, size=self.dls.size, mean=self.mean,
-                              std=self.std, small_input=self.small_input, recipe=self.recipe.name, extra=self._range())
+                              std=self.std, small_input=self.small_input, recipe=self.recipe.name, extra=self._range(),
+                              facts=self._facts(), push=push)
         if self.arch.startswith(MODULE) and self.logger is not noop:
             print(f"{path} holds the weights of a {self.arch.removeprefix(MODULE)}: import that, and give "
                   "load_encoder(path, model=…) one", flush=True)

@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import timm
 import torch
 from torch import Tensor, nn
 
 from .arrays import ARRAY_SUFFIXES
-from .core import InputError, MissingPath, whole
+from .artefact import HUB
+from .core import InputError, whole
 from .embed import embed
 from .evaluate.finetune import Classifier, ClassifierLearner
-from .files import read_json, user_path, write_whole
+from .export import load_classifier
+from .files import user_path, write_whole
 from .pictures import picture_suffixes
 
-__all__ = ['Predictions', 'classifier_folder', 'load_classifier', 'predict']
+__all__ = ['Predictions', 'as_source', 'find_classifier', 'predict']
 
-CONFIG, FOLDER = 'config.json', 'classifier' # of a classifier; of a run that has one
+FOLDER = 'classifier' # of a run
 
 
 @dataclass(frozen=True)
@@ -101,26 +102,13 @@ SUFFIXES = {'.csv': lambda found, top: found.frame(top).to_csv(index=False),
             '.json': lambda found, top: json.dumps(found.rows(top), indent=2) + '\n'}
 
 
-def classifier_folder(
-    path: str | Path, # the folder of a classifier, or of the run that made it
-) -> Path:
-    "The folder of a classifier. Raises `InputError` for what is none"
+def find_classifier(
+    path: str | Path, # the folder of a classifier, or of the run that made it; or 'hf-hub:owner/name'
+) -> str | Path:      # what `load_classifier` takes
+    "Where a classifier is: that of a run lies in a folder of its own"
+    if str(path).startswith(HUB): return path
     folder = user_path(path, 'classifier')
-    if not folder.exists(): raise MissingPath(f"there is no classifier '{folder}': give the folder of a fine-tuning.")
-    if (folder/FOLDER).is_dir(): folder = folder/FOLDER
-    try: config = read_json(folder/CONFIG)
-    except (OSError, ValueError): config = None
-    names = config.get('label_names') if isinstance(config, dict) else None
-    if isinstance(names, list) and names and all(isinstance(name, str) for name in names): return folder
-    raise InputError(f"'{folder}' is no classifier with names of classes: give the folder of a fine-tuning; an encoder "
-                     "becomes one by learn.finetune(…), or fastcontrast finetune.")
-
-
-def load_classifier(
-    path: str | Path, # the folder of a classifier, or of the run that made it
-) -> nn.Module:       # pictures `[N, C, S, S]` to scores `[N, K]`; in eval mode, on the CPU
-    "A classifier that was exported, as a timm model; its `pretrained_cfg` has mean, std, size, and `label_names`"
-    return timm.create_model(f'local-dir:{classifier_folder(path)}', pretrained=True).eval()
+    return folder/FOLDER if (folder/FOLDER).is_dir() else folder
 
 
 def _classes_of(model: nn.Module) -> list[str]:
@@ -140,7 +128,7 @@ def predict(
     **settings: Any,         # of `image_dls`, for pictures that are no loaders: column, value_range, …
 ) -> Predictions:
     "What a classifier takes pictures for, unaugmented. Raises `InputError` for what is no classifier, or no pictures"
-    if isinstance(classifier, str | Path): classifier = load_classifier(classifier)
+    if isinstance(classifier, str | Path): classifier = load_classifier(find_classifier(classifier))
     if isinstance(classifier, ClassifierLearner): classifier = classifier.model
     classes = _classes_of(classifier)
     scored = embed(classifier, as_source(source), precision, **dict(training=False) | settings)

@@ -375,7 +375,7 @@ class Net(nn.Module):
 def test_modules(tmp_path, channels):
     learn = learner(bands(channels), Net(channels))
     learn.fit_contrastive(1, 1e-3)
-    path = learn.export(tmp_path/'net')
+    path = learn.export(tmp_path/'net.safetensors')
     loaded = load_encoder(path, model=Net(channels))
     x = torch.rand(2, channels, 32, 32)
     with torch.no_grad(): close(loaded(x), learn.model.encoder.cpu().eval()(x))

@@ -12,8 +12,8 @@ from torch import nn
 from fastcontrast.core import MissingPath
 from fastcontrast.data import image_dls
 from fastcontrast.evaluate.finetune import classifier_learner, finetune
-from fastcontrast.export import export_encoder
-from fastcontrast.predict import load_classifier, predict
+from fastcontrast.export import export_encoder, load_classifier
+from fastcontrast.predict import predict
 
 CLASSES = ['a', 'b', 'c']
 
@@ -75,8 +75,9 @@ def test_what_is_no_classifier(folder, tmp_path):
     dls = loaders()
     encoder = encoder_for(dls)
     file = export_encoder(encoder, tmp_path/'encoder', 'test_resnet', 16, [.5] * 3, [.5] * 3, small_input=True)
-    for path in (tmp_path, file): assert 'is no classifier with names of classes' in refusal(load_classifier, path)
-    with pytest.raises(MissingPath, match='give the folder of a fine-tuning'): load_classifier(tmp_path/'none')
+    assert 'holds an encoder that tells no classes apart' in refusal(predict, file, dls)
+    for path in (tmp_path, tmp_path/'none'):
+        with pytest.raises(MissingPath): predict(path, dls)
     said(['does not say what its classes are called'], predict, encoder, dls)
     said(['does not say what its classes are called'], predict, nn.Identity(), dls)
     said(['top=0'], predict(finetune(encoder, dls, epochs=1, bs=36), dls).frame, 0)

@@ -45,7 +45,7 @@ def evaluate(
     from ..values import other_range
     whole(**{'--draws': draws})
     path = encoder_file(encoder)
-    first = rival(str(path))
+    first = rival(encoder)
     others = told_apart(first, [rival(name, first) for name in _names(against)])
     file = out_file(out, *TABLES) if out else None
     given = dict(valid=number_or_name(valid), seed=seed, column=column, label_column=label_column,

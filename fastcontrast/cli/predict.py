@@ -1,4 +1,5 @@
 """`fastcontrast predict`: what a classifier takes pictures for."""
+from pathlib import Path
 from typing import Annotated
 
 from rich.table import Table
@@ -32,13 +33,14 @@ def predict(
     """Say what a classifier takes pictures for: classes with probabilities.
 
     Where the pictures have labels of the same names, the accuracy stands below."""
-    from ..predict import SUFFIXES, as_source, classifier_folder, load_classifier
+    from ..export import load_classifier
+    from ..predict import SUFFIXES, as_source, find_classifier
     from ..predict import predict as predictions_of
     whole(**{'--top': top})
-    folder = classifier_folder(classifier)
-    file, model = out_file(out, *SUFFIXES) if out else None, load_classifier(folder)
+    place = find_classifier(classifier)
+    file, model = out_file(out, *SUFFIXES) if out else None, load_classifier(place)
     given = dict(unlabelled=unlabelled, column=column, label_column=label_column, value_range=read_range(value_range))
-    split = split_of(folder, data) | {key: value for key, value in given.items() if value is not None}
+    split = split_of(Path(place), data) | {key: value for key, value in given.items() if value is not None}
     channels, _, size = model.pretrained_cfg['input_size']
     dls = read_pictures(as_source(data), 2, size=size, **split | dict(valid=0., channels=channels, training=False))
     tell_notes(dls)

@@ -28,6 +28,10 @@ def rival(
     first: Rival | None = None, # beside which it stands; None: it is the first
 ) -> Rival:
     "What a name means. Raises `InputError` for one that means nothing"
+    from ..artefact import HUB
+    from ..weights import timm_source
+    if name.startswith(HUB) and (first is None or timm_source(name) is None):
+        return replace(_of_file(encoder_file(name)), name=name)
     if first is None or os.path.exists(os.path.expanduser(name)): return _of_file(encoder_file(name))
     if name == 'pixels': return _pixels(first)
     return _untrained(first) if name == 'untrained' else _timms(name, first)
@@ -46,9 +50,10 @@ def told_apart(
 
 
 def _of_file(path: Path) -> Rival:
+    from ..artefact import WEIGHTS
     from ..export import encoder_info
     info = encoder_info(path)
-    name = path.parent.name if path.name == 'encoder.safetensors' and path.parent.name else path.name
+    name = path.parent.name if path.name in ('encoder.safetensors', WEIGHTS) and path.parent.name else path.name
     about = f"{info['arch']}, {info['size']} px"
     return Rival(name, about, info['size'], info['in_chans'], info['small_input'], info['arch'], file_embedder(path),
                  info['extra'])

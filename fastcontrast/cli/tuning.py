@@ -178,7 +178,7 @@ class Finetuning(Job):
     def _judged(self) -> dict[str, float]:
         "How good it is, from its file: what the user keeps"
         from ..evaluate.knn import extract_features
-        from ..predict import load_classifier
+        from ..export import load_classifier
         dls = self.learn.dls
         model = load_classifier(self.product)
         cfg = model.pretrained_cfg

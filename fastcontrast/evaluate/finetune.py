@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
@@ -36,7 +37,7 @@ from ..device import Autocast
 from ..distributed import world_size
 from .knn import extract_features
 from .linear import draw
-from ..artefact import write_folder
+from ..export import write_folder
 from ..files import user_path
 from ..generators import OwnDraws
 from ..loaders import ImageData, ImageLoader, ImageLoaders, empty_loader
@@ -113,26 +114,6 @@ class Classifier(nn.Module):
     def pretrained_cfg(self) -> dict[str, Any]:
         "What it expects of pictures: mean, std and size of its encoder's"
         return self.encoder.pretrained_cfg
-
-    def as_timm(self) -> nn.Module:
-        """A copy as a timm model, on the CPU, with the layer on top as its own
-
-        Raises `InputError` for an encoder that timm does not make, and where its scores would be others."""
-        model, own = (copy.deepcopy(module).cpu().eval() for module in (self.encoder, self))
-        name = clipped(architecture(model))
-        if not callable(getattr(model, 'reset_classifier', None)):
-            raise InputError(f"timm makes no {name}, so there is no folder of a classifier with one that others load: "
-                             "keep learn.model.state_dict() in a file of yours.")
-        refusal = InputError(f"a {name} of timm has no linear layer on top of the features that it gives without one, "
-                             "so there is no folder of a classifier with it: keep learn.model.state_dict() in a file "
-                             "of yours.")
-        model.reset_classifier(len(self.classes))
-        try: model.get_classifier().load_state_dict(self.head.state_dict())
-        except (AttributeError, RuntimeError): raise refusal from None
-        x = torch.rand(2, *self.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            if not torch.allclose(model(x), own(x), rtol=1e-5, atol=1e-5): raise refusal
-        return model
 
 # %% ../../nbs/315_finetune.ipynb #3af4ba37
 def rate_groups(
@@ -360,9 +341,15 @@ class ClassifierLearner(ResumableLearner):
 
         `load_classifier(path)` and `timm.create_model(f'local-dir:{path}', pretrained=True)` bring it back. Raises
         `InputError` for an encoder that timm does not make."""
-        cfg = self.model.pretrained_cfg
-        return write_folder(self.model.as_timm(), path, arch=architecture(self.model.encoder), size=self.dls.size,
-                            mean=cfg['mean'], std=cfg['std'], classes=self.model.classes)
+        encoder, cfg = self.model.encoder, self.model.pretrained_cfg
+        arch, values = architecture(encoder), self.dls.value_range
+        if not timm.is_model(arch):
+            raise InputError(f"timm makes no {clipped(arch)}, so there is no folder of a classifier with one that "
+                             "others load: keep learn.model.state_dict() in a file of yours.")
+        facts = {'fine-tuned with': self.labels, 'epochs of fine-tuning': len(self.recorder.values)}
+        return write_folder(encoder, path, arch, self.dls.size, cfg['mean'], cfg['std'], head=self.model.head,
+                            classes=self.model.classes, facts=facts,
+                            extra={} if values is None else dict(value_range=list(values)))
 
 def classifier_learner(
     encoder: nn.Module,               # with a `pretrained_cfg`, as `load_encoder` gives it; it is changed in place

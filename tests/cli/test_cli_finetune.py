@@ -10,8 +10,7 @@ from helpers.cli import TINY, config, ended_after_an_epoch
 from helpers.folders import image_folder, picture
 
 from fastcontrast.cli import main
-from fastcontrast.export import load_encoder
-from fastcontrast.predict import load_classifier
+from fastcontrast.export import load_classifier, load_encoder
 
 FEW = ('--labels', 3, '--epochs', 2, '--bs', 8)
 
@@ -52,8 +51,9 @@ def test_a_run_like_others(run, refused, digits, folder):
     assert 'f is finished: give another --out' in refused('finetune', '--resume', 'f')
     assert 'f was begun with --labels 3, and is now given 4' in refused('finetune', '--resume', 'f', '--labels', 4)
     assert 'f is a run of another kind: go on with it by fastcontrast finetune' in refused('pretrain', '--resume', 'f')
-    for command in (('eval', 'f', 'digits'), ('export', 'f/classifier', '-o', 'e.safetensors'), ('finetune', 'f')):
-        assert 'holds a classifier, and this takes an encoder' in refused(*command)
+    for command in (('eval', 'f', 'digits'), ('export', 'f', '-o', 'e.safetensors'), ('finetune', 'f')):
+        assert 'f is a fine-tuning, and this takes an encoder: give the run' in refused(*command)
+    assert load_encoder('f/classifier').num_features == 512
     code, out, _ = run('runs', 'f')
     assert code == 0 and 'finished' in out and '2/2' in out
 
@@ -77,7 +77,7 @@ def test_it_ends_as_if_nothing_had_happened(run, folder, pretrained, monkeypatch
     code, out, err = run('finetune', '--resume', folder/'r')
     assert (code, err) == (0, '') and f"going on with {folder/'r'}\n" in out and out.count('going on from') == 1
     assert rows(folder/'r') == rows(folder/'s') and len(rows(folder/'r')) == 3 and 'held_out' in rows(folder/'r')[0]
-    r, s = (load_classifier(folder/name).state_dict() for name in 'rs')
+    r, s = (load_classifier(folder/name/'classifier').state_dict() for name in 'rs')
     assert all(torch.equal(tensor, s[name]) for name, tensor in r.items())
     assert config(folder/'r')['results'] == config(folder/'s')['results'] and config(folder/'r')['n_held'] == 2
 
@@ -92,7 +92,7 @@ def test_few_labels_serve_both(run, refused, pretrained, pictures):
     code, out, _ = run('finetune', pretrained/'encoder.safetensors', pictures, '--labels', pretrained/'labeled.txt',
                        '--epochs', 1, '--protocol', 'linear', '--out', 'g')
     assert code == 0 and '8 labels' in out and config('g')['protocol'] == 'linear'
-    before, after = load_encoder(pretrained/'encoder.safetensors'), load_classifier('g').state_dict()
+    before, after = load_encoder(pretrained/'encoder.safetensors'), load_classifier('g/classifier').state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.state_dict().items())
     assert run('finetune', pretrained, '--labels', 'all', '--epochs', 1)[0] == 0
     assert config('runs/finetune-full-r-p')['n_train'] == 16
@@ -110,7 +110,7 @@ def test_predict_one_picture(run, refused, pretrained, pictures):
     assert set(row['classes']) == {'a', 'bb'} and sum(row['classes'].values()) == pytest.approx(1)
     image_folder(Path('q'), dict(a=2, c=2))
     assert "does not know the pictures' class c" in run('predict', 'f', 'q')[1]
-    assert 'is no classifier with names of classes' in refused('predict', pretrained, 'one.png')
+    assert 'holds an encoder that tells no classes apart' in refused('predict', pretrained, 'one.png')
     assert '--out p.txt must end in .csv or .json' in refused('predict', 'f', 'q', '-o', 'p.txt')
     assert '--top=0 must be' in refused('predict', 'f', 'q', '--top', 0)
 

@@ -2,6 +2,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from helpers.pictures import ARCH
@@ -85,7 +86,8 @@ def test_encoders_that_do_not_fit():
     grey = image_dls(stripes(channels=1), size=16, bs=16, channels=1)
     assert 'takes no pictures with 1 channels and a side of 16 pixels' in refusal(finetune, encoder_for(dls), grey)
     tuned = Classifier(encoder_for(dls), 96, 'ab')
-    for model in (tuned, tuned.as_timm()): said(['this is a classifier, which gives scores'], finetune, model, dls)
+    for model in (tuned, timm.create_model(ARCH, num_classes=2)):
+        said(['this is a classifier, which gives scores'], finetune, model, dls)
 
 
 # ---------------------------------------------------------------- what learns

@@ -12,10 +12,10 @@ from torch import nn
 
 from fastcontrast.checkpoint import Checkpoint
 from fastcontrast.data import image_dls
-from fastcontrast.evaluate.finetune import Classifier, classifier_learner, finetune, held_out
+from fastcontrast.evaluate.finetune import classifier_learner, finetune, held_out
+from fastcontrast.export import load_classifier, load_encoder
 from fastcontrast.history import History
 from fastcontrast.learner import contrastive_learner
-from fastcontrast.predict import load_classifier
 
 
 def learner(**settings):
@@ -120,6 +120,7 @@ def test_a_folder_that_timm_loads(tmp_path, arch, small):
         torch.testing.assert_close(model(pictures), expected, rtol=1e-5, atol=1e-5)
         assert list(model.pretrained_cfg['label_names']) == learn.model.classes and model.num_classes == 2
         assert tuple(model.pretrained_cfg['input_size']) == (3, size, size)
+    torch.testing.assert_close(load_encoder(folder)(pictures), learn.model.encoder(pictures), rtol=1e-5, atol=1e-5)
     config = json.loads((folder/'config.json').read_text())
     assert config['num_classes'] == 2 and config['label_names'] == learn.model.classes
 
@@ -129,6 +130,3 @@ def test_what_timm_does_not_make(tmp_path):
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     learn = contrastive_learner(dls, module, method='simclr').finetune(epochs=1)
     said(['timm makes no Sequential'], learn.export, tmp_path/'classifier')
-    odd = Classifier(encoder_for(dls), 96, 'ab')
-    odd.encoder.get_classifier = lambda: nn.Identity()
-    said(['has no linear layer on top'], odd.as_timm)
