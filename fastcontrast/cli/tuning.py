@@ -188,12 +188,20 @@ class Finetuning(Job):
         return dict(accuracy=scores.argmax(1).eq(y).double().mean().item(), **held)
 
     def report(self):
+        if self.learn.stop: console.print(self._how_ended(self.learn.stop))
         if self.results:
             n = self.folder.record['n_valid']
             console.print(f"accuracy {self.results['classifier']['accuracy']:.1%} of {n:,} pictures to judge by")
         if self.unjudged: console.print(f"not judged: {self.unjudged}")
         console.print(f"{self.folder.record['seconds']:.0f} seconds; classifier, config.json, history.csv and "
                       f"curves.png are in {self.folder}")
+
+    def _how_ended(self, stop: Any) -> str:
+        "Which weights these are, and whether training has ended early"
+        early = self.epochs_done < self.epochs
+        reason = f": for {stop.patience} epochs it has not risen" if early else ''
+        return (f"the weights are those of epoch {self.epochs_done - 1 - stop.waited}, which had {stop.best:.1%} of "
+                f"{len(stop.held.data):,} held-out pictures right{reason}")
 
 
 def _record(config: Tuning, learn: Any) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def test_it_ends_as_if_nothing_had_happened(run, folder, pretrained, monkeypatch
     r, s = (load_classifier(folder/name/'classifier').state_dict() for name in 'rs')
     assert all(torch.equal(tensor, s[name]) for name, tensor in r.items())
     assert config(folder/'r')['results'] == config(folder/'s')['results'] and config(folder/'r')['n_held'] == 2
+    assert 'the weights are those of epoch ' in out and ' of 2 held-out pictures right' in out
 
 
 def test_few_labels_serve_both(run, refused, pretrained, pictures):
