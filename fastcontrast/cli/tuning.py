@@ -164,7 +164,7 @@ class Finetuning(Job):
         self._name_labels()
         console.print(self.announced(), end='')
         tell_notes(learn.dls)
-        console.print(f"fine-tuning {self.config.encoder} on {self.device}; results in {self.folder}")
+        console.print(f"fine-tuning {_nearby(self.config.encoder)} on {self.device}; results in {self.folder}")
         kept = self.config.checkpoint != 'none' or self.goes_on
         learn.fit_protocol([*([self.keeper] if kept else []), self.history], self.folder.path if kept else None)
         self.finish()
@@ -202,6 +202,12 @@ class Finetuning(Job):
         reason = f": for {stop.patience} epochs it has not risen" if early else ''
         return (f"the weights are those of epoch {self.epochs_done - 1 - stop.waited}, which had {stop.best:.1%} of "
                 f"{len(stop.held.data):,} held-out pictures right{reason}")
+
+
+def _nearby(path: str) -> str:
+    "A path, seen from the current folder if it lies there"
+    with suppress(ValueError): return str(Path(path).relative_to(Path.cwd()))
+    return path
 
 
 def _record(config: Tuning, learn: Any) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def test_a_run_like_others(run, refused, digits, folder):
         assert 'f is a fine-tuning, and this takes an encoder: give the run' in refused(*command)
     assert load_encoder('f/classifier').num_features == 512
     code, out, _ = run('runs', 'f')
-    assert code == 0 and 'finished' in out and '2/2' in out
+    assert code == 0 and 'finished' in out and '2/2' in out and 'classifier' not in out
 
     code, out, err = run('predict', 'f', 'digits', '--top', 2, '-o', 'new/p.csv')
     assert (code, err) == (0, '') and 'and 1,777 more\n' in out and 'of 1,797 pictures with a label' in out
