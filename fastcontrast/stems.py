@@ -43,8 +43,8 @@ def marked(
     """The state dict with the marks of stems for small pictures, which earlier versions did not write
 
     For state dicts that are known to be of such stems: from a run that goes on, or a file that says so."""
-    stems = [name for name, part in module.named_modules() if isinstance(part, SmallStem)]
-    marks = {f'{name}.small_stem': torch.ones((), dtype=torch.long) for name in stems}
+    stems = {name: part for name, part in module.named_modules() if isinstance(part, SmallStem)}
+    marks = {f'{name}.small_stem': torch.ones_like(stem.small_stem) for name, stem in stems.items()}
     return {name: mark for name, mark in marks.items() if name not in state} | dict(state)
 
 
