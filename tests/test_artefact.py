@@ -243,7 +243,8 @@ def test_the_card(tiny, tmp_path):
     text = (folder/'README.md').read_text()
     for row in ('method | fast', 'loss | DCL(0.1)', 'speedups | CombinePatches(), SuNCEt()', 'epochs | 20',
                 'pictures to train on | 12,345', 'minutes | 12.6', 'kNN accuracy | 81.2%',
-                'black and white | [0, 4095]', 'linear accuracy with 10 labels a class | 70.0%', 'pictures | 3 channels, 32 x 32 pixels'):
+                'black and white | [0, 4095]', 'linear accuracy with 10 labels a class | 70.0%',
+                'pictures | 3 channels, 32 x 32 pixels'):
         assert f'| {row} |' in text, row
     assert '# my net\n' in text and "load_encoder('my net')" in text
     assert 'accuracy' not in (write_folder(tiny, folder, 'test_resnet', **FRAME)/'README.md').read_text()
