@@ -51,8 +51,8 @@ def retrieval_grid(
     own, labels = asking.labels, embedded.labels
     titles, frames = [], []
     for query, (name, near, places) in enumerate(zip(asking.names, similarity.tolist(), rows.tolist())):
-        titles += [own[query] or Path(name).name]
-        titles += [f"{labels[place]} {value:.2f}".strip() for value, place in zip(near, places)]
+        titles += [clipped(own[query] or Path(name).name, 14)]
+        titles += [f"{clipped(labels[place], 9)} {value:.2f}".strip() for value, place in zip(near, places)]
         frames += ['black', *(_agree(own[query], labels[place]) for place in places)]
     figure = draw_pictures(pictures.flatten(0, 1), titles, ncols=pictures.shape[1])
     figure.set_size_inches(1.1 * pictures.shape[1], 1.35 * len(asking) + 0.2)
@@ -113,7 +113,7 @@ def draw_map(
 
 MOST_CLASSES = 20
 _CANVAS, _CELLS = 1200, 24 # side of a map of pictures, in pixels and at most in pictures
-_GREY, _BLUE = (0.75, 0.75, 0.75), (0.12, 0.47, 0.71)
+_GREY, _BLUE = (0.87, 0.87, 0.87), (0.12, 0.47, 0.71)
 
 def _class_colours(embedded: Embedded) -> tuple[np.ndarray, dict[str, tuple[float, ...]]]:
     "The colour of each picture, [N, 3]; and of each class that has one"
@@ -123,7 +123,8 @@ def _class_colours(embedded: Embedded) -> tuple[np.ndarray, dict[str, tuple[floa
     counts = np.bincount(y[y >= 0], minlength=len(embedded.classes))
     largest = sorted(np.argsort(-counts, kind='stable')[:MOST_CLASSES].tolist())
     largest = [place for place in largest if counts[place]]
-    palette = matplotlib.colormaps['tab10' if len(largest) <= 10 else 'tab20'].colors
+    palette = list(matplotlib.colormaps['tab10' if len(largest) <= 10 else 'tab20'].colors)
+    palette[14:16] = matplotlib.colormaps['tab20b'].colors[:4:2] if len(palette) > 10 else ()  # for two that are grey
     legend = {embedded.classes[place]: colour for place, colour in zip(largest, palette)}
     for place, colour in zip(largest, palette): colours[y == place] = colour
     others, unknown = int(np.count_nonzero(counts)) - len(largest), (y < 0).any()
@@ -148,7 +149,7 @@ def _draw_thumbnails(axis: Axes, embedded: Embedded, places: np.ndarray, colours
     "A canvas of cells, in each the picture that lies nearest to its middle"
     cells = int(np.clip(round(1.5 * len(places) ** 0.5), 3, _CELLS))
     side, chosen = _CANVAS // cells, _one_a_cell(places, cells)
-    edge = max(1, side // 20)
+    edge = max(1, side // (25 if colours is None else 12))
     canvas = np.ones((cells * side, cells * side, 3))
     inner = as_colours(embedded.squares(list(chosen.values()), side - 2 * edge))
     for ((column, row), picture), square in zip(chosen.items(), inner):

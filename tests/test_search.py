@@ -185,7 +185,7 @@ def test_a_map_of_pictures_without_labels(encoder, tmp_path):
     figure = draw_map(embedded)
     canvas, places = shown(figure.axes[0]), embedded.map().numpy().astype(float)
     cells = round(1.5 * 20 ** 0.5)
-    side, edge = 1200 // cells, 1200 // cells // 20
+    side, edge = 1200 // cells, 1200 // cells // 25
     scaled = (places - places.min(0)) / np.ptp(places, axis=0) * cells
     cell = np.minimum(scaled.astype(int), cells - 1)
     squares, found = embedded.squares(range(20), side - 2 * edge).permute(0, 2, 3, 1).numpy(), 0

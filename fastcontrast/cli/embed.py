@@ -85,11 +85,11 @@ def embed(
         '--range', metavar='LOW,HIGH', help="The values that become black and white in pictures of more than 8 bits",
         show_default="as in the run, else found from a sample of the pictures")] = None,
 ):
-    """See pictures as an encoder does: a row of features for each, whose directions are near where pictures are alike.
+    """Write what an encoder sees in pictures, draw a map of them, search them, and list near copies and outliers.
 
-    What is asked for is made of features that are computed once: they are written to a file, drawn as a map, searched
-    for the pictures most like one, for near copies, and for what is like nothing else. A .npz has the arrays features,
-    names, parts and labels; a .csv a column for each feature; a .parquet, which needs pyarrow, one column of lists."""
+    A row of features for each picture is computed once, and what is asked for is made of it: pictures that are alike
+    have features that point in the same direction. A .npz has the arrays features, names, parts and labels; a .csv a
+    column for each feature; a .parquet, which needs pyarrow, one column of lists."""
     from ..embed import SUFFIXES
     from ..search import COPY
     stored = Path(encoder).suffix.lower() in SUFFIXES
