@@ -68,7 +68,8 @@ class Embedded:
 
     def about(self) -> pd.DataFrame:
         "A row for each picture: part, name, and label if there are such"
-        return pd.DataFrame(dict(part=self.parts, name=self.names) | (dict(label=self.labels) if self.classes else {}))
+        columns = dict(part=self.parts, name=self.names) | (dict(label=self.labels) if self.classes else {})
+        return pd.DataFrame(columns, dtype=object)  # a file's name may be no UTF-8, which columns of text have to be
 
     def frame(self) -> pd.DataFrame:
         "The same with its features f0, f1, … behind"
@@ -208,6 +209,8 @@ def _parquet(embedded: Embedded) -> bytes:
     frame = embedded.about().assign(features=list(embedded.features.numpy()))
     try: return frame.to_parquet(index=False)
     except ImportError: raise _needs_pyarrow() from None
+    except UnicodeEncodeError: raise InputError("names that are no UTF-8 have no place in a .parquet file: take a .npz "
+                                                "or .csv.") from None
 
 def _needs_pyarrow() -> InputError:
     return InputError("a .parquet file needs pyarrow: pip install pyarrow, or take a .npz or .csv.")

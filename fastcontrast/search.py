@@ -186,13 +186,18 @@ def duplicates(
     number('duplicates', above=0, most=1, threshold=threshold)
     best, other, label = near_copies(unlabelled(embedded.features, "a search for duplicates"), threshold)
     rows = (other >= 0).nonzero().flatten().tolist()
-    table, paths = embedded.about().iloc[rows], embedded.paths
-    table = table.assign(similarity=best[rows].numpy(), copy_of=[paths[i] for i in other[rows].tolist()])
+    table = embedded.about().iloc[rows]
+    table = table.assign(similarity=best[rows].numpy(), copy_of=_paths(embedded, other[rows], table.index))
     members = table.groupby(label[rows].numpy(), sort=False)
     most, table['leak'] = members['similarity'].transform('max'), members['part'].transform('nunique') > 1
     order = np.lexsort([rows, label[rows].numpy(), -most.to_numpy()])
     table.insert(0, 'group', pd.factorize(label[rows].numpy()[order])[0][np.argsort(order)] + 1)
     return table.iloc[order]
+
+def _paths(embedded: Embedded, rows: Tensor, index: pd.Index) -> pd.Series:
+    "What pictures are called, as a column"
+    paths = embedded.paths
+    return pd.Series([paths[row] for row in rows.tolist()], index, dtype=object)
 
 # %% ../nbs/358_search.ipynb #86fa4430
 def outliers(
@@ -205,7 +210,7 @@ def outliers(
     h = unlabelled(embedded.features, "a search for outliers")
     if len(h) < 2: raise InputError("a search for outliers needs two pictures or more.")
     similarity, found = nearest_others(h, torch.arange(len(h)), k)
-    distance, paths = 1 - similarity.mean(1), embedded.paths
+    distance = 1 - similarity.mean(1)
     rows = distance.argsort(descending=True, stable=True)[:n]
-    return embedded.about().iloc[rows.tolist()].assign(
-        distance=distance[rows].numpy(), nearest=[paths[i] for i in found[rows, 0].tolist()])
+    table = embedded.about().iloc[rows.tolist()]
+    return table.assign(distance=distance[rows].numpy(), nearest=_paths(embedded, found[rows, 0], table.index))

@@ -1,10 +1,13 @@
 "embed: features of pictures with their names and labels, as a table and in files"
+import io
+import tarfile
+
 import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
-from helpers.folders import STREAM, image_folder
+from helpers.folders import STREAM, image_folder, picture
 from helpers.pictures import ARCH
 from helpers.refusals import said
 from PIL import Image
@@ -145,6 +148,24 @@ def test_what_can_not_be_decoded_has_no_row(encoder, folder):
     assert kept.labels == streamed.labels == list('aabbabb')
     torch.testing.assert_close(streamed.features, kept.features, rtol=1e-4, atol=1e-5)
     assert torch.equal(streamed.squares([1, 2], 16), kept.squares([1, 2], 16))
+
+
+def test_pictures_of_shards(encoder, tmp_path):
+    "Which are not read one by one; two can't be decoded"
+    with tarfile.open(tmp_path/'0.tar', 'w') as tar:
+        for i in range(9):
+            file = io.BytesIO()
+            picture(i).save(file, 'PNG')
+            content = b'nothing' if i in (3, 8) else file.getvalue()
+            info = tarfile.TarInfo(f'{i}.png')
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    embedded = embed(encoder, tmp_path, workers=0)
+    assert embedded.names == list('0124567')
+    for row, square in zip((5, 3), embedded.squares([5, 3], 32)):
+        x = torch.from_numpy(np.array(picture(int(embedded.names[row])))).permute(2, 0, 1)
+        assert torch.equal((square * 255).round().byte(), x)
+        assert embedded.search(picture(int(embedded.names[row])), encoder, k=1).index.tolist() == [row]
 
 
 # --- neighbours

@@ -1,4 +1,6 @@
 "Search your pictures: duplicates, outliers, and what is drawn"
+from dataclasses import replace
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from helpers.refusals import said
 from PIL import Image
 
 from fastcontrast.core import InputError
-from fastcontrast.embed import Embedded, embed, embed_picture
+from fastcontrast.embed import Embedded, embed, embed_picture, load_embedded
 from fastcontrast.models import make_encoder
 from fastcontrast.search import draw_map, duplicates, outliers, retrieval_grid
 from fastcontrast.views import plain_view
@@ -86,6 +88,14 @@ def test_outliers():
     assert np.allclose(table['distance'], expected.values[:3], atol=1e-6)
     assert table['nearest'].tolist() == [f'{s.indices[i, 0]}.png' for i in table.index]
     assert len(outliers(given(np.eye(3)), 20, k=10)) == 3  # all that there are, by the two others
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    named = replace(given([[1, 0], [1, 0.01], [0, 1]]), names=['\udcff.png', 'b.png', 'c.png'])
+    assert duplicates(named)['copy_of'].tolist() == ['b.png', '\udcff.png']
+    assert outliers(named, 3)['name'].tolist()[0] == 'c.png' and named.search(1, k=1)['name'].tolist() == ['\udcff.png']
+    for suffix in ('.npz', '.csv'): assert load_embedded(named.save(tmp_path/f'f{suffix}')).names == named.names
+    with pytest.raises(InputError): named.save(tmp_path/'f.parquet')  # or there is no pyarrow
 
 
 def test_lists_that_are_refused(embedded):
