@@ -11,6 +11,9 @@ from .evaluate.finetune import PROTOCOLS, Protocol, finetune
 from .evaluate.judge import MEASURES, judge_features
 from .evaluate.knn import knn_accuracy
 from .evaluate.linear import few_label_accuracy, linear_probe
+from .evaluate.metrics import alignment
+from .evaluate.retrieval import retrieval
+from .evaluate.score_plot import plot_scores
 from .export import encoder_info, export_encoder, load_encoder
 from .learner import ContrastiveLearner, contrastive_learner
 from .losses import LOSSES, Loss, dcl, dclw, info_nce, nt_xent, sinkhorn, suncet_loss, supcon_loss
@@ -30,11 +33,11 @@ __all__ = [
     'LOSSES', 'MEASURES', 'METHODS', 'METRICS', 'PROTOCOLS', 'SPEEDUPS', 'VIEW_KINDS', 'Accumulate', 'Checkpoint',
     'Contrast', 'ContrastiveLearner', 'ContrastiveModel', 'Cost', 'EMATarget', 'Embedding', 'Head', 'HeadWarmup',
     'InputError', 'Loss', 'MultiCrop', 'NearestNeighbours', 'PairLoss', 'Phase', 'Protocol', 'Prototypes', 'Queue',
-    'Recipe', 'SharedTarget', 'StepCallback', 'StopGradTarget', 'Target', 'ViewKind', 'as_encoder',
+    'Recipe', 'SharedTarget', 'StepCallback', 'StopGradTarget', 'Target', 'ViewKind', 'alignment', 'as_encoder',
     'contrastive_learner', 'dcl', 'dclw', 'embed', 'encoder_info', 'encoder_stages', 'export_encoder',
     'few_label_accuracy', 'finetune', 'image_dls', 'info_nce', 'judge_features', 'knn_accuracy', 'linear_probe',
-    'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'recipe_table', 'refused_pairs', 'sinkhorn',
-    'suncet_loss', 'supcon_loss', 'two_views',
+    'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'plot_scores', 'recipe_table',
+    'refused_pairs', 'retrieval', 'sinkhorn', 'suncet_loss', 'supcon_loss', 'two_views',
 ]
 
 for registry in (METHODS, LOSSES, speedups.load(), evaluate.load()):
