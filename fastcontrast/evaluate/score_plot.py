@@ -35,9 +35,9 @@ def _bars(axis: Axes, results: Results, measures: list[str], colours: dict[str, 
                       error_kw=dict(elinewidth=1, capsize=0, ecolor='.25'))
             axis.text(min(mean + error, 100) + 1, place, f'{mean:.1f}', va='center', fontsize=7)
     axis.set_yticks(range(len(measures)), [_name(measure, 40) for measure in measures], fontsize=8)
-    axis.set(xlim=(0, 108), xlabel='%, with the standard error over the pictures')
-    axis.set_xticks(range(0, 101, 20))
-    axis.invert_yaxis()
+    largest = max(scores[measure].mean for scores in results.values() for measure in measures if measure in scores)
+    axis.set(xlim=(0, 100 * largest + 10), ylim=(len(measures) - 0.4, -0.6),
+             xlabel='%, with the standard error over the pictures')
     axis.set_title('accuracy', fontsize=10)
     _bare(axis, 'x')
 
@@ -118,6 +118,7 @@ def _pairs(axis: Axes, confusion: pd.DataFrame, most: int) -> None:
     axis.set_yticks(range(len(pairs)), names, fontsize=8)
     axis.invert_yaxis()
     axis.margins(x=.18)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set(xlabel='pictures, and their share of the class')
     axis.set_title('largest confusions' if len(pairs) else 'nothing is taken for anything else', fontsize=10)
     _bare(axis, 'x')
