@@ -705,11 +705,11 @@ def linear(
     classes: int = 10,      # there are
     rounds: int = 3,        # measurements of each
 ) -> None:
-    """How long does the linear protocol take, over one fit of scikit-learn's LogisticRegression?
+    """How long does the linear protocol take, over one fit of LogisticRegression?
 
     On a CPU, with generated features of the size of CIFAR-10's. Both standardise them. Ours picks the ridge among
     thirteen on a held-out fifth and then learns from all; scikit-learn's is one fit with its own ridge and tolerance,
-    with as many iterations as that takes. Our accuracy may be 0.2 points below at most. Goal: at most 0.5.
+    and as many iterations as that takes. Our accuracy may be 0.2 points below at most. Goal: at most 0.5.
     """
     train_h, train_y, test_h, test_y = encoders_features(n, queries, dim, classes)
     accuracies: dict[str, list[float]] = {"ours": [], "sklearn": []}

@@ -167,7 +167,7 @@ for k in (1, 5, 10): MEASURES[f'recall at {k}'] = partial(recall, k=k)
 def average_precision(judged: Judged) -> Tensor:
     return average_precisions(judged.train_h, judged.train_y, judged.test_h, judged.test_y)[None]
 
-# %% ../../nbs/328_judge.ipynb #64bf3b04
+# %% ../../nbs/328_judge.ipynb #b83d57a6
 def without_labels(
     judged: Judged,
     views: tuple[Tensor, Tensor] | None = None, # [M, D] each: features of two views of the test pictures
@@ -181,7 +181,7 @@ def without_labels(
     return scores | {name: Score(torch.tensor([[value]], dtype=torch.float64), share=False)
                      for name, value in values.items()}
 
-# %% ../../nbs/328_judge.ipynb #fc6c6dfb
+# %% ../../nbs/328_judge.ipynb #04c60dde
 def under_change(
     judged: Judged,
     h: Tensor, # [M, D] features of the changed test pictures
@@ -212,7 +212,8 @@ def judge_features(
     whole(least=0, seed=seed)
     found = {name: MEASURES.find(name) for name in (MEASURES if measures is None else measures)}
     def others(h): return labelled_pair(train_h, train_y, h, test_y, 'a measure')[2]
-    views, changed = views and tuple(map(others, views)), {name: others(h) for name, h in (changed or {}).items()}
+    views = None if views is None else tuple(map(others, views))
+    changed = {name: others(h) for name, h in (changed or {}).items()}
     train_h, train_y, test_h, test_y = labelled_pair(train_h, train_y, test_h, test_y, 'a measure')
     numbers = train_y.unique().tolist()
     names = numbers if classes is None else [classes[c] if 0 <= c < len(classes) else c for c in numbers]

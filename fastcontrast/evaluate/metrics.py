@@ -72,9 +72,8 @@ def uniformity(
     h: Tensor,      # [N, D] features, of any length; N of at least 2
     t: float = 2.0, # of the potential exp(-t d²), d the distance of two L2-normalised features
 ) -> float:         # 0 where all features point in one direction; the less, the more evenly directions are used
-    """Logarithm of the mean potential of two pictures, over all pairs of different ones (Wang & Isola 2020,
-    section 4.1).
-    Raises `InputError` for another shape, a single picture, features that are not finite, and `t` not above 0"""
+    """Logarithm of the mean potential of two pictures, over all pairs of different ones (Wang & Isola 2020, section
+    4.1). Raises `InputError` for another shape, a single picture, features that are not finite, and `t` not above 0"""
     number('the uniformity', above=0, t=t)
     h = unlabelled(h, 'the uniformity')
     if len(h) < 2: raise InputError("the uniformity needs the features of two pictures at least.")
@@ -104,9 +103,8 @@ def alignment(
     h: Tensor,     # [N, D] features of a view of each picture, of any length
     other: Tensor, # [N, D] of another view
 ) -> float:        # from 0, where both views are seen alike, to 4
-    """Mean squared distance of the L2-normalised features of two views of a picture (Wang & Isola 2020,
-    section 4.1, α = 2).
-    Raises `InputError` for other shapes, and for features that are not finite"""
+    """Mean squared distance of the L2-normalised features of two views of a picture (Wang & Isola 2020, section 4.1,
+    α = 2). Raises `InputError` for other shapes, and for features that are not finite"""
     h, other = unlabelled(h, 'the alignment'), unlabelled(other, 'the alignment')
     if h.shape != other.shape:
         raise InputError(f"the alignment needs two views of the same pictures, not features of shape {list(h.shape)} "

@@ -88,6 +88,17 @@ def test_features_of_views(channels):
     torch.testing.assert_close(first, embed(dls.valid)[0], atol=1e-5, rtol=0)
 
 
+def test_pictures_that_are_kept_whole():
+    "They are squashed, and seen as they were: the square in their middle"
+    class Whole:
+        device = torch.device('cpu')
+        def __iter__(self): yield noise(), torch.tensor([1., 2., .5]), torch.zeros(3, dtype=torch.int64)
+    features = changed_features(embed, Whole(), SIDE)
+    for h, x in zip(features['grey'], plain_view(noise(), SIDE, torch.tensor([1., 2., .5]))):
+        torch.testing.assert_close(h, CHANGES['grey'].apply(x[None]).flatten())
+    assert view_features(embed, Whole(), SIDE)[0].shape == (3, 3 * SIDE ** 2)
+
+
 def test_what_is_refused():
     dls = bands(3)
     said(['seed=-1 of the views'], view_features, embed, dls.valid, SIDE, seed=-1)
