@@ -11,6 +11,9 @@ from .evaluate.finetune import PROTOCOLS, Protocol, finetune
 from .evaluate.judge import MEASURES, judge_features
 from .evaluate.knn import knn_accuracy
 from .evaluate.linear import few_label_accuracy, linear_probe
+from .evaluate.metrics import alignment
+from .evaluate.retrieval import retrieval
+from .evaluate.score_plot import plot_scores
 from .export import encoder_info, export_encoder, load_encoder
 from .learner import ContrastiveLearner, contrastive_learner
 from .losses import LOSSES, Loss, dcl, dclw, info_nce, nt_xent, sinkhorn, suncet_loss, supcon_loss
@@ -30,13 +33,13 @@ from .warmup import HeadWarmup
 __all__ = [
     'LOSSES', 'MEASURES', 'METHODS', 'METRICS', 'PROTOCOLS', 'SPEEDUPS', 'VIEW_KINDS', 'Accumulate', 'Checkpoint',
     'Contrast', 'ContrastiveLearner', 'ContrastiveModel', 'Cost', 'EMATarget', 'Embedded', 'Embedding', 'Head',
-    'HeadWarmup', 'InputError', 'Loss', 'MultiCrop', 'NearestNeighbours', 'PairLoss', 'Phase', 'Protocol',
-    'Prototypes', 'Queue', 'Recipe', 'SharedTarget', 'StepCallback', 'StopGradTarget', 'Target', 'ViewKind',
+    'HeadWarmup', 'InputError', 'Loss', 'MultiCrop', 'NearestNeighbours', 'PairLoss', 'Phase', 'Protocol', 'Prototypes',
+    'Queue', 'Recipe', 'SharedTarget', 'StepCallback', 'StopGradTarget', 'Target', 'ViewKind', 'alignment',
     'as_encoder', 'contrastive_learner', 'dcl', 'dclw', 'draw_map', 'duplicates', 'embed', 'embed_picture',
     'encoder_info', 'encoder_stages', 'export_encoder', 'few_label_accuracy', 'finetune', 'image_dls', 'info_nce',
     'judge_features', 'knn_accuracy', 'linear_probe', 'load_embedded', 'load_encoder', 'make_encoder', 'method',
-    'metric', 'mlp', 'nt_xent', 'outliers', 'recipe_table', 'refused_pairs', 'retrieval_grid', 'sinkhorn',
-    'suncet_loss', 'supcon_loss', 'two_views',
+    'metric', 'mlp', 'nt_xent', 'outliers', 'plot_scores', 'recipe_table', 'refused_pairs', 'retrieval',
+    'retrieval_grid', 'sinkhorn', 'suncet_loss', 'supcon_loss', 'two_views',
 ]
 
 for registry in (METHODS, LOSSES, speedups.load(), evaluate.load()):
