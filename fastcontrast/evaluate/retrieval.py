@@ -9,6 +9,7 @@ from ..core import InputError, whole
 from .checks import labelled_pair
 from .knn import BLOCK, nearest
 from .linear import numbered
+from .neighbours import nearest_others
 
 
 def _ascending(
@@ -61,17 +62,6 @@ def hits(
     return (found_y[:, :k] == y[:, None]).any(1).double()
 
 
-def _nearest_others(
-    h: Tensor, # [N, D]
-    k: int,
-) -> Tensor:   # [N, min(k, N - 1)]
-    "The nearest rows of each row but itself; one with features equal to others' need not be its own first"
-    _, found = nearest(h, h, k + 1)
-    itself = found == torch.arange(len(h), device=h.device)[:, None]
-    itself[:, -1] |= ~itself.any(1)
-    return found[~itself].view(len(h), -1)
-
-
 @torch.no_grad()
 def retrieval(
     h: Tensor,                # [N, D] features of the pictures that are ranked, of any length
@@ -96,7 +86,7 @@ def retrieval(
     if not asks.any():
         raise InputError("no picture has another one of its class to find: give two pictures of a class or more.")
     most = max(k, default=1)
-    found = _nearest_others(h, most) if itself else nearest(h, query_h, most)[1]
+    _, found = nearest_others(h, torch.arange(len(h), device=h.device), most) if itself else nearest(h, query_h, most)
     scores = {'mAP': average_precisions(h, y, query_h, query_y, itself)}
     scores |= {f'recall@{n}': hits(y[found], query_y, n) for n in k}
     return {name: score[asks].mean().item() for name, score in scores.items()}
