@@ -64,14 +64,14 @@ class Predictions:
         top: int = 5, # classes of each picture
     ) -> pd.DataFrame:
         "A row for each picture: part, name, label if any is known, then its most likely classes with probabilities"
-        columns: dict[str, Any] = dict(part=self.parts, name=self.names)
-        if self.known: columns['label'] = self.labels()
+        text = dict(part=self.parts, name=self.names) | (dict(label=self.labels()) if self.known else {})
+        frame = pd.DataFrame(text, dtype=object)  # a file's name may be no UTF-8, which columns of text have to be
         probabilities, places = self.best(top)
         for i in range(places.shape[1]):
             number = f'_{i + 1}' if i else ''
-            columns[f'class{number}'] = [self.classes[place] for place in places[:, i].tolist()]
-            columns[f'probability{number}'] = probabilities[:, i].numpy()
-        return pd.DataFrame(columns)
+            frame[f'class{number}'] = [self.classes[place] for place in places[:, i].tolist()]
+            frame[f'probability{number}'] = probabilities[:, i].numpy()
+        return frame
 
     def rows(self,
         top: int = 5, # classes of each picture
