@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .arrays import ARRAY_SUFFIXES
 from .artefact import HUB
-from .core import InputError, whole
+from .core import InputError, MissingPath, whole
 from .embed import embed
 from .evaluate.finetune import Classifier, ClassifierLearner
 from .export import load_classifier
@@ -108,6 +108,8 @@ def find_classifier(
     "Where a classifier is: that of a run lies in a folder of its own"
     if str(path).startswith(HUB): return path
     folder = user_path(path, 'classifier')
+    if not folder.exists():
+        raise MissingPath(f"there is no classifier '{folder}': give the folder of a fine-tuning, or of a classifier.")
     return folder/FOLDER if (folder/FOLDER).is_dir() else folder
 
 

@@ -33,9 +33,10 @@ def predict(
     """Say what a classifier takes pictures for: classes with probabilities.
 
     Where the pictures have labels of the same names, the accuracy stands below."""
-    from ..export import load_classifier
+    from ..export import encoder_info, load_classifier
     from ..predict import SUFFIXES, as_source, find_classifier
     from ..predict import predict as predictions_of
+    from ..values import other_range
     whole(**{'--top': top})
     place = find_classifier(classifier)
     file, model = out_file(out, *SUFFIXES) if out else None, load_classifier(place)
@@ -44,6 +45,7 @@ def predict(
     channels, _, size = model.pretrained_cfg['input_size']
     dls = read_pictures(as_source(data), 2, size=size, **split | dict(valid=0., channels=channels, training=False))
     tell_notes(dls)
+    if note := other_range(encoder_info(place)['extra'], dls.value_range): console.print(note)
     found = predictions_of(model.to(dls.device), dls)
     if file: found.save(file, top)
     console.print(_table(found, top))

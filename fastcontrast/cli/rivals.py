@@ -41,14 +41,15 @@ def rival(
 
 def views_of_run(
     encoder: Path, # a file of a run
-) -> str:          # a kind of views
-    "The kind of views that an encoder was trained on; SimCLR's where its run is not there, or had views of its own"
+    usual: str | None = 'simclr', # where its run is not there, or had views of its own
+) -> str | None:   # a kind of views, or the usual
+    "The kind of views that an encoder was trained on"
     from ..views import VIEW_KINDS
     record: dict[str, Any] = {}
     with suppress(InputError): record = read_record(encoder.parent)
     recipe = record.get('recipe')
     kind = recipe.get('views') if isinstance(recipe, dict) else None
-    return kind if isinstance(kind, str) and kind in VIEW_KINDS else 'simclr'
+    return kind if isinstance(kind, str) and kind in VIEW_KINDS else usual
 
 
 def told_apart(

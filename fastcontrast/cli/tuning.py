@@ -13,8 +13,9 @@ from .inputs import encoder_file, read_pictures, split_of, tell_notes
 from .job import Job
 from .output import console
 from .record import surroundings
-from .registries import precisions, protocols, view_kinds
+from .registries import precisions, protocols
 from .resume import check_same, kept_settings
+from .rivals import views_of_run
 from .settings import check_moments, number_or_name, read_range
 
 # they change how a run is carried out, but not what it has learned so far
@@ -128,20 +129,12 @@ def make_classifier(
     given = dict(valid=config.valid, column=config.column, label_column=config.label_column,
                  value_range=read_range(config.value_range), device=config.device, workers=config.workers)
     split = split_of(file, config.data) | {key: value for key, value in given.items() if value is not None}
-    dls = read_pictures(config.data, 2, size=size, **split | dict(channels=channels))
+    # also of what was pretrained without: --unlabelled says that it needs no labels, not that there are none
+    dls = read_pictures(config.data, 2, size=size, **split | dict(channels=channels, unlabelled=False))
     return classifier_learner(
         encoder.to(dls.device), dls, read_labels(config.labels), config.protocol, epochs=config.epochs, lr=config.lr,
         bs=config.batch_size, encoder_lr=config.encoder_lr, decay=config.decay, patience=config.patience,
-        views=_views_of(file), precision=config.precision, seed=config.seed, path=folder)
-
-
-def _views_of(file: Path) -> str | None:
-    "The kind of views that the run of an encoder saw, whose crops fine-tuning sees; None: that is not known"
-    record: dict[str, Any] = {}
-    with suppress(InputError): record = read_record(file.parent)
-    recipe = record.get('recipe')
-    kind = recipe.get('views') if isinstance(recipe, dict) else None
-    return kind if isinstance(kind, str) and kind in view_kinds() else None
+        views=views_of_run(file, None), precision=config.precision, seed=config.seed, path=folder)
 
 
 class Finetuning(Job):
@@ -157,6 +150,8 @@ class Finetuning(Job):
     def trained(self): return self.learn.model
 
     def work(self):
+        from ..export import encoder_info
+        from ..values import other_range
         self.prepare(make_classifier(self.config, self.folder.path))
         learn = self.learn
         self.unjudged = '' if len(learn.dls.valid) else "no picture of the same classes is set aside to judge by."
@@ -164,6 +159,7 @@ class Finetuning(Job):
         self._name_labels()
         console.print(self.announced(), end='')
         tell_notes(learn.dls)
+        if note := other_range(encoder_info(self.config.encoder)['extra'], learn.dls.value_range): console.print(note)
         console.print(f"fine-tuning {_nearby(self.config.encoder)} on {self.device}; results in {self.folder}")
         kept = self.config.checkpoint != 'none' or self.goes_on
         learn.fit_protocol([*([self.keeper] if kept else []), self.history], self.folder.path if kept else None)

@@ -1,6 +1,7 @@
 "finetune and predict: from a run to a classifier, and what it takes pictures for"
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -113,7 +114,19 @@ def test_predict_one_picture(run, refused, pretrained, pictures):
     assert "does not know the pictures' class c" in run('predict', 'f', 'q')[1]
     assert 'holds an encoder that tells no classes apart' in refused('predict', pretrained, 'one.png')
     assert '--out p.txt must end in .csv or .json' in refused('predict', 'f', 'q', '-o', 'p.txt')
+    assert "there is no classifier 'none'" in refused('predict', 'none', 'q')
     assert '--top=0 must be' in refused('predict', 'f', 'q', '--top', 0)
+
+
+def test_a_run_that_left_labels_alone(run, pretrained):
+    "Its pictures have them all the same"
+    shutil.copytree(pretrained, 'u')
+    record = config('u')
+    record['settings'] |= dict(unlabelled=True, labels=None)
+    Path('u/config.json').write_text(json.dumps(record))
+    Path('u/labeled.txt').unlink()
+    code, out, _ = run('finetune', 'u', '--epochs', 1, '--encoder-lr', 0, '--out', 'f')
+    assert code == 0 and '16 labels of 2 classes' in out and config('f')['protocol_values']['encoder_lr'] == 0
 
 
 def test_what_cannot_be(refused, run, digits, folder):
