@@ -6,8 +6,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-import httpx2
 import numpy as np
 import pytest
 import timm
@@ -465,7 +465,7 @@ def test_upload(folder, tiny, tmp_path, monkeypatch):
 
 
 def http_error(status):
-    response = httpx2.Response(status, request=httpx2.Request('POST', 'https://huggingface.co/api'))
+    response = SimpleNamespace(status_code=status, headers={}, request=None)
     return errors.HfHubHTTPError(f'{status} says the server\nRequest ID: 7', response=response)
 
 
