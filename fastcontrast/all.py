@@ -1,6 +1,7 @@
 """What a training script needs: `from fastcontrast.all import *`."""
 from . import evaluate, speedups
 from .accumulate import Accumulate
+from .artefact import push_folder
 from .checkpoint import Checkpoint
 from .core import InputError
 from .data import image_dls
@@ -11,7 +12,7 @@ from .evaluate.finetune import PROTOCOLS, Protocol, finetune
 from .evaluate.judge import MEASURES, judge_features
 from .evaluate.knn import knn_accuracy
 from .evaluate.linear import few_label_accuracy, linear_probe
-from .export import encoder_info, export_encoder, load_encoder
+from .export import encoder_info, export_copy, export_encoder, load_classifier, load_encoder, write_folder
 from .learner import ContrastiveLearner, contrastive_learner
 from .losses import LOSSES, Loss, dcl, dclw, info_nce, nt_xent, sinkhorn, suncet_loss, supcon_loss
 from .models import ContrastiveModel, Embedding, Head, Prototypes, encoder_stages, make_encoder, mlp
@@ -31,10 +32,10 @@ __all__ = [
     'Contrast', 'ContrastiveLearner', 'ContrastiveModel', 'Cost', 'EMATarget', 'Embedding', 'Head', 'HeadWarmup',
     'InputError', 'Loss', 'MultiCrop', 'NearestNeighbours', 'PairLoss', 'Phase', 'Protocol', 'Prototypes', 'Queue',
     'Recipe', 'SharedTarget', 'StepCallback', 'StopGradTarget', 'Target', 'ViewKind', 'as_encoder',
-    'contrastive_learner', 'dcl', 'dclw', 'embed', 'encoder_info', 'encoder_stages', 'export_encoder',
+    'contrastive_learner', 'dcl', 'dclw', 'embed', 'encoder_info', 'encoder_stages', 'export_copy', 'export_encoder',
     'few_label_accuracy', 'finetune', 'image_dls', 'info_nce', 'judge_features', 'knn_accuracy', 'linear_probe',
-    'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'recipe_table', 'refused_pairs', 'sinkhorn',
-    'suncet_loss', 'supcon_loss', 'two_views',
+    'load_classifier', 'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'push_folder',
+    'recipe_table', 'refused_pairs', 'sinkhorn', 'suncet_loss', 'supcon_loss', 'two_views', 'write_folder',
 ]
 
 for registry in (METHODS, LOSSES, speedups.load(), evaluate.load()):
