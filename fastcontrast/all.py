@@ -1,6 +1,7 @@
 """What a training script needs: `from fastcontrast.all import *`."""
 from . import evaluate, speedups
 from .accumulate import Accumulate
+from .artefact import push_folder
 from .checkpoint import Checkpoint
 from .core import InputError
 from .data import image_dls
@@ -14,7 +15,7 @@ from .evaluate.linear import few_label_accuracy, linear_probe
 from .evaluate.metrics import alignment
 from .evaluate.retrieval import retrieval
 from .evaluate.score_plot import plot_scores
-from .export import encoder_info, export_encoder, load_classifier, load_encoder
+from .export import encoder_info, export_copy, export_encoder, load_classifier, load_encoder, write_folder
 from .learner import ContrastiveLearner, contrastive_learner
 from .losses import LOSSES, Loss, dcl, dclw, info_nce, nt_xent, sinkhorn, suncet_loss, supcon_loss
 from .models import ContrastiveModel, Embedding, Head, Prototypes, encoder_stages, make_encoder, mlp
@@ -37,11 +38,11 @@ __all__ = [
     'Embedding', 'Head', 'HeadWarmup', 'InputError', 'Loss', 'MultiCrop', 'NearestNeighbours', 'PairLoss', 'Phase',
     'Protocol', 'Prototypes', 'Queue', 'Recipe', 'SharedTarget', 'StepCallback', 'StopGradTarget', 'Target', 'ViewKind',
     'alignment', 'as_encoder', 'classifier_learner', 'contrastive_learner', 'dcl', 'dclw', 'draw_map', 'duplicates',
-    'embed', 'embed_picture', 'encoder_info', 'encoder_stages', 'export_encoder', 'few_label_accuracy', 'finetune',
-    'image_dls', 'info_nce', 'judge_features', 'knn_accuracy', 'linear_probe', 'load_classifier', 'load_embedded',
-    'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'outliers', 'plot_scores', 'predict',
-    'recipe_table', 'refused_pairs', 'retrieval', 'retrieval_grid', 'sinkhorn', 'suncet_loss', 'supcon_loss',
-    'two_views',
+    'embed', 'embed_picture', 'encoder_info', 'encoder_stages', 'export_copy', 'export_encoder', 'few_label_accuracy',
+    'finetune', 'image_dls', 'info_nce', 'judge_features', 'knn_accuracy', 'linear_probe', 'load_classifier',
+    'load_embedded', 'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'outliers', 'plot_scores',
+    'predict', 'push_folder', 'recipe_table', 'refused_pairs', 'retrieval', 'retrieval_grid', 'sinkhorn', 'suncet_loss',
+    'supcon_loss', 'two_views', 'write_folder',
 ]
 
 for registry in (METHODS, LOSSES, speedups.load(), evaluate.load()):

@@ -60,9 +60,11 @@ def config_of(
                  interpolation='bilinear', crop_mode='center', num_classes=len(classes or ()))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder)/CONFIG
-        save_config_for_hf(model, str(file), dict(label_names=list(classes)) if classes else {})
+        save_config_for_hf(model, file, dict(label_names=list(classes)) if classes else {})
         config = read_json(file)
     config.pop('model_args', None)  # timm's has num_classes, which transformers would be given twice
+    # timm before 1.0.31 takes all filters for those of three channels, and draws others where they are not
+    if len(mean) not in (1, 3): config['pretrained_cfg']['first_conv'] = None
     if args := _model_args(model, size, len(mean)): config['model_args'] = args
     return config | {OURS: dict(ours or {})}
 
@@ -230,15 +232,15 @@ def usage(
     lines = [*known * info['small_input'], "import timm", "import torch", "",
              f"x = torch.rand(2, {info['in_chans']}, {info['size']}, {info['size']})", "",
              f"# timm: {'scores' if scores else 'features'}, and maps of its stages",
-             f"y = timm.create_model('{name}', pretrained=True).eval()(x)",
-             f"maps = timm.create_model('{name}', pretrained=True, features_only=True).eval()(x)", "",
+             f"y = timm.create_model({name!r}, pretrained=True).eval()(x)",
+             f"maps = timm.create_model({name!r}, pretrained=True, features_only=True).eval()(x)", "",
              "# transformers", f"from transformers import AutoImageProcessor, {auto}", "",
-             f"model, processor = {auto}.from_pretrained('{bare}'), AutoImageProcessor.from_pretrained('{bare}')", "",
-             "# fastai", "from fastai.vision.all import create_timm_model, vision_learner", "",
-             f"net, _ = create_timm_model('{name}', 10, n_in={info['in_chans']})  # as vision_learner(dls, …) does"]
+             f"model = {auto}.from_pretrained({bare!r})", f"processor = AutoImageProcessor.from_pretrained({bare!r})",
+             "", "# fastai", "from fastai.vision.all import create_timm_model, vision_learner", "",
+             f"net, _ = create_timm_model({name!r}, 10, n_in={info['in_chans']})  # as vision_learner(dls, …) does"]
     unet = ["", "# segmentation-models-pytorch", "import segmentation_models_pytorch as smp", "",
-            f"unet = smp.Unet('tu-{name}', in_channels={info['in_chans']})"]
-    ours = ["", "# fastcontrast", "from fastcontrast.all import load_encoder", "", f"encoder = load_encoder('{place}')"]
+            f"unet = smp.Unet({f'tu-{name}'!r}, in_channels={info['in_chans']})"]
+    ours = ["", "# fastcontrast", "from fastcontrast.all import load_encoder", "", f"encoder = load_encoder({place!r})"]
     return '\n'.join(lines + unet * pyramid + ours)
 
 
