@@ -44,13 +44,18 @@ def _widths(row, names) -> list[int]:
     return [max(10, len(name)) for name in names] if names else [10] * len(row)
 
 
+def _cell(value, width: int) -> str:
+    "A value of the epoch table; nothing for what was not looked at"
+    if value is None: return ' ' * width
+    return f'{value:{width}.4f}' if isinstance(value, float) else f'{value!s:>{width}}'
+
+
 def in_columns(
     row, # of the epoch table, or its names
     names: Sequence[str] = (), # what stands above its columns; none is longer than 10 letters if they are not given
 ) -> str:
     "A line of the epoch table"
-    return '  '.join(f'{v:{width}.4f}' if isinstance(v, float) else f'{v!s:>{width}}'
-                     for v, width in zip(row, _widths(row, names)))
+    return '  '.join(map(_cell, row, _widths(row, names)))
 
 
 def in_width(

@@ -296,10 +296,18 @@ class ClassifierLearner(ResumableLearner):
     stop: EarlyStop | None = None
     labels: str = ''    # how many are used, in words
     known: int = 0      # pictures that have one, used or not
+    judge_every: int = 1 # epochs between two looks at the validation part; the last epoch has one
 
     def fit(self, n_epoch, *args, **kwargs):
         "fastai's `fit`; everybody's generators stay where they are"
         with self.draws: super().fit(n_epoch, *args, **kwargs)
+
+    def _do_epoch_validate(self, ds_idx=1, dl=None):
+        done = self.epoch + 1
+        if dl is not None or done == self.n_epoch or done % self.judge_every == 0:
+            return super()._do_epoch_validate(ds_idx, dl)
+        # what the recorder would have, had it looked
+        self.recorder.log += [None, *(metric.value if isinstance(metric, HeldOut) else None for metric in self.metrics)]
 
     def fit_protocol(self,
         cbs: Callback | Sequence[Callback] | None = None, # for this fit only
@@ -363,6 +371,7 @@ def classifier_learner(
     encoder_lr: float | None = None,  # peak of the encoder's last block, 0: it stands still; None: as `lr` says
     decay: float | None = None,       # learning rate of a block over that of the block above it; None: the protocol's
     patience: int | None = None,      # epochs without a rise on held-out labels that end training; None: it does not
+    judge_every: int | None = None,   # epochs between looks at the validation part; None: that take as long as training
     views: str | ViewKind | None = None, # whose crops and flips training sees; None: SimCLR's, or the digits'
     precision: str = 'auto',          # of the arithmetic, see `pick_precision`
     seed: int = 0,                    # of the choice of labels, the layer on top, the shuffle and the crops
@@ -375,7 +384,8 @@ def classifier_learner(
     train."""
     if not isinstance(dls, ImageLoaders): raise InputError("dls must come from image_dls(…).")
     if world_size() > 1: raise InputError("fine-tuning is done by one process: start it without a launcher.")
-    _check_numbers(epochs=epochs, bs=bs, lr=lr, encoder_lr=encoder_lr, decay=decay, patience=patience, seed=seed)
+    _check_numbers(epochs=epochs, bs=bs, lr=lr, encoder_lr=encoder_lr, decay=decay, patience=patience, seed=seed,
+                   judge_every=judge_every)
     data = dls.train.data
     chosen = chosen_labels(data, labels, seed)
     _check_classes(data, chosen)
@@ -397,10 +407,12 @@ def classifier_learner(
         learn = _learner(model, parts, maker, protocol, peak, precision, [*L(cbs), *L(stop)], path)
     learn.protocol, learn.peak, learn.views_seen, learn.draws, learn.stop = protocol, peak, maker, draws, stop
     learn.epochs = epochs or max(protocol.epochs, -(-STEPS // len(parts.train)))
+    learn.judge_every = judge_every or max(1, round(len(parts.valid.data) / (_PASSES * len(used))))
     learn.known = int((data.y >= 0).sum())
     learn.labels = f"{len(used):,} labels of {len(data.classes)} classes{_held_words(len(held))}"
     return learn
 
+_PASSES = 3  # what a picture costs in training, over what it costs to be looked at
 STEPS = 1000 # that fine-tuning makes at least, if nobody says how many epochs
 
 def finetune(

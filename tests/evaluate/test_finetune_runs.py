@@ -13,6 +13,7 @@ from torch import nn
 from fastcontrast.checkpoint import Checkpoint
 from fastcontrast.data import image_dls
 from fastcontrast.evaluate.finetune import classifier_learner, finetune, held_out
+from fastcontrast.evaluate.plots import read_history
 from fastcontrast.export import load_classifier, load_encoder
 from fastcontrast.history import History
 from fastcontrast.learner import contrastive_learner
@@ -66,6 +67,19 @@ def test_everybodys_draws_stay_as_they_are():
     torch.manual_seed(3)
     finetune(encoder, dls, epochs=1)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_is_large_is_not_judged_by_in_every_epoch(tmp_path, capsys):
+    dls = image_dls(stripes(64), size=16, bs=8, valid=0.75)
+    assert classifier_learner(encoder_for(dls), dls, bs=8).judge_every == 1  # 16 learn, 48 judge
+    assert classifier_learner(encoder_for(dls), dls, 2, bs=2).judge_every == 4
+    learn = classifier_learner(encoder_for(dls), dls, epochs=5, bs=8, judge_every=3, patience=9)
+    learn.fit_protocol(History(tmp_path/'history.csv'))
+    rows = history(tmp_path)
+    assert [bool(row['accuracy']) for row in rows] == [False, False, True, False, True]
+    assert all(row['held_out'] for row in rows) and 'None' not in capsys.readouterr().out
+    assert float(rows[-1]['accuracy']) == pytest.approx(learn.recorder.values[-1][2])
+    assert 'accuracy' in read_history(tmp_path/'history.csv')
 
 
 # ---------------------------------------------------------------- early stop
