@@ -407,12 +407,13 @@ def classifier_learner(
         learn = _learner(model, parts, maker, protocol, peak, precision, [*L(cbs), *L(stop)], path)
     learn.protocol, learn.peak, learn.views_seen, learn.draws, learn.stop = protocol, peak, maker, draws, stop
     learn.epochs = epochs or max(protocol.epochs, -(-STEPS // len(parts.train)))
-    learn.judge_every = judge_every or max(1, round(len(parts.valid.data) / (_PASSES * len(used))))
+    looked = len(used) * (1 if model.still else _PASSES)  # pictures that could be looked at in the time of an epoch
+    learn.judge_every = judge_every or max(1, round(len(parts.valid.data) / looked))
     learn.known = int((data.y >= 0).sum())
     learn.labels = f"{len(used):,} labels of {len(data.classes)} classes{_held_words(len(held))}"
     return learn
 
-_PASSES = 3  # what a picture costs in training, over what it costs to be looked at
+_PASSES = 3  # what a step costs, over what looking at its pictures costs: its backward pass is twice that
 STEPS = 1000 # that fine-tuning makes at least, if nobody says how many epochs
 
 def finetune(

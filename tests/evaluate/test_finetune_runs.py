@@ -73,6 +73,7 @@ def test_what_is_large_is_not_judged_by_in_every_epoch(tmp_path, capsys):
     dls = image_dls(stripes(64), size=16, bs=8, valid=0.75)
     assert classifier_learner(encoder_for(dls), dls, bs=8).judge_every == 1  # 16 learn, 48 judge
     assert classifier_learner(encoder_for(dls), dls, 2, bs=2).judge_every == 4
+    assert classifier_learner(encoder_for(dls), dls, bs=8, protocol='linear').judge_every == 3
     learn = classifier_learner(encoder_for(dls), dls, epochs=5, bs=8, judge_every=3, patience=9)
     learn.fit_protocol(History(tmp_path/'history.csv'))
     rows = history(tmp_path)
