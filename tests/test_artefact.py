@@ -269,7 +269,7 @@ def test_folders_with_something_else_stay_as_they_are(tiny, tmp_path, content):
     assert file.read_text() == 'mine' and len(os.listdir(tmp_path/'net')) == 1 == len(os.listdir(tmp_path))
 
 
-def test_what_else_may_lie_there(tiny, folder, tmp_path):
+def test_what_else_may_lie_there(tiny, folder, tmp_path, monkeypatch):
     (folder/'note.txt').write_text('mine')
     said(['note.txt'], write_folder, tiny, folder, 'test_resnet', **FRAME)
     (folder/'note.txt').unlink()
@@ -282,6 +282,11 @@ def test_what_else_may_lie_there(tiny, folder, tmp_path):
     said(['file', 'is a file'], write_folder, tiny, tmp_path/'file', 'test_resnet', **FRAME)
     (tmp_path/'link').symlink_to(folder)
     check_free(tmp_path/'link')
+    write_folder(tiny, tmp_path/'link', 'test_resnet', **FRAME, recipe='dino')
+    assert (tmp_path/'link').is_symlink() and encoder_info(folder)['recipe'] == 'dino'
+    monkeypatch.chdir(tmp_path/'empty')
+    write_folder(tiny, '.', 'test_resnet', **FRAME)
+    assert "load_encoder('empty')" in (tmp_path/'empty/README.md').read_text()
     assert sorted(os.listdir(tmp_path)) == ['empty', 'file', 'link', 'net']
 
 

@@ -11,7 +11,7 @@ from .verbs import verb
 
 @verb(35, "fastcontrast embed runs/fast-resnet18-pictures pictures -o features.parquet")
 def embed(
-    encoder: Annotated[str, Argument(help="A run's folder, or an encoder.safetensors")],
+    encoder: Annotated[str, Argument(help="A run's folder, an exported folder or file, or hf-hub:owner/name")],
     data: Annotated[str, Argument(help="A folder of pictures, a .csv file of their paths, shards, or 'digits'")],
     out: Annotated[str, Option('--out', '-o', help="The .npz, .csv or .parquet file to write")] = 'features.npz',
     unlabelled: Annotated[bool | None, Option(
