@@ -166,6 +166,7 @@ def write_files(
     """Write a folder that has these files and no others: whoever looks there finds the old one or the new, whole
 
     Where a system can't have two folders swap names, there is none for a moment. Raises `OSError`."""
+    folder = Path(os.path.realpath(folder))  # a link stays one
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in glob.glob(f'{glob.escape(str(folder.parent))}/.{glob.escape(folder.name)}.*.partial'):
         shutil.rmtree(left, ignore_errors=True)  # by a process that was killed

@@ -3,8 +3,11 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -266,7 +269,7 @@ def test_folders_with_something_else_stay_as_they_are(tiny, tmp_path, content):
     assert file.read_text() == 'mine' and len(os.listdir(tmp_path/'net')) == 1 == len(os.listdir(tmp_path))
 
 
-def test_what_else_may_lie_there(tiny, folder, tmp_path):
+def test_what_else_may_lie_there(tiny, folder, tmp_path, monkeypatch):
     (folder/'note.txt').write_text('mine')
     said(['note.txt'], write_folder, tiny, folder, 'test_resnet', **FRAME)
     (folder/'note.txt').unlink()
@@ -279,6 +282,11 @@ def test_what_else_may_lie_there(tiny, folder, tmp_path):
     said(['file', 'is a file'], write_folder, tiny, tmp_path/'file', 'test_resnet', **FRAME)
     (tmp_path/'link').symlink_to(folder)
     check_free(tmp_path/'link')
+    write_folder(tiny, tmp_path/'link', 'test_resnet', **FRAME, recipe='dino')
+    assert (tmp_path/'link').is_symlink() and encoder_info(folder)['recipe'] == 'dino'
+    monkeypatch.chdir(tmp_path/'empty')
+    write_folder(tiny, '.', 'test_resnet', **FRAME)
+    assert "load_encoder('empty')" in (tmp_path/'empty/README.md').read_text()
     assert sorted(os.listdir(tmp_path)) == ['empty', 'file', 'link', 'net']
 
 
@@ -288,15 +296,15 @@ def test_a_kill_leaves_one_that_is_whole(tiny, folder, tmp_path, monkeypatch, sw
     "At whatever file it comes, or where the folders are exchanged"
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     calls = []
-    def count(*args):
+    def call(*args):
         calls.append(args)
         if len(calls) == fails: raise KeyboardInterrupt
     written = artefact.write_whole
     def write(*args):
-        count()
+        call()
         return written(*args)
     def swap(one, other):
-        count()
+        call()
         return False
     monkeypatch.setattr(artefact, 'write_whole', write)
     if not swaps: monkeypatch.setattr(artefact, '_swap', swap)
@@ -306,6 +314,25 @@ def test_a_kill_leaves_one_that_is_whole(tiny, folder, tmp_path, monkeypatch, sw
     monkeypatch.setattr(artefact, 'write_whole', written)
     write_folder(tiny, folder, 'test_resnet', **FRAME, recipe='byol')  # as it goes on then
     assert encoder_info(folder)['recipe'] == 'byol' and os.listdir(tmp_path) == ['net']
+
+
+def test_a_process_that_is_killed(tmp_path):
+    "...at any instant, while it writes again and again"
+    folder, content = tmp_path/'net', {name: name for name in ('a', 'b', 'c')}
+    write_files(folder, content)
+    ends = []
+    for i in range(12):
+        child = os.fork()
+        if not child:
+            for n in count(): write_files(folder, {name: f'{name} {n}' for name in content})
+        time.sleep(0.002 + 0.011 * (i % 7))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        words = {(folder/name).read_text()[1:] for name in content}
+        assert len(words) == 1 and sorted(os.listdir(folder)) == ['a', 'b', 'c']
+        ends.append(len(os.listdir(tmp_path)))
+    write_files(folder, content)
+    assert os.listdir(tmp_path) == ['net'] and max(ends) > 1  # it was killed on the way
 
 
 def test_what_a_killed_process_left_is_removed(tiny, folder, tmp_path):

@@ -228,6 +228,26 @@ def test_the_hub_and_tags(hub, dls, source):
     said(['small_input'], contrastive_learner, dls, 'resnet18', weights='resnet18.a1_in1k', small_input=True)
 
 
+@pytest.mark.parametrize('small_stem', [True, False])
+def test_our_own_on_the_hub_and_in_a_folder(tmp_path, monkeypatch, small_stem):
+    "Stem, frame and values follow, as from the file; nothing is asked for that would be unpickled"
+    source, asked = trained('resnet10t', small_input=small_stem), []
+    extra = dict(value_range=[0, 4095])
+    export_encoder(source, tmp_path/'net', 'resnet10t', SIDE, **FRAME, small_input=small_stem, extra=extra)
+    def download(repo_id, filename, **kwargs):
+        asked.append(filename)
+        return str(tmp_path/'net'/filename)
+    monkeypatch.setattr('timm.models._hub.hf_hub_download', download)
+    for given in ('hf-hub:somebody/net', f"local-dir:{tmp_path/'net'}", tmp_path/'net'):
+        for arch in (None, 'resnet10t'):
+            learn = learner(dots(), arch, weights=given)
+            same_features(learn.model.encoder, source)
+            assert (learn.arch, learn.small_input, learn.mean) == ('resnet10t', small_stem, (.1, .2, .3))
+        assert architecture_of(given) == 'resnet10t' and read_weights(given).info['extra'] == extra
+        said(['resnet10t', 'resnet18'], contrastive_learner, dots(), 'resnet18', weights=given)
+    assert set(asked) == {'config.json', 'model.safetensors'}
+
+
 def test_no_network(monkeypatch, dls, caplog):
     "One sentence, and nothing of what the client of the Hub says of each of its tries"
     hub, client = logging.getLogger('huggingface_hub'), logging.getLogger('huggingface_hub.utils._http')

@@ -17,7 +17,7 @@ from .verbs import verb
 
 @verb(30, "fastcontrast eval runs/fast-resnet18-pictures pictures --against untrained,pixels -o table.md", name='eval')
 def evaluate(
-    encoder: Annotated[str, Argument(help="A run's folder, or an encoder.safetensors")],
+    encoder: Annotated[str, Argument(help="A run's folder, an exported folder or file, or hf-hub:owner/name")],
     data: Annotated[str, Argument(
         help="A folder of class folders of pictures, a .csv file of paths and classes, shards, or 'digits'")],
     against: Annotated[str | None, Option(
