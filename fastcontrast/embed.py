@@ -219,7 +219,7 @@ SUFFIXES = {'.npz': _npz, '.csv': _csv, '.parquet': _parquet}
 
 # %% ../nbs/357_embed.ipynb #b451f07a
 def embed(
-    encoder: nn.Module | str | Path, # with a `pretrained_cfg`; or the folder of a run, or an exported file
+    encoder: nn.Module | str | Path, # with a `pretrained_cfg`; or where one is, see `find_encoder`
     source: Any,                     # pictures: loaders from `image_dls`, or what it takes
     precision: str = 'auto',         # of the encoder's arithmetic, see `pick_precision`
     **settings: Any,                 # of `image_dls`, for pictures that are no loaders: column, value_range, …
@@ -227,9 +227,7 @@ def embed(
     """The encoder's features of all pictures that can be decoded, unaugmented
 
     Raises `InputError` for what is no encoder, or no pictures."""
-    if isinstance(encoder, str | Path):
-        path = user_path(encoder, 'encoder')
-        encoder = load_encoder(path/'encoder.safetensors' if path.is_dir() else path)
+    if isinstance(encoder, str | Path): encoder = load_encoder(encoder)
     cfg = getattr(encoder, 'pretrained_cfg', None)
     if not cfg:
         raise InputError(f"a {type(encoder).__name__} does not say for what pictures it is: give one of "

@@ -45,7 +45,8 @@ class _Asked:
 @verb(35, "fastcontrast embed runs/fast-resnet18-pictures pictures -o features.parquet --map map.png --duplicates")
 def embed(
     encoder: Annotated[str, Argument(
-        help="A run's folder, or an encoder.safetensors; or features that were written before (.npz, .csv, .parquet)")],
+        help="A run's folder, an exported folder or file, or hf-hub:owner/name; or features that were written before "
+             "(.npz, .csv, .parquet)")],
     data: Annotated[str | None, Argument(
         help="A folder of pictures, a .csv file of their paths, shards, or 'digits'; with features it is needed only "
              "where pictures are drawn", show_default=False)] = None,

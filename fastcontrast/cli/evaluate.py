@@ -17,7 +17,7 @@ from .verbs import verb
 
 @verb(30, "fastcontrast eval runs/fast-resnet18-pictures pictures --against untrained,pixels -o table.md", name='eval')
 def evaluate(
-    encoder: Annotated[str, Argument(help="A run's folder, or an encoder.safetensors")],
+    encoder: Annotated[str, Argument(help="A run's folder, an exported folder or file, or hf-hub:owner/name")],
     data: Annotated[str, Argument(
         help="A folder of class folders of pictures, a .csv file of paths and classes, shards, or 'digits'")],
     against: Annotated[str | None, Option(
@@ -52,7 +52,7 @@ def evaluate(
     from ..values import other_range
     whole(**{'--draws': draws})
     path = encoder_file(encoder)
-    first = rival(str(path))
+    first = rival(encoder)
     others = told_apart(first, [rival(name, first) for name in _names(against)])
     files = [out_file(out, *TABLES, *DRAWINGS)] if out is not None else []
     if plot is not None: files.append(out_file(plot, *DRAWINGS, option='--plot'))

@@ -23,7 +23,8 @@ from . import load
 from ..files import read_json, user_path
 
 # %% ../../nbs/330_plots.ipynb #77dcd8ac
-PANELS = {'train_loss': 'training loss', 'knn': 'kNN accuracy', 'spread': 'spread of features', 'lr': 'learning rate'}
+PANELS = {'train_loss': 'training loss', 'knn': 'kNN accuracy', 'spread': 'spread of features', 'lr': 'learning rate',
+          'valid_loss': 'validation loss', 'accuracy': 'accuracy', 'held_out': 'accuracy, held-out labels'}
 AXES = {'epoch': 'epoch', 'seconds': 'seconds of training', 'tflop': 'TFLOP'}
 EMPTY = (None, '', 'None')  # cells without a value
 
