@@ -321,7 +321,7 @@ def test_a_process_that_is_killed(tmp_path):
     folder, content = tmp_path/'net', {name: name for name in ('a', 'b', 'c')}
     write_files(folder, content)
     ends = []
-    for i in range(12):
+    for i in range(8):
         child = os.fork()
         if not child:
             for n in count(): write_files(folder, {name: f'{name} {n}' for name in content})
