@@ -4,6 +4,8 @@ from .accumulate import Accumulate
 from .checkpoint import Checkpoint
 from .core import InputError
 from .data import image_dls
+from .detection import (average_precision, box_pictures, detection_scores, detection_transfer, detector,
+                        draw_rectangles, train_detector)
 from .embed import embed
 from .evaluate import METRICS, metric
 from .evaluate.cost import Cost
@@ -35,6 +37,8 @@ __all__ = [
     'few_label_accuracy', 'finetune', 'image_dls', 'info_nce', 'judge_features', 'knn_accuracy', 'linear_probe',
     'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'recipe_table', 'refused_pairs', 'sinkhorn',
     'suncet_loss', 'supcon_loss', 'two_views',
+    'average_precision', 'box_pictures', 'detection_scores', 'detection_transfer', 'detector', 'draw_rectangles',
+    'train_detector',
 ]
 
 for registry in (METHODS, LOSSES, speedups.load(), evaluate.load()):
