@@ -100,7 +100,12 @@ def box_pictures(
     if not classes: raise InputError(f"no annotation in {annotations} has an object: give pictures that show some.")
     parts = _listed_parts(root, scenes) if valid is None else None
     parts = parts or _drawn_parts(root, list(scenes), valid or SHARE, seed)
-    return tuple(BoxPictures([scenes[stem] for stem in part], classes) for part in parts)
+    train, judged = ([scenes[stem] for stem in part] for part in parts)
+    for part, purpose in ((train, "train with"), (judged, "judge by")):
+        if all(scene.difficult.all() for scene in part):
+            raise InputError(f"none of the {len(part)} pictures of {root} to {purpose} has an object that is not "
+                             "difficult: give others, or another seed.")
+    return BoxPictures(train, classes), BoxPictures(judged, classes)
 
 
 def _layout(root: Path) -> tuple[Path, Path]:

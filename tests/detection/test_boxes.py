@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.folders import picture
-from helpers.refusals import said
+from helpers.refusals import refusal, said
 from PIL import ExifTags, Image
 
 from fastcontrast.core import InputError
@@ -75,10 +75,14 @@ def test_of_a_long_picture_the_long_side_counts(folder):
 
 
 def test_a_picture_without_objects_is_one_with_nothing_to_find(folder):
-    train, valid = box_pictures(folder(dict(a=TWO['a'], b=annotation())), 0.5)
-    empty = train if not train.scenes[0].names else valid
-    target = empty.read(0, 10)[1]
+    parts = box_pictures(folder(TWO | dict(c=annotation(), d=TWO['a'])), 0.5)
+    target, = (part.read(i, 10)[1] for part in parts for i in range(2) if part.scenes[i].picture.stem == 'c')
     assert target['boxes'].shape == (0, 4) and target['labels'].shape == (0,)
+    hard = annotation(('cat', 1, 1, 9, 9, 1))
+    root = folder(dict(a=TWO['a'], b=hard, c=hard, d=hard))
+    texts = {refusal(box_pictures, root, 0.5, seed) for seed in range(6)}
+    assert texts == {f"none of the 2 pictures of {root} to {purpose} has an object that is not difficult: give others, "
+                     "or another seed." for purpose in ('judge by', 'train with')}
 
 
 def test_the_picture_has_the_name_of_its_annotation_else_the_one_that_it_names(folder):
@@ -134,7 +138,7 @@ def test_boxes_that_cant_be(folder, box, words):
     ('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>', 'it has a DOCTYPE'),
     ('<annotations/>', 'it begins with annotations'), (annotation(('', 1, 1, 2, 2)), 'an object without a name'),
     (annotation(('cat', 1, 1, 2, 2), size=(41, 20)), 'is of a picture of 41 x 20 pixels'),
-    ('<?xml version="1.0" encoding="utf-16"?>' + annotation(), None)))
+    ('<?xml version="1.0" encoding="utf-16"?>' + annotation(('cat', 1, 1, 9, 9)), None)))
 def test_annotations_that_cant_be(folder, text, words):
     root = folder(TWO | dict(b=text))
     if words is None: assert len(box_pictures(root)[0]) == 1  # it is UTF-8, whatever it says
