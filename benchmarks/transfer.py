@@ -16,7 +16,7 @@ group = Group("transfer", "Whether a detector finds more that begins with an enc
 
 MEASURES = ("AP", "AP50", "AP75")
 COLUMNS = {"begins with": "{start}", "seeds": "{seeds}", "seconds a seed": "{seconds:,.0f}",
-           **{name: f"{{{name}:.1%}}{{{name}_std:.1%}}" for name in MEASURES}}
+           **{name: f"{{{name}:.1%}}{{{name}_std:.1%}}" for name in MEASURES}, "AP50 over random": "{ratio:.2f}"}
 
 
 @group.measurement(quick=dict(seeds="3", epochs=1, size=64, bs=4))
