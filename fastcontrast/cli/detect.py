@@ -63,13 +63,13 @@ def detect(
     pick_precision(precision, default_device())
     file = out_file(out, '.json')
     train, judged = box_pictures(data, valid, seed)
-    begun = starts(encoder, against)
-    for start in begun: detector(start.source, train.classes, size, start.pretrained)  # or say why it can't be
+    contenders = starts(encoder, against)
+    for start in contenders: detector(start.source, train.classes, size, start.pretrained)  # or say why it can't be
     console.print(f"{train} to train with, {judged} to judge by")
-    results: dict[str, list[dict[str, Any]]] = {start.name: [] for start in begun}
+    results: dict[str, list[dict[str, Any]]] = {start.name: [] for start in contenders}
     settings = dict(data=data, epochs=epochs, batch_size=batch_size, lr=lr, size=size, valid=valid, seed=seed,
                     n_train=len(train), n_valid=len(judged))
-    began, runs = time.monotonic(), [(k, start) for k in range(seeds) for start in begun]
+    began, runs = time.monotonic(), [(k, start) for k in range(seeds) for start in contenders]
     for done, (k, start) in enumerate(runs, 1):
         console.print(f"{start.name}, seed {k}")
         scores = detection_transfer(start.source, train, judged, size, start.pretrained, k, epochs=epochs, lr=lr,
