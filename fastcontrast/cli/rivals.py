@@ -1,11 +1,13 @@
 """What is judged: an encoder's file, one of timm's, one that was never trained, or the pixels themselves."""
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..core import InputError
+from .folder import read_record
 from .inputs import encoder_file
 from .judging import PIXELS, file_embedder
 
@@ -31,6 +33,18 @@ def rival(
     if first is None or os.path.exists(os.path.expanduser(name)): return _of_file(encoder_file(name))
     if name == 'pixels': return _pixels(first)
     return _untrained(first) if name == 'untrained' else _timms(name, first)
+
+
+def views_of_run(
+    encoder: Path, # a file of a run
+) -> str:          # a kind of views
+    "The kind of views that an encoder was trained on; SimCLR's where its run is not there, or had views of its own"
+    from ..views import VIEW_KINDS
+    record: dict[str, Any] = {}
+    with suppress(InputError): record = read_record(encoder.parent)
+    recipe = record.get('recipe')
+    kind = recipe.get('views') if isinstance(recipe, dict) else None
+    return kind if isinstance(kind, str) and kind in VIEW_KINDS else 'simclr'
 
 
 def told_apart(
