@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from common import Group, Run, words
-from trials import CONFIGS, Trial, needs, spelled_table
+from trials import CONFIGS, Trial, draw_ends, needs, spelled_table
 
 group = Group("headlines", "What each paper promises, in miniature: how soon the accuracy of its base is reached")
 
@@ -17,7 +17,8 @@ COLUMNS = {
     "epochs to the base's end": "{epoch_to_base:.3g}", "seconds to it": "{seconds_to_base:,.0f}",
     "TFLOP to it": "{tflop_to_base:,.1f}",
 }
-LABELLED = {"": "{config}", "linear, the labels given": "{labelled:.1%}{labelled_std:.1%}", **COLUMNS}
+LABELLED = {"": "{config}", "fine-tuned, the labels given": "{finetuned:.1%}{finetuned_std:.1%}",
+            "linear, the labels given": "{labelled:.1%}{labelled_std:.1%}", **COLUMNS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +40,11 @@ HEADLINES = {
         tuple(f"simclr{dcl} bs{bs}" for bs in (32, 64, 256) for dcl in ("", "+dcl")),
         dict(data="data/cifar10", arch="resnet10t", size=32, bs=256, epochs=20, pictures=10000)),
     "suncet": Headline(
-        "Does SimCLR with SuNCEt and a tenth of the labels get to SimCLR's last accuracy in half of its epochs?",
-        ("simclr", "simclr+suncet half"), dict(IMAGENETTE, size=96, bs=128, epochs=40), labels=0.1,
-        quick=dict(epochs=2)),
+        "Fine-tuned with a tenth of the labels, does SimCLR with SuNCEt, which saw these labels before, get to where "
+        "SimCLR gets in twice the epochs?",
+        ("simclr", "simclr half", "simclr+suncet half"),
+        dict(IMAGENETTE, size=96, bs=128, epochs=40, protocol="full"), labels=0.1,
+        quick=dict(epochs=2, tune_epochs=1)),
     "fast-moco": Headline(
         "Do combined patches get to MoCo v3's last kNN in half of its epochs?",
         ("moco_v3", "moco_v3+comb_patches", "fast_moco"), dict(IMAGENETTE, size=128, bs=128, epochs=42)),
@@ -62,6 +65,11 @@ HELP = """
     compared: --seconds measures some steps of all configurations in turn instead, and table and figure then use these.
 """
 JUDGED = {"knn": "kNN", "labelled": "a linear classifier that sees the labels which SuNCEt may use"}
+TUNED = """
+    At its end every run's encoder is fine-tuned with these labels, by a protocol of `learn.finetune`, full or semi:
+    what `fastcontrast pretrain --labels 0.1` and the fine-tuning after it come to, with SuNCEt and without, and without
+    it in twice the epochs.
+"""
 QUICK = dict(data="digits", arch="test_resnet", size=16, bs=256, epochs=1, seeds="3", small_input=False)
 
 
@@ -79,6 +87,8 @@ def measure(
     setting: str = "",      # of the recipes: imagenet, cifar, small, digits (by the pictures if not given)
     minutes: float | None = None, # after which no further run begins
     state: str = "",        # folder of unfinished runs, 'runs' beside the results if not given
+    protocol: str = "",     # by which encoders are fine-tuned at the end with the labels they might use; '': none is
+    tune_epochs: int = 0,   # of that; 0: the protocol's
     threads: int | None = None, # of PyTorch on the CPU
     seconds: bool = False,  # train nothing, and measure the configurations' seconds in turn
     plot: bool = False,     # train nothing, and draw the results that are there
@@ -88,12 +98,13 @@ def measure(
     if threads: torch.set_num_threads(threads)
     needs(data)
     trial = Trial(run, data, arch, size, bs, epochs, small_input, setting, pictures, valid_pictures, headline.labels,
-                  Path(state or run.folder / "runs"), headline.metric)
+                  Path(state or run.folder / "runs"), headline.metric, protocol, tune_epochs)
     if seconds: trial.write(epoch_s=trial.seconds_of_epochs(headline.configs))
     elif not plot: trial.sit(headline.configs, list(map(int, words(seeds))), linear=True, minutes=minutes)
     table = trial.sheet.read()["table"]
     print(f"\n{spelled_table(table, LABELLED if headline.labels else COLUMNS)}\n")
     trial.draw()
+    draw_ends(table, trial.sheet.path.with_name(f"{trial.sheet.path.stem}_finetuned.png"))
 
 
 def named(name: str, headline: Headline) -> Callable[..., None]:
@@ -105,6 +116,7 @@ def named(name: str, headline: Headline) -> Callable[..., None]:
     own.__signature__ = signature.replace(parameters=[
         p.replace(default=headline.settings.get(p.name, p.default)) for p in signature.parameters.values()])
     own.__doc__ = headline.question + HELP.format(configs=", ".join(headline.configs), judged=JUDGED[headline.metric])
+    if "protocol" in headline.settings: own.__doc__ += TUNED
     return own
 
 

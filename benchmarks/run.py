@@ -10,7 +10,7 @@ import warnings
 
 import typer
 
-GROUPS = ("speed", "speedups", "accuracy", "memory", "data", "devices", "checkpoints", "race", "headlines")
+GROUPS = ("speed", "speedups", "accuracy", "memory", "data", "devices", "checkpoints", "race", "headlines", "transfer")
 HELP = """Measurements of this library, in groups.
 
     \b

@@ -84,6 +84,7 @@ CONFIGS: dict[str, Config] = {
        for temp in (0.1, 0.2, 0.5) for dcl in (False, True)},
     "moco_v3+partial+regions": Config("moco_v3", f"{PARTIAL}, {REGIONS}"),
     "fast_moco half": Config("fast_moco", share=0.5),
+    "simclr half": Config("simclr", share=0.5),
     "simclr+suncet half": Config("simclr", SUNCET, share=0.5),
 }
 
@@ -207,6 +208,8 @@ class Trial:
     labels: float | None = None # share of the labels that runs may use and are judged by, too; None: as they need
     state: Path | None = None   # folder in which a run's checkpoints are kept until its end; None: none are
     metric: str = "knn"         # that the table is about: of the row of an epoch
+    protocol: str = ""          # by which the encoder is fine-tuned with the labels that runs may use; '': it isn't
+    tune_epochs: int = 0        # of that; 0: the protocol's
     sources: dict[str, Any] = dataclasses.field(init=False) # what `image_dls` takes
 
     def __post_init__(self):
@@ -217,13 +220,14 @@ class Trial:
 
     @property
     def sheet(self) -> Sheet:
-        return Sheet(self.run, (Path(self.data).name, str(self.size), self.arch), self.settings())
+        return Sheet(self.run, (Path(self.data).name, str(self.size), self.arch, self.protocol), self.settings())
 
     def settings(self) -> dict[str, Any]:
         """What all runs of a file have in common"""
         result = dict(arch=self.arch, size=self.size, bs=self.bs, epochs=self.epochs, small_input=self.small_input,
                       setting=self.setting, data=Path(self.data).name)
         if self.data != "digits": result |= dict(pictures=self.pictures, valid_pictures=self.valid_pictures)
+        if self.protocol: result |= dict(protocol=self.protocol, tune_epochs=self.tune_epochs)
         return result if self.labels is None else result | dict(labels=self.labels)
 
     def write(self, **changed) -> None:
@@ -253,7 +257,7 @@ class Trial:
 
     def folder(self, name: str, seed: int) -> Path:
         """Where the checkpoints of a run are"""
-        return self.state / slug(*self.sheet.names, name, "seed", seed)
+        return self.state / slug(*filter(None, self.sheet.names), name, "seed", seed)
 
     def draw(self) -> None:
         """Draw the results that are there"""
@@ -297,7 +301,13 @@ class Trial:
         row["knn"] = rows[-1]["knn"]
         row["few_labels"], row["few_labels_std"] = few_label_accuracy(*features, per_class=10)
         if linear: row["linear"] = linear_probe(features[0].to(learn.dls.device), *features[1:])
+        if self.protocol: row["finetuned"] = self.finetuned(learn, seed)
         return row
+
+    def finetuned(self, learn, seed: int) -> float:
+        """Accuracy of a classifier that begins with the encoder and learns from the labels which training might use"""
+        tuned = learn.finetune(protocol=self.protocol, epochs=self.tune_epochs or None, seed=seed)
+        return tuned.recorder.values[-1][-1]
 
     def seconds_of_epochs(self, names: Iterable[str], steps: int = 10, rounds: int = 3) -> dict[str, list[float]]:
         """Seconds of an epoch of each configuration, by round, from some of its steps"""
@@ -354,6 +364,9 @@ def table(rows: list[dict], metric: str = "knn") -> list[dict]:
         if metric != "knn":
             row |= {metric: last[metric], f"{metric}_std": deviation(r["epochs"][-1][metric] for r in runs)}
         if all("linear" in r for r in runs): row["linear"] = statistics.fmean(r["linear"] for r in runs)
+        if all("finetuned" in r for r in runs):
+            ends = [r["finetuned"] for r in runs]
+            row |= dict(finetuned=statistics.fmean(ends), finetuned_std=deviation(ends))
         result.append(row)
     return result
 
@@ -405,6 +418,21 @@ def draw(rows: list[dict], path: Path, metric: str = "knn") -> None:
     print(f"figure in {path}")
 
 
+def draw_ends(rows: list[dict], path: Path) -> None:
+    """Accuracies after fine-tuning, from `table`: means and standard deviations over the seeds"""
+    rows = [row for row in rows if "finetuned" in row]
+    if not rows: return
+    figure = Figure(figsize=(6, 0.6 + 0.5 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    for height, row in enumerate(reversed(rows)):
+        axis.errorbar(100 * row["finetuned"], height, xerr=100 * (row["finetuned_std"] or 0), fmt="o", capsize=4)
+    axis.set(yticks=range(len(rows)), yticklabels=[row["config"] for row in reversed(rows)],
+             ylim=(-0.5, len(rows) - 0.5), xlabel="accuracy after fine-tuning, %")
+    axis.grid(alpha=0.3, axis="x")
+    figure.savefig(path, dpi=150)
+    print(f"figure in {path}")
+
+
 def draw_runs(axis: Axes, x: str, runs: list[dict], metric: str, **style) -> None:
     """The line and the band of runs that are alike, from before training on where that is known"""
     tables = list(zip(*(r["epochs"] for r in runs)))
@@ -423,5 +451,6 @@ def spelled_run(row: dict[str, Any]) -> str:
     last = row["epochs"][-1]
     linear = f"all labels, linear {row['linear']:.1%}; " if "linear" in row else ""
     if "labelled" in last: linear += f"the labels given, linear {last['labelled']:.1%}; "
+    if "finetuned" in row: linear += f"fine-tuned {row['finetuned']:.1%}; "
     return (f"{row['config']}, seed {row['seed']}: kNN {row['untrained_knn']:.1%} untrained, {row['knn']:.1%}; "
             f"10 labels a class {row['few_labels']:.1%}; {linear}{last['seconds']:.0f} s, {last['tflop']:.3g} TFLOP")

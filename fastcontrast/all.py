@@ -5,6 +5,8 @@ from .artefact import push_folder
 from .checkpoint import Checkpoint
 from .core import InputError
 from .data import image_dls
+from .detection import (average_precision, box_pictures, detection_scores, detection_transfer, detector,
+                        draw_rectangles, train_detector)
 from .embed import Embedded, embed, embed_picture, load_embedded
 from .evaluate import METRICS, metric
 from .evaluate.cost import Cost
@@ -37,12 +39,13 @@ __all__ = [
     'ClassifierLearner', 'Contrast', 'ContrastiveLearner', 'ContrastiveModel', 'Cost', 'EMATarget', 'Embedded',
     'Embedding', 'Head', 'HeadWarmup', 'InputError', 'Loss', 'MultiCrop', 'NearestNeighbours', 'PairLoss', 'Phase',
     'Protocol', 'Prototypes', 'Queue', 'Recipe', 'SharedTarget', 'StepCallback', 'StopGradTarget', 'Target', 'ViewKind',
-    'alignment', 'as_encoder', 'classifier_learner', 'contrastive_learner', 'dcl', 'dclw', 'draw_map', 'duplicates',
-    'embed', 'embed_picture', 'encoder_info', 'encoder_stages', 'export_copy', 'export_encoder', 'few_label_accuracy',
+    'alignment', 'as_encoder', 'average_precision', 'box_pictures', 'classifier_learner', 'contrastive_learner', 'dcl',
+    'dclw', 'detection_scores', 'detection_transfer', 'detector', 'draw_map', 'draw_rectangles', 'duplicates', 'embed',
+    'embed_picture', 'encoder_info', 'encoder_stages', 'export_copy', 'export_encoder', 'few_label_accuracy',
     'finetune', 'image_dls', 'info_nce', 'judge_features', 'knn_accuracy', 'linear_probe', 'load_classifier',
     'load_embedded', 'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'outliers', 'plot_scores',
     'predict', 'push_folder', 'recipe_table', 'refused_pairs', 'retrieval', 'retrieval_grid', 'sinkhorn', 'suncet_loss',
-    'supcon_loss', 'two_views', 'write_folder',
+    'supcon_loss', 'train_detector', 'two_views', 'write_folder',
 ]
 
 for registry in (METHODS, LOSSES, speedups.load(), evaluate.load()):

@@ -68,6 +68,7 @@ FIGURES = dict(
     + [row[k] for row in r["table"] for k in ("linear", "knn_at_end", "seconds")],
     headlines=lambda r: [e[k] for row in r["rows"] for e in row["epochs"] for k in ("knn", "seconds", "tflop")]
     + [row[k] for row in r["table"] for k in ("knn", "linear")],
+    raccoon=lambda r: [1 + row[k] for row in r["rows"] for k in ("AP", "AP50", "AP75", "seconds")],
     trains=lambda r: [x for losses in r["losses"].values() for x in losses])
 ELSEWHERE = {"digits", "waits", "gpu"}  # which have tests of their own below
 
@@ -224,9 +225,25 @@ def check_headlines(result, file):
     base, *others = result["table"]
     assert base["epoch_to_base"] <= 2 and len(base["seconds_to_base_by_seed"]) == 1
     if headline.labels:
-        assert [len(r["epochs"]) for r in result["rows"]] == [2, 1]
+        assert [len(r["epochs"]) for r in result["rows"]] == [2, 1, 1]
+        assert all(0 < row["finetuned"] < 1 for row in result["rows"]) and base["finetuned"] < 1
+        assert file.with_name(f"{file.stem}_finetuned.png").exists() and result["protocol"] == "full"
         assert base["labelled"] == result["rows"][0]["epochs"][-1]["labelled"] > 0
     assert not list((file.parent / "runs").iterdir())  # checkpoints of what is done are gone
+
+
+def check_raccoon(result, file):
+    assert file.name == "transfer_raccoon_64_cpu.json" and result["n_train"] > result["n_valid"]
+    assert [(row["start"], row["seed"]) for row in result["rows"]] == [("encoder", 3), ("random", 3)]
+    assert [row["seeds"] for row in result["table"]] == [1, 1]
+    file.write_text(json.dumps(result | dict(note="here")))
+    again = "transfer", "raccoon", "--quick", "--device=cpu", f"--out={file.parent}"
+    invoke(*again)  # what is done is not done again
+    assert json.loads(file.read_text()) == result | dict(note="here")
+    invoke(*again, "--seeds=3,4")
+    more = json.loads(file.read_text())
+    assert more["rows"][:2] == result["rows"] and len(more["rows"]) == 4 and more["note"] == "here"
+    assert "other settings: epochs (1, now 2)" in CliRunner().invoke(make_app(), [*again, "--epochs=2"]).stderr
 
 
 # ---- how it is used ----
@@ -262,7 +279,9 @@ def test_a_trial_keeps_nothing_unless_it_is_told_where():
     ("race --data=. --k=5", "k is 20 or 200"), ("race --data=.", "give --sizes"),
     ("race --data=. --sizes=8,8", "2 sides for 1 folders"),
     ("race --data=. --sizes=8 --only=simclr+", "simclr+ is no contestant here: there are simclr"),
-    ("headlines dcl --data=nowhere", "no folder 'nowhere'"),
+    ("headlines dcl --data=nowhere", "no folder 'nowhere'"), ("transfer raccoon", "--data=FOLDER"),
+    ("transfer raccoon --data=.", "--encoder=RUN"),
+    ("transfer raccoon --data=. --encoder=nowhere", "no encoder 'nowhere'"),
     ("memory step --device=tpu", "cpu or cuda"), ("devices waits", "nothing was checked"),
     ("devices gpu", "it needs a GPU")])
 def test_what_lacks_is_said_in_a_sentence(arguments, words):

@@ -1,0 +1,35 @@
+"detect: a table of average precision, and its file"
+import json
+
+from helpers.pictures import ARCH
+
+from fastcontrast.cli.detect import starts
+from fastcontrast.detection import draw_rectangles
+from fastcontrast.export import export_encoder
+from fastcontrast.models import make_encoder
+
+QUICK = ('--epochs', 1, '--size', 64, '--batch-size', 4)
+
+
+def test_detect(run, refused, folder):
+    draw_rectangles(folder/'shapes', 6)
+    export_encoder(make_encoder(ARCH), folder/'run/encoder.safetensors', ARCH, 32, [.5] * 3, [.2] * 3)
+    args = ('--against', 'random', '--seeds', 2, '-o', 'new/d.json')
+    code, out, err = run('detect', 'run', 'shapes', *QUICK, *args)
+    assert (code, err) == (0, '') and '5 pictures with' in out and 'results in new/d.json' in out
+    assert all(f'{name}, seed {k}: AP ' in out for name in ('run', 'random') for k in (0, 1)) and '±' in out
+    content = json.loads((folder/'new/d.json').read_text())
+    assert content['size'] == 64 and (content['n_train'], content['n_valid']) == (5, 1)
+    encoders = content['encoders']
+    assert list(encoders) == ['run', 'random']
+    for scores in encoders.values():
+        assert {*scores} == {'AP', 'AP50', 'AP75', 'classes'} and len(scores['AP']['seeds']) == 2
+        assert 0 <= scores['AP']['mean'] <= scores['AP50']['mean'] <= 1 and scores['AP']['std'] is not None
+    names = [start.name for start in starts('run', 'random, run/encoder.safetensors,resnet18,run,,untrained')]
+    assert names == ['run', 'random', 'run (2)', 'resnet18', 'random (2)']
+    assert 'no folder nothing' in refused('detect', 'run', 'nothing')
+    assert "unknown architecture 'restnet18'" in refused('detect', 'run', 'shapes', '--against', 'restnet18')
+    assert 'random of which architecture?' in refused('detect', 'random', 'shapes')
+    assert '--seeds=0' in refused('detect', 'run', 'shapes', '--seeds', 0)
+    assert 'must end in .json' in refused('detect', 'run', 'shapes', '-o', 'd.txt')
+    assert "did you mean bf16" in refused('detect', 'run', 'shapes', '--precision', 'bf61')
