@@ -21,8 +21,8 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader, Dataset
 
-from .core import InputError
-from .files import check_file, check_utf8, megabytes, shown, user_path
+from .core import InputError, shown
+from .files import check_file, check_utf8, megabytes, user_path
 from .formats import PixelFormat
 from .pictures import Files, attempt, first_ten, undecodable
 
@@ -146,7 +146,7 @@ class _Store:
     metadata: dict[str, str] # what the file says of itself if it is of these pictures as they are now
 
     @property
-    def shape(self) -> tuple[int, int, int, int]: return len(self.pictures), *self.form.shape
+    def shape(self) -> tuple[int, ...]: return len(self.pictures), *self.form.shape
     @property
     def end(self) -> int: return HEADER + len(self.pictures) * self.form.nbytes # bytes before what failed
 

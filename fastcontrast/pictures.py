@@ -22,16 +22,15 @@ from rich.progress import track
 from torch.utils.data import Dataset
 
 from .arrays import Raster, as_raster, few, is_tiff, lying, open_array, open_tiff, whole_picture
-from .core import InputError
+from .core import InputError, shown
 from .decoding import MEMORY, check_icon, decoding_memory
-from .files import check_file, shown
+from .files import check_file
 from .formats import PixelFormat
-from .values import (UNIT, Unfit, as_pixels, count_outside, extremes, fitted, is_deep, scaled, seen_share, span_of,
-                     stretched, unit_plane)
+from .values import (BAND, UNIT, Unfit, as_pixels, count_outside, extremes, fitted, is_deep, scaled, seen_share,
+                     span_of, stretched, unit_plane)
 
 T = TypeVar('T')
 TRIES = 100 # so many failures in a row are no longer a matter of a few bad files
-BAND = 2**18 # pixels of a picture that are converted at a time
 USUAL = 'JPEG', 'PNG'
 
 # --- one picture

@@ -21,8 +21,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from .arrays import ARRAY_SUFFIXES, Raster
-from .core import InputError, MissingPath, is_whole
-from .files import check_file, megabytes, read_json, shown, user_path, write_whole
+from .core import InputError, MissingPath, is_whole, shown
+from .files import check_file, megabytes, read_json, user_path, write_whole
 from .formats import PixelFormat
 from .pictures import TRIES, attempt, decoded, first_ten, open_picture, picture_suffixes, progress
 

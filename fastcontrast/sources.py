@@ -23,7 +23,7 @@ PATH_COLUMNS = ('path', 'file', 'filename', 'image')
 PICTURE_COLUMNS = ('image', 'img', 'picture', *PATH_COLUMNS)
 LABEL_COLUMNS = ('label', 'class', 'target')
 TABLES = ('.csv', '.tsv')
-LONGEST = 4096 # bytes of a path: systems take no longer ones
+LONGEST_PATH = 4096 # bytes of a path: systems take no longer ones
 MOST_CLASSES = 1_000_000 # a label above that is a number of something else
 
 
@@ -272,7 +272,7 @@ def _may_exist(path: str | os.PathLike) -> bool:
     "Could a file have this name?"
     try: name = os.fsencode(path)
     except UnicodeEncodeError: return False  # half a character
-    return b'\0' not in name and len(name) <= LONGEST
+    return b'\0' not in name and len(name) <= LONGEST_PATH
 
 
 def open_paths(
