@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from .core import InputError, shown
 from .files import check_file, check_utf8, megabytes, user_path
 from .formats import PixelFormat
-from .pictures import Files, attempt, first_ten, undecodable
+from .pictures import Files, attempt, check_decoded, first_ten
 
 FORMAT = 'fastcontrast pictures 1' # another one whenever the same files would be decoded to other bytes
 HEADER = 4096                      # bytes before the first picture, so that their places are known before anything else
@@ -65,7 +65,7 @@ def open_store(
                 store.build(workers, strict, fault)
                 content, _ = store.read()
     pixels, failed = content
-    if failed and strict: raise InputError(undecodable(store.named(failed)))
+    check_decoded(store.named(failed), strict)
     return pixels, failed
 
 
@@ -230,7 +230,7 @@ class _Store:
         for broken, error in _written_behind(file, chunks):
             if error: raise _unwritable(self.path, error)
             failed.update(broken)
-            if failed and strict: raise InputError(undecodable(self.named(failed)))
+            check_decoded(self.named(broken), strict)
         if len(failed) < len(self.pictures): return failed
         raise InputError(f"no picture could be decoded: {first_ten(self.named(failed).items())}")
 

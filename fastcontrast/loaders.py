@@ -24,7 +24,7 @@ from .core import InputError, shown, whole
 from .distributed import rank, world_size
 from .formats import PixelFormat, Span
 from .generators import OwnDraws
-from .pictures import TRIES, Pictures, attempt, first_ten, progress, undecodable
+from .pictures import TRIES, Pictures, attempt, check_decoded, first_ten, progress
 from .shards import Shards, ShardStream
 
 Batch = tuple[torch.Tensor, ...]
@@ -214,7 +214,7 @@ def decode_all(
                 good[i] = x is not None
                 if good[i]: pixels.append(x)
                 else: failed[pictures.shown(i)] = reason
-            if strict and failed: raise InputError(undecodable(failed))
+            check_decoded(failed, strict)
             if pixels: images[done:done + len(pixels)] = torch.from_numpy(np.stack(pixels))
     return images[:good.sum()], good, failed
 
@@ -332,7 +332,7 @@ class DecodingLoader(ImageLoader):
     def _arrived(self, images: torch.Tensor, indices: torch.Tensor, failures: list[tuple[str, str]]) -> Batch:
         "A batch on the device; what could not be decoded is noted"
         failed = dict(failures)
-        if failed and self.strict: raise InputError(undecodable(failed))
+        check_decoded(failed, self.strict)
         self.data.failed.update(failed)
         return images.to(self.device, non_blocking=True), indices.to(self.device, non_blocking=True)
 

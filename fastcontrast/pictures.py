@@ -469,12 +469,15 @@ def first_ten(
     return ', '.join(f"{shown(name)} ({shown(reason)})" for name, reason in failed[:10]) + more
 
 
-def undecodable(
-    failed: dict[str, str], # pictures and why they could not be decoded, one or more
-) -> str:
-    "The sentence for `strict=True`"
-    name, reason = next(iter(failed.items()))
-    return f"{shown(name)} could not be decoded ({shown(reason)}): repair or remove it, or use strict=False"
+def check_decoded(
+    failed: dict[str, str], # pictures and why they could not be decoded
+    strict: bool,           # is one an error?
+) -> None:
+    "Raise `InputError` for the first of them, if that is asked for"
+    if not strict: return
+    for name, reason in failed.items():
+        raise InputError(f"{shown(name)} could not be decoded ({shown(reason)}): repair or remove it, or use "
+                         "strict=False")
 
 
 def common_size(
