@@ -611,10 +611,10 @@ def _split_shards(part: Part, share: float, seed: int) -> tuple[Part, Part]:
     n = min(max(1, round(share * len(shards.paths))), len(shards.paths) - 1) if share else 0
     chosen = np.zeros(len(shards.paths), dtype=bool)
     chosen[np.random.default_rng((seed, 1)).permutation(len(chosen))[:n]] = True
-    train, held = (shards.subset(np.flatnonzero(some)) for some in (~chosen, chosen))
+    train, held = (shards.subset(np.flatnonzero(mask)) for mask in (~chosen, chosen))
     if not part.classes: return without_labels(train, part.name), without_labels(held, part.name)
-    return tuple(replace(part, pictures=some, labels=replace(part.labels, y=some.labels().numpy()))
-                 for some in (train, held))
+    return tuple(replace(part, pictures=split, labels=replace(part.labels, y=split.labels().numpy()))
+                 for split in (train, held))
 
 
 def _shard_labels(train: Part, settings: _Settings) -> np.ndarray:

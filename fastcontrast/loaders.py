@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -411,7 +411,7 @@ class PictureStream(Dataset):
     ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]: # [B, *form.shape]; int64 [B]; all failures
         "A batch of items"
         images, indices, failures = zip(*items, strict=True)
-        return PictureStream.stacked(images), torch.tensor(indices), [f for some in failures for f in some]
+        return PictureStream.stacked(images), torch.tensor(indices), list(chain.from_iterable(failures))
 
     @staticmethod
     def stacked(

@@ -206,7 +206,7 @@ def picture_suffixes() -> tuple[str, ...]:
 def open_picture(
     file: Any,      # a path or a binary file
     channels: int | None = None, # that are wanted; None: as many as there are
-    whole: bool = True, # with all bits and channels? Else as Pillow reads it
+    complete: bool = True, # with all bits and channels? Else as Pillow reads it
 ) -> Image.Image | Raster: # not decoded yet; to be used in a `with` statement
     """A picture file in one of `picture_formats`, or one that holds an array
 
@@ -217,7 +217,7 @@ def open_picture(
     try: picture = _opened_picture(file, is_path)
     except Image.DecompressionBombError:
         raise ValueError(f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, where Pillow suspects an attack") from None
-    if not whole or isinstance(picture, Raster): return picture
+    if not complete or isinstance(picture, Raster): return picture
     found = None
     try: found = whole_picture(picture, file, channels)
     finally:
@@ -242,14 +242,14 @@ def decoded(
     form: PixelFormat, # what it is to become
 ) -> np.ndarray:       # `form.shape`
     "`square_pixels` of a picture file; raises whatever its decoder raises"
-    whole = form.span is not None or form.channels not in (1, 3)
-    with open_picture(file, form.channels, whole) as picture:
+    complete = form.span is not None or form.channels not in (1, 3)
+    with open_picture(file, form.channels, complete) as picture:
         if isinstance(picture, Raster): return square_pixels(picture, form)
         picture.draft(None, (form.side, form.side))  # a JPEG far too large is decoded at 1/2, 1/4 or 1/8 of its size
         need = decoding_memory(picture)
         if not need: return _square(picture, form)
     with MEMORY.taken(need):
-        picture = open_picture(file, form.channels, whole)
+        picture = open_picture(file, form.channels, complete)
         try:
             picture.draft(None, (form.side, form.side))
             return _square(picture, form)
@@ -359,7 +359,7 @@ class Files(Pictures):
     def shown(self, i): return str(self.folder/self.names[i])
     def subset(self, indices): return Files(self.folder, self.names[indices], self.y[indices])
     def size(self, i):
-        with open_picture(self.shown(i), whole=False) as picture: return picture.size
+        with open_picture(self.shown(i), complete=False) as picture: return picture.size
 
     def look(self, i, see, channels):
         with open_picture(self.shown(i), channels) as picture: return see(picture)

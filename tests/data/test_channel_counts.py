@@ -173,7 +173,7 @@ def test_png_of_16_bits_keeps_them(tmp_path, channels):
     seen = 1 if channels == 3 else x[..., -1:] / 65535
     expected = (colour / 65535 * seen + 1 - seen).transpose(2, 0, 1) * 65535
     assert dls.value_range == (0, 65535) and np.abs(values(dls)[0].numpy() - expected).max() <= 1
-    assert open_picture(tmp_path/'0.png', whole=False).size == (SIDE, SIDE)
+    assert open_picture(tmp_path/'0.png', complete=False).size == (SIDE, SIDE)
     if channels != 3: assert np.array_equal(values(dls_of(tmp_path, channels=channels))[0], x.transpose(2, 0, 1))
 
 
