@@ -2,6 +2,7 @@
 
 Docs: https://fastcontrast.github.io/fastcontrast/pictures.html.md"""
 import logging
+import math
 import os
 import threading
 import zipfile
@@ -95,7 +96,7 @@ class Raster:
         width, height = self.size
         need = 9 * width * height
         if self.held: return min(need, MEMORY.limit) if need > 4 * SMALL else 0
-        need += int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+        need += math.prod(self.shape) * self.dtype.itemsize
         if need > MEMORY.limit:
             raise ValueError(f"an array of the shape {list(self.shape)} takes {megabytes(need)} to read, and "
                              f"{megabytes(MEMORY.limit)} is the most: make it smaller")
@@ -117,7 +118,14 @@ def _divided(
     return x
 
 
-def lying(
+def orientation_of(
+    picture: Image.Image,
+) -> int: # as EXIF counts; 1: upright
+    "How a picture lies"
+    return picture.getexif().get(_ORIENTATION, 1)
+
+
+def oriented(
     picture: Image.Image,
     orientation: int, # as EXIF counts; 1: upright
 ) -> Image.Image:     # the same
@@ -239,7 +247,7 @@ def _raster_of(content: BinaryIO, length: int, opened: Callable[[], Any]) -> Ras
     if dtype.kind not in KINDS: raise ValueError(f"holds {dtype}, which is no value of a pixel")
     if len(shape) not in (2, 3) or min(shape) < 1: raise ValueError(f"has the shape {list(shape)}, and is no picture")
     start = content.tell()
-    nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    nbytes = math.prod(shape) * dtype.itemsize
     if start + nbytes != length:
         raise ValueError(f"has {length:,} bytes, and its header promises {start + nbytes:,}")
     return Raster(shape, dtype, partial(_read_array, opened, start, nbytes, shape, dtype, by_column))
@@ -293,8 +301,8 @@ def _has_pages(
 def _open_png(picture: Image.Image, mode: str, file: Any) -> Raster:
     "A PNG of 16 bits and several channels"
     channels = {'LA': 2, 'RGB': 3, 'RGBA': 4}[mode.partition(';')[0]]
-    shape, known = (picture.height, picture.width, channels), 'exif' in picture.info
-    orientation = picture.getexif().get(_ORIENTATION, 1) if known else 1
+    shape = picture.height, picture.width, channels
+    orientation = orientation_of(picture) if 'exif' in picture.info else 1
     return Raster(shape, np.dtype(np.uint16), partial(_read_png, file), last=True, alpha=channels != 3,
                   orientation=orientation)
 
@@ -324,7 +332,7 @@ def _open_ppm(picture: Image.Image, file: Any) -> Image.Image | Raster:
     codec, _, start, args = picture.tile[0]
     if codec != 'ppm' or args[-1] < 256: return picture
     shape, dtype = (picture.height, picture.width, *([] if args[0] == 'L' else [3])), np.dtype('>u2')
-    nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    nbytes = math.prod(shape) * dtype.itemsize
     return Raster(shape, dtype, partial(_read_array, partial(_opened, file), start, nbytes, shape, dtype, False),
                   last=True)
 
@@ -361,7 +369,7 @@ def open_tiff(
         shape, axes = zip(*[(n, axis) for n, axis in zip(series.shape, series.axes) if n > 1 or axis in 'YX'])
         if len(shape) not in (2, 3) or series.dtype.kind not in KINDS:
             raise ValueError(f"has the shape {list(series.shape)}, and is no picture")
-        if int(np.prod(page.chunks, dtype=object)) * series.dtype.itemsize > MEMORY.limit:
+        if math.prod(page.chunks) * series.dtype.itemsize > MEMORY.limit:
             raise ValueError("has parts that are too large")
         extra = [int(kind) for kind in page.extrasamples]
         orientation = page.tags.valueof(_ORIENTATION, 1)

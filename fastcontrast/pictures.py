@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import Dataset
 
-from .arrays import Raster, as_raster, few, is_tiff, lying, open_array, open_tiff, whole_picture
+from .arrays import (Raster, as_raster, few, is_tiff, open_array, open_tiff, orientation_of, oriented,
+                     whole_picture)
 from .core import InputError, shown
 from .decoding import MEMORY, check_icon, decoding_memory
 from .files import check_file
@@ -109,7 +110,7 @@ def _decoded_square(picture: Image.Image, form: PixelFormat) -> Square:
     if deep := is_deep(picture): span = span_of(form, picture.mode == 'F')
     picture.load()  # what says how it lies may stand behind its pixels
     if deep: count_outside(*extremes(picture), span)
-    turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    turn = _TURNS.get(orientation_of(picture))
     left, top, right, bottom = box = form.box(*_turned_size(picture, turn))
     odd = picture.mode != 'RGB' or 'transparency' in picture.info or _is_stretched(form)
     if (turn or odd) and picture.width * picture.height > BAND: picture = _fit_in_bands(picture, form, turn)
@@ -134,8 +135,8 @@ def _by_channel(picture: Image.Image, form: PixelFormat) -> Square:
     n = len(picture.getbands())
     if n != form.channels: raise Unfit(few(n, form.channels))
     picture.load()
-    turn, grey = picture.getexif().get(ExifTags.Base.Orientation, 1), replace(form, channels=1)
-    return _joined(_decoded_square(lying(picture.getchannel(k), turn), grey) for k in range(n))
+    orientation, grey = orientation_of(picture), replace(form, channels=1)
+    return _joined(_decoded_square(oriented(picture.getchannel(k), orientation), grey) for k in range(n))
 
 
 def _with_alpha(picture: Image.Image) -> Image.Image:
@@ -143,15 +144,17 @@ def _with_alpha(picture: Image.Image) -> Image.Image:
     if 4 * picture.width * picture.height > MEMORY.limit:
         raise ValueError(f"{picture.width:,} x {picture.height:,} pixels are too many to have a fourth channel each: "
                          "make it smaller")
-    turn = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    return lying(picture.convert('LA' if picture.mode == 'La' else 'RGBA'), turn)
+    return oriented(picture.convert('LA' if picture.mode == 'La' else 'RGBA'), orientation_of(picture))
+
+
+def _image(x: np.ndarray) -> Image.Image: return Image.fromarray(np.ascontiguousarray(x))
 
 
 def _raster_square(raster: Raster, form: PixelFormat) -> Square:
     "Of an array: each channel by itself, but bytes of colour"
     x = raster.read(form.channels)  # first: without the channels that are wanted, its values say nothing
     if raster.deep: span = span_of(form, raster.floats)
-    grey, turn = replace(form, channels=1), raster.orientation
+    grey, orientation = replace(form, channels=1), raster.orientation
     if raster.deep:
         seen = seen_share(x) if raster.alpha and form.channels in (1, 3) else None
         if seen is not None: x = x[..., :-1]
@@ -159,11 +162,11 @@ def _raster_square(raster: Raster, form: PixelFormat) -> Square:
         grey = replace(grey, span=UNIT)
         def plane(k): return Image.fromarray(unit_plane(x[..., k], span, seen))
     elif x.shape[-1] == 3 or raster.alpha and form.channels in (1, 3):
-        return _decoded_square(lying(Image.fromarray(np.ascontiguousarray(x)), turn), form)
+        return _decoded_square(oriented(_image(x), orientation), form)
     else:
-        def plane(k): return Image.fromarray(np.ascontiguousarray(x[..., k]))
+        def plane(k): return _image(x[..., k])
     # one after the other, so that only one is in memory
-    square, aspect = _joined(_decoded_square(lying(plane(k), turn), grey) for k in range(x.shape[-1]))
+    square, aspect = _joined(_decoded_square(oriented(plane(k), orientation), grey) for k in range(x.shape[-1]))
     return fitted(square, form.channels), aspect
 
 
