@@ -216,10 +216,11 @@ def _all_labels(
 
 # --- what was asked for
 
-@dataclass
+@dataclass(kw_only=True)
 class _Settings:
     "The arguments of `image_dls`, checked, and with what depends on this machine filled in"
     size: int | None
+    store_size: int | None # None: what the usual crops want
     bs: int | None      # None: 256, or fewer where there are fewer pictures
     labels: None | str | Path | float | bool
     valid: float | Any
@@ -234,7 +235,6 @@ class _Settings:
     value_range: tuple[float, float] | None
     channels: int | None
     tell: Callable[[str], None] # gets each note
-    store_size: int | None = None # short side at which pictures are kept; None: what the usual crops want
     builders: int = field(init=False) # processes that decode, or look into shards, before that
     fits: bool = field(init=False)    # does the batch become smaller where there are fewer pictures?
     notes: list[str] = field(default_factory=list, init=False) # that were told
@@ -427,6 +427,10 @@ class _Split:
     @property
     def training(self) -> bool: return self.labeled is not None
     @property
+    def known(self) -> np.ndarray:
+        "bool [N], which labels its loader may use"
+        return self.labeled if self.training else self.part.y >= 0
+    @property
     def sharded(self) -> bool: return isinstance(self.part.pictures, Shards)
 
 
@@ -485,10 +489,9 @@ def _make_loader(
         images, good, failed = decode_all(pictures, form, device, settings.strict)
         make = partial(ResidentLoader, images)
     else: make = partial(StreamingLoader, PictureStream(pictures, form), settings.workers, settings.strict)
-    labeled = split.labeled if split.training else labels.y >= 0
     names = pictures.names if good.all() else pictures.subset(np.flatnonzero(good)).names
-    data = ImageData(names, torch.from_numpy(labels.y[good]), torch.from_numpy(labeled[good]), labels.classes, failed,
-                     labels.reason)
+    data = ImageData(names, torch.from_numpy(labels.y[good]), torch.from_numpy(split.known[good]), labels.classes,
+                     failed, labels.reason)
     if failed and not len(data): raise InputError(f"no picture could be decoded: {first_ten(failed.items())}")
     return make(data, settings.bs, device, training=split.training, seed=settings.seed, form=form)
 
@@ -529,9 +532,9 @@ def _load(train: Part, judges: _Judges, settings: _Settings) -> ImageLoaders:
     forms = [replace(form, channels=kept.channels, bits=kept.bits, span=kept.span)
              for form, kept in zip(forms, values, strict=True)]
     copies = local_world_size() if settings.device.type == 'cpu' else 1
-    need = sum(len(split.part) * form.nbytes for split, form in zip(splits, forms) if not split.sharded) * copies
-    resident = need <= settings.memory * _free_memory(settings.device)
-    if short: settings.note(_kept_whole(short, need // copies, resident, settings))
+    need = sum(len(split.part) * form.nbytes for split, form in zip(splits, forms) if not split.sharded)
+    resident = need * copies <= settings.memory * _free_memory(settings.device)
+    if short: settings.note(_kept_whole(short, need, resident, settings))
     stores = _stores(splits, judges, train.name, forms, settings)
     loaders = [_make_loader(*each, resident, settings) for each in zip(splits, stores, forms, strict=True)]
     settings.check_batch(len(loaders[0].data), train.name)  # what could not be decoded is left out
@@ -628,10 +631,9 @@ def _shard_labels(train: Part, settings: _Settings) -> np.ndarray:
 def _shard_loader(split: _Split, form: PixelFormat, settings: _Settings) -> ShardLoader:
     "A loader that reads shards from front to back"
     part = split.part
-    labeled = split.labeled if split.training else part.y >= 0
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # one value that stands for all may not be written to: that is meant
-        data = ImageData(range(len(part)), torch.from_numpy(part.y), torch.from_numpy(labeled), part.classes)
+        data = ImageData(range(len(part)), torch.from_numpy(part.y), torch.from_numpy(split.known), part.classes)
     return ShardLoader(part.pictures, form, settings.workers, settings.strict, data, settings.bs, settings.device,
                        training=split.training, seed=settings.seed)
 
@@ -750,8 +752,10 @@ def image_dls(
     Pictures of more than 8 bits, integers or floats, are scaled by one range for all of them: `value_range`, or one
     that a sample of them tells and a note says; batches are then uint16, and `value_range` of the loaders has it.
     `channels` is 1 for grey, 3, or any other number: that of arrays, of .npy files, or 4 where transparency counts."""
-    settings = _Settings(size, bs, labels, valid, seed, workers, memory, strict, device, cache, unlabelled,
-                         Columns(column, label_column), value_range, channels, tell or _aloud, store_size)
+    settings = _Settings(
+        size=size, store_size=store_size, bs=bs, labels=labels, valid=valid, seed=seed, workers=workers, memory=memory,
+        strict=strict, device=device, cache=cache, unlabelled=unlabelled, columns=Columns(column, label_column),
+        value_range=value_range, channels=channels, tell=tell or _aloud)
     if isinstance(source, DataLoaders):
         if value_range is not None:
             raise InputError("fastai DataLoaders scale their pictures themselves: leave value_range (--range) out")
