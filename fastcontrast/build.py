@@ -312,17 +312,14 @@ def _from_module(dls, module: nn.Module, small_input: bool | None, pretrained: b
         raise InputError(f"weights='{clipped(weights)}' are of a model that timm makes, and arch={name}(…) is one "
                          "already: give the name as arch, or a file as weights.")
     read = read_weights(weights, module)
-    fitted = fit_tensors(encoder, read)
-    other = _follow(encoder, read, dls)
-    return Start(encoder, arch, weights=read.origin, notes=[*notes, fitted.note(read.origin), *other], module=True,
-                 doubts=fitted.doubts(read.origin, architecture(encoder)))
+    loaded, doubts = _load(encoder, read, dls)
+    return Start(encoder, arch, weights=read.origin, notes=[*notes, *loaded], module=True, doubts=doubts)
 
 
 def _from_timm(dls, arch: str | None, small_input: bool | None, source: str) -> Start:
     "A model that timm makes with its weights"
     encoder = make_encoder(source, bool(small_input), True, dls.channels, dls.size)
-    own = architecture(encoder)
-    if arch is not None and str(arch).split('.')[0] != own: _refuse_other(arch, own, source)
+    _check_arch(arch, architecture(encoder), source)
     name = _name_of(dls, encoder, source, False)
     changed = _changed_by_timm(encoder, dls.channels)
     return Start(encoder, name, False, f"'{source}'", [f"weights of timm's '{source}'{changed and f'; {changed}'}"])
@@ -334,8 +331,7 @@ def _from_file(dls, arch: str | None, small_input: bool | None, weights: str | P
     if own is not None and needs_module(own):
         raise InputError(f"weights='{clipped(weights)}' are of a {clipped(own.removeprefix(MODULE))}, which no name "
                          "makes: give such a module as arch.")
-    if arch is not None and own is not None and str(arch).split('.')[0] != own.split('.')[0]:
-        _refuse_other(arch, own, weights)
+    if own is not None: _check_arch(arch, own, weights)
     arch = arch or own
     if arch is None:
         raise InputError(f"weights='{clipped(weights)}' do not say of which architecture they are: give arch.")
@@ -347,26 +343,28 @@ def _from_file(dls, arch: str | None, small_input: bool | None, weights: str | P
                          "the other: leave it out.")
     small = bool(small_input if small is None else small)
     if small: small_stem(encoder)
-    fitted = fit_tensors(encoder, read)
-    notes = [fitted.note(read.origin), *_follow(encoder, read, dls)]
-    return Start(encoder, _name_of(dls, encoder, arch, small), small, read.origin, notes,
-                 doubts=fitted.doubts(read.origin, architecture(encoder)))
+    notes, doubts = _load(encoder, read, dls)
+    return Start(encoder, _name_of(dls, encoder, arch, small), small, read.origin, notes, doubts=doubts)
 
 
-def _refuse_other(arch: str, own: str, weights: Any) -> None:
+def _check_arch(arch: str | None, own: str, weights: Any) -> None:
+    "Raise `InputError` where weights are of another architecture than the one that was asked for"
+    if arch is None or str(arch).split('.')[0] == own.split('.')[0]: return
     raise InputError(f"weights='{clipped(weights)}' are of '{clipped(own)}' and arch is '{clipped(arch)}': leave arch "
                      "out, or give other weights.")
 
 
-def _follow(encoder: nn.Module, weights: Weights, dls) -> list[str]:
-    """Mean and standard deviation are those that the weights were trained with, where the file says them of as many
+def _load(encoder: nn.Module, weights: Weights, dls) -> tuple[list[str], list[str]]:
+    """Give an encoder weights: what is to be said of it, and what is to be warned of
 
-    Notes where they were those of another range of values."""
-    info = weights.info
-    if not info or len(info['mean']) != dls.channels: return []
+    Mean and standard deviation are those that they were trained with, where the file says them of as many channels;
+    it is said where they were those of another range of values."""
+    fitted, info = fit_tensors(encoder, weights), weights.info
+    notes, doubts = [fitted.note(weights.origin)], fitted.doubts(weights.origin, architecture(encoder))
+    if not info or len(info['mean']) != dls.channels: return notes, doubts
     encoder.pretrained_cfg.update(mean=tuple(info['mean']), std=tuple(info['std']))
     other = other_range(info['extra'], dls.value_range)
-    return [f"the encoder of {weights.origin}: {other}"] if other else []
+    return [*notes, *([f"the encoder of {weights.origin}: {other}"] if other else [])], doubts
 
 
 def head_warmup(
