@@ -5,7 +5,7 @@ import difflib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -27,7 +27,7 @@ from .core import LARGEST_SIDE, InputError, MissingPath, clipped, is_number, num
 from .distributed import join_processes, local_world_size, rank, world_size
 from .files import from_list, megabytes, read_text, user_path
 from .formats import LONGEST, PixelFormat
-from .folders import by_folder, find_pictures, left_out, list_folder
+from .folders import Left, by_folder, find_pictures, list_folder
 from .loaders import (FastaiLoader, ImageData, ImageLoader, ImageLoaders, MappedLoader, PictureStream, ResidentLoader,
                       ShardLoader, StratifiedLoader, StreamingLoader, decode_all, empty_loader, load_rows, outside)
 from .pictures import Files, Names, Pictures, common_size, first_ten, short_and_long
@@ -54,12 +54,12 @@ SPARE = 1.5
 
 def _scan(folder: Path, classes: list[str] | None = None) -> tuple[Files, list[str] | None]:
     "The pictures of one split and its classes (None: unlabelled); `classes` given: there must be no others"
-    loose, below, others = by_folder(folder)
+    loose, below, left = by_folder(folder)
     if loose and below:
         raise InputError(f"'{folder}' holds loose pictures ({loose[0]}) beside folders of pictures "
                          f"({next(iter(below))}): put every picture into a class folder, or take them all as they lie, "
                          "without classes, by unlabelled=True (--unlabelled)")
-    _check_found(folder, loose or below, others)
+    _check_found(folder, [loose] if loose else [*below.values()], left)
     if loose: return Files(folder, loose, np.full(len(loose), -1)), None
     unknown = sorted(set(below) - set(classes or below))
     if unknown:
@@ -82,14 +82,17 @@ def _folder_part(folder: Path, name: str, unlabelled: bool) -> Part:
         return Part(files, Labels(files.y, classes, named=True), name, origin='folders')
     listing = list_folder(folder)
     names = listing.pictures
-    _check_found(folder, names, left_out(listing.others))
+    _check_found(folder, [names], listing.left)
     return without_labels(Files(folder, names, np.full(len(names), -1)), name)
 
 
-def _check_found(folder: Path, found: Collection[str], others: str) -> None:
-    "Raise `InputError` if there is no picture; else say, by `others`, what looks like one and was left out"
-    if not found: raise InputError(f"there is no picture in '{folder}' or in its folders" + (others and f": {others}"))
-    if others and not rank(): print(others, file=sys.stderr)
+def _check_found(folder: Path, found: Sequence[list[str]], left: Left):
+    "Raise `InputError` if there is no picture, or hardly one among what may be meant; else say what was left out"
+    words = left.words(found)
+    if not any(found):
+        raise InputError(f"there is no picture in '{folder}' or in its folders" + (words and f": {words}"))
+    left.check(folder, found)
+    if words and not rank(): print(words, file=sys.stderr)
 
 
 def _no_folder(root: Path, source: str) -> str:
