@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from .core import InputError, shown
 from .files import check_file, check_utf8, megabytes, user_path
 from .formats import PixelFormat
-from .pictures import Files, attempt, check_decoded, first_ten
+from .pictures import Files, attempt, by_reason, check_decoded
 
 FORMAT = 'fastcontrast pictures 1' # another one whenever the same files would be decoded to other bytes
 HEADER = 4096                      # bytes before the first picture, so that their places are known before anything else
@@ -232,7 +232,7 @@ class _Store:
             failed.update(broken)
             check_decoded(self.named(broken), strict)
         if len(failed) < len(self.pictures): return failed
-        raise InputError(f"no picture could be decoded: {first_ten(self.named(failed).items())}")
+        raise InputError(f"no picture could be decoded: {by_reason(self.named(failed).items())}")
 
     def _finish(self, file: Path, failed: dict[int, str]):
         "Write the header and the failures, and see that all of it is on the disk"

@@ -30,7 +30,7 @@ from .formats import LONGEST, PixelFormat
 from .folders import Left, by_folder, find_pictures, list_folder
 from .loaders import (FastaiLoader, ImageData, ImageLoader, ImageLoaders, MappedLoader, PictureStream, ResidentLoader,
                       ShardLoader, StratifiedLoader, StreamingLoader, decode_all, empty_loader, load_rows, outside)
-from .pictures import Files, Names, Pictures, common_size, first_ten, short_and_long
+from .pictures import Files, Names, Pictures, by_reason, common_size, short_and_long
 from .sample import Kept, check_range, kept_of
 from .shards import Shards, shard_paths
 from .sources import (TABLES, Columns, Labels, Part, are_labelled, are_shards, is_table, open_collection,
@@ -495,7 +495,7 @@ def _make_loader(
     names = pictures.names if good.all() else pictures.subset(np.flatnonzero(good)).names
     data = ImageData(names, torch.from_numpy(labels.y[good]), torch.from_numpy(split.known[good]), labels.classes,
                      failed, labels.reason)
-    if failed and not len(data): raise InputError(f"no picture could be decoded: {first_ten(failed.items())}")
+    if failed and not len(data): raise InputError(f"no picture could be decoded: {by_reason(failed.items())}")
     return make(data, settings.bs, device, training=split.training, seed=settings.seed, form=form)
 
 

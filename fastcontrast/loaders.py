@@ -24,7 +24,7 @@ from .core import InputError, shown, whole
 from .distributed import rank, world_size
 from .formats import PixelFormat, Span
 from .generators import OwnDraws
-from .pictures import TRIES, Pictures, attempt, check_decoded, first_ten, progress
+from .pictures import TRIES, Pictures, attempt, by_reason, check_decoded, progress
 from .shards import Shards, ShardStream
 
 Batch = tuple[torch.Tensor, ...]
@@ -469,7 +469,7 @@ class StreamingLoader(DecodingLoader):
             batch = self._arrived(images, indices, failures)
             if indices.min() < 0:
                 failed = dict(failures)
-                raise InputError(f"{len(failed)} pictures in a row could not be decoded: {first_ten(failed.items())}")
+                raise InputError(f"{len(failed)} pictures in a row could not be decoded: {by_reason(failed.items())}")
             yield batch
 
 
@@ -682,7 +682,7 @@ class ImageLoaders(DataLoaders):
         n = sum(len(loader.data) for loader in self.loaders)
         if self.train.streaming: fate = "the next picture stands in for each"
         else: n, fate = n + len(failed), "they are left out"
-        return f"{len(failed):,} of {n:,} pictures could not be decoded, {fate}: {first_ten(failed)}."
+        return f"{len(failed):,} of {n:,} pictures could not be decoded, {fate}: {by_reason(failed)}."
 
 
 class StratifiedLoader:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import os
+import re
 import sys
 import time
 import traceback
@@ -33,6 +34,8 @@ from .values import (BAND, UNIT, Unfit, as_pixels, count_outside, extremes, fitt
 T = TypeVar('T')
 TRIES = 100 # so many failures in a row are no longer a matter of a few bad files
 USUAL = 'JPEG', 'PNG'
+REASONS, NAMED = 5, 3 # that are told of pictures that can't be decoded, and pictures that are named for each
+_NUMBERS = re.compile(r'\d[\d,.]*') # by which reasons of one kind differ
 
 # --- one picture
 
@@ -463,13 +466,22 @@ def attempt(
         return None, (getattr(e, 'strerror', None) or str(e) or type(e).__name__).rstrip('.')
 
 
-def first_ten(
+def by_reason(
     failed: Iterable[tuple[str, str]], # pictures and why they could not be decoded
 ) -> str:
-    "The first ten pictures with their reasons"
-    failed = list(failed)
-    more = f" and {len(failed) - 10:,} more" if len(failed) > 10 else ''
-    return ', '.join(f"{shown(name)} ({shown(reason)})" for name, reason in failed[:10]) + more
+    "The commonest reasons, each with the first pictures that it is of, and how many more there are"
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for name, reason in failed: groups.setdefault(_NUMBERS.sub('', reason), []).append((name, reason))
+    groups = sorted(groups.values(), key=len, reverse=True)
+    more = sum(map(len, groups[REASONS:]))
+    return '; '.join([*map(_for_one_reason, groups[:REASONS]), *([f"and {more:,} more"] if more else [])])
+
+
+def _for_one_reason(failed: list[tuple[str, str]]) -> str:
+    names = ', '.join(shown(name) for name, _ in failed[:NAMED])
+    more = f" and {len(failed) - NAMED:,} more" if len(failed) > NAMED else ''
+    alike = ', and the like' if len({reason for _, reason in failed}) > 1 else ''
+    return f"{names}{more} ({shown(failed[0][1])}{alike})"
 
 
 def check_decoded(

@@ -24,7 +24,7 @@ from .arrays import ARRAY_SUFFIXES, Raster
 from .core import InputError, MissingPath, is_whole, shown
 from .files import check_file, megabytes, read_json, user_path, write_whole
 from .formats import PixelFormat
-from .pictures import TRIES, attempt, decoded, first_ten, open_picture, picture_suffixes, progress
+from .pictures import TRIES, attempt, by_reason, decoded, open_picture, picture_suffixes, progress
 
 T = TypeVar('T')
 MARK = 64 # pictures between two places at which reading a shard may begin
@@ -382,12 +382,12 @@ class ShardStream(IterableDataset):
                 failed.append((name, reason))
                 owed += 1
                 if owed < TRIES: continue
-                raise InputError(f"{owed} pictures in a row could not be decoded: {first_ten(failed[-owed:])}")
+                raise InputError(f"{owed} pictures in a row could not be decoded: {by_reason(failed[-owed:])}")
             last = pixels, number
             for _ in range(1 + owed): yield last
             owed = 0
         if owed and last is None: last = self._last_before(worker, begin)
-        if owed and last is None: raise InputError(f"no picture could be decoded: {first_ten(failed)}")
+        if owed and last is None: raise InputError(f"no picture could be decoded: {by_reason(failed)}")
         for _ in range(owed): yield last
 
     def _last_before(self, worker: int, begin: int) -> tuple[np.ndarray, int] | None:

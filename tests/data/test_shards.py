@@ -216,7 +216,7 @@ def test_undecodable_pictures_are_replaced(tmp_path, workers):
     # a worker does not see what another reads
     assert seen == ([1, 1, 2, 3, 3, 6, 6, 7, 8, 8] if workers else [1, 1, 2, 3, 6, 6, 6, 7, 8, 8])
     assert dls.report() == ("4 of 10 pictures could not be decoded, the next picture stands in for each: "
-                            + ', '.join(f"{path}/{i:03} (not a picture)" for i in (0, 4, 5, 9)) + '.')
+                            f"{path}/000, {path}/004, {path}/005 and 1 more (not a picture).")
     assert [len(x) for x, _ in dls.train] == [5, 5]
     with pytest.raises(InputError, match='0.tar/00. could not be decoded .not a picture'):
         list(dls_of(path, strict=True, workers=workers).train)
