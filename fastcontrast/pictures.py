@@ -110,9 +110,8 @@ def _fit_in_bands(picture: Image.Image, form: PixelFormat, turn: Turn | None) ->
 
 def _decoded_square(picture: Image.Image, form: PixelFormat) -> Square:
     "Of a picture in grey or colour, and so many channels"
-    if deep := is_deep(picture): span = span_of(form, picture.mode == 'F')
     picture.load()  # what says how it lies may stand behind its pixels
-    if deep: count_outside(*extremes(picture), span)
+    if is_deep(picture): count_outside(*extremes(picture), span_of(form, picture.mode == 'F'))
     turn = _TURNS.get(orientation_of(picture))
     left, top, right, bottom = box = form.box(*_turned_size(picture, turn))
     odd = picture.mode != 'RGB' or 'transparency' in picture.info or _is_stretched(form)
@@ -156,12 +155,13 @@ def _image(x: np.ndarray) -> Image.Image: return Image.fromarray(np.ascontiguous
 def _raster_square(raster: Raster, form: PixelFormat) -> Square:
     "Of an array: each channel by itself, but bytes of colour"
     x = raster.read(form.channels)  # first: without the channels that are wanted, its values say nothing
-    if raster.deep: span = span_of(form, raster.floats)
     grey, orientation = replace(form, channels=1), raster.orientation
     if raster.deep:
         seen = seen_share(x) if raster.alpha and form.channels in (1, 3) else None
         if seen is not None: x = x[..., :-1]
-        count_outside(*extremes(x), span)
+        low, high = extremes(x)  # first: what holds NaN has no range
+        span = span_of(form, raster.floats)
+        count_outside(low, high, span)
         grey = replace(grey, span=UNIT)
         def plane(k): return Image.fromarray(unit_plane(x[..., k], span, seen))
     elif x.shape[-1] == 3 or raster.alpha and form.channels in (1, 3):

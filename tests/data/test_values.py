@@ -230,6 +230,8 @@ def test_values_that_are_none(tmp_path, bad, words, stream):
         assert dls.value_range == (0, 40)
     for kind in ('array', 'items', 'tensor', 'pil'):
         refuses(['item 2 of', words], dls_of, source_of(None, pictures, kind), **stream)
+    for kind in ('tif', 'npy') if not stream else ():
+        refuses(['no picture', words], dls_of, source_of(tmp_path/f'all {kind}', pictures[2:3] * 3, kind))
 
 
 @pytest.mark.parametrize('how', [{}, STREAM, STREAM | dict(workers=2)])
@@ -243,8 +245,6 @@ def test_what_is_outside_of_a_found_range_is_counted(tmp_path, monkeypatch, how)
     else: assert dls.report().startswith('1 time a picture had values outside of 0 to 1,023')
 
 
-def test_the_first_of_its_kind_is_refused_by_name(tmp_path, monkeypatch):
-    "No range is known for it, and any other would do harm"
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_cache_knows_how_many_are_outside(tmp_path, monkeypatch, workers, capsys):
     monkeypatch.setattr(sample, 'SAMPLE', 2)
@@ -265,6 +265,8 @@ def test_a_cache_knows_how_many_are_outside(tmp_path, monkeypatch, workers, caps
         assert ('no store of pictures' in capsys.readouterr().err) == bool(said)
 
 
+def test_the_first_of_its_kind_is_refused_by_name(tmp_path, monkeypatch):
+    "No range is known for it, and any other would do harm"
     monkeypatch.setattr(sample, 'SAMPLE', 2)
     grey, deep = np.rint(RAMP * 255).astype(np.uint8), np.rint(RAMP * 4095).astype(np.uint16)
     folder_of(tmp_path, [grey, grey, grey], 'png')
