@@ -2,6 +2,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from fastcore.foundation import L
 from torch import Tensor, nn
 
 from .channels import channel_statistics
-from .core import InputError, clipped, whole
+from .core import InputError, clipped, waiting, whole
+from .distributed import rank
 from .export import needs_module
 from .guards import ClipEach
 from .losses import LOSSES, Loss, as_step_loss
@@ -30,6 +32,9 @@ from .values import other_range
 from .warmup import HeadWarmup
 from .weights import (Weights, architecture_of, changed_channels, first_convolutions, fit_tensors, has_small_stem,
                       read_weights, timm_source)
+
+
+HUB = 'hf-hub:' # how the names of models on Hugging Face's Hub begin
 
 
 @dataclass
@@ -260,7 +265,8 @@ def _begin(dls, arch: Any, small_input: bool | None, pretrained: bool, weights: 
     if weights is not None: return _from_file(dls, arch, small_input, weights)
     if arch is None:
         raise InputError("there is no architecture: give arch, like 'resnet18', or weights that say theirs.")
-    encoder = make_encoder(arch, bool(small_input), pretrained, dls.channels, dls.size)
+    with looking_for(arch, pretrained):
+        encoder = make_encoder(arch, bool(small_input), pretrained, dls.channels, dls.size)
     if small_input is None:
         # digits have 8 pixels, however large they are shown
         small_input = dls.size <= SMALL_PICTURES and dls.source != 'digits' and not pretrained
@@ -271,6 +277,16 @@ def _begin(dls, arch: Any, small_input: bool | None, pretrained: bool, weights: 
     changed = _changed_by_timm(encoder, dls.channels)
     notes = [f"weights of timm's '{clipped(arch)}'; {changed}"] if changed else []
     return Start(encoder, name, small_input, f"timm's '{arch}'", notes)
+
+
+def looking_for(
+    name: str, # of a model
+    weights: bool = False, # does it come with weights from the network? Else it does if the Hub describes it
+) -> AbstractContextManager:
+    "A block that fetches a model, if it has not been fetched before; who waits for long is told"
+    if rank() or not (weights or str(name).startswith(HUB)): return nullcontext()
+    return waiting(f"looking for '{clipped(name)}' here and on the network; where there is none, that takes half a "
+                   "minute to fail (HF_HUB_OFFLINE=1 in the environment: nothing is looked for there)")
 
 
 def _from_kept(dls, kept: KeptStart) -> Start:
@@ -318,7 +334,8 @@ def _from_module(dls, module: nn.Module, small_input: bool | None, pretrained: b
 
 def _from_timm(dls, arch: str | None, small_input: bool | None, source: str) -> Start:
     "A model that timm makes with its weights"
-    encoder = make_encoder(source, bool(small_input), True, dls.channels, dls.size)
+    with looking_for(source, not source.startswith('local-dir:')):
+        encoder = make_encoder(source, bool(small_input), True, dls.channels, dls.size)
     _check_arch(arch, architecture(encoder), source)
     name = _name_of(dls, encoder, source, False)
     changed = _changed_by_timm(encoder, dls.channels)
