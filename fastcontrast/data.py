@@ -261,7 +261,7 @@ class _Settings:
         whole(bs=self.bs, least=2)  # a picture needs another to be told from
         whole(seed=self.seed, least=0)
         whole(workers=self.workers, least=0, optional=True)
-        number(memory=self.memory, above=0, most=1)
+        number(memory=self.memory, least=0, most=1)
         whole(channels=self.channels, most=MOST_CHANNELS, optional=True)
         if self.value_range is not None: check_range(self.value_range)
         self._check_labels()
@@ -554,6 +554,7 @@ def _kept_whole(short: int, need: int, resident: bool, settings: _Settings) -> s
     "The note on pictures that are no squares; all of them take `need` bytes"
     place = f"at {short} px of their short side"
     if not need: return f"pictures are read whole for every batch, {place}"  # shards
+    if not settings.memory: return f"pictures are kept whole, {place}"  # whoever asks for this wants only some of them
     if resident or settings.cache: return f"pictures are kept whole, {place}: {megabytes(need)}"
     return f"pictures are read whole for every batch, {place} ({megabytes(need)} in all)"
 
@@ -725,7 +726,7 @@ def image_dls(
     valid: float | Any = 0.2,   # a share in [0, 1); or a source of its own, or two: (bank, queries), see below
     seed: int = 0,              # of the split, the choice of labels and the shuffle, 0 or more
     workers: int | None = None, # processes that decode when streaming, of each that trains; None: its cores, at most 8
-    memory: float = 0.25,       # share of the device's free memory, in (0, 1], that resident pictures may fill
+    memory: float = 0.25,       # share of the device's free memory, in [0, 1], that resident pictures may fill; 0: none
     strict: bool = False,       # is a picture that cannot be decoded an error?
     device: str | torch.device | None = None, # where the batches go; None: the GPU if there is one
     cache: None | bool | str | Path = None, # keep files' pictures decoded in this folder; True: NAME.cache beside them
@@ -749,7 +750,8 @@ def image_dls(
     raises is not an `InputError`: it is passed on.
 
     Pictures are kept at a `store_size` of 1.5 times `size`, or as they are if they are smaller. If all are squares,
-    batches are `(images, y)`. Else pictures are kept whole, and batches are `(images, aspects, y)`: see `ImageLoader`.
+    batches are `(images, y)`. Else pictures are kept whole, and batches are `(images, aspects, y)`: see `ImageLoader`;
+    `for images, *aspects, y in dls.train` takes both.
     What validates has no part in how the training pictures are kept.
 
     Pictures of more than 8 bits, integers or floats, are scaled by one range for all of them: `value_range`, or one
