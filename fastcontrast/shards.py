@@ -21,7 +21,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from .arrays import ARRAY_SUFFIXES, Raster
-from .core import InputError, MissingPath, is_whole, shown
+from .core import InputError, MissingPath, clipped, is_whole, shown
 from .files import check_file, megabytes, read_json, user_path, write_whole
 from .formats import PixelFormat
 from .pictures import TRIES, attempt, by_reason, decoded, open_picture, picture_suffixes, progress
@@ -156,7 +156,11 @@ def _picture(sample: dict[str, Any]) -> Any:
 def _class(tar: tarfile.TarFile, sample: dict[str, Any]) -> int:
     "The class of a sample, -1 if it has none. Raises `ValueError`"
     if 'cls' not in sample: return -1
-    c = int(tar.extractfile(sample['cls']).read())
+    content = tar.extractfile(sample['cls']).read()
+    try: c = int(content)
+    except ValueError:
+        raise ValueError(f"the class of {shown(sample['__key__'])} is '{clipped(content.decode(errors='replace'))}', "
+                         "and classes are whole numbers") from None
     if c < -1: raise ValueError(f"the class of {shown(sample['__key__'])} is {c}, which is below 0")
     return c
 
