@@ -26,10 +26,10 @@ from trials import (PARTIAL, PATCHES, REGIONS, SUNCET, Chosen, Config, Sheet, de
 from fastcontrast.all import (DCL, Cost, InputError, contrastive_learner, image_dls, knn_accuracy, linear_probe,
                               make_encoder)
 from fastcontrast.evaluate.knn import extract_features
-from fastcontrast.models import has_large_stem
 from fastcontrast.precision import has_bf16
 from fastcontrast.recipes import METHODS, SPEEDUPS
 from fastcontrast.recipes.recipe import SMALL_PICTURES
+from fastcontrast.stems import has_large_stem
 
 group = Group("race", "How soon an accuracy is reached: ours and other libraries, each in its own training", lone=True)
 

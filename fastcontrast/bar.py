@@ -44,13 +44,18 @@ def _widths(row, names) -> list[int]:
     return [max(10, len(name)) for name in names] if names else [10] * len(row)
 
 
+def _cell(value, width: int) -> str:
+    "A value of the epoch table; nothing for what was not looked at"
+    if value is None: return ' ' * width
+    return f'{value:{width}.4f}' if isinstance(value, float) else f'{value!s:>{width}}'
+
+
 def in_columns(
     row, # of the epoch table, or its names
     names: Sequence[str] = (), # what stands above its columns; none is longer than 10 letters if they are not given
 ) -> str:
     "A line of the epoch table"
-    return '  '.join(f'{v:{width}.4f}' if isinstance(v, float) else f'{v!s:>{width}}'
-                     for v, width in zip(row, _widths(row, names)))
+    return '  '.join(map(_cell, row, _widths(row, names)))
 
 
 def in_width(
@@ -169,7 +174,7 @@ class RunBar(ProgressCallback):
         if self.bar is None: return
         self._print(row)
         values = dict(zip(self.recorder.metric_names, row))
-        for name, column in (('loss', 'train_loss'), ('kNN', 'knn')):
+        for name, column in (('loss', 'train_loss'), ('kNN', 'knn'), ('accuracy', 'accuracy')):
             if isinstance(values.get(column), float): self.figures[name] = values[column]
         self._draw((self.epoch + 1) * len(self.dls.train))
 

@@ -20,12 +20,12 @@ from .distributed import rank
 from .export import needs_module
 from .guards import ClipEach
 from .losses import LOSSES, Loss, as_step_loss
-from .models import (SOURCES, ContrastiveModel, architecture, drop_paths, feature_dim, fix_positions, has_large_stem,
-                     make_encoder, small_stem)
+from .models import (SOURCES, ContrastiveModel, architecture, drop_paths, feature_dim, fix_positions, make_encoder)
 from .modules import MODULE, as_encoder, check_trains, class_path, timm_name
 from .multi_crop import MultiCrop
 from .recipes import METHODS, Recipe, check_parts, encoder_kind, make_part, pick_setting
 from .recipes.recipe import SMALL_PICTURES
+from .stems import has_large_stem, plain_name, small_stem
 from .step import StepCallback
 from .targets import Memory, Queue, Target
 from .values import other_range
@@ -244,7 +244,8 @@ def choose_encoder(
 
     Mean and standard deviation are its own, or of its weights, unless they are of another number of channels: then they
     are those of the pictures."""
-    start = _begin(dls, arch, small_input, pretrained, weights)
+    with looking_for(arch if weights is None else weights, pretrained):
+        start = _begin(dls, arch, small_input, pretrained, weights)
     config = start.encoder.pretrained_cfg
     if len(config['mean']) != dls.channels:
         found = channel_statistics(dls.train)
@@ -260,27 +261,27 @@ def _begin(dls, arch: Any, small_input: bool | None, pretrained: bool, weights: 
         raise InputError(f"pretrained=True takes timm's weights of '{clipped(arch)}', and "
                          f"weights='{clipped(weights)}' are others: give one of the two.")
     if isinstance(arch, nn.Module): return _from_module(dls, arch, small_input, pretrained, weights)
+    if isinstance(arch, str): arch, small_input = plain_name(arch, small_input)
     source = None if weights is None else timm_source(weights)
     if source is not None: return _from_timm(dls, arch, small_input, source)
     if weights is not None: return _from_file(dls, arch, small_input, weights)
     if arch is None:
         raise InputError("there is no architecture: give arch, like 'resnet18', or weights that say theirs.")
-    with looking_for(arch, pretrained):
-        encoder = make_encoder(arch, bool(small_input), pretrained, dls.channels, dls.size)
+    encoder = make_encoder(arch, bool(small_input), pretrained, dls.channels, dls.size)
     if small_input is None:
         # digits have 8 pixels, however large they are shown
         small_input = dls.size <= SMALL_PICTURES and dls.source != 'digits' and not pretrained
         small_input = small_input and has_large_stem(encoder)
         if small_input: small_stem(encoder)
     name = _name_of(dls, encoder, arch, small_input)
-    if not pretrained: return Start(encoder, name, small_input)
+    if not pretrained: return Start(encoder, *name)
     changed = _changed_by_timm(encoder, dls.channels)
     notes = [f"weights of timm's '{clipped(arch)}'; {changed}"] if changed else []
-    return Start(encoder, name, small_input, f"timm's '{arch}'", notes)
+    return Start(encoder, *name, f"timm's '{arch}'", notes)
 
 
 def looking_for(
-    name: str, # of a model
+    name: Any, # of a model, or of its weights
     weights: bool = False, # does it come with weights from the network? Else it does if the Hub describes it
 ) -> AbstractContextManager:
     "A block that fetches a model, if it has not been fetched before; who waits for long is told"
@@ -296,11 +297,14 @@ def _from_kept(dls, kept: KeptStart) -> Start:
     return Start(encoder, kept.arch, kept.small_input, kept.origin, doubts=list(kept.doubts), unread=True)
 
 
-def _name_of(dls, encoder: nn.Module, arch: str, small_input: bool) -> str:
-    "What an export calls an encoder that timm made: never a place where it would be looked for"
-    if not arch.startswith(SOURCES): return arch
+def _name_of(dls, encoder: nn.Module, arch: str, small_input: bool) -> tuple[str, bool]:
+    """What an export calls an encoder that timm made, never a place where it would be looked for
+
+    And whether it has the stem for small pictures, which a model that is described elsewhere may have had before."""
+    if not arch.startswith(SOURCES): return arch, bool(small_input)
     # it may have been made with arguments of its own, which no name tells
-    return timm_name(encoder, dls.size, dls.channels, small_input) or MODULE + class_path(encoder)
+    name = timm_name(encoder, dls.size, dls.channels)
+    return plain_name(name) if name else (MODULE + class_path(encoder), bool(small_input))
 
 
 def _changed_by_timm(encoder: nn.Module, channels: int) -> str:
@@ -322,24 +326,26 @@ def _from_module(dls, module: nn.Module, small_input: bool | None, pretrained: b
                          "with its weights: leave it out, and give head_epochs=1 if they are worth keeping.")
     encoder, notes = as_encoder(module, dls.size, dls.channels)
     check_trains(encoder, name, dls.size, dls.channels)
-    arch = timm_name(encoder, dls.size, dls.channels) or MODULE + class_path(encoder)
-    if weights is None: return Start(encoder, arch, notes=notes, module=True)
+    name = timm_name(encoder, dls.size, dls.channels)
+    arch, small = plain_name(name) if name else (MODULE + class_path(encoder), False)
+    if weights is None: return Start(encoder, arch, small, notes=notes, module=True)
     if timm_source(weights) is not None:
         raise InputError(f"weights='{clipped(weights)}' are of a model that timm makes, and arch={name}(…) is one "
                          "already: give the name as arch, or a file as weights.")
     read = read_weights(weights, module)
     loaded, doubts = _load(encoder, read, dls)
-    return Start(encoder, arch, weights=read.origin, notes=[*notes, *loaded], module=True, doubts=doubts)
+    return Start(encoder, arch, small, read.origin, [*notes, *loaded], module=True, doubts=doubts)
 
 
 def _from_timm(dls, arch: str | None, small_input: bool | None, source: str) -> Start:
     "A model that timm makes with its weights"
-    with looking_for(source, not source.startswith('local-dir:')):
+    with nullcontext() if source.startswith(SOURCES) else looking_for(source, weights=True):  # the Hub's was told
         encoder = make_encoder(source, bool(small_input), True, dls.channels, dls.size)
-    _check_arch(arch, architecture(encoder), source)
+    own, _ = plain_name(architecture(encoder))
+    _check_arch(arch, own, source)
     name = _name_of(dls, encoder, source, False)
     changed = _changed_by_timm(encoder, dls.channels)
-    return Start(encoder, name, False, f"'{source}'", [f"weights of timm's '{source}'{changed and f'; {changed}'}"])
+    return Start(encoder, *name, f"'{source}'", [f"weights of timm's '{source}'{changed and f'; {changed}'}"])
 
 
 def _from_file(dls, arch: str | None, small_input: bool | None, weights: str | Path) -> Start:
@@ -361,7 +367,7 @@ def _from_file(dls, arch: str | None, small_input: bool | None, weights: str | P
     small = bool(small_input if small is None else small)
     if small: small_stem(encoder)
     notes, doubts = _load(encoder, read, dls)
-    return Start(encoder, _name_of(dls, encoder, arch, small), small, read.origin, notes, doubts=doubts)
+    return Start(encoder, *_name_of(dls, encoder, arch, small), read.origin, notes, doubts=doubts)
 
 
 def _check_arch(arch: str | None, own: str, weights: Any) -> None:

@@ -33,8 +33,9 @@ from .files import sweep, user_path, write_whole
 from .generators import generator_states, set_generators
 from .loaders import ImageLoader
 from .signals import Interrupted, Signals, watched
+from .stems import marked
 from .step import Phase, StepCallback
-from .together import difference, settings
+from .together import difference
 
 FORMAT, VERSION = 'fastcontrast-checkpoint', 1
 FOLDER = 'checkpoints'  # of a run's folder
@@ -159,13 +160,13 @@ _FREE = (Phase.PROCESSES, Phase.COUNT, Phase.GUARDS, Phase.TABLE, Phase.LAST, Ph
 def _identity(learn) -> dict[str, Any]:
     "The settings that a run can't change on its way"
     leave = ('epochs', 'model', 'draws', 'metrics', 'callbacks')
-    named = {name: value for name, value in settings(learn).items() if name not in leave}
+    named = {name: value for name, value in learn.settings().items() if name not in leave}
     own = [cb for cb in learn.cbs.sorted('order') if isinstance(cb, StepCallback) and cb.phase not in _FREE]
     return plain(dict(named, callbacks=[repr(cb) for cb in own]), 'the learner')
 
 
 def capture(
-    learn, # a `ContrastiveLearner` that is training, after a step
+    learn, # a `ResumableLearner` that is training, after a step
     identity: dict[str, Any], # what `_identity` said when the fit began
 ) -> dict[str, Any]:
     """Everything that the next step depends on, copied: tensors and plain values
@@ -587,7 +588,8 @@ def _step_of(path: Path) -> int:
 def _load_model(learn, state: dict[str, Any], folder: Path) -> None:
     "The model as it was. Raises `InputError` where it is another"
     device = next(learn.model.parameters()).device
-    try: learn.model.load_state_dict({name: t.to(device) for name, t in state['model'].items()})
+    tensors = marked(learn.model, state['model'])
+    try: learn.model.load_state_dict({name: t.to(device) for name, t in tensors.items()})
     except RuntimeError as e:
         reason = ' '.join(str(e).split())[:200]
         raise InputError(f"the checkpoints in {folder} are of another model ({reason}).") from None

@@ -5,7 +5,7 @@ import difflib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -166,26 +166,34 @@ def stratified(
     return chosen
 
 
-def _labels_file(path: Path, names: Sequence[str]) -> np.ndarray:
-    "bool [N]: which of the names stand in the file"
-    if not path.is_file():
-        raise MissingPath(f"there is no file '{path}' with the names of labelled pictures: labels should be "
-                          f"{SOME_LABELS}")
+def named_pictures(
+    wanted: Iterable[tuple[str, str]], # where a name stands, for the message, and the name: a path, or its last part
+    names: Sequence[str],              # of N pictures
+) -> np.ndarray:                       # bool [N]
+    "Which pictures have the names that are wanted. Raises `InputError` for a name of none, or of several"
     known: dict[str, list[int]] = {}
     for i, name in enumerate(names): known.setdefault(name.rpartition('/')[2], []).append(i)
     for i, name in enumerate(names): known[name] = [i]  # a whole path goes before a file name
     chosen = np.zeros(len(names), dtype=bool)
-    try: lines = read_text(path, most=2**30).splitlines()
-    except (OSError, ValueError) as e: raise InputError(f"the names in '{path}' can't be read: {e}") from None
-    for row, line in enumerate(lines, 1):
-        name = from_list(line)
-        if not name: continue
+    for place, name in wanted:
         found = known.get(name, [])
         if len(found) != 1:
             reason = "no picture has it"
             if found: reason = f"{len(found)} pictures have that name, write the folder before it"
-            raise InputError(f"line {row} of '{path}' is '{name}': {reason}")
+            raise InputError(f"{place} is '{name}': {reason}.")
         chosen[found] = True
+    return chosen
+
+
+def pictures_in_list(
+    path: Path,           # of a file with the name of a picture on each line
+    names: Sequence[str], # of N pictures
+) -> np.ndarray:          # bool [N]
+    "Which of the names stand in a file. Raises `InputError` for a file that names others, or none"
+    try: lines = read_text(path, most=2**30).splitlines()
+    except (OSError, ValueError) as e: raise InputError(f"the names in '{path}' can't be read: {e}") from None
+    wanted = ((f"line {row} of '{path}'", from_list(line)) for row, line in enumerate(lines, 1))
+    chosen = named_pictures(((place, name) for place, name in wanted if name), names)
     if not chosen.any(): raise InputError(f"'{path}' names no picture")
     return chosen
 
@@ -199,7 +207,11 @@ def _labeled(labels: None | str | Path | float | bool, part: Part, train: np.nda
         raise InputError(f"labels={labels} but {reason}")
     if isinstance(labels, str) and labels == 'all' or labels is True: labels = 1.
     if isinstance(labels, (str, Path)):
-        return _labels_file(user_path(labels, 'labels'), part.pictures.names)[train] & (y >= 0)
+        path = user_path(labels, 'labels')
+        if not path.is_file():
+            raise MissingPath(f"there is no file '{path}' with the names of labelled pictures: labels should be "
+                              f"{SOME_LABELS}")
+        return pictures_in_list(path, part.pictures.names)[train] & (y >= 0)
     if not is_number(labels) or not 0 < labels <= 1:
         raise InputError(f"labels={labels} should be {SOME_LABELS}")
     return stratified(y, labels, (seed, 2))
@@ -238,6 +250,7 @@ class _Settings:
     value_range: tuple[float, float] | None
     channels: int | None
     tell: Callable[[str], None] # gets each note
+    training: bool         # or are pictures only looked at?
     builders: int = field(init=False) # processes that decode, or look into shards, before that
     fits: bool = field(init=False)    # does the batch become smaller where there are fewer pictures?
     notes: list[str] = field(default_factory=list, init=False) # that were told
@@ -291,7 +304,7 @@ class _Settings:
 
     def check_batch(self, n: int, source: str):
         "The training split, of `n` pictures, must fill a batch; where nobody has chosen its size, that of it fits"
-        if self.bs <= n: return
+        if self.bs <= n or n and not self.training: return
         if n < max(2, world_size()):
             raise InputError(f"{source} has {n} pictur{'es' if n != 1 else 'e'} to train on, and a picture needs "
                              "others to be told from: give more")
@@ -737,6 +750,7 @@ def image_dls(
     channels: int | None = None, # of the pictures; None: 3, or those of the first picture where it isn't grey or colour
     tell: Callable[[str], None] | None = None, # gets what is worth a note, a sentence each; None: it is printed
     store_size: int | None = None, # short side at which pictures are kept, at most their own; None: see below
+    training: bool = True,      # False: they are only looked at, and may be fewer than a batch
 ) -> ImageLoaders:              # batches `(uint8 [bs, C, R, R], int64 [bs])`; `classes`, `size`, `source`, `report()`
     """`DataLoaders` of pictures for contrastive training; whatever cannot work is an `InputError` (`MissingPath`)
 
@@ -760,7 +774,7 @@ def image_dls(
     settings = _Settings(
         size=size, store_size=store_size, bs=bs, labels=labels, valid=valid, seed=seed, workers=workers, memory=memory,
         strict=strict, device=device, cache=cache, unlabelled=unlabelled, columns=Columns(column, label_column),
-        value_range=value_range, channels=channels, tell=tell or _aloud)
+        value_range=value_range, channels=channels, tell=tell or _aloud, training=training)
     if isinstance(source, DataLoaders):
         if value_range is not None:
             raise InputError("fastai DataLoaders scale their pictures themselves: leave value_range (--range) out")

@@ -17,30 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fastai.callback.core import Callback, CancelEpochException, CancelFitException
+from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.data.core import DataLoaders
 from fastai.imports import noop
-from fastai.learner import Learner
-from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor, nn
 
 from .accumulate import Accumulate
+from .artefact import training_facts
 from .bar import DeviceLoss, teller
 from .build import KeptStart, Parts, choose_encoder, choose_parts, gradient_clips, head_warmup, make_model
-from .checkpoint import Checkpoint
 from .core import InputError, number, whole
-from .device import Autocast, Compile, reuse_memory
+from .device import Autocast, Compile
 from .distributed import join_processes, rank, world_size
-from .evaluate.finetune import Protocol, finetune
+from .evaluate.finetune import ClassifierLearner, Labels, Protocol, finetune
 from .evaluate.knn import extract_features, knn_accuracy
 from .evaluate.linear import linear_probe
 from .evaluate.table import EpochTable
 from .export import export_encoder
-from .files import user_path
 from .guards import Collapse, FiniteLoss, chance_level
 from .loaders import ImageLoader, ImageLoaders
 from .modules import MODULE
@@ -48,8 +45,10 @@ from .optim import SCHEDULES, optimizer, parameter_groups, schedule_words, sched
 from .pairs import PairLoss, PrototypeScores
 from .precision import pick_precision
 from .recipes import Recipe
+from .resumable import ResumableLearner, check_folder
+from .speedups import SPEEDUPS
 from .step import Contrast, Plan, Step, StepCallback
-from .together import Together
+from .together import Together, settings
 from .views import Normalize, RoleViews, Views, as_views, draw_views
 
 # %% ../nbs/360_learner.ipynb #c27baeb9
@@ -62,12 +61,7 @@ _MOVED = dict( # what earlier versions had on the learner, and what it is called
 # what a callback's name would hide from the step
 _TAKEN = ('plan', 'step', 'views', 'normalize', 'precision', 'model', 'dls', 'opt')
 
-def _true_error(e: BaseException) -> BaseException:
-    "fastai's callbacks add their name to an error, and trip over one without arguments, like `MemoryError()`"
-    tripped = isinstance(e, IndexError) and e.__context__ is not None and not e.__context__.args
-    return e.__context__ if tripped else e
-
-class ContrastiveLearner(Learner):
+class ContrastiveLearner(ResumableLearner):
     "A fastai `Learner` whose loss compares views; made by `contrastive_learner`"
     recipe: Recipe              # what is trained, resolved
     arch: str                   # timm's name of the encoder, or 'module:' and where the class of another is found
@@ -79,12 +73,6 @@ class ContrastiveLearner(Learner):
     doubts: tuple[str, ...] = () # what may be a mistake of the call: warnings, printed then too
     plan: Plan                  # what every step begins with
     step: Step | None = None    # the step that is running
-    stopped: BaseException | None = None # why the last fit ended early
-    train_iter: int = 0         # steps of the last fit that are done
-    fit_seed: int = 0           # what the draws of its steps come from
-    begin_epoch: int = 0        # where the next fit begins: not at 0 if it is taken up from a checkpoint…
-    begin: int = 0              # …and the first batch of that epoch
-    goes_on: bool = False       # whether it is taken up from a checkpoint
 
     # an `AttributeError`, so that whoever asks whether the learner has it gets his answer; callbacks look here too
     def __getattr__(self, name):
@@ -94,23 +82,6 @@ class ContrastiveLearner(Learner):
     def __setattr__(self, name, value):
         if name in _MOVED: raise AttributeError(f"{name} of the learner is gone: it is {_MOVED[name]} now.")
         super().__setattr__(name, value)
-
-    def _do_fit(self):
-        # Ctrl-C or an error ends a fit like any other cancellation: callbacks clean up, and what was learned stays
-        try:
-            for epoch in range(self.begin_epoch, self.n_epoch):
-                self.epoch = epoch
-                self._with_events(self._do_epoch, 'epoch', CancelEpochException)
-        except CancelFitException: raise
-        except BaseException as e:
-            self.stopped = _true_error(e)
-            raise CancelFitException from e
-        finally: self.opt.zero_grad()  # half a step's gradients would go into the next fit's first
-
-    def all_batches(self):
-        "fastai's, from the first batch of this fit on"
-        self.n_iter, begin, self.begin = len(self.dl), self.begin, 0
-        for i, batch in enumerate(self.dl, begin): self.one_batch(i, batch)
 
     def add_cb(self, cb):
         "fastai's, which calls the callback a name of the learner; raises `InputError` for one that is taken"
@@ -139,15 +110,14 @@ class ContrastiveLearner(Learner):
 
     def fit(self, n_epoch, *args, **kwargs):
         "fastai's `fit`; raises what a callback, an error or Ctrl-C stopped it for, after all callbacks have cleaned up"
-        whole(n_epoch=n_epoch)
         if self.unread:
             raise InputError(f"the weights from {self.weights_from} were not read, since a checkpoint has the "
                              "encoder's, and none was taken up: give resume=…, the folder of the run.")
-        self.stopped = None
-        with reuse_memory(next(self.model.parameters()).device):
-            try: super().fit(n_epoch, *args, **kwargs)
-            except IndexError as e: raise _true_error(e) from None
-        if self.stopped is not None: raise self.stopped
+        super().fit(n_epoch, *args, **kwargs)
+
+    def settings(self) -> dict[str, Any]:
+        "What makes a run the one it is, by name: the same when it is taken up again"
+        return settings(self)
 
     def fit_contrastive(self,
         n_epoch: int,            # epochs
@@ -165,8 +135,7 @@ class ContrastiveLearner(Learner):
         signal."""
         whole(n_epoch=n_epoch)
         number(above=0, most=1e30, optional=True, lr=lr)  # 32 bits hold no more than 3e38
-        if resume is not None and (not isinstance(resume, str | Path) or user_path(resume, 'resume').is_file()):
-            raise InputError(f"resume={resume!r} is no folder: give the name of one, there already or not.")
+        check_folder(resume)
         if schedule is not None:
             SCHEDULES.find(schedule)
             self.recipe = replace(self.recipe, schedule=schedule)
@@ -177,12 +146,7 @@ class ContrastiveLearner(Learner):
         if self.opt is None: self.create_opt()
         plan = schedules(self.opt.opt.param_groups, peak, self._warmup(n_epoch), r.schedule, r.warmup_from, r.wd,
                          r.wd_end, r.lr_end)
-        keeper = [] if resume is None else self._keeper(resume, L(cbs))
-        with self.added_cbs([ParamScheduler(plan), *keeper, *L(cbs)]):
-            try:
-                self._take_up(n_epoch, peak, resume)
-                self.fit(n_epoch, lr=peak)
-            finally: self.begin_epoch, self.begin, self.goes_on = 0, 0, False
+        self._fit_from(n_epoch, peak, [ParamScheduler(plan), *L(cbs)], resume)
 
     def _warmup(self, n_epoch: int) -> float:
         "The share of a fit that warms up"
@@ -194,24 +158,9 @@ class ContrastiveLearner(Learner):
         share = warmup + stable * (1 - warmup) if stable else 0.
         return int(share * n_epoch * len(self.dls.train) + 1e-6)
 
-    def _keeper(self, folder: str | Path, cbs: L) -> list[Checkpoint]:
-        "The callback that keeps checkpoints in a folder, unless there is one"
-        there = [cb for cb in (*self.cbs, *cbs) if isinstance(cb, Checkpoint)]
-        made = [] if there else [Checkpoint()]
-        for cb in (*there, *made): cb.folder = user_path(folder, 'resume')
-        return made
-
     def _take_up(self, n_epoch: int, peak: float, folder: str | Path | None) -> None:
-        "Begin where the newest checkpoint in the folder says, and say so"
-        keeper = next((cb for cb in self.cbs if isinstance(cb, Checkpoint)), None)
-        if keeper is None: return
-        keeper.taken, keeper.pin_at = None, self._stable(n_epoch)
-        if folder is None: return
-        self.opt.set_hyper('lr', peak)  # by which runs are told apart
-        notes = keeper.take_up(n_epoch, self._stable)
-        self.goes_on = bool(notes)
+        super()._take_up(n_epoch, peak, folder)
         self.unread = self.unread and not self.goes_on
-        if notes and self.logger is not noop: print(*notes, sep='\n', flush=True)
 
     def _announce(self, n_epoch: int, peak: float, origin: str):
         "Say what the fit is going to do"
@@ -237,11 +186,6 @@ class ContrastiveLearner(Learner):
     def distrib_ctx(self, *args, **kwargs) -> Iterator['ContrastiveLearner']:
         "fastai's context for training in several processes; outside of it they train together all the same"
         yield self.to_distributed()
-
-    @property
-    def precision(self) -> str:
-        "Of the model's arithmetic: 'fp32', 'bf16' or 'fp16'"
-        return next((cb.amp_mode.value for cb in self.cbs if isinstance(cb, MixedPrecision)), 'fp32')
 
     def to_bf16(self):
         "Train in bfloat16 from now on, also on a CPU; fastai's `to_fp32` undoes it"
@@ -310,10 +254,11 @@ class ContrastiveLearner(Learner):
         return linear_probe(*self._features('a linear probe'), seed=seed)
 
     def finetune(self,
-        labels: int | float | None = None, # so many of each class, or a share; None: those that training knew, or all
+        labels: Labels = None, # so many of each class, a share, 'all', names or a file of them; None: those that
+                               # training knew, or all
         protocol: str | Protocol = 'full', # 'linear', 'semi', 'full', or one's own
-        **settings: Any,                   # of `evaluate.finetune`: epochs, lr, bs, seed, cbs…
-    ) -> Learner:
+        **settings: Any,                   # of `evaluate.finetune`: epochs, lr, bs, patience, resume, seed, cbs…
+    ) -> ClassifierLearner:
         "A classifier that begins with a copy of this encoder, trained with labels: see `evaluate.finetune`"
         main = self.views.main
         kind = main.strength if isinstance(main, Views) else None
@@ -338,17 +283,26 @@ class ContrastiveLearner(Learner):
         "What an export says of the pictures' values, where 0 and 1 are not those of bytes"
         return {} if self.dls.value_range is None else dict(value_range=list(self.dls.value_range))
 
+    def _facts(self) -> dict[str, Any]:
+        "What the card of an exported folder says of the training"
+        rows = self.recorder.values
+        known = dict(zip(self.recorder.metric_names[1:], rows[-1])) if rows else {}
+        return training_facts(str(self.loss_func.loss), [str(cb) for cb in self.cbs if type(cb) in SPEEDUPS.values()],
+                              len(self.dls.train.data), len(rows), knn=known.get('knn'))
+
     def export(self,
-        path: str | Path, # a `.safetensors` file
-    ) -> Path:            # the file
+        path: str | Path, # a folder; or a file, if it ends in '.safetensors'
+        push: str | None = None, # a name on the Hub of Hugging Face, 'owner/name', that a folder is uploaded to
+    ) -> Path:            # the folder or file
         """Save the encoder alone, with its own keys (see `export_encoder`); `load_encoder` brings it back
 
-        The weights of a module are all that is saved of it: what they are for is said, and is given to
-        `load_encoder(path, model=…)`. Where pictures have more than 8 bits, `extra` of the file's header says by
-        `value_range` which of their values were 0 and 1."""
+        A folder is for timm, transformers and others too. The weights of a module are all that is saved of it, in a
+        file: what they are for is said, and is given to `load_encoder(path, model=…)`. Where pictures have more than 8
+        bits, `extra` of the header says by `value_range` which of their values were 0 and 1."""
         if rank(): return Path(path)  # process 0 does it
         path = export_encoder(self.model.encoder, path, arch=self.arch, size=self.dls.size, mean=self.mean,
-                              std=self.std, small_input=self.small_input, recipe=self.recipe.name, extra=self._range())
+                              std=self.std, small_input=self.small_input, recipe=self.recipe.name, extra=self._range(),
+                              facts=self._facts(), push=push)
         if self.arch.startswith(MODULE) and self.logger is not noop:
             print(f"{path} holds the weights of a {self.arch.removeprefix(MODULE)}: import that, and give "
                   "load_encoder(path, model=…) one", flush=True)
@@ -445,12 +399,3 @@ def _reporting(learn: ContrastiveLearner) -> ContrastiveLearner:
     if rank(): learn.logger = noop  # process 0 tells
     elif own: learn.add_cb(own)
     return learn
-
-@patch
-@contextmanager
-def no_bar(self: ContrastiveLearner) -> Iterator[ContrastiveLearner]:
-    "fastai's, which would bring another bar back than it took away"
-    bars = [cb for cb in self.cbs if isinstance(cb, ProgressCallback)]
-    self.remove_cbs(bars)
-    try: yield self
-    finally: self.add_cbs(bars)

@@ -337,14 +337,13 @@ def timm_name(
     encoder: nn.Module, # from `as_encoder`
     size: int,          # side of the pictures in pixels
     in_chans: int = 3,  # channels of the pictures
-    small_input: bool = False, # whether it has the stem for small pictures
 ) -> str | None:
     "timm's name of an architecture that takes the encoder's weights and gives its very features; None if there is none"
     name = architecture(encoder)
     if not timm.is_model(name): return None
     with torch.random.fork_rng(devices=[]):
         try:
-            blank = make_encoder(name, small_input, in_chans=in_chans, size=size)
+            blank = make_encoder(name, in_chans=in_chans, size=size)
             blank.load_state_dict(encoder.state_dict())
         except (InputError, RuntimeError): return None
         pictures = torch.rand(2, in_chans, size, size)

@@ -17,8 +17,6 @@ def settings(
 ) -> dict[str, Any]:
     "What makes a run the one it is, by name: the same in all processes, and when it is taken up again"
     train, state = learn.dls.train, learn.model.state_dict()
-    names = '\n'.join(map(str, (*train.data.names, train.data.labeled.nonzero().tolist())))
-    pictures = hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:16]
     recipe = {f'{name} of the recipe': value for name, value in vars(learn.recipe).items()
               if isinstance(value, str | int | float | None)}
     reporting = int(Phase.TABLE) + 1  # what comes later only reports
@@ -31,10 +29,7 @@ def settings(
         'epochs': learn.n_epoch,
         'batch size': train.bs,  # before what follows from it, so that a message names the cause
         'learning rate': learn.opt.hypers[-1]['lr'],
-        'seed of the data': train.seed,
-        'size': learn.dls.size,
-        'pictures to train on': f'{len(train.data)} ({pictures})',
-        **_kept(learn.dls),  # before what follows from it
+        **pictures(learn.dls),  # before what follows from them
         **_normalisation(learn),
         'model': {name: (*t.shape, t.dtype, t.stride()) for name, t in state.items()},
         'draws': {name: t.tolist() for name, t in state.items() if name.endswith('_extra_state')},
@@ -45,6 +40,17 @@ def _normalisation(learn) -> dict[str, Any]:
     "Mean and standard deviation, where they may have been worked out of the pictures"
     if learn.model.in_chans == 3: return {}
     return {'mean of the channels': list(learn.mean), 'standard deviation of the channels': list(learn.std)}
+
+
+def pictures(
+    dls, # `ImageLoaders`
+) -> dict[str, Any]:
+    "What tells the pictures that are trained on from others, by name"
+    train = dls.train
+    names = '\n'.join(map(str, (*train.data.names, train.data.labeled.nonzero().tolist())))
+    digest = hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:16]
+    return {'seed of the data': train.seed, 'size': dls.size,
+            'pictures to train on': f'{len(train.data)} ({digest})', **_kept(dls)}
 
 
 def _kept(dls) -> dict[str, Any]:

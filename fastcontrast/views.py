@@ -6,7 +6,8 @@ Docs: https://fastcontrast.github.io/fastcontrast/views.html.md"""
 
 # %% auto #0
 __all__ = ['Probabilities', 'VIEW_KINDS', 'OPERATIONS', 'ViewKind', 'random_boxes', 'ViewMaker', 'Views', 'two_views',
-           'RoleViews', 'ModuleViews', 'as_views', 'plain_view', 'Normalize', 'draw_views', 'draw_pictures']
+           'RoleViews', 'ModuleViews', 'as_views', 'plain_view', 'Normalize', 'draw_views', 'as_colours',
+           'draw_pictures']
 
 # %% ../nbs/120_views.ipynb #377dbeb5
 import math
@@ -814,6 +815,16 @@ def draw_views(
     return _finished(fig, bands, ends, path)
 
 # %% ../nbs/120_views.ipynb #dd15e5e9
+def as_colours(
+    images: Tensor, # [B, C, H, W], uint8, uint16 or float in [0, 1]
+    bands: Sequence[int] | None = None, # channels drawn as red, green and blue, or one as grey; None: see `draw_views`
+) -> np.ndarray:    # [B, H, W, 3] in [0, 1]
+    "Pictures as `draw_pictures` draws them, for drawings of another kind"
+    bands = _chosen_bands(images.shape[1], bands)
+    ends = None if bands is None else _stretch(images, bands)
+    drawn = (_drawable(picture, bands, ends) for picture in images)
+    return np.stack([x if x.ndim == 3 else x[..., None].repeat(3, -1) for x in drawn])
+
 def draw_pictures(
     images: Tensor,               # [B, C, H, W], uint8, uint16 or float in [0, 1]
     titles: Sequence[str],        # [B], what stands above each

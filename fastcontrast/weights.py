@@ -17,10 +17,12 @@ from safetensors.torch import load_file
 from timm.models import is_model_pretrained
 from torch import Tensor, nn
 
+from .artefact import CONFIG, HUB, LOCAL, OURS, WEIGHTS, hub_file, is_ours
 from .core import InputError, MissingPath, clipped
-from .export import FORMAT, encoder_info, load_encoder, needs_module
+from .export import encoder_info, load_encoder, needs_module
 from .files import check_file, check_utf8, read_json, user_path
 from .models import SOURCES, architecture, pretrained_config
+from .stems import is_mark
 
 __all__ = ['Fitted', 'LEAST_SHARE', 'Weights', 'adapt_filters', 'architecture_of', 'changed_channels',
            'first_convolutions', 'fit_tensors', 'has_small_stem', 'read_weights', 'timm_source']
@@ -31,7 +33,6 @@ _WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'network', 'net', 'stude
 _AVERAGES = ('momentum', 'encoder_k', 'ema', 'teacher', 'target', 'key')  # words in the names of moving averages
 _HEADS = ('fc', 'head', 'heads', 'head_dist', 'classifier', 'projector', 'projection_head', 'predictor',
           'prediction_head', 'prototypes', 'aux', 'aux1', 'aux2', 'AuxLogits')
-LOCAL = 'local-dir:' # what timm wants before the name of a folder
 _SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.tar', '.safetensors') # of files, and of no tag
 _LOOKED_FOR = ('.safetensors', '.pth', '.pth.tar', '.bin') # of files in which timm looks for weights
 MOST_NAMED = 4 # tensors that a note names
@@ -57,9 +58,17 @@ def _names_timm(weights: str) -> bool:
 
 def _folder_file(folder: Path) -> Path | None:
     "The file in a folder that this library wrote, a run's (cut short or not) or one by itself; None if there is none"
-    run, file = folder/'encoder.safetensors', folder/'model.safetensors'
+    run, file = folder/'encoder.safetensors', folder/WEIGHTS
     if run.is_file(): return run
-    return file if file.is_file() and _is_ours(file) else None
+    return file if file.is_file() and is_ours(file) else None
+
+
+def _hub_encoder(weights: str | Path) -> Path | None:
+    "The file of an encoder on the Hub that this library wrote; None if it is another's, or can't be had"
+    if not isinstance(weights, str) or not weights.startswith(HUB): return None
+    try: config = read_json(hub_file(weights, CONFIG))
+    except (InputError, OSError, ValueError): return None  # timm says why
+    return hub_file(weights, WEIGHTS) if isinstance(config, dict) and OURS in config else None
 
 
 def _check_files(folder: Path) -> None:
@@ -69,27 +78,23 @@ def _check_files(folder: Path) -> None:
         except OSError as e: raise InputError(f"the weights '{clipped(file)}' can't be read: {e.strerror}.") from None
 
 
-def _is_ours(file: Path) -> bool:
-    "Whether this library wrote a file"
-    try:
-        with safe_open(file, 'pt') as content: return (content.metadata() or {}).get('format') == FORMAT
-    except (OSError, SafetensorError, UnicodeEncodeError): return False
-
-
 def timm_source(
     weights: str | Path, # see `read_weights`
 ) -> str | None:
     """The name by which timm makes a model with these weights itself; None for a file
 
-    That is a tag, 'hf-hub:…', 'local-dir:…', or a folder as timm writes it. Raises `InputError` for what is neither
+    That is a tag, 'hf-hub:…', 'local-dir:…', or a folder as timm writes it. What this library has exported to a folder
+    or to the Hub is its file. Raises `InputError` for what is neither
     known to timm nor there."""
     if not isinstance(weights, str | Path) or not str(weights):
         raise InputError(f"weights={clipped(repr(weights))} is no name: give a timm tag like 'resnet50.a1_in1k', or a "
                          "file or folder of weights.")
     if isinstance(weights, str) and weights.startswith(LOCAL):
-        folder = _path(weights.removeprefix(LOCAL))
+        folder = _path(weights)
+        if folder.is_dir() and _folder_file(folder) is not None: return None
         if folder.is_dir(): _check_files(folder)
         return f'{LOCAL}{folder}'
+    if _hub_encoder(weights) is not None: return None
     if isinstance(weights, str) and _names_timm(weights): return weights
     path = _path(weights)
     if path.is_file(): return None
@@ -113,25 +118,26 @@ def architecture_of(
     source = timm_source(weights)
     if source is not None: return pretrained_config(source)['architecture'] if source.startswith(SOURCES) else source
     file = _file_of(weights)
-    if _is_ours(file): return encoder_info(file)['arch']
+    if is_ours(file): return encoder_info(file)['arch']
     if file.suffix.lower() == '.safetensors': _check_safetensors(file)  # one of ours that was cut short says nothing
     return None
 
 
 def _path(weights: str | Path) -> Path:
     "A file or folder that a user named. Raises `InputError` for a name that can be none of weights"
-    path = user_path(weights, 'weights')
+    path = user_path(weights.removeprefix(LOCAL) if isinstance(weights, str) else weights, 'weights')
     check_utf8(path, 'weights')
     return path
 
 
 def _file_of(weights: str | Path) -> Path:
+    if (file := _hub_encoder(weights)) is not None: return file
     path = _path(weights)
     return _folder_file(path) if path.is_dir() else path
 
 
 def read_weights(
-    weights: str | Path,            # a file, or the folder of a run
+    weights: str | Path,            # a file, the folder of a run or of an export, or an export on the Hub
     module: nn.Module | None = None, # what an exported file that holds a module's weights is for
 ) -> Weights:
     """The tensors of a file: `.safetensors`, or `.pth`, `.pt` and the like, of which nothing but tensors is unpickled
@@ -140,7 +146,7 @@ def read_weights(
     more than that, or holds no tensors."""
     file = _file_of(weights)
     origin = f"'{clipped(file)}'"
-    if _is_ours(file):
+    if is_ours(file):
         info = encoder_info(file)
         encoder = load_encoder(file, module if needs_module(info['arch']) else None)
         return Weights(origin, encoder.state_dict(), info)
@@ -349,8 +355,9 @@ def has_small_stem(
 ) -> bool | None:
     "Whether weights are of a ResNet with the stem for small pictures; None where they can't tell"
     if weights.info: return bool(weights.info['small_input'])
-    own = encoder.state_dict().get('conv1.weight')
-    there = _renamed(encoder, weights.tensors).get('conv1.weight')
+    own, tensors = encoder.state_dict().get('conv1.weight'), _renamed(encoder, weights.tensors)
+    if any(map(is_mark, tensors)): return True
+    there = tensors.get('conv1.weight')
     if own is None or there is None or there.ndim != 4: return None
     return there.shape[2:] != own.shape[2:] and tuple(there.shape[2:]) == (3, 3)
 
@@ -364,8 +371,9 @@ def fit_tensors(
 
     Raises `InputError`, which names some that do not, if less than `LEAST_SHARE` of the encoder's numbers is there, and
     for a tensor that is not finite."""
-    own = encoder.state_dict()
-    tensors = _as_timm_does(encoder, _renamed(encoder, weights.tensors))
+    tensors = _renamed(encoder, weights.tensors)
+    _check_stem(encoder, tensors, weights)
+    own, tensors = _unmarked(encoder.state_dict()), _as_timm_does(encoder, _unmarked(tensors))
     changed = _to_channels(encoder, tensors, weights.info.get('in_chans'))
     taken = {name: t for name, t in tensors.items() if name in own and _fits(t, own[name])}
     other = [f"{name} {_form(t, own[name])} for {_form(own[name], t)}" for name, t in tensors.items()
@@ -388,6 +396,18 @@ def fit_tensors(
                          "is meant, a module as arch that has loaded it by load_state_dict(…, strict=False).")
     raise InputError(f"nothing in {weights.origin} fits '{architecture(encoder)}' ({first}): give the weights of that "
                      "architecture, or the architecture of these weights.")
+
+
+def _unmarked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    "Tensors that are weights, without what only tells stems apart"
+    return {name: t for name, t in state.items() if not is_mark(name)}
+
+
+def _check_stem(encoder: nn.Module, tensors: Mapping[str, Tensor], weights: Weights) -> None:
+    "Raise `InputError` for weights of a stem for small pictures in an encoder without: their shapes may be the same"
+    if not any(map(is_mark, tensors)) or any(map(is_mark, encoder.state_dict())): return
+    raise InputError(f"{weights.origin} is of an encoder with the stem for small pictures, which this "
+                     f"'{architecture(encoder)}' has not: give one that was made with small_input=True.")
 
 
 def _share(encoder: nn.Module, taken: Mapping[str, Tensor]) -> float:

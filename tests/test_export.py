@@ -53,7 +53,7 @@ def rewrite(path, tensors=None, **header):
 @torch.no_grad()
 def test_timm_alone_gives_the_same_features(tmp_path, arch, size, sized):
     encoder, x = trained(arch, size).eval(), torch.randn(2, 3, size, size)
-    path = export_encoder(encoder, tmp_path / 'e', arch, size, **RGB)
+    path = export_encoder(encoder, tmp_path / 'e.safetensors', arch, size, **RGB)
     plain = timm.create_model(arch, num_classes=0, **sized).eval()
     plain.load_state_dict(safetensors.torch.load_file(path), strict=True)
     torch.testing.assert_close(plain(x), encoder(x), atol=1e-6, rtol=0)
@@ -63,7 +63,7 @@ def test_timm_alone_gives_the_same_features(tmp_path, arch, size, sized):
 @torch.no_grad()
 def test_small_input_and_other_channels(tmp_path):
     encoder, x = trained('resnet18', 32, small_input=True, in_chans=1).eval(), torch.randn(2, 1, 32, 32)
-    path = export_encoder(encoder, tmp_path / 'e', 'resnet18', 32, [.1], [.3], small_input=True)
+    path = export_encoder(encoder, tmp_path / 'e.safetensors', 'resnet18', 32, [.1], [.3], small_input=True)
     loaded = load_encoder(path)
     assert torch.equal(loaded(x), encoder(x))
     assert loaded.conv1.kernel_size == (3, 3) and loaded.conv1.in_channels == 1
@@ -73,7 +73,7 @@ def test_small_input_and_other_channels(tmp_path):
 @torch.no_grad()
 def test_memory_layout_and_half_precision_survive(tmp_path):
     encoder = trained('resnet10t', 32).eval().to(torch.bfloat16).to(memory_format=torch.channels_last)
-    path = export_encoder(encoder, tmp_path / 'e', 'resnet10t', 32, **RGB)
+    path = export_encoder(encoder, tmp_path / 'e.safetensors', 'resnet10t', 32, **RGB)
     tensors = load_file(path)
     assert {t.dtype for t in tensors.values()} == {torch.bfloat16, torch.int64}
     assert all(torch.equal(t, encoder.state_dict()[k]) for k, t in tensors.items())
@@ -91,16 +91,17 @@ def test_loaded_encoder_is_ready_for_timm(exported):
 
 def test_info_has_types(small, tmp_path):
     extra = dict(epochs=3, loss='DCL(0.2)')
-    info = encoder_info(export_encoder(small, tmp_path / 'e', 'resnet10t', 32, **RGB, recipe='simclr', extra=extra))
+    file = export_encoder(small, tmp_path / 'e.safetensors', 'resnet10t', 32, **RGB, recipe='simclr', extra=extra)
+    info = encoder_info(file)
     assert len(info.pop('sha256')) == 64
-    assert info == dict(version=1, arch='resnet10t', in_chans=3, size=32, mean=RGB['mean'], std=RGB['std'],
-                        small_input=False, recipe='simclr', extra=extra)
+    assert info == dict(version=2, arch='resnet10t', in_chans=3, size=32, mean=RGB['mean'], std=RGB['std'],
+                        small_input=False, classes=None, recipe='simclr', extra=extra)
 
 
 def test_export_changes_neither_the_encoder_nor_the_random_numbers(small, tmp_path):
     small.train()
     before, state = {k: v.clone() for k, v in small.state_dict().items()}, torch.get_rng_state()
-    export_encoder(small, tmp_path / 'e', 'resnet10t', 32, **RGB)
+    export_encoder(small, tmp_path / 'e.safetensors', 'resnet10t', 32, **RGB)
     assert torch.equal(torch.get_rng_state(), state)
     assert small.training and all(torch.equal(v, before[k]) for k, v in small.state_dict().items())
 
@@ -126,7 +127,7 @@ def test_failed_writing_leaves_the_old_file(small, exported):
 
 
 def test_makes_the_folder(small, tmp_path):
-    assert export_encoder(small, tmp_path / 'a' / 'b' / 'e', 'resnet10t', 32, **RGB).is_file()
+    assert export_encoder(small, tmp_path / 'a' / 'b' / 'e.safetensors', 'resnet10t', 32, **RGB).is_file()
 
 
 @pytest.mark.parametrize('name', ['file/e.safetensors', 'folder.safetensors'])
@@ -147,7 +148,7 @@ def test_refusals_before_writing(small, tmp_path):
     refused("unknown architecture", arch='resnet10x')
     refused('JSON', extra=dict(a=object()))
     with pytest.raises(InputError, match='does not fit'):  # a wrapper's names are not timm's
-        export_encoder(torch.nn.Sequential(small), tmp_path / 'e', 'resnet10t', 32, **RGB)
+        export_encoder(torch.nn.Sequential(small), tmp_path / 'e.safetensors', 'resnet10t', 32, **RGB)
     assert not os.listdir(tmp_path)
 
 
@@ -178,7 +179,7 @@ def test_a_pickle_that_runs_code_does_not_run(tmp_path):
 def test_header_whose_length_looks_like_a_pickle(small, tmp_path):
     "The first byte of a safetensors file is the low byte of the header's length, and may be that of a pickle"
     def export(n):
-        return export_encoder(small, tmp_path / 'e', 'resnet10t', 32, **RGB, extra=dict(note='x' * n))
+        return export_encoder(small, tmp_path / 'e.safetensors', 'resnet10t', 32, **RGB, extra=dict(note='x' * n))
     path = export((0x80 - export(0).read_bytes()[0]) % 256)
     assert path.read_bytes()[0] == 0x80
     load_encoder(path)
@@ -234,7 +235,7 @@ def test_consistent_files_that_fit_no_architecture(exported):
     rewrite(exported, arch=json.dumps('resnet10x'))
     with pytest.raises(InputError, match='unknown architecture'):
         load_encoder(exported)
-    rewrite(exported, version='2')
+    rewrite(exported, version='3')
     with pytest.raises(InputError, match='update fastcontrast'):
         load_encoder(exported)
 
@@ -308,7 +309,7 @@ def test_only_files_are_opened(tmp_path, kind):
 
 def test_the_home_folder(small, tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
-    assert export_encoder(small, '~/a/e', 'resnet10t', 32, **RGB) == tmp_path/'a/e.safetensors'
+    assert export_encoder(small, '~/a/e.safetensors', 'resnet10t', 32, **RGB) == tmp_path/'a/e.safetensors'
     load_encoder('~/a/e.safetensors')
     assert encoder_info('~/a/e.safetensors')['arch'] == 'resnet10t'
     for call in (lambda: load_encoder(''), lambda: export_encoder(small, '', 'resnet10t', 32, **RGB)):

@@ -401,7 +401,7 @@ def test_what_is_said(dls, capsys):
 def test_export_and_back(dls, tmp_path, capsys, make):
     learn = learner(dls, make())
     learn.fit_contrastive(1, 1e-2)
-    path = learn.export(tmp_path/'e')
+    path = learn.export(tmp_path/'e.safetensors')
     where = class_path(learn.model.encoder)
     assert f"{path} holds the weights of a {where}: import that" in capsys.readouterr().out
     info = encoder_info(path)
@@ -424,13 +424,15 @@ def test_a_model_of_timm_that_a_name_makes_is_exported_by_that(dls, tmp_path):
     net = timm.create_model('test_resnet', num_classes=5)
     learn = learner(dls, net)
     assert learn.arch == 'test_resnet'
-    with torch.no_grad(): close(load_encoder(learn.export(tmp_path/'e'))(torch.ones(1, 3, SIDE, SIDE)),
+    with torch.no_grad(): close(load_encoder(learn.export(tmp_path/'e.safetensors'))(torch.ones(1, 3, SIDE, SIDE)),
                                 learn.model.encoder.eval()(torch.ones(1, 3, SIDE, SIDE)), rtol=0, atol=1e-6)
     said(['leave model out'], load_encoder, tmp_path/'e.safetensors', model=net)
     assert learner(dls, net, head_epochs=1).head_warmup.epochs == 1  # its weights are given all the same
     # shapes and names may be alike, and features not
-    odd = make_encoder('resnet10t', small_input=True)
+    odd = make_encoder('resnet10t')
+    odd.maxpool = nn.Identity()
     assert timm_name(as_encoder(odd, SIDE)[0], SIDE) is None
+    assert timm_name(as_encoder(make_encoder('resnet10t', small_input=True), SIDE)[0], SIDE) == 'resnet10t_small'
     assert timm_name(as_encoder(Maps(), SIDE)[0], SIDE) is None
 
 

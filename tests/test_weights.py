@@ -170,9 +170,24 @@ def test_the_stem_follows_the_weights(tmp_path, arch, small_stem):
         learner(dots(size), arch, weights=file, small_input=small_stem)
     said(['stem', f'small_input={not small_stem}'], contrastive_learner, dots(), arch, weights=file,
          small_input=not small_stem)
-    torch.save(source.state_dict(), tmp_path/'w.pth')
-    learn = learner(dots(), arch, weights=tmp_path/'w.pth')
-    assert learn.small_input == (small_stem and arch == 'resnet18')  # the shapes of the other stem do not tell
+    state = source.state_dict()
+    for marked in (True, False):  # as earlier versions wrote it
+        torch.save({name: t for name, t in state.items() if marked or name != 'maxpool.small_stem'}, tmp_path/'w.pth')
+        learn = learner(dots(), arch, weights=tmp_path/'w.pth')
+        n = len(timm.create_model(arch, num_classes=0).state_dict())
+        assert f'{n} of {n} tensors' in learn.notes[0] and 'not there' not in learn.notes[0]
+        # without the mark, the shapes of a deep stem do not tell
+        assert learn.small_input == (small_stem and (marked or arch == 'resnet18'))
+
+
+def test_weights_of_the_other_stem_in_a_module(tmp_path):
+    torch.save(trained('resnet10t', small_input=True).state_dict(), tmp_path/'w.pth')
+    said(['stem for small pictures', 'resnet10t', 'small_input=True'], contrastive_learner, dots(),
+         timm.create_model('resnet10t', num_classes=0), weights=tmp_path/'w.pth')
+    net = timm.create_model('resnet10t_small', num_classes=0)
+    learn = learner(dots(), net, weights=tmp_path/'w.pth')
+    assert (learn.arch, learn.small_input) == ('resnet10t', True)
+    assert learner(dots(), 'resnet10t_small').small_input
 
 
 @pytest.mark.parametrize('given', ['~/net', 'local-dir:~/net'])
@@ -216,6 +231,26 @@ def test_the_hub_and_tags(hub, dls, source):
     said(['small_input'], contrastive_learner, dls, 'resnet18', weights='resnet18.a1_in1k', small_input=True)
 
 
+@pytest.mark.parametrize('small_stem', [True, False])
+def test_our_own_on_the_hub_and_in_a_folder(tmp_path, monkeypatch, small_stem):
+    "Stem, frame and values follow, as from the file; nothing is asked for that would be unpickled"
+    source, asked = trained('resnet10t', small_input=small_stem), []
+    extra = dict(value_range=[0, 4095])
+    export_encoder(source, tmp_path/'net', 'resnet10t', SIDE, **FRAME, small_input=small_stem, extra=extra)
+    def download(repo_id, filename, **kwargs):
+        asked.append(filename)
+        return str(tmp_path/'net'/filename)
+    monkeypatch.setattr('timm.models._hub.hf_hub_download', download)
+    for given in ('hf-hub:somebody/net', f"local-dir:{tmp_path/'net'}", tmp_path/'net'):
+        for arch in (None, 'resnet10t'):
+            learn = learner(dots(), arch, weights=given)
+            same_features(learn.model.encoder, source)
+            assert (learn.arch, learn.small_input, learn.mean) == ('resnet10t', small_stem, (.1, .2, .3))
+        assert architecture_of(given) == 'resnet10t' and read_weights(given).info['extra'] == extra
+        said(['resnet10t', 'resnet18'], contrastive_learner, dots(), 'resnet18', weights=given)
+    assert set(asked) == {'config.json', 'model.safetensors'}
+
+
 def test_no_network(monkeypatch, dls, caplog, capsys):
     "One sentence, and nothing of what the client of the Hub says of each of its tries"
     hub, client = logging.getLogger('huggingface_hub'), logging.getLogger('huggingface_hub.utils._http')
@@ -251,7 +286,7 @@ def test_a_model_of_the_hub_is_exported_by_what_it_is(hub, dls, tmp_path):
 def test_a_file_that_would_have_a_model_fetched(hub, tmp_path, dls, source, place):
     "As an earlier version wrote it, or whoever"
     said([place, 'a place to fetch'], export_encoder, source, tmp_path/'e', place, SIDE, **FRAME)
-    file = export_encoder(source, tmp_path/'e', ARCH, SIDE, **FRAME)
+    file = export_encoder(source, tmp_path/'e.safetensors', ARCH, SIDE, **FRAME)
     header = read_header(file) | dict(arch=json.dumps(place))
     del header['sha256']
     tensors = load_file(file)
@@ -292,7 +327,7 @@ def test_nothing_fits(tmp_path, dls):
 
 def test_other_sides_of_a_transformer(tmp_path):
     source = trained('test_vit', 64)
-    file = export_encoder(source, tmp_path/'e', 'test_vit', 64, **FRAME)
+    file = export_encoder(source, tmp_path/'e.safetensors', 'test_vit', 64, **FRAME)
     learn = learner(dots(SIDE), 'test_vit', weights=file)
     n = len(source.state_dict())
     assert f'{n} of {n} tensors' in learn.notes[0] and 'shape' not in learn.notes[0]
@@ -398,7 +433,7 @@ def test_files_that_are_called_like_a_model(tmp_path, monkeypatch, dls, source):
 
 
 def test_an_altered_export_is_refused(tmp_path, dls, source):
-    file = export_encoder(source, tmp_path/'e', ARCH, SIDE, **FRAME)
+    file = export_encoder(source, tmp_path/'e.safetensors', ARCH, SIDE, **FRAME)
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(content)
@@ -429,8 +464,8 @@ def test_weights_that_are_no_numbers(tmp_path, dls, source, value):
 
 
 def test_a_run_that_was_cut_short_says_so(tmp_path, dls, source):
-    file = export_encoder(source, tmp_path/'encoder', ARCH, SIDE, **FRAME)
-    export_encoder(trained('resnet10t'), tmp_path/'model', 'resnet10t', SIDE, **FRAME)
+    file = export_encoder(source, tmp_path/'encoder.safetensors', ARCH, SIDE, **FRAME)
+    export_encoder(trained('resnet10t'), tmp_path/'model.safetensors', 'resnet10t', SIDE, **FRAME)
     file.write_bytes(file.read_bytes()[:2000])
     for arch in (ARCH, None): said(['no whole safetensors'], contrastive_learner, dls, arch, weights=tmp_path)
 

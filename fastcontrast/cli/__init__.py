@@ -1,4 +1,4 @@
-"""The `fastcontrast` command: train an encoder, judge it, draw its views, hand it on, compare runs.
+"""The `fastcontrast` command: train an encoder, fine-tune it, judge it, draw its views, hand it on, compare runs.
 
 A file a verb: a new one beside these, with the decorator `verbs.verb`, is a new command.
 What needs torch, timm or fastai imports it inside its functions, so that `fastcontrast --help` answers at once.

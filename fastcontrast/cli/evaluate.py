@@ -1,4 +1,5 @@
 """`fastcontrast eval`: judge an encoder by pictures with labels, alone or beside others."""
+from pathlib import Path
 from typing import Annotated, Any
 
 from rich.table import Column as TableColumn, Table
@@ -7,16 +8,16 @@ from typer import Argument, Option
 from ..core import InputError, whole
 from ..files import write_whole
 from .inputs import Column, LabelColumn, encoder_file, read_pictures, split_of, tell_notes, tell_undecodable
-from .judging import features, unjudged
+from .judging import features, parts, unjudged
 from .output import console, out_file
-from .rivals import rival, told_apart
+from .rivals import Rival, rival, told_apart, views_of_run
 from .settings import number_or_name, read_range
 from .verbs import verb
 
 
 @verb(30, "fastcontrast eval runs/fast-resnet18-pictures pictures --against untrained,pixels -o table.md", name='eval')
 def evaluate(
-    encoder: Annotated[str, Argument(help="A run's folder, or an encoder.safetensors")],
+    encoder: Annotated[str, Argument(help="A run's folder, an exported folder or file, or hf-hub:owner/name")],
     data: Annotated[str, Argument(
         help="A folder of class folders of pictures, a .csv file of paths and classes, shards, or 'digits'")],
     against: Annotated[str | None, Option(
@@ -28,26 +29,33 @@ def evaluate(
              "are others", show_default="as in the run, else 0.2")] = None,
     seed: Annotated[int | None, Option(help="Seed of that split", show_default="as in the run, else 0")] = None,
     draws: Annotated[int, Option(help="How often few labels are drawn")] = 5,
+    robust: Annotated[bool, Option(
+        '--robust', help="Also judge by the pictures blurred, with noise, grey and turned; each takes one more pass of "
+                         "every encoder over them")] = False,
     column: Column = None,
     label_column: LabelColumn = None,
     value_range: Annotated[str | None, Option(
         '--range', metavar='LOW,HIGH', help="The values that become black and white in pictures of more than 8 bits",
         show_default="as in the run, if the data are its own or it was given one; else found from a sample")] = None,
     out: Annotated[str | None, Option(
-        '--out', '-o', help="Also write the table to this .csv, .json, .md or .tex file")] = None,
+        '--out', '-o', help="Also write the table to this .csv, .json, .md or .tex file, or draw it (.png, .svg, .pdf)"
+    )] = None,
+    plot: Annotated[str | None, Option(
+        help="Also draw accuracies, what labels add, and what is taken for what: a .png, .svg or .pdf file")] = None,
 ):
     """Judge an encoder by pictures with labels.
 
     Neighbours, linear classifiers with all labels and with few (mean ± standard deviation over draws of them), and
     retrieval look at its features. Beside each figure of another encoder stands its difference to the first, with the
-    standard error of that."""
-    from ..evaluate.judge import TABLES, judge_features
+    standard error of that. Alignment takes two views of each picture that judges, as training made them."""
+    from ..evaluate.judge import TABLES
     from ..values import other_range
     whole(**{'--draws': draws})
     path = encoder_file(encoder)
-    first = rival(str(path))
+    first = rival(encoder)
     others = told_apart(first, [rival(name, first) for name in _names(against)])
-    file = out_file(out, *TABLES) if out else None
+    files = [out_file(out, *TABLES, *DRAWINGS)] if out is not None else []
+    if plot is not None: files.append(out_file(plot, *DRAWINGS, option='--plot'))
     given = dict(valid=number_or_name(valid), seed=seed, column=column, label_column=label_column,
                  value_range=read_range(value_range))
     # share and seed as given, or as in the encoder's run: another seed holds out pictures that training has seen
@@ -65,16 +73,57 @@ def evaluate(
         if note := other_range(other.extra, dls.value_range): console.print(f"{other.name}: {note}")
     console.print(f"{first.about}: {len(dls.bank.data):,} pictures to learn the classes from, "
                   f"{len(dls.valid.data):,} to judge by{f', within {dls.within}' if dls.within else ''}")
+    kind = views_of_run(path)
     results: dict[str, dict[str, Any]] = {}
-    for other in (first, *others):
-        results[other.name], reasons = judge_features(*features(dls, other.embed), draws=draws)
+    for other in (first, *others): results[other.name], reasons = _judged(other, dls, kind, robust, draws)
     console.print(_table(results))
+    about = dict(data=data, draws=draws, n_train=len(dls.bank.data), n_valid=len(dls.valid.data), views=kind,
+                 changes=_changes(dls.channels) if robust else {}, **split)
+    console.print(f"alignment is of two views by {kind}")
+    for change, words in about['changes'].items(): console.print(f"linear under {change}: {words}")
+    if robust and dls.channels != 3:
+        reasons.append(f"linear under grey: the pictures have {dls.channels} channel{'s' * (dls.channels > 1)}, "
+                       "and colour is what three make.")
     for reason in reasons: console.print(f"left out: {reason}")
     tell_undecodable(dls)
-    if file:
-        about = dict(data=data, draws=draws, n_train=len(dls.bank.data), n_valid=len(dls.valid.data), **split)
-        write_whole(file, TABLES[file.suffix.lower()](results, **about))
-        console.print(f"results in {file}")
+    for file in files: _write(file, results, about)
+
+
+DRAWINGS = ('.png', '.svg', '.pdf')
+
+
+def _judged(
+    other: Rival,
+    dls,         # from `read_pictures`
+    kind: str,   # of the views that alignment looks at
+    robust: bool, # also by changed pictures
+    draws: int,
+) -> tuple[dict[str, Any], list[str]]: # what `judge_features` says
+    "One encoder by one embedding of the pictures, and of what is made of those that judge"
+    from ..evaluate.judge import judge_features
+    from ..evaluate.robust import changed_features, view_features
+    _, valid = parts(dls)
+    views = view_features(other.embed, valid, other.size, kind)
+    changed = changed_features(other.embed, valid, other.size, dls.channels) if robust else {}
+    return judge_features(*features(dls, other.embed), draws=draws, views=views, changed=changed,
+                          classes=dls.bank.data.classes)
+
+
+def _changes(channels: int) -> dict[str, str]:
+    "What is done to the pictures, by name"
+    from ..evaluate.robust import changes_of
+    return {name: change.about for name, change in changes_of(channels).items()}
+
+
+def _write(file: Path, results: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
+    "The table, or the drawing, by the ending of the file's name"
+    from ..evaluate.judge import TABLES
+    if file.suffix.lower() in DRAWINGS:
+        from ..evaluate.score_plot import plot_scores
+        plot_scores(results, file)
+        return console.print(f"the drawing is in {file}")
+    write_whole(file, TABLES[file.suffix.lower()](results, **about))
+    console.print(f"results in {file}")
 
 
 def _names(against: str | None) -> list[str]:

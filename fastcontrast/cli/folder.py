@@ -18,7 +18,7 @@ from .output import save_json
 try: import fcntl
 except ImportError: fcntl = None  # Windows
 
-LOCK, RECORD, HISTORY, ERROR = '.lock', 'config.json', 'history.csv', 'error.txt'
+LOCK, RECORD, HISTORY, ERROR, LABELED = '.lock', 'config.json', 'history.csv', 'error.txt', 'labeled.txt'
 
 
 def _is(*kinds: type) -> Callable[[Any], bool]: return lambda value: isinstance(value, kinds)
@@ -37,7 +37,7 @@ def _are_results(value: Any) -> bool:
 _FIELDS: dict[str, Callable[[Any], bool]] = dict(
     state=_is(str), reason=_is(str), epochs=is_whole, epochs_done=is_whole, seconds=is_number, pid=is_whole,
     host=_is(str), settings=_is(dict), results=_are_results, speedups=_are_names, seed=is_whole,
-    valid=_is(int, float, str), method=_is(str), loss=_is(str))
+    valid=_is(int, float, str), method=_is(str), loss=_is(str), verb=_is(str))
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # file systems without them
 
 
@@ -128,10 +128,11 @@ def history_rows(
 
 
 def resume_command(
-    path: Path, # a run's folder
+    path: Path,             # a run's folder
+    verb: str = 'pretrain', # by which it was begun
 ) -> str:
     "What goes on with a run"
-    return f"fastcontrast pretrain --resume {shlex.quote(str(path))}"
+    return f"fastcontrast {verb} --resume {shlex.quote(str(path))}"
 
 
 class RunFolder:
@@ -175,10 +176,11 @@ class RunFolder:
 
     def running(self,
         settings: dict[str, Any], # the run's
+        verb: str,                # by which it was begun
     ) -> None:
         "Say in config.json that the run is this process's"
         started = self.record.get('started') or time.strftime('%Y-%m-%dT%H:%M:%S%z')
-        self.save('reason', state='running', pid=os.getpid(), host=socket.gethostname(), started=started,
+        self.save('reason', state='running', verb=verb, pid=os.getpid(), host=socket.gethostname(), started=started,
                   settings=settings)
 
     def leave(self) -> None:

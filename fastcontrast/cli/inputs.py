@@ -20,7 +20,7 @@ LabelColumn = Annotated[str | None, Option(
 
 
 def read_pictures(
-    data: str,      # a folder of pictures, a table of their paths, shards, or 'digits'
+    data: str | list[Path], # a folder of pictures, a table of their paths, shards, 'digits', or files
     bs: int | None, # pictures in a batch; None: 256, or as many as there are
     **kwargs,       # the other arguments of `image_dls`
 ):             # its `DataLoaders`
@@ -48,13 +48,27 @@ def tell_undecodable(
 
 
 def encoder_file(
-    path: str, # a run's folder, or an encoder's file
+    path: str, # a run's folder, an exported folder or file, or 'hf-hub:owner/name'
 ) -> Path:     # the file
     "The encoder that a path names. Raises `MissingPath` if there is none"
-    file = user_path(path, 'encoder')
-    if file.is_dir(): file = file/'encoder.safetensors'
-    if file.exists(): return file
-    raise MissingPath(f"no encoder at {file}: give the folder of a run that has one, or an encoder.safetensors.")
+    from ..artefact import find_encoder
+    with suppress(MissingPath):
+        file = find_encoder(path, 'encoder')
+        if file.exists(): return file
+    if is_tuned(path):
+        raise InputError(f"{path} is a fine-tuning, and this takes an encoder: give the run that it began with, or "
+                         f"{path}/classifier for the encoder as it was tuned.")
+    raise MissingPath(f"no encoder at {path}: give the folder of a run that has one, an encoder.safetensors, or a "
+                      "folder that was exported.")
+
+
+def is_tuned(
+    path: str, # that a user gave
+) -> bool:
+    "Whether it is the folder of a fine-tuning"
+    record: dict[str, Any] = {}
+    with suppress(InputError): record = read_record(user_path(path, 'encoder'))
+    return record.get('verb') == 'finetune'
 
 
 def split_of(

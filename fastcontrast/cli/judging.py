@@ -54,14 +54,21 @@ def results_table(
     return table
 
 
+def parts(
+    dls, # from `read_pictures`
+) -> tuple:
+    "Loaders of the pictures that classifiers learn from, and of those that they are tested on, in order"
+    loaders = dls.bank.ordered(), dls.valid.ordered()
+    for dl in loaders: dl.bs = JUDGED_BATCH
+    return loaders
+
+
 def features(
     dls,             # from `read_pictures`
     embed: Callable, # features and labels of a loader
 ) -> tuple:          # what `judge` takes
-    "Features and labels of the pictures that classifiers learn from, and of those that they are tested on"
-    loaders = [dl.ordered() for dl in (dls.bank, dls.valid)]
-    for dl in loaders: dl.bs = JUDGED_BATCH
-    return tuple(tensor for dl in loaders for tensor in embed(dl))
+    "Features and labels of both parts"
+    return tuple(tensor for dl in parts(dls) for tensor in embed(dl))
 
 
 def file_embedder(

@@ -92,17 +92,18 @@ def fail(
 def out_file(
     path: str | Path, # where the user wants a file
     *suffixes: str,   # the endings it may have
+    option: str = '--out', # that says so
 ) -> Path:            # the file
     "A file that can be written, found before the work is done. Raises `InputError` if it can't; makes its folder"
-    path = user_path(path, '--out')
-    if path.suffix.lower() not in suffixes: raise InputError(f"--out {path} must end in {' or '.join(suffixes)}.")
+    path = user_path(path, option)
+    if path.suffix.lower() not in suffixes: raise InputError(f"{option} {path} must end in {' or '.join(suffixes)}.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
         if not new: check_file(path)
         with path.open('ab'): pass
         if new: path.unlink()
-    except OSError as e: raise InputError(f"--out {path} can't be written: {e.strerror or e}.") from None
+    except OSError as e: raise InputError(f"{option} {path} can't be written: {e.strerror or e}.") from None
     return path
 
 

@@ -31,7 +31,7 @@ def record_of(
         recipe={key: value for key, value in asdict(recipe).items() if key not in _NOT_RECORDED},
         n_train=len(train), n_labeled=int(train.labeled.sum()), n_valid=len(dls.valid.data), classes=dls.classes,
         start=start_of(learn), judged_within=dls.within, channels=dls.channels, value_range=dls.value_range,
-        **_surroundings(dls.device))
+        **surroundings(dls.device))
 
 
 def _axes(learn) -> dict[str, Any]:
@@ -44,7 +44,9 @@ def _axes(learn) -> dict[str, Any]:
                 speedups=written(tuple(speedups().values())))
 
 
-def _surroundings(device) -> dict[str, Any]:
+def surroundings(
+    device, # torch's, or its name
+) -> dict[str, Any]:
     "Where and by what a run was started"
     from ..distributed import world_size
     versions = {name: version(name) for name in ('torch', 'torchvision', 'fastai', 'timm', 'kornia')}

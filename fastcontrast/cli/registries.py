@@ -54,6 +54,12 @@ def schedules() -> Iterable[str]:
     return SCHEDULES
 
 
+def protocols() -> Iterable[str]:
+    "How an encoder is trained with labels"
+    from ..evaluate.finetune import PROTOCOLS
+    return PROTOCOLS
+
+
 def libraries() -> Iterable[str]:
     "The libraries that an encoder is exported for"
     from ..export import LIBRARIES
@@ -68,7 +74,7 @@ def architectures() -> Iterable[str]:
 
 LISTS: dict[str, Callable[[], Iterable[str]]] = dict(
     methods=methods, losses=losses, speedups=speedups, labelled_speedups=labelled_speedups, settings=settings,
-    view_kinds=view_kinds, precisions=precisions, schedules=schedules,
+    view_kinds=view_kinds, precisions=precisions, schedules=schedules, protocols=protocols,
     libraries=libraries)
 
 

@@ -1,8 +1,9 @@
 """Going on with a run: which one is meant, by which settings it was begun, and which of them may change."""
 import os
+from collections.abc import Collection
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..core import InputError, is_number
 from ..files import user_path
@@ -15,8 +16,7 @@ MAY_CHANGE = {'epochs', 'processes', 'precision', 'workers', 'compile', 'control
 
 # what a run that goes on takes from config.json, and its types
 _KEPT = dict(epochs_done=int, seconds=int | float, results=dict)
-_TYPES = {field.name: int | field.type if field.type in (float | None, float | str) else field.type
-          for field in fields(Run)}
+_PATHS = ('encoder', 'data', 'valid', 'labels', 'cache_folder')
 
 _OPTIONS = {field: option for option, field in ALIASES.items()}
 
@@ -36,36 +36,47 @@ def run_to_resume(
 
 
 def begun_with(
-    path: Path, # a run's folder
+    path: Path,             # a run's folder
+    kind: type = Run,       # of settings
+    verb: str = 'pretrain', # of which they are
 ) -> dict[str, Any]:
-    "The settings that a run was begun with. Raises `InputError` if it has none that are known"
+    "The settings that a run was begun with. Raises `InputError` if it has none that are known, or is of another verb"
     record = read_record(path)
+    other = record.get('verb', 'pretrain')
+    if other != verb:
+        raise InputError(f"{path} is a run of another kind: go on with it by fastcontrast {other} --resume, or give "
+                         "another folder.")
     settings = record.get('settings')
     if not isinstance(settings, dict):
         raise InputError(f"{path} was begun by an older version of fastcontrast, which kept no settings to go on with: "
                          "begin anew, with another --out.")
-    known = {field.name for field in fields(Run)}
-    unknown = [name for name in settings if name not in known]
+    types = {field.name: _type(field.type) for field in fields(kind)}
+    unknown = [name for name in settings if name not in types]
     if unknown:
         raise InputError(f"{path} was begun by a version of fastcontrast with a setting that this one lacks, "
                          f"'{unknown[0]}': go on with that version.")
     kept = [(record, name, kinds) for name, kinds in _KEPT.items()]
-    for values, name, kinds in (*kept, *((settings, name, _TYPES[name]) for name in settings)):
+    for values, name, kinds in (*kept, *((settings, name, types[name]) for name in settings)):
         if name in values and not isinstance(values[name], kinds):
             raise InputError(f"{path/RECORD} can't be read: its {name} is {values[name]!r}.")
     return settings
 
 
+def _type(annotation: Any) -> Any:
+    "What a setting may be in JSON, where a float may be written as a whole number"
+    return int | annotation if float in get_args(annotation) else annotation
+
+
 def kept_settings(
-    config: Run, # the settings of a run
+    config: Any, # the settings of a run
     begun: dict[str, Any] | None = None, # from `begun_with`, of one that goes on
 ) -> dict[str, Any]:
     "What config.json keeps of settings: names of files as they are found from anywhere"
     settings = asdict(config)
-    for key in ('data', 'valid', 'labels', 'cache_folder'):
-        if _is_path(key, settings[key]): settings[key] = _absolute(settings[key])
-    known = (begun or {}).get('weights')  # and may be gone by now
-    if config.weights not in (None, known): settings['weights'] = _kept_weights(config.weights)
+    for key in _PATHS:
+        if _is_path(key, settings.get(key)): settings[key] = _absolute(settings[key])
+    weights, known = settings.get('weights'), (begun or {}).get('weights')  # which may be gone by now
+    if weights not in (None, known): settings['weights'] = _kept_weights(weights)
     return settings
 
 
@@ -121,7 +132,7 @@ _NAMES = dict(data='digits', valid='digits', labels='all') # that are no path, e
 def _is_path(key: str, value: Any) -> bool:
     if not isinstance(value, str) or not value or value == _NAMES.get(key): return False
     if key == 'labels' and not isinstance(number_or_name(value), str): return False
-    return key == 'cache_folder' or value.endswith('.tar') or Path(value).expanduser().exists()
+    return key in ('cache_folder', 'encoder') or value.endswith('.tar') or Path(value).expanduser().exists()
 
 
 def check_changes(
@@ -130,12 +141,7 @@ def check_changes(
     config: Run, # the settings that it is to go on with
 ) -> None:
     "Raise `InputError`, which names the setting, for one that can't change any more, and for a run that is done"
-    begun = asdict(Run()) | begun
-    for key, value in kept_settings(config, begun).items():
-        if key in MAY_CHANGE or value == begun[key]: continue
-        given = 'given without one' if value is None else f'now given {value}'
-        raise InputError(f"{path} was begun with {_said(key, begun[key])}, and is {given}: leave that out, or begin a "
-                         "new run with another --out and no --resume.")
+    check_same(path, begun, config, MAY_CHANGE)
     record = read_record(path)
     done = max(len(history_rows(path)), record.get('epochs_done') or 0)
     if config.epochs < done:
@@ -145,6 +151,21 @@ def check_changes(
                          "and no --resume for a new run.")
 
 
+def check_same(
+    path: Path,            # a run's folder
+    begun: dict[str, Any], # from `begun_with`
+    config: Any,           # the settings that it is to go on with
+    may_change: Collection[str], # those that may differ
+) -> None:
+    "Raise `InputError`, which names it, for a setting that differs"
+    begun = asdict(type(config)()) | begun
+    for key, value in kept_settings(config, begun).items():
+        if key in may_change or value == begun[key]: continue
+        given = 'given without one' if value is None else f'now given {value}'
+        raise InputError(f"{path} was begun with {_said(key, begun[key])}, and is {given}: leave that out, or begin a "
+                         "new run with another --out and no --resume.")
+
+
 def _said(key: str, value: Any) -> str:
-    name = 'the data' if key == 'data' else '--' + _OPTIONS.get(key, key.replace('_', '-'))
+    name = f'the {key}' if key in ('data', 'encoder') else '--' + _OPTIONS.get(key, key.replace('_', '-'))
     return f'the default of {name}' if value is None else f'{name} {value}'

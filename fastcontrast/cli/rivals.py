@@ -1,11 +1,13 @@
 """What is judged: an encoder's file, one of timm's, one that was never trained, or the pixels themselves."""
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..core import InputError
+from .folder import read_record
 from .inputs import encoder_file
 from .judging import PIXELS, file_embedder
 
@@ -28,9 +30,26 @@ def rival(
     first: Rival | None = None, # beside which it stands; None: it is the first
 ) -> Rival:
     "What a name means. Raises `InputError` for one that means nothing"
+    from ..artefact import HUB, LOCAL
+    from ..weights import timm_source
+    if name.startswith((HUB, LOCAL)) and (first is None or timm_source(name) is None):
+        return replace(_of_file(encoder_file(name)), name=name)
     if first is None or os.path.exists(os.path.expanduser(name)): return _of_file(encoder_file(name))
     if name == 'pixels': return _pixels(first)
     return _untrained(first) if name == 'untrained' else _timms(name, first)
+
+
+def views_of_run(
+    encoder: Path, # a file of a run
+    usual: str | None = 'simclr', # where its run is not there, or had views of its own
+) -> str | None:   # a kind of views, or the usual
+    "The kind of views that an encoder was trained on"
+    from ..views import VIEW_KINDS
+    record: dict[str, Any] = {}
+    with suppress(InputError): record = read_record(encoder.parent)
+    recipe = record.get('recipe')
+    kind = recipe.get('views') if isinstance(recipe, dict) else None
+    return kind if isinstance(kind, str) and kind in VIEW_KINDS else usual
 
 
 def told_apart(
@@ -46,9 +65,10 @@ def told_apart(
 
 
 def _of_file(path: Path) -> Rival:
+    from ..artefact import WEIGHTS
     from ..export import encoder_info
     info = encoder_info(path)
-    name = path.parent.name if path.name == 'encoder.safetensors' and path.parent.name else path.name
+    name = path.parent.name if path.name in ('encoder.safetensors', WEIGHTS) and path.parent.name else path.name
     about = f"{info['arch']}, {info['size']} px"
     return Rival(name, about, info['size'], info['in_chans'], info['small_input'], info['arch'], file_embedder(path),
                  info['extra'])

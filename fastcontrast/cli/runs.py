@@ -44,9 +44,14 @@ def find_runs(
 ) -> list[Path]:
     "The folders of runs, the one that changed last at the end. Raises `InputError` if there is none"
     if not folder.is_dir(): raise MissingPath(f"no folder '{folder}': give a folder of runs.")
-    found = {file.parent for depth in _DEPTHS for file in folder.glob(depth + RECORD)}
+    found = {file.parent for depth in _DEPTHS for file in folder.glob(depth + RECORD) if not _is_exported(file.parent)}
     if not found: raise InputError(f"no run in '{folder}': give a folder of runs, whose folders have a {RECORD}.")
     return sorted(found, key=lambda path: (_changed(path), path))
+
+
+def _is_exported(folder: Path) -> bool:
+    "Whether a folder is that of an exported encoder or classifier, whose config.json is none of a run"
+    return (folder/'model.safetensors').exists()
 
 
 def _changed(path: Path) -> float:
@@ -71,7 +76,8 @@ def run_row(
     row |= dict(state=state, epochs_done=len(history), epochs=record.get('epochs', _settings(record).get('epochs')),
                 knn=_judged(record) or _last(history, 'knn'), reason=record.get('reason'))
     if state == 'running': row |= dict(pid=record.get('pid'), host=record.get('host'))
-    elif state != 'finished' and _settings(record): row |= dict(resume=resume_command(path))
+    elif state != 'finished' and _settings(record):
+        row |= dict(resume=resume_command(path, record.get('verb', 'pretrain')))
     return row
 
 

@@ -243,7 +243,10 @@ def _check_paths(config: Run) -> None:
         if isinstance(path, str): user_path(path, _option(key))
 
 
-def _check_moments(text: str) -> None:
+def check_moments(
+    text: str, # what --checkpoint takes
+) -> None:
+    "Raise `InputError` for what says no moment"
     from ..checkpoint import moments
     if text == 'none': return
     try: moments(text)
@@ -269,7 +272,7 @@ def check_names(
     one_of(architectures(), architecture=config.arch.split('.')[0])
     one_of(precisions(), precision=config.precision)
     if config.schedule is not None: one_of(schedules(), schedule=config.schedule)
-    _check_moments(config.checkpoint)
+    check_moments(config.checkpoint)
     _check_weights(config, read)
     make(config.setting)
     parse_speedups(config.speedups)

@@ -1,4 +1,4 @@
-"""What a paper's table says of an encoder: each measure with its spread, and beside other encoders.
+"""Judge an encoder: what a paper's table says of it, each measure with its spread, beside others; and a picture.
 
 Docs: https://fastcontrast.github.io/fastcontrast/judge.html.md"""
 
@@ -6,8 +6,8 @@ Docs: https://fastcontrast.github.io/fastcontrast/judge.html.md"""
 
 # %% auto #0
 __all__ = ['MOST', 'MEASURES', 'TABLES', 'Score', 'Judged', 'knn_scores', 'class_means', 'linear_all', 'few_of_all',
-           'few_of_each', 'recall', 'average_precision', 'judge_features', 'long_table', 'wide_table', 'markdown',
-           'latex']
+           'few_of_each', 'confusion', 'recall', 'average_precision', 'without_labels', 'under_change',
+           'judge_features', 'long_table', 'wide_table', 'markdown', 'latex']
 
 # %% ../../nbs/328_judge.ipynb #82da89a8
 import json
@@ -25,10 +25,11 @@ from torch import Tensor
 
 from ..core import InputError, Registry, whole
 from .checks import labelled_pair
-from .knn import BLOCK, nearest, vote
-from .linear import draw, few_label_predict, linear_predict, numbered, standardised
-from .metrics import spread
+from .knn import nearest, vote
+from .linear import draw, few_label_predict, linear_fit, numbered, standardised
+from .metrics import spread, squared_distances, uniformity
 from .rankme import rankme
+from .retrieval import average_precisions, hits
 
 # %% ../../nbs/328_judge.ipynb #9f413799
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Score:
     "What a measure says of an encoder"
     scores: Tensor      # float64 [R, M], of each draw and test picture; [1, 1] of a measure that is one number
     share: bool = True  # is the mean a share, shown in per cent?
+    labels: float | None = None # labels of each class that the classifier learned from, their mean; None: it is none
+    confusion: pd.DataFrame | None = None # test pictures of each class (rows) by what they were taken for (columns)
 
     @property
     def mean(self) -> float: return self.scores.mean().item()
@@ -45,13 +48,18 @@ class Score:
         "Standard deviation over the draws; None where there is only one"
         return statistics.stdev(self.scores.mean(1).tolist()) if len(self.scores) > 1 else None
 
+    @property
+    def error(self) -> float | None:
+        "Standard error of the mean over the test pictures; None for a single number"
+        each = self.scores.mean(0)
+        return (each.std() / len(each) ** 0.5).item() if len(each) > 1 else None
+
     def less(self,
         other: 'Score', # of the same measure and pictures, by another encoder
     ) -> tuple[float, float]: # the difference of the means, and its standard error over the pictures; NaN for a number
         "By how much this encoder is better, compared picture by picture"
-        each = (self.scores - other.scores).mean(0)
-        if len(each) < 2: return each.mean().item(), math.nan
-        return each.mean().item(), (each.std() / len(each) ** 0.5).item()
+        difference = Score(self.scores - other.scores)
+        return difference.mean, math.nan if difference.error is None else difference.error
 
     def __str__(self):
         if not self.share: return f'{self.mean:.3g}'
@@ -69,6 +77,7 @@ class Judged:
     test_y: Tensor  # [M], alike; -1: a class that training does not know
     draws: int = 5  # of few labels
     seed: int = 0   # of the first draw
+    classes: Sequence[Any] | None = None # what the K classes are called; None: 0…K-1
 
     @cached_property
     def neighbours(self) -> tuple[Tensor, Tensor]:
@@ -77,6 +86,11 @@ class Judged:
 
     @cached_property
     def standard(self) -> tuple[Tensor, Tensor]: return standardised(self.train_h, self.test_h)
+
+    @cached_property
+    def classifier(self) -> tuple[Tensor, Tensor]:
+        "Weight [K, D] and bias [K] that learned from all labels, on standardised features"
+        return linear_fit(self.standard[0], self.train_y, self.seed)
 
     @cached_property
     def counts(self) -> Tensor:
@@ -88,7 +102,7 @@ class Judged:
     ) -> Tensor:            # float64 [R, M]
         return torch.stack([classes == self.test_y for classes in predicted]).double()
 
-MEASURES = Registry('measure') # from `Judged` to scores `[R, M]`, for each draw and test picture
+MEASURES = Registry('measure') # from `Judged` to scores `[R, M]`, for each draw and test picture, or to a `Score`
 
 # %% ../../nbs/328_judge.ipynb #8e95b2a2
 def knn_scores(judged: Judged, k: int, temp: float) -> Tensor:
@@ -107,20 +121,24 @@ def class_means(judged: Judged) -> Tensor:
 
 # %% ../../nbs/328_judge.ipynb #2611d34a
 @MEASURES.register('linear, all labels')
-def linear_all(judged: Judged) -> Tensor:
-    return judged.right(linear_predict(*judged.standard, judged.train_y, judged.seed))
+def linear_all(judged: Judged) -> Score:
+    predicted = F.linear(judged.standard[1], *judged.classifier).argmax(1)
+    classes = range(len(judged.counts)) if judged.classes is None else judged.classes
+    return Score(judged.right(predicted), labels=judged.counts.double().mean().item(),
+                 confusion=confusion(judged.test_y, predicted, classes))
 
-def _few(judged: Judged, counts: Tensor) -> Tensor:
+def _few(judged: Judged, counts: Tensor) -> Score:
     "A linear classifier that sees so many labels of each class, in every draw others"
     train_h, test_h = judged.standard
     seeds = range(judged.seed, judged.seed + judged.draws)
     drawn = (draw(judged.train_y, counts, seed) for seed in seeds)
-    return judged.right(*(few_label_predict(train_h[some], judged.train_y[some], test_h) for some in drawn))
+    predicted = (few_label_predict(train_h[some], judged.train_y[some], test_h) for some in drawn)
+    return Score(judged.right(*predicted), labels=counts.double().mean().item())
 
-def few_of_all(judged: Judged, share: float) -> Tensor:
+def few_of_all(judged: Judged, share: float) -> Score:
     return _few(judged, (judged.counts * share).round().long().clamp(min=1))
 
-def few_of_each(judged: Judged, n: int) -> Tensor:
+def few_of_each(judged: Judged, n: int) -> Score:
     scarce = judged.counts.min().item()
     if scarce < n: raise InputError(f"a class has {scarce} training pictures only.")
     return _few(judged, torch.full_like(judged.counts, n))
@@ -128,23 +146,49 @@ def few_of_each(judged: Judged, n: int) -> Tensor:
 for share in (0.01, 0.1): MEASURES[f'linear, {share:.0%} of the labels'] = partial(few_of_all, share=share)
 for n in (1, 5, 10): MEASURES[f"linear, {n} label{'s' * (n > 1)} a class"] = partial(few_of_each, n=n)
 
+def confusion(
+    test_y: Tensor,    # [M] classes 0…K-1; others are left out
+    predicted: Tensor, # [M], alike
+    classes: Sequence[Any], # what the K classes are called
+) -> pd.DataFrame:     # int64 [K, K]
+    "Pictures of each class (rows) by the class that they were taken for (columns)"
+    k, known = len(classes), test_y >= 0
+    counts = (test_y[known] * k + predicted[known]).bincount(minlength=k * k).view(k, k).cpu()
+    return pd.DataFrame(counts.numpy(), pd.Index(classes, name='class'), pd.Index(classes, name='taken for'))
+
 # %% ../../nbs/328_judge.ipynb #557201f3
 def recall(judged: Judged, k: int) -> Tensor:
     _, neighbours = judged.neighbours
-    return (judged.train_y[neighbours[:, :k]] == judged.test_y[:, None]).any(1)[None].double()
+    return hits(judged.train_y[neighbours], judged.test_y, k)[None]
 
 for k in (1, 5, 10): MEASURES[f'recall at {k}'] = partial(recall, k=k)
 
 @MEASURES.register('mean average precision')
 def average_precision(judged: Judged) -> Tensor:
-    train, test = F.normalize(judged.train_h, dim=1), F.normalize(judged.test_h, dim=1)
-    rank = torch.arange(1, len(train) + 1, device=train.device)
-    scores = []
-    for h, y in zip(*(t.split(max(1, BLOCK // len(train))) for t in (test, judged.test_y)), strict=True):
-        found = judged.train_y[(h @ train.T).argsort(1, descending=True)] == y[:, None]
-        precision = found.cumsum(1) / rank
-        scores.append((precision * found).sum(1, dtype=torch.float64) / found.sum(1).clamp(min=1))
-    return torch.cat(scores)[None]
+    return average_precisions(judged.train_h, judged.train_y, judged.test_h, judged.test_y)[None]
+
+# %% ../../nbs/328_judge.ipynb #b83d57a6
+def without_labels(
+    judged: Judged,
+    views: tuple[Tensor, Tensor] | None = None, # [M, D] each: features of two views of the test pictures
+) -> dict[str, Score]: # by name
+    "What features say that have no labels"
+    scores = {}
+    if views is not None: scores['alignment'] = Score(squared_distances(*views)[None], share=False)
+    # a single picture has no other to be apart from
+    values = dict(uniformity=uniformity(judged.test_h)) if len(judged.test_h) > 1 else {}
+    values |= {'RankMe': rankme(judged.train_h), 'spread': spread(judged.train_h)}
+    return scores | {name: Score(torch.tensor([[value]], dtype=torch.float64), share=False)
+                     for name, value in values.items()}
+
+# %% ../../nbs/328_judge.ipynb #04c60dde
+def under_change(
+    judged: Judged,
+    h: Tensor, # [M, D] features of the changed test pictures
+) -> Score:
+    "What the classifier of all labels says of them"
+    _, h = standardised(judged.train_h, h)
+    return Score(judged.right(F.linear(h, *judged.classifier).argmax(1)))
 
 # %% ../../nbs/328_judge.ipynb #4dd0b210
 @torch.no_grad()
@@ -153,26 +197,35 @@ def judge_features(
     train_y: Tensor,  # [N] class numbers; -1: unknown, left out
     test_h: Tensor,   # [M, D]
     test_y: Tensor,   # [M]; -1: unknown, left out
-    measures: Sequence[str] | None = None, # names in `MEASURES`; None: all
+    measures: Sequence[str] | None = None, # names in `MEASURES`; None: all, and those without labels
     draws: int = 5,   # of few labels
     seed: int = 0,    # of the first draw, and of the part that picks the ridge
+    views: tuple[Tensor, Tensor] | None = None, # [M, D] each: features of two views of the test pictures
+    changed: Mapping[str, Tensor] | None = None, # [M, D] features of the test pictures under a change, by its name
+    classes: Sequence[str] | None = None, # names of the class numbers 0, 1, …; None: the numbers
 ) -> tuple[dict[str, Score], list[str]]: # by measure; and why others can't be had, if some can't
-    """What every measure says of features, and two numbers that need no labels: RankMe and the spread
+    """What every measure says of features; and numbers that need no labels: alignment (of `views`), uniformity, RankMe
+    and the spread
 
     Raises `InputError` for features or labels that nothing can be said of."""
     whole(draws=draws)
     whole(least=0, seed=seed)
     found = {name: MEASURES.find(name) for name in (MEASURES if measures is None else measures)}
+    def others(h): return labelled_pair(train_h, train_y, h, test_y, 'a measure')[2]
+    views = None if views is None else tuple(map(others, views))
+    changed = {name: others(h) for name, h in (changed or {}).items()}
     train_h, train_y, test_h, test_y = labelled_pair(train_h, train_y, test_h, test_y, 'a measure')
+    numbers = train_y.unique().tolist()
+    names = numbers if classes is None else [classes[c] if 0 <= c < len(classes) else c for c in numbers]
     train_y, test_y = numbered(train_y, test_y)
-    judged = Judged(train_h, train_y, test_h, test_y, draws, seed)
+    judged = Judged(train_h, train_y, test_h, test_y, draws, seed, names)
+    found |= {f'linear under {name}': partial(under_change, h=h) for name, h in changed.items()}
     results, reasons = {}, []
     for name, measure in found.items():
-        try: results[name] = Score(measure(judged))
+        try: made = measure(judged)
         except InputError as e: reasons.append(f"{name}: {e}")
-    if measures is None:
-        for name, value in (('RankMe', rankme(train_h)), ('spread', spread(train_h))):
-            results[name] = Score(torch.tensor([[value]], dtype=torch.float64), share=False)
+        else: results[name] = made if isinstance(made, Score) else Score(made)
+    if measures is None: results |= without_labels(judged, views)
     return results, reasons
 
 # %% ../../nbs/328_judge.ipynb #f61c65a6
@@ -222,9 +275,16 @@ def latex(table: pd.DataFrame) -> str:
              r'\end{tabular}']
     return '\n'.join(lines) + '\n'
 
+def _numbers(score: Score) -> dict[str, Any]:
+    numbers = dict(mean=score.mean, std=score.std, draws=score.scores.mean(1).tolist())
+    if score.labels is not None: numbers['labels_a_class'] = score.labels
+    if score.confusion is not None:
+        numbers['confusion'] = dict(classes=list(score.confusion.index), counts=score.confusion.to_numpy().tolist())
+    return numbers
+
 def _json(results: Mapping[str, Mapping[str, Score]], **about: Any) -> str:
-    numbers = {encoder: {measure: dict(mean=score.mean, std=score.std, draws=score.scores.mean(1).tolist())
-                         for measure, score in scores.items()} for encoder, scores in results.items()}
+    numbers = {encoder: {measure: _numbers(score) for measure, score in scores.items()}
+               for encoder, scores in results.items()}
     return json.dumps(dict(about, encoders=numbers), indent=2, ensure_ascii=False, default=str) + '\n'
 
 TABLES = { # by the ending of a file; what is given beside the results stands in a .json

@@ -1,4 +1,5 @@
-"""What metrics are computed from, and two of them: `knn` and `spread`."""
+"""What metrics are computed from, and some of them: `knn`, `spread`, and alignment and uniformity."""
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from textwrap import shorten
@@ -7,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import InputError
+from ..core import InputError, number
 from . import LABELLED, metric, metric_name, needs_labels
 from .checks import unlabelled
-from .knn import knn_accuracy
+from .knn import BLOCK, knn_accuracy
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,49 @@ def spread(
     h = unlabelled(h, 'the spread')
     if len(h) < 2: raise InputError("the spread needs the features of two pictures at least.")
     return F.normalize(h.float(), dim=1).std(dim=0).mean().item()
+
+
+@metric
+@torch.no_grad()
+def uniformity(
+    h: Tensor,      # [N, D] features, of any length; N of at least 2
+    t: float = 2.0, # of the potential exp(-t d²), d the distance of two L2-normalised features
+) -> float:         # 0 where all features point in one direction; the less, the more evenly directions are used
+    """Logarithm of the mean potential of two pictures, over all pairs of different ones (Wang & Isola 2020, section
+    4.1). Raises `InputError` for another shape, a single picture, features that are not finite, and `t` not above 0"""
+    number('the uniformity', above=0, t=t)
+    h = unlabelled(h, 'the uniformity')
+    if len(h) < 2: raise InputError("the uniformity needs the features of two pictures at least.")
+    n, h = len(h), F.normalize(h, dim=1)
+    rows = max(1, BLOCK // n)
+    total = 0.  # over ordered pairs, a picture with itself among them
+    for start in range(0, n, rows):
+        block = h[start:start + rows]
+        squares = (2 - 2 * block @ h[start:].T).clamp_(min=0)
+        potential = squares.mul_(-t).exp_()
+        within = potential[:, :len(block)].sum(dtype=torch.float64)
+        total += (2 * potential.sum(dtype=torch.float64) - within).item()
+    mean = (total - n) / (n * (n - 1))
+    return math.log(mean) if mean > 0 else -math.inf
+
+
+def squared_distances(
+    h: Tensor,     # [N, D] features of a view of each picture, of any length
+    other: Tensor, # [N, D] of another view
+) -> Tensor:       # float64 [N], from 0 to 4
+    "How far the two are apart on the sphere of L2-normalised features"
+    return (F.normalize(h, dim=1) - F.normalize(other, dim=1)).square().sum(1).double()
+
+
+@torch.no_grad()
+def alignment(
+    h: Tensor,     # [N, D] features of a view of each picture, of any length
+    other: Tensor, # [N, D] of another view
+) -> float:        # from 0, where both views are seen alike, to 4
+    """Mean squared distance of the L2-normalised features of two views of a picture (Wang & Isola 2020, section 4.1,
+    α = 2). Raises `InputError` for other shapes, and for features that are not finite"""
+    h, other = unlabelled(h, 'the alignment'), unlabelled(other, 'the alignment')
+    if h.shape != other.shape:
+        raise InputError(f"the alignment needs two views of the same pictures, not features of shape {list(h.shape)} "
+                         f"and {list(other.shape)}.")
+    return squared_distances(h, other).mean().item()

@@ -1,7 +1,38 @@
-"embed: features of pictures in a file"
+"embed: features of pictures in a file, and what is drawn, searched and listed by them"
+import csv
+
+import matplotlib.image
 import numpy as np
+import pytest
+import torch
 from helpers.cli import config
-from helpers.folders import image_folder
+from helpers.folders import image_folder, picture
+from helpers.pictures import ARCH
+
+from fastcontrast.export import export_encoder
+from fastcontrast.models import make_encoder
+
+
+@pytest.fixture(scope='module')
+def encoder(tmp_path_factory):
+    "An exported encoder that has learnt nothing"
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp('embed')/'encoder.safetensors'
+    encoder = make_encoder(ARCH, small_input=True, size=32)
+    return export_encoder(encoder, path, ARCH, 32, [0.5] * 3, [0.25] * 3, small_input=True)
+
+
+@pytest.fixture
+def pictures(folder):
+    image_folder(folder/'p/train', dict(a=4, b=3))
+    image_folder(folder/'p/valid', dict(a=1, b=1))
+    picture(123).save(folder/'p/train/b/own.png')
+    picture(124).save(folder/'q.png')
+    return folder/'p'
+
+
+def rows_of(path):
+    with open(path) as file: return list(csv.DictReader(file))
 
 
 def test_embed(run, refused, digits, folder):
@@ -14,8 +45,63 @@ def test_embed(run, refused, digits, folder):
     assert 'no encoder at' in refused('embed', 'none', 'digits')
 
 
-def test_without_labels(run, digits, folder):
+def test_without_labels(run, encoder, folder):
     image_folder(folder/'p', {'': 4})
-    assert run('embed', digits[0], 'p', '-o', 'f.csv')[0] == 0
+    assert run('embed', encoder, 'p', '-o', 'f.csv')[0] == 0
     rows = (folder/'f.csv').read_text().splitlines()
     assert len(rows) == 5 and rows[0].startswith('part,name,f0,f1,') and rows[1].startswith('train,000.png,')
+
+
+def test_everything_at_once(run, encoder, pictures, folder):
+    code, out, err = run('embed', encoder, 'p', '--map', 'map.png', '--search', 'q.png', '--top', 3, '--grid',
+                         'new/grid.png', '--duplicates', '--threshold', 0.99999, '--outliers', 2, '--tables', 'lists')
+    assert (code, err) == (0, '')
+    for said in ('a map of 10 pictures is in map.png', 'the nearest pictures are drawn in new/grid.png',
+                 '4 of 10 pictures have near copies (a similarity of 0.99999 or more), in 2 groups; 4 are in groups of '
+                 'train and valid both', 'duplicates: 4 rows in lists/duplicates.csv', 'found: 3 rows in lists/found'):
+        assert said in out, out
+    assert {path.name for path in (folder/'lists').iterdir()} == {'found.csv', 'duplicates.csv', 'outliers.csv'}
+    for name in ('map.png', 'new/grid.png'): assert matplotlib.image.imread(name).std() > 0.05
+    assert len(rows_of('lists/found.csv')) == 3 and len(rows_of('lists/outliers.csv')) == 2
+    copies = rows_of('lists/duplicates.csv')
+    assert {row['name'] for row in copies} == {'a/000.png', 'b/000.png'}
+    assert not list(folder.glob('*.npz'))  # features are written where they are asked for, or nothing else is
+
+
+def test_features_in_place_of_an_encoder(run, refused, encoder, pictures, folder):
+    assert run('embed', encoder, 'p')[1].endswith('10 pictures, 96 features each, are in features.npz\n')
+    first = run('embed', encoder, 'p', '--search', 'q.png', '--tables', 'one')[1]
+    again = run('embed', 'features.npz', '--encoder', encoder, '--search', 'q.png', '--tables', 'two')[1]
+    assert first.replace('one', 'two').endswith(again) and rows_of('one/found.csv') == rows_of('two/found.csv')
+    out = run('embed', 'features.npz', '--search', 'train/a/000.png', '--top', 2, '--duplicates', '--outliers', 1)[1]
+    assert 'a/000.png' in out and '1.0000' in out
+    assert run('embed', 'features.npz', 'p', '--grid', 'g.png', '--top', 3, '--map', 'm.png', '--thumbnails')[0] == 0
+    assert matplotlib.image.imread('g.png').shape[1] > 400 and (folder/'m.png').exists()
+    assert run('embed', 'features.npz', '-o', 'f.csv')[0] == 0 and len(rows_of('f.csv')) == 10
+    assert 'none of these is called' in refused('embed', 'features.npz', '--search', 'x.png')
+    assert 'give the folder behind them' in refused('embed', 'features.npz', '--grid', 'g.png')
+    assert 'say what to make of the features' in refused('embed', 'features.npz')
+    assert 'there is no file' in refused('embed', 'none.npz', '--duplicates')
+    (folder/'f.npz').write_text('nothing')
+    assert 'holds no features' in refused('embed', 'f.npz', '--duplicates')
+    image_folder(folder/'other', dict(a=2, c=2))
+    assert "lack 'a/002.png' and 7 others" in refused('embed', 'features.npz', 'other', '--grid', 'g.png')
+
+
+def test_what_is_refused_before_pictures_are_read(refused, encoder, pictures, folder):
+    (folder/'broken.png').write_text('nothing')
+    for words, args in {
+            'the pictures are missing': (), 'unknown map method': ('p', '--map', 'm.png', '--map-method', 'isomap'),
+            '--map m.txt must end in': ('p', '--map', 'm.txt'), '--grid g must end in': ('p', '--grid', 'g'),
+            '--top=0': ('p', '--search', 'q.png', '--top', 0), '--outliers=0': ('p', '--outliers', 0),
+            '--threshold=2.0': ('p', '--duplicates', '--threshold', 2), '--tables writes lists': ('p', '--tables', 't'),
+            'there is no picture': ('p', '--search', 'x.png'), 'broken.png': ('p', '--search', 'broken.png'),
+            '--encoder goes with features': ('p', '--duplicates', '--encoder', encoder)}.items():
+        assert words in refused('embed', encoder, *args)
+
+
+def test_few_pictures(run, encoder, folder):
+    image_folder(folder/'p', {'': 2})
+    code, out, _ = run('embed', encoder, 'p', '--duplicates', '--threshold', 1, '--outliers', 5, '--grid', 'g.png')
+    assert code == 0 and 'no two pictures have a similarity of 1 or more' in out
+    assert 'three pictures or more' in run('embed', encoder, 'p', '--map', 'm.png')[2]

@@ -23,6 +23,7 @@ from helpers.folders import image_folder, picture
 from webdataset import TarWriter
 
 from fastcontrast.cli import training
+from fastcontrast.cli.job import Job
 from fastcontrast.cli.problems import sentence
 from fastcontrast.export import load_encoder
 
@@ -190,11 +191,11 @@ def test_a_terminal_that_is_closed(folder):
 def test_ctrl_c_while_the_curves_are_drawn(run, folder, monkeypatch):
     "Nobody loses what is done: it is written whole, and the run is finished"
     image_folder(folder/'p', dict(a=4, bb=4))
-    draw = training._draw_curves
-    def slow(training):
+    draw = Job.draw_curves
+    def slow(job):
         os.kill(os.getpid(), signal.SIGINT)
-        draw(training)
-    monkeypatch.setattr(training, '_draw_curves', slow)
+        draw(job)
+    monkeypatch.setattr(Job, 'draw_curves', slow)
     assert run('pretrain', 'p', *TINY, '--out', 'r', '--no-controls')[0] == 0
     assert config('r')['state'] == 'finished' and Path('r/curves.png').stat().st_size > 1000
 

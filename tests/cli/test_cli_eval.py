@@ -53,7 +53,33 @@ def test_encoders_side_by_side(digits, run, refused, folder):
     assert '--against no/file is neither a file nor' in refused('eval', digits[0], 'digits', '--against', 'no/file')
     assert "unknown architecture 'pixel'" in refused('eval', digits[0], 'digits', '--against', 'pixel')
     assert '--draws=0' in refused('eval', digits[0], 'digits', '--draws', 0)
-    assert '.csv or .json or .md or .tex' in refused('eval', digits[0], 'digits', '-o', 'e.txt')
+    assert '.csv or .json or .md or .tex or .png or .svg or .pdf' in refused('eval', digits[0], 'digits', '-o', 'e.txt')
+
+
+def test_robustness_alignment_and_a_picture(digits, run, refused, folder):
+    code, out, err = run('eval', digits[0], 'digits', '--robust', '--draws', 2, '-o', 'e.json', '--plot', 'p/e.png')
+    assert (code, err) == (0, '') and 'alignment is of two views by digits' in out
+    assert 'linear under blur: Gaussian, σ 2% of the side' in out and 'the drawing is in p/e.png' in out
+    e = json.loads(Path('e.json').read_text())
+    scores, = e['encoders'].values()
+    assert list(e['changes']) == ['blur', 'noise', 'grey', 'rotation'] and e['views'] == 'digits'
+    clean = scores['linear, all labels']
+    assert scores['linear under grey']['mean'] == pytest.approx(clean['mean'], abs=.01)  # digits have no colour
+    assert 0 < scores['linear under rotation']['mean'] < clean['mean']
+    assert 0 < scores['alignment']['mean'] < 2 and -4 < scores['uniformity']['mean'] < 0
+    assert clean['confusion']['classes'] == [str(c) for c in range(10)]
+    assert sum(map(sum, clean['confusion']['counts'])) == 397 and clean['labels_a_class'] == 140
+    assert Path('p/e.png').stat().st_size > 30_000
+    assert "--plot e.md must end in .png" in refused('eval', digits[0], 'digits', '--plot', 'e.md')
+
+
+def test_grey_pictures_have_no_colour_to_lose(run, folder):
+    image_folder(folder/'p', dict(a=12, bb=12), size=(16, 16))
+    assert run('pretrain', 'p', *TINY, '--channels', 1, '--out', 'r', '--no-controls')[0] == 0
+    code, out, err = run('eval', 'r', 'p', '--robust', '--against', 'pixels', '-o', 'e.svg')
+    assert (code, err) == (0, '') and 'left out: linear under grey: the pictures have 1 channel, and' in out
+    assert 'linear under rotation' in out and 'the drawing is in e.svg' in out
+    assert (folder/'e.svg').read_text().startswith('<?xml')
 
 
 def test_files_that_are_no_encoder(refused, digits, folder):
@@ -70,7 +96,7 @@ def test_files_that_are_no_encoder(refused, digits, folder):
                             missing='no encoder at').items():
         assert words in refused('eval', f'{name}.safetensors', 'digits')
         assert words in refused('export', f'{name}.safetensors', '-o', 'e.safetensors')
-    assert 'no encoder at run/encoder.safetensors' in refused('eval', 'run', 'digits')
+    assert 'no encoder at run:' in refused('eval', 'run', 'digits')
     assert not (folder/'e.safetensors').exists()
     assert 'valid=2' in refused('eval', digits[0], 'digits', '--valid', 2)
     assert 'of somebody unknown here' in refused('eval', digits[0], '~nobody_is_called_this/x')

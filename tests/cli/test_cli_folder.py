@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections import namedtuple
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def test_a_lock_left_behind_is_taken_over(folder):
         assert claim.lock.held
         second = """
 import sys
+import tempfile
 from fastcontrast.cli.folder import claimed
 try:
     with claimed('r', 'x'): print('claimed')
@@ -123,7 +125,7 @@ def test_too_little_space(refused, folder, monkeypatch):
 def test_an_encoder_that_cannot_be_written_is_kept_elsewhere(run, folder, monkeypatch):
     image_folder(folder/'p', dict(a=4, bb=4))
     (folder/'tmp').mkdir()
-    monkeypatch.setattr(training.tempfile, 'gettempdir', lambda: str(folder/'tmp'))
+    monkeypatch.setattr(tempfile, 'gettempdir', lambda: str(folder/'tmp'))
     announce = training._announce
     def spoil(training):
         announce(training)
@@ -205,6 +207,7 @@ def test_runs_imports_nothing_heavy(folder):
     record('r', state='finished')
     code = """
 import sys
+import tempfile
 sys.argv = ['x', 'runs', 'r']
 from fastcontrast.cli import main
 main()

@@ -55,4 +55,4 @@ def test_its_python_runs(notebook, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space = vars(fastcontrast.all).copy()
     exec(code, space)
-    assert type(space["encoder"]).__module__.startswith("timm.") and (tmp_path / "encoder.safetensors").exists()
+    assert type(space["encoder"]).__module__.startswith("timm.") and (tmp_path / "encoder/model.safetensors").exists()

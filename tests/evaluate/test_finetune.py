@@ -2,41 +2,19 @@
 import copy
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from helpers.pictures import ARCH
-from helpers.refusals import said
+from helpers.refusals import refusal, said
+from helpers.stripes import encoder_for, loaders, stripes
 from torch import nn
 
-from fastcontrast.core import InputError
+from fastcontrast.core import InputError, MissingPath
 from fastcontrast.data import image_dls
 from fastcontrast.evaluate.finetune import (PROTOCOLS, Classifier, LabelledViews, Protocol, chosen_labels,
-                                            rate_groups, fifths, finetune)
+                                            classifier_learner, rate_groups, fifths, finetune)
 from fastcontrast.learner import contrastive_learner
-from fastcontrast.models import make_encoder
-
-
-def stripes(n=48, side=16, channels=3, seed=0, kinds=2):
-    "Pictures of stripes that lie, stand or slant, which a small encoder tells apart"
-    draws = torch.Generator().manual_seed(seed)
-    y = torch.arange(n) % kinds
-    across = torch.arange(side).expand(side, side)
-    patterns = torch.stack([across, across.T, across + across.T])[y]
-    phase = torch.randint(8, (n, 1, 1), generator=draws)
-    light = torch.rand(n, 1, 1, generator=draws) * 0.5 + 0.5
-    x = ((patterns + phase) // 2 % 2 * light).mul(255).to(torch.uint8)
-    return x[:, None].expand(-1, channels, -1, -1).contiguous(), y
-
-
-def loaders(n=48, bs=16, **kwargs):
-    x, y = stripes(n)
-    return image_dls((x, y), size=16, bs=bs, valid=0.25, **kwargs)
-
-
-def encoder_for(dls):
-    torch.manual_seed(0)
-    return make_encoder(ARCH, small_input=True, in_chans=dls.channels, size=dls.size)
-
 
 # ---------------------------------------------------------------- which labels
 
@@ -58,18 +36,58 @@ def test_so_many_labels_of_each_class():
 
 @pytest.mark.parametrize('labels, words', (
     (0, 'labels=0 must'), (19, 'labels=19 must'), (0., 'labels=0.0 must'), (1.1, 'labels=1.1 must'),
-    ('all', "labels='all' must"), (True, 'labels=True must')))
+    ((1, 2), 'labels=(1, 2) must'), (True, 'labels=True must'), (['1', 'x'], "labels[1] is 'x': no picture has it")))
 def test_labels_that_cannot_be(labels, words):
     said([words], finetune, nn.Identity(), loaders(), labels)
 
 
+def test_labels_of_pictures_that_are_named(tmp_path):
+    data = loaders().train.data
+    assert torch.equal(chosen_labels(data, 'all', 0), torch.arange(36))
+    names = [data.names[i] for i in (3, 8, 30)]
+    file = tmp_path/'names.txt'
+    file.write_text('# of three\n' + '\n'.join(names) + '\n')
+    for labels in (names, tuple(names), file, str(file)): assert chosen_labels(data, labels, 0).tolist() == [3, 8, 30]
+    with pytest.raises(MissingPath, match='give labels a share'): chosen_labels(data, tmp_path/'none.txt', 0)
+    held = [name for name in map(str, range(48)) if name not in data.names]
+    file.write_text(held[0])
+    assert f"line 1 of '{file}' is '{held[0]}': no picture has it" in str(pytest.raises(
+        InputError, chosen_labels, data, file, 0).value)
+
+
+def test_rates_that_are_given():
+    dls = loaders()
+    def shares(**settings):
+        groups = classifier_learner(encoder_for(dls), dls, bs=16, **settings).opt.opt.param_groups
+        return [group['share'] for group in groups[:-2]]
+    assert shares() == [pytest.approx(1)] and shares(encoder_lr=0.) == []
+    assert shares(lr=0.2, encoder_lr=0.05) == [pytest.approx(0.25)]
+    falling = shares(lr=0.2, encoder_lr=0.1, decay=0.5)
+    assert max(falling) == pytest.approx(0.5) and min(falling) < 0.1
+
+
 def test_what_cannot_be_fine_tuned():
-    x, _ = stripes()
+    x, y = stripes()
     said(['fine-tuning needs labels'], finetune, nn.Identity(), image_dls(x, size=16, bs=16))
     for words, settings in (('did you mean linear', dict(protocol='linaer')), ('epochs=0', dict(epochs=0)),
                             ('lr=-1', dict(lr=-1)), ('bs=1', dict(bs=1))):
         said([words], finetune, nn.Identity(), loaders(), **settings)
     said(['image_dls'], finetune, nn.Identity(), [1])
+    for words, settings in (('encoder_lr=-1', dict(encoder_lr=-1)), ('decay=2', dict(decay=2)),
+                            ('patience=0', dict(patience=0)), ('seed=-1', dict(seed=-1)),
+                            ("'0' has one alone", dict(labels=1, patience=3))):
+        said([words], finetune, nn.Identity(), loaders(), **settings)
+    one_class = [name for name, c in zip(loaders().train.data.names, loaders().train.data.y.tolist()) if c]
+    said([f"all {len(one_class)} labels are of the class '1'"], finetune, nn.Identity(), loaders(), one_class)
+
+
+def test_encoders_that_do_not_fit():
+    dls = loaders()
+    grey = image_dls(stripes(channels=1), size=16, bs=16, channels=1)
+    assert 'takes no pictures with 1 channels and a side of 16 pixels' in refusal(finetune, encoder_for(dls), grey)
+    tuned = Classifier(encoder_for(dls), 96, 'ab')
+    for model in (tuned, timm.create_model(ARCH, num_classes=2)):
+        said(['this is a classifier, which gives scores'], finetune, model, dls)
 
 
 # ---------------------------------------------------------------- what learns

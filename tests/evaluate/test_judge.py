@@ -8,13 +8,15 @@ import pytest
 import torch
 from helpers.refusals import said
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, confusion_matrix
 from torch import Tensor
 
 from fastcontrast.core import InputError
-from fastcontrast.evaluate.judge import MEASURES, TABLES, Judged, judge_features, latex, long_table, wide_table
+from fastcontrast.evaluate.judge import (
+    MEASURES, TABLES, Judged, confusion, judge_features, latex, long_table, wide_table)
 from fastcontrast.evaluate.knn import knn_accuracy
-from fastcontrast.evaluate.linear import few_label_accuracy, linear_probe
+from fastcontrast.evaluate.linear import few_label_accuracy, linear_fit, linear_probe, standardised
+from fastcontrast.evaluate.metrics import alignment, uniformity
 
 
 def blobs(n=240, m=60, d=8, classes=4, noise=1.2, seed=0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -75,8 +77,74 @@ def test_a_share_of_the_labels(share):
         results = judged(measures=[f'linear, {share:.0%} of the labels'], draws=3)
     assert [np.bincount(y).tolist() for _, y in seen] == [[max(1, round(60 * share))] * 4] * 3
     assert not np.array_equal(seen[0][0], seen[1][0])
+    assert {score.labels for score in results.values()} == {max(1, round(60 * share))}
+    train_h, _, test_h, _ = blobs()
+    train_h, test_h = standardised(train_h, test_h)
+    rows, judging = ({row.numpy().tobytes() for row in h} for h in (train_h, test_h))
+    drawn = [{row.tobytes() for row in x} for x, _ in seen]
+    assert all(draw <= rows and not draw & judging for draw in drawn), "the pictures that judge were learned from"
     score, = results.values()
     assert score.std == pytest.approx(statistics.stdev(score.scores.mean(1).tolist()))
+
+
+def test_draws_are_those_of_the_seed():
+    name = 'linear, 5 labels a class'
+    one, other, same = (judged(measures=[name], draws=3, seed=seed)[name].scores for seed in (0, 1, 0))
+    assert torch.equal(one, same) and not torch.equal(one, other) and torch.equal(one[1:], other[:2])
+
+
+def test_confusion_is_scikit_learns():
+    train_h, train_y, test_h, test_y = blobs(noise=2.)
+    results, _ = judge_features(train_h, train_y, test_h, test_y)
+    score = results['linear, all labels']
+    train_h, test_h = standardised(train_h, test_h)
+    predicted = 7 * torch.nn.functional.linear(test_h, *linear_fit(train_h, train_y // 7)).argmax(1)
+    assert (score.confusion.to_numpy() == confusion_matrix(test_y, predicted)).all() and score.labels == 60
+    assert list(score.confusion.index) == list(score.confusion.columns) == [0, 7, 14, 21]
+    assert np.trace(score.confusion.to_numpy()) / len(test_y) == pytest.approx(score.mean) and score.mean < 1
+    assert all(other.confusion is None for name, other in results.items() if name != 'linear, all labels')
+
+
+def test_names_of_the_classes_and_classes_that_nobody_knows():
+    train_h, train_y, test_h, test_y = blobs()
+    names = ['ant', *'bcdefg', 'bee', *'ijklmn', 'cat']  # the last class has none
+    results, _ = judge_features(train_h, train_y, test_h, test_y, measures=['linear, all labels'], classes=names)
+    assert list(results['linear, all labels'].confusion.index) == ['ant', 'bee', 'cat', 21]
+    table = confusion(torch.tensor([0, -1, 1, 1]), torch.tensor([1, 0, 1, 0]), ['a', 'b'])
+    assert table.to_numpy().tolist() == [[0, 1], [1, 1]]
+
+
+def test_what_needs_no_labels():
+    train_h, train_y, test_h, test_y = blobs()
+    test_y[::3] = -1
+    views = test_h, test_h + torch.randn(test_h.shape, generator=torch.Generator().manual_seed(0))
+    results, _ = judge_features(train_h, train_y, test_h, test_y, views=views)
+    known = test_y >= 0
+    score = results['alignment']
+    assert score.mean == pytest.approx(alignment(*(h[known] for h in views))) and str(score) == f'{score.mean:.3g}'
+    assert score.scores.shape == (1, known.sum()) and not score.share
+    assert results['uniformity'].mean == uniformity(test_h[known])
+    other, _ = judge_features(train_h, train_y, test_h, test_y, views=(test_h, test_h))
+    difference, error = other['alignment'].less(score)
+    assert difference == pytest.approx(-score.mean) and 0 < error < score.mean
+    assert 'alignment' not in judged() and list(judged())[-3:] == ['uniformity', 'RankMe', 'spread']
+    with pytest.raises(InputError, match='of shape'):
+        judge_features(train_h, train_y, test_h, test_y, views=(test_h, test_h[1:]))
+
+
+def test_under_a_change():
+    "The classifier of the clean training features says of changed test pictures"
+    train_h, train_y, test_h, test_y = blobs()
+    test_y[::3] = -1
+    changed = dict(still=test_h, shuffled=test_h.flip(1))
+    results, _ = judge_features(train_h, train_y, test_h, test_y, measures=['linear, all labels'], changed=changed)
+    assert list(results) == ['linear, all labels', 'linear under still', 'linear under shuffled']
+    clean, still, shuffled = results.values()
+    assert torch.equal(clean.scores, still.scores) and shuffled.mean < clean.mean
+    z, flipped = standardised(train_h, test_h.flip(1))
+    predicted = 7 * torch.nn.functional.linear(flipped, *linear_fit(z, train_y // 7)).argmax(1)
+    known = test_y >= 0
+    assert shuffled.mean == pytest.approx((predicted == test_y)[known].double().mean().item())
 
 
 def test_the_difference_of_two_encoders():
@@ -114,7 +182,7 @@ def test_a_measure_of_ones_own(monkeypatch):
 def test_what_measures_share_is_worked_out_once():
     train_h, train_y, test_h, test_y = blobs()
     one = Judged(train_h, train_y // 7, test_h, test_y // 7)
-    assert one.neighbours is one.neighbours and one.standard is one.standard
+    assert one.neighbours is one.neighbours and one.standard is one.standard and one.classifier is one.classifier
 
 
 # ---------------------------------------------------------------- tables
@@ -133,6 +201,10 @@ def test_numbers(results, tmp_path):
     assert np.allclose(pd.read_csv(tmp_path/'t.csv')['mean'], rows['mean'])
     read = json.loads(TABLES['.json'](results, data='d'))
     assert read['data'] == 'd' and len(read['encoders']['b']['linear, 5 labels a class']['draws']) == 5
+    table = results['b']['linear, all labels'].confusion
+    assert read['encoders']['b']['linear, all labels']['confusion'] == dict(
+        classes=[0, 7, 14, 21], counts=table.to_numpy().tolist())
+    assert read['encoders']['b']['linear, 5 labels a class']['labels_a_class'] == 5
 
 
 def test_tables_to_read(results):

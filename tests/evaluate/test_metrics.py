@@ -15,7 +15,7 @@ from fastcontrast.data import image_dls
 from fastcontrast.evaluate import METRICS, find_metric, load, metric, needs_labels
 from fastcontrast.evaluate.knn import knn_accuracy
 from fastcontrast.evaluate.linear import few_label_accuracy, linear_probe
-from fastcontrast.evaluate.metrics import Features, knn, spread
+from fastcontrast.evaluate.metrics import Features, alignment, knn, spread, uniformity
 from fastcontrast.evaluate.rankme import rankme
 from fastcontrast.evaluate.table import EpochTable
 
@@ -228,3 +228,43 @@ def test_a_long_value_that_is_no_number_is_shortened():
 
 
 def whole_h(h): return h
+
+
+# alignment and uniformity
+
+def unit(v): return [x / math.sqrt(sum(y * y for y in v)) for x in v]
+def distance(v, w): return sum((x - y) ** 2 for x, y in zip(v, w))
+
+
+def test_alignment_and_uniformity_by_loops(monkeypatch):
+    (h, _), (other, _) = clusters(23, d=4), clusters(23, d=4, seed=1)
+    first, second = ([unit(row.tolist()) for row in x] for x in (h, other))
+    expected = sum(distance(v, w) for v, w in zip(first, second)) / 23
+    assert alignment(h, other) == pytest.approx(expected, abs=1e-12)
+    assert alignment(h.float(), 3 * other.float()) == pytest.approx(expected, abs=1e-6)
+    for t in (2, .5):
+        potentials = [math.exp(-t * distance(v, w)) for i, v in enumerate(first) for w in first[:i]]
+        expected = math.log(sum(potentials) / len(potentials))
+        assert uniformity(h, t) == pytest.approx(expected, abs=1e-12)
+    assert uniformity(h.float() * 5, t) == pytest.approx(expected, abs=1e-6)
+    monkeypatch.setattr('fastcontrast.evaluate.metrics.BLOCK', 100)  # four pictures at a time
+    assert uniformity(h, t) == pytest.approx(expected, abs=1e-12)
+
+
+def test_ends_of_alignment_and_uniformity():
+    h = torch.randn(500, 64, generator=torch.Generator().manual_seed(0))
+    assert alignment(h, 2 * h) == pytest.approx(0, abs=1e-12) and alignment(h, -h) == pytest.approx(4, abs=1e-5)
+    assert uniformity(torch.ones(50, 3)) == pytest.approx(0, abs=1e-5)
+    # of two directions that are opposite: half of the pairs are at distance 2
+    assert uniformity(torch.tensor([[1.], [-1.]] * 200)) == pytest.approx(math.log(.5), abs=.01)
+    assert -4 < uniformity(h) < -3.7  # evenly in many dimensions: nearly all pairs at a squared distance of 2
+    assert uniformity(h, 1e6) == -math.inf
+    assert METRICS['uniformity'] is uniformity and Features(h).compute(uniformity) == uniformity(h)
+
+
+def test_alignment_and_uniformity_refuse():
+    h = torch.randn(4, 3)
+    for f, words in ((lambda: uniformity(h[:1]), 'two pictures'), (lambda: uniformity(h, 0), 't=0'),
+                     (lambda: alignment(h, h[1:]), 'two views of the same'), (lambda: uniformity(h[0]), 'shape'),
+                     (lambda: alignment(h, h * math.nan), 'NaN')):
+        with pytest.raises(InputError, match=words): f()

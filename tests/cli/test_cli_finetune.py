@@ -1,0 +1,148 @@
+"finetune and predict: from a run to a classifier, and what it takes pictures for"
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.cli import TINY, config, ended_after_an_epoch
+from helpers.folders import image_folder, picture
+
+from fastcontrast.cli import main
+from fastcontrast.export import load_classifier, load_encoder
+
+FEW = ('--labels', 3, '--epochs', 2, '--bs', 8)
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp('pictures')/'p', dict(a=10, bb=10))
+
+
+@pytest.fixture(scope='module')
+def pretrained(pictures):
+    "A run that knew the labels of 8 pictures of 16"
+    command = ('pretrain', pictures, *TINY, '--arch', 'test_resnet', '--with', 'suncet', '--labels', 0.5,
+               '--no-controls', '--out', pictures.parent/'r')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', ['fastcontrast', *map(str, command)])
+        main()
+    return pictures.parent/'r'
+
+
+def rows(folder):
+    return [{key: row[key] for key in row if key != 'time'} for row in csv.DictReader((folder/'history.csv').open())]
+
+
+def test_a_run_like_others(run, refused, digits, folder):
+    code, out, err = run('finetune', digits[0], *FEW, '--out', 'f')
+    assert (code, err) == (0, '') and '30 labels of 10 classes, 2 epochs, batches of 8' in out, (out, err)
+    assert 'accuracy ' in out and ' of 397 pictures to judge by' in out and 'results in f\n' in out
+    assert {path.name for path in (folder/'f').iterdir()} == {
+        'classifier', 'config.json', 'history.csv', 'curves.png', 'checkpoints', 'labeled.txt'}
+    c = config('f')
+    expected = dict(verb='finetune', state='finished', epochs=2, epochs_done=2, batch_size=8, protocol='full',
+                    n_train=30, n_valid=397, seed=0, data='digits', size=32, arch='resnet10t', labels='3', n_held=0)
+    assert {key: c[key] for key in expected} == expected and 0 <= c['results']['classifier']['accuracy'] <= 1
+    assert [*rows(folder/'f')[0]] == ['epoch', 'train_loss', 'valid_loss', 'accuracy']
+    assert float(rows(folder/'f')[-1]['accuracy']) == pytest.approx(c['results']['classifier']['accuracy'], abs=0.01)
+    assert len((folder/'f/labeled.txt').read_text().split()) == 30
+    assert 'f is finished: give another --out' in refused('finetune', '--resume', 'f')
+    assert 'f was begun with --labels 3, and is now given 4' in refused('finetune', '--resume', 'f', '--labels', 4)
+    assert 'f is a run of another kind: go on with it by fastcontrast finetune' in refused('pretrain', '--resume', 'f')
+    for command in (('eval', 'f', 'digits'), ('export', 'f', '-o', 'e.safetensors'), ('finetune', 'f')):
+        assert 'f is a fine-tuning, and this takes an encoder: give the run' in refused(*command)
+    assert load_encoder('f/classifier').num_features == 512
+    code, out, _ = run('runs', 'f')
+    assert code == 0 and 'finished' in out and '2/2' in out and 'classifier' not in out
+
+    code, out, err = run('predict', 'f', 'digits', '--top', 2, '-o', 'new/p.csv')
+    assert (code, err) == (0, '') and 'and 1,777 more\n' in out and 'of 1,797 pictures with a label' in out
+    written = list(csv.DictReader((folder/'new/p.csv').open()))
+    assert len(written) == 1797 and [*written[0]][-2:] == ['class_2', 'probability_2']
+    right = [row['class'] == row['label'] for row in written if row['part'] == 'valid']
+    assert sum(right) / 397 == pytest.approx(c['results']['classifier']['accuracy'], abs=0.01)
+
+
+def test_it_ends_as_if_nothing_had_happened(run, folder, pretrained, monkeypatch):
+    command = ('finetune', pretrained, '--labels', 'all', '--epochs', 3, '--bs', 8, '--patience', 3)
+    assert run(*command, '--out', 's')[0] == 0
+    with ended_after_an_epoch(monkeypatch): code, _, err = run(*command, '--out', 'r')
+    assert code == 143 and err == ('interrupted after 1 of 3 epochs: the classifier as it was then is in r/classifier; '
+                                   'go on with: fastcontrast finetune --resume r\n')
+    assert run('runs', 'r')[1].splitlines()[-1] == 'fastcontrast finetune --resume r'
+    (folder/'elsewhere').mkdir()
+    monkeypatch.chdir(folder/'elsewhere')
+    code, out, err = run('finetune', '--resume', folder/'r')
+    assert (code, err) == (0, '') and f"going on with {folder/'r'}\n" in out and out.count('going on from') == 1
+    assert rows(folder/'r') == rows(folder/'s') and len(rows(folder/'r')) == 3 and 'held_out' in rows(folder/'r')[0]
+    r, s = (load_classifier(folder/name/'classifier').state_dict() for name in 'rs')
+    assert all(torch.equal(tensor, s[name]) for name, tensor in r.items())
+    assert config(folder/'r')['results'] == config(folder/'s')['results'] and config(folder/'r')['n_held'] == 2
+    assert 'the weights are those of epoch ' in out and ' of 2 held-out pictures right' in out
+
+
+def test_few_labels_serve_both(run, refused, pretrained, pictures):
+    "SuNCEt's own question; and names in a file"
+    names = (pretrained/'labeled.txt').read_text()
+    code, out, err = run('finetune', pretrained, '--epochs', 1, '--out', 'f')
+    assert code == 0 and '8 labels of 2 classes' in out, err
+    assert Path('f/labeled.txt').read_text().split() == names.split() == names.split('\n')[:-1]
+    assert config('f')['n_valid'] == 4 and config('f')['labels'].endswith('r/labeled.txt')
+    code, out, _ = run('finetune', pretrained/'encoder.safetensors', pictures, '--labels', pretrained/'labeled.txt',
+                       '--epochs', 1, '--protocol', 'linear', '--out', 'g')
+    assert code == 0 and '8 labels' in out and config('g')['protocol'] == 'linear'
+    before, after = load_encoder(pretrained/'encoder.safetensors'), load_classifier('g/classifier').state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.state_dict().items())
+    assert run('finetune', pretrained, '--labels', 'all', '--epochs', 1)[0] == 0
+    assert config('runs/finetune-full-r-p')['n_train'] == 16
+    Path('x.txt').write_text(names + 'no-such.png\n')
+    assert "line 9 of 'x.txt' is 'no-such.png': no picture has it" in refused(
+        'finetune', pretrained, '--labels', 'x.txt')
+
+
+def test_predict_one_picture(run, refused, pretrained, pictures):
+    assert run('finetune', pretrained, '--epochs', 1, '--out', 'f')[0] == 0
+    picture(3).save('one.png')
+    code, out, err = run('predict', 'f/classifier', 'one.png', '-o', 'p.json')
+    assert (code, err) == (0, '') and 'accuracy' not in out and 'one.png' in out
+    (row,) = json.loads(Path('p.json').read_text())
+    assert set(row['classes']) == {'a', 'bb'} and sum(row['classes'].values()) == pytest.approx(1)
+    image_folder(Path('q'), dict(a=2, c=2))
+    assert "does not know the pictures' class c" in run('predict', 'f', 'q')[1]
+    assert 'holds an encoder that tells no classes apart' in refused('predict', pretrained, 'one.png')
+    assert '--out p.txt must end in .csv or .json' in refused('predict', 'f', 'q', '-o', 'p.txt')
+    assert "there is no classifier 'none'" in refused('predict', 'none', 'q')
+    assert '--top=0 must be' in refused('predict', 'f', 'q', '--top', 0)
+
+
+def test_a_run_that_left_labels_alone(run, pretrained):
+    "Its pictures have them all the same"
+    shutil.copytree(pretrained, 'u')
+    record = config('u')
+    record['settings'] |= dict(unlabelled=True, labels=None)
+    Path('u/config.json').write_text(json.dumps(record))
+    Path('u/labeled.txt').unlink()
+    code, out, _ = run('finetune', 'u', '--epochs', 1, '--encoder-lr', 0, '--out', 'f')
+    assert code == 0 and '16 labels of 2 classes' in out and config('f')['protocol_values']['encoder_lr'] == 0
+
+
+def test_what_cannot_be(refused, run, digits, folder):
+    image_folder(folder/'loose', {'': 4})
+    for args, words in ((('none', 'digits'), 'no encoder at'), ((), 'nothing says whose encoder'),
+                        ((digits[0], 'loose'), 'fine-tuning needs labels'),
+                        ((digits[0], '--labels', 500), 'must be from 1 to the pictures of the smallest class'),
+                        ((digits[0], '--labels', 'none.txt'), "there is no file 'none.txt'"),
+                        ((digits[0], '--protocol', 'lienar'), 'did you mean linear?'),
+                        ((digits[0], '--patience', 0), '--patience=0 must be'), ((digits[0], '--lr', -1), '--lr=-1.0'),
+                        ((digits[0], '--bs', 1), '--batch-size=1 must be'), ((digits[0], '--decay', 2), '--decay=2.0'),
+                        ((digits[0], '--labels', 1, '--patience', 2), 'has one alone'),
+                        ((digits[0], '--device', 'xpu:9'), 'device=xpu:9 cannot be used here'),
+                        (('--resume', digits[0]), 'is a run of another kind: go on with it by fastcontrast pretrain')):
+        assert words in refused('finetune', *args), words
+    assert not Path('runs').exists()
+    (folder/'alone').mkdir()
+    (folder/'alone/encoder.safetensors').write_bytes((digits[0]/'encoder.safetensors').read_bytes())
+    assert 'says of which pictures it is: give a folder' in refused('finetune', 'alone')

@@ -1,0 +1,147 @@
+"""Fine-tuning as a run: taken up where it was, ended early, handed on."""
+import json
+from functools import partial
+
+import pytest
+import timm
+import torch
+from helpers.deaths import Death, DieAt, draw_something, history, same_state
+from helpers.refusals import said
+from helpers.stripes import encoder_for, loaders, stripes
+from torch import nn
+
+from fastcontrast.checkpoint import Checkpoint
+from fastcontrast.data import image_dls
+from fastcontrast.evaluate.finetune import classifier_learner, finetune, held_out
+from fastcontrast.evaluate.plots import read_history
+from fastcontrast.export import load_classifier, load_encoder
+from fastcontrast.history import History
+from fastcontrast.learner import contrastive_learner
+
+
+def learner(**settings):
+    dls = loaders(64, labels='all')
+    return classifier_learner(encoder_for(dls), dls, epochs=3, bs=12, **settings)
+
+
+def tuned(make, folder, *deaths):
+    "A learner that has been trained; its processes have died after these steps"
+    for step in (*deaths, None):
+        learn = make()
+        draw_something()
+        cbs = [Checkpoint(('epoch', '3 steps')), History(folder/'history.csv'), *([DieAt(step)] if step else [])]
+        try: learn.fit_protocol(cbs, folder)
+        except Death: assert step
+        else: assert not step
+    return learn
+
+
+@pytest.mark.parametrize('settings, deaths', [
+    (dict(), (2, 7)), (dict(patience=1), (3, 6)), (dict(protocol='linear', patience=2), (4, 9)),
+    (dict(precision='bf16', decay=0.7, protocol='semi'), (5,))], ids=str)
+def test_a_run_that_died_ends_as_one_that_did_not(tmp_path, settings, deaths):
+    make = partial(learner, **settings)
+    whole, broken = tuned(make, tmp_path/'whole'), tuned(make, tmp_path/'broken', *deaths)
+    same_state(whole, broken)
+    assert history(tmp_path/'whole') == history(tmp_path/'broken')
+    assert {'train_loss', 'valid_loss', 'accuracy'} <= set(history(tmp_path/'whole')[0])
+    assert ('held_out' in history(tmp_path/'whole')[0]) == ('patience' in settings)
+
+
+def test_another_run_is_refused(tmp_path):
+    tuned(learner, tmp_path)
+    for words, settings in (('encoder_lr of the protocol', dict(encoder_lr=0.01)), ('batch size', dict()),
+                            ('pictures to train on', dict(labels=10)), ('patience', dict(patience=9, labels='all'))):
+        learn = learner(**settings)
+        if words == 'batch size': learn.dls.train.bs = 8
+        if words == 'patience': learn.dls = learner().dls
+        said([f'differs in its {words}'], learn.fit_protocol, resume=tmp_path)
+    said(['is no folder'], finetune, nn.Identity(), loaders(), resume=3)
+
+
+def test_everybodys_draws_stay_as_they_are():
+    dls = loaders()
+    encoder = encoder_for(dls)
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    finetune(encoder, dls, epochs=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_is_large_is_not_judged_by_in_every_epoch(tmp_path, capsys):
+    dls = image_dls(stripes(64), size=16, bs=8, valid=0.75)
+    assert classifier_learner(encoder_for(dls), dls, bs=8).judge_every == 1  # 16 learn, 48 judge
+    assert classifier_learner(encoder_for(dls), dls, 2, bs=2).judge_every == 4
+    assert classifier_learner(encoder_for(dls), dls, bs=8, protocol='linear').judge_every == 3
+    learn = classifier_learner(encoder_for(dls), dls, epochs=5, bs=8, judge_every=3, patience=9)
+    learn.fit_protocol(History(tmp_path/'history.csv'))
+    rows = history(tmp_path)
+    assert [bool(row['accuracy']) for row in rows] == [False, False, True, False, True]
+    assert all(row['held_out'] for row in rows) and 'None' not in capsys.readouterr().out
+    assert float(rows[-1]['accuracy']) == pytest.approx(learn.recorder.values[-1][2])
+    assert 'accuracy' in read_history(tmp_path/'history.csv')
+
+
+# ---------------------------------------------------------------- early stop
+
+@pytest.mark.parametrize('accuracies, done, best', [
+    ((.5, .7, .7, .6, .9), 4, 2), ((.5, .6, .7, .8, .9), 5, 5), ((.9, .1, .1, .2, .2), 3, 1)])
+def test_training_ends_when_nothing_rises(monkeypatch, accuracies, done, best):
+    dls, weights = loaders(64), []
+    learn = classifier_learner(encoder_for(dls), dls, epochs=5, bs=16, patience=2)
+    def scores(held):
+        assert held is learn.stop.held
+        weights.append({name: t.clone() for name, t in learn.model.state_dict().items()})
+        right = round(accuracies[len(weights) - 1] * 10)
+        return torch.eye(2)[[0] * 10], torch.tensor([0] * right + [1] * (10 - right))
+    monkeypatch.setattr(learn, 'scores', scores)
+    learn.fit_protocol()
+    assert len(learn.recorder.values) == len(weights) == done
+    assert learn.stop.best == pytest.approx(max(accuracies[:done]))
+    assert [row[-1] for row in learn.recorder.values] == pytest.approx(accuracies[:done])
+    assert all(torch.equal(t, weights[best - 1][name]) for name, t in learn.model.state_dict().items())
+
+
+def test_what_is_held_out():
+    data = loaders(64, labels='all').train.data
+    chosen = torch.arange(len(data))
+    used, held = held_out(data, chosen, 0)
+    assert data.y[held].bincount().tolist() == [2, 2] and sorted([*used, *held]) == chosen.tolist()
+    assert not torch.equal(held, held_out(data, chosen, 1)[1])
+    few = torch.tensor([i for c in (0, 1) for i in (data.y == c).nonzero().squeeze(1)[:2].tolist()])
+    assert data.y[held_out(data, few, 0)[1]].tolist() in ([0, 1], [1, 0])
+    learn = learner(labels=8, patience=2)
+    assert (len(learn.dls.train.data), len(learn.stop.held.data)) == (14, 2)
+    assert not set(learn.stop.held.data.names) & {*learn.dls.train.data.names, *learn.dls.valid.data.names}
+    assert '14 labels of 2 classes (2 more are held out to say when to stop)' in learn.labels
+
+
+# ---------------------------------------------------------------- handed on
+
+@torch.no_grad()
+@pytest.mark.parametrize('arch, small', [('test_resnet', False), ('test_convnext', False), ('test_vit', False),
+                                         ('resnet10t', True)])
+def test_a_folder_that_timm_loads(tmp_path, arch, small):
+    x, y = stripes(12)
+    size = 160 if arch == 'test_vit' else 32
+    dls = image_dls((x, y), size=size, bs=4, valid=0.)
+    learn = classifier_learner(encoder_for(dls, arch, small), dls, bs=4)
+    learn.model.classes = ['a cat', 'Katze "ü"']
+    folder = learn.export(tmp_path/'classifier')
+    pictures = torch.rand(2, 3, size, size)
+    expected = learn.model.eval()(pictures)
+    for model in (timm.create_model(f'local-dir:{folder}', pretrained=True).eval(), load_classifier(folder)):
+        torch.testing.assert_close(model(pictures), expected, rtol=1e-5, atol=1e-5)
+        assert list(model.pretrained_cfg['label_names']) == learn.model.classes and model.num_classes == 2
+        assert tuple(model.pretrained_cfg['input_size']) == (3, size, size)
+    torch.testing.assert_close(load_encoder(folder)(pictures), learn.model.encoder(pictures), rtol=1e-5, atol=1e-5)
+    config = json.loads((folder/'config.json').read_text())
+    assert config['num_classes'] == 2 and config['label_names'] == learn.model.classes
+
+
+def test_what_timm_does_not_make(tmp_path):
+    dls = loaders()
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    learn = contrastive_learner(dls, module, method='simclr').finetune(epochs=1)
+    said(['timm makes no Sequential'], learn.export, tmp_path/'classifier')
