@@ -2,7 +2,10 @@
 
 Docs: https://fastcontrast.github.io/fastcontrast/pictures.html.md"""
 import logging
+import math
 import os
+import re
+import struct
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .decoding import MEMORY, SMALL
+from .decoding import MEMORY, SMALL, decoding_memory
 from .files import check_file, megabytes
 from .values import Unfit, row_bands
 
@@ -44,6 +47,7 @@ class Raster:
     multiplied: bool = False # are the others multiplied by it?
     held: bool = False    # is it in memory already?
     orientation: int = 1  # as EXIF counts
+    beside: int = 0       # bytes that `load` takes beside the array
 
     @property
     def size(self) -> tuple[int, int]:
@@ -95,7 +99,7 @@ class Raster:
         width, height = self.size
         need = 9 * width * height
         if self.held: return min(need, MEMORY.limit) if need > 4 * SMALL else 0
-        need += int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+        need += math.prod(self.shape) * self.dtype.itemsize + self.beside
         if need > MEMORY.limit:
             raise ValueError(f"an array of the shape {list(self.shape)} takes {megabytes(need)} to read, and "
                              f"{megabytes(MEMORY.limit)} is the most: make it smaller")
@@ -117,7 +121,14 @@ def _divided(
     return x
 
 
-def lying(
+def orientation_of(
+    picture: Image.Image,
+) -> int: # as EXIF counts; 1: upright
+    "How a picture lies"
+    return picture.getexif().get(_ORIENTATION, 1)
+
+
+def oriented(
     picture: Image.Image,
     orientation: int, # as EXIF counts; 1: upright
 ) -> Image.Image:     # the same
@@ -239,7 +250,7 @@ def _raster_of(content: BinaryIO, length: int, opened: Callable[[], Any]) -> Ras
     if dtype.kind not in KINDS: raise ValueError(f"holds {dtype}, which is no value of a pixel")
     if len(shape) not in (2, 3) or min(shape) < 1: raise ValueError(f"has the shape {list(shape)}, and is no picture")
     start = content.tell()
-    nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    nbytes = math.prod(shape) * dtype.itemsize
     if start + nbytes != length:
         raise ValueError(f"has {length:,} bytes, and its header promises {start + nbytes:,}")
     return Raster(shape, dtype, partial(_read_array, opened, start, nbytes, shape, dtype, by_column))
@@ -260,9 +271,12 @@ def whole_picture(
     file: Any,            # the path or binary file that it is in
     channels: int | None, # that are wanted; None: as many as there are
 ) -> Image.Image | Raster:
-    "The same, unless Pillow would leave out half of its bits, or channels of it: then an array"
-    if picture.format not in ('PNG', 'PPM', 'TIFF') or not picture.tile: return picture
+    """The same, unless Pillow would leave out half of its bits, or channels of it: then an array
+
+    Raises `ValueError` where nothing reads the bits that Pillow leaves out."""
+    if picture.format not in ('PNG', 'PPM', 'TIFF', 'JPEG2000') or not picture.tile: return picture
     if picture.format == 'PPM': return _open_ppm(picture, file)
+    if picture.format == 'JPEG2000': return _open_jpeg2000(picture, file)
     bands = len(picture.getbands())
     if picture.format == 'PNG':
         mode = picture.tile[0].args
@@ -293,8 +307,8 @@ def _has_pages(
 def _open_png(picture: Image.Image, mode: str, file: Any) -> Raster:
     "A PNG of 16 bits and several channels"
     channels = {'LA': 2, 'RGB': 3, 'RGBA': 4}[mode.partition(';')[0]]
-    shape, known = (picture.height, picture.width, channels), 'exif' in picture.info
-    orientation = picture.getexif().get(_ORIENTATION, 1) if known else 1
+    shape = picture.height, picture.width, channels
+    orientation = orientation_of(picture) if 'exif' in picture.info else 1
     return Raster(shape, np.dtype(np.uint16), partial(_read_png, file), last=True, alpha=channels != 3,
                   orientation=orientation)
 
@@ -322,11 +336,73 @@ def _unpacked(picture: Image.Image, kind: str) -> np.ndarray:
 def _open_ppm(picture: Image.Image, file: Any) -> Image.Image | Raster:
     "A PGM or PPM whose largest value is told: Pillow stretches those of 9 to 15 bits, and has 8 of colours"
     codec, _, start, args = picture.tile[0]
-    if codec != 'ppm' or args[-1] < 256: return picture
+    if codec not in ('ppm', 'ppm_plain') or isinstance(args, str) or args[-1] < 256: return picture
     shape, dtype = (picture.height, picture.width, *([] if args[0] == 'L' else [3])), np.dtype('>u2')
-    nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    return Raster(shape, dtype, partial(_read_array, partial(_opened, file), start, nbytes, shape, dtype, False),
-                  last=True)
+    count = math.prod(shape)
+    if codec == 'ppm':
+        read = partial(_read_array, partial(_opened, file), start, count * dtype.itemsize, shape, dtype, False)
+        return Raster(shape, dtype, read, last=True)
+    with _opened(file) as content: length = content.seek(0, os.SEEK_END) - start
+    if length > 16 * count + 2**20: raise ValueError(f"has {length:,} bytes of text for {count:,} values")
+    return Raster(shape, np.dtype(np.uint16), partial(_read_plain, file, start, length, shape, args[-1]), last=True,
+                  beside=2 * length + 8 * count)
+
+
+def _read_plain(file: Any, start: int, length: int, shape: tuple[int, ...], top: int) -> np.ndarray:
+    "Values that are written as text, with comments"
+    with _opened(file) as content:
+        content.seek(start)
+        text = re.sub(rb'#[^\r\n]*', b'', content.read(length))
+    if re.search(rb'[^\d\s]', text): raise ValueError("holds something else than numbers")
+    values = np.fromstring(text, np.int64, sep=' ')[:math.prod(shape)]
+    if len(values) < math.prod(shape): raise ValueError(f"has {len(values):,} values, and its header promises more")
+    if values.max() > top: raise ValueError(f"has the value {values.max():,}, and its header promises {top:,} at most")
+    return values.astype(np.uint16).reshape(shape)
+
+
+def _open_jpeg2000(picture: Image.Image, file: Any) -> Image.Image | Raster:
+    "A JPEG 2000: Pillow stretches grey of less than 16 bits to 16, and has 8 of colours"
+    depths = _jpeg2000_depths(file)
+    bits = max((bits for bits, _ in depths), default=8)
+    if bits <= 8: return picture
+    readable = 16 if picture.mode == 'I;16' else 8
+    if bits > readable:
+        raise ValueError(f"is a JPEG 2000 of {bits} bits, of which {readable} would be read: save it as TIFF or PNG")
+    signed = depths[0][1]
+    if bits == 16 and not signed: return picture
+    dtype = np.dtype(np.int32 if signed else np.uint16)
+    return Raster((picture.height, picture.width), dtype, partial(_read_jpeg2000, file, bits, dtype), last=True,
+                  beside=decoding_memory(picture))
+
+
+def _read_jpeg2000(file: Any, bits: int, dtype: np.dtype) -> np.ndarray:
+    "Values as they are, of what Pillow stretches and, if they have a sign, begins at 0"
+    with _opened(file) as content, Image.open(content, formats=('JPEG2000',)) as picture: x = np.asarray(picture)
+    x = (x >> (16 - bits)).astype(dtype)
+    return x - 2**(bits - 1) if dtype.kind == 'i' else x
+
+
+def _jpeg2000_depths(file: Any) -> list[tuple[int, bool]]:
+    "The bits of every channel of a JPEG 2000, and whether it has a sign; nothing where that isn't found"
+    with _opened(file) as content, suppress(struct.error, OSError, OverflowError):
+        beginning = content.read(4)
+        content.seek(0)
+        if beginning != b'\xff\x4f\xff\x51' and not _seek_codestream(content): return []
+        _, _, channels = struct.unpack('>4sH34xH', content.read(42))
+        depths = struct.unpack('BBB' * channels, content.read(3 * channels))[::3]
+        return [((depth & 0x7f) + 1, depth > 0x7f) for depth in depths]
+    return []
+
+
+def _seek_codestream(content: BinaryIO) -> bool:
+    "Go to the pixels of a JP2 file; False: it has none among its first boxes"
+    for _ in range(1000):
+        length, kind = struct.unpack('>I4s', content.read(8))
+        if length == 1: length = struct.unpack('>Q', content.read(8))[0] - 8
+        if kind == b'jp2c': return True
+        if length < 8: return False  # the last one
+        content.seek(length - 8, os.SEEK_CUR)
+    return False
 
 
 _here = threading.local()
@@ -361,7 +437,7 @@ def open_tiff(
         shape, axes = zip(*[(n, axis) for n, axis in zip(series.shape, series.axes) if n > 1 or axis in 'YX'])
         if len(shape) not in (2, 3) or series.dtype.kind not in KINDS:
             raise ValueError(f"has the shape {list(series.shape)}, and is no picture")
-        if int(np.prod(page.chunks, dtype=object)) * series.dtype.itemsize > MEMORY.limit:
+        if math.prod(page.chunks) * series.dtype.itemsize > MEMORY.limit:
             raise ValueError("has parts that are too large")
         extra = [int(kind) for kind in page.extrasamples]
         orientation = page.tags.valueof(_ORIENTATION, 1)

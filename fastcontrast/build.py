@@ -2,6 +2,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from fastcore.foundation import L
 from torch import Tensor, nn
 
 from .channels import channel_statistics
-from .core import InputError, clipped, whole
+from .core import InputError, clipped, waiting, whole
+from .distributed import rank
 from .export import needs_module
 from .guards import ClipEach
 from .losses import LOSSES, Loss, as_step_loss
@@ -30,6 +32,9 @@ from .values import other_range
 from .warmup import HeadWarmup
 from .weights import (Weights, architecture_of, changed_channels, first_convolutions, fit_tensors, has_small_stem,
                       read_weights, timm_source)
+
+
+HUB = 'hf-hub:' # how the names of models on Hugging Face's Hub begin
 
 
 @dataclass
@@ -239,7 +244,8 @@ def choose_encoder(
 
     Mean and standard deviation are its own, or of its weights, unless they are of another number of channels: then they
     are those of the pictures."""
-    start = _begin(dls, arch, small_input, pretrained, weights)
+    with looking_for(arch if weights is None else weights, pretrained):
+        start = _begin(dls, arch, small_input, pretrained, weights)
     config = start.encoder.pretrained_cfg
     if len(config['mean']) != dls.channels:
         found = channel_statistics(dls.train)
@@ -272,6 +278,16 @@ def _begin(dls, arch: Any, small_input: bool | None, pretrained: bool, weights: 
     changed = _changed_by_timm(encoder, dls.channels)
     notes = [f"weights of timm's '{clipped(arch)}'; {changed}"] if changed else []
     return Start(encoder, *name, f"timm's '{arch}'", notes)
+
+
+def looking_for(
+    name: Any, # of a model, or of its weights
+    weights: bool = False, # does it come with weights from the network? Else it does if the Hub describes it
+) -> AbstractContextManager:
+    "A block that fetches a model, if it has not been fetched before; who waits for long is told"
+    if rank() or not (weights or str(name).startswith(HUB)): return nullcontext()
+    return waiting(f"looking for '{clipped(name)}' here and on the network; where there is none, that takes half a "
+                   "minute to fail (HF_HUB_OFFLINE=1 in the environment: nothing is looked for there)")
 
 
 def _from_kept(dls, kept: KeptStart) -> Start:
@@ -317,17 +333,16 @@ def _from_module(dls, module: nn.Module, small_input: bool | None, pretrained: b
         raise InputError(f"weights='{clipped(weights)}' are of a model that timm makes, and arch={name}(…) is one "
                          "already: give the name as arch, or a file as weights.")
     read = read_weights(weights, module)
-    fitted = fit_tensors(encoder, read)
-    other = _follow(encoder, read, dls)
-    return Start(encoder, arch, small, read.origin, [*notes, fitted.note(read.origin), *other], module=True,
-                 doubts=fitted.doubts(read.origin, architecture(encoder)))
+    loaded, doubts = _load(encoder, read, dls)
+    return Start(encoder, arch, small, read.origin, [*notes, *loaded], module=True, doubts=doubts)
 
 
 def _from_timm(dls, arch: str | None, small_input: bool | None, source: str) -> Start:
     "A model that timm makes with its weights"
-    encoder = make_encoder(source, bool(small_input), True, dls.channels, dls.size)
+    with nullcontext() if source.startswith(SOURCES) else looking_for(source, weights=True):  # the Hub's was told
+        encoder = make_encoder(source, bool(small_input), True, dls.channels, dls.size)
     own, _ = plain_name(architecture(encoder))
-    if arch is not None and str(arch).split('.')[0] != own: _refuse_other(arch, own, source)
+    _check_arch(arch, own, source)
     name = _name_of(dls, encoder, source, False)
     changed = _changed_by_timm(encoder, dls.channels)
     return Start(encoder, *name, f"'{source}'", [f"weights of timm's '{source}'{changed and f'; {changed}'}"])
@@ -339,8 +354,7 @@ def _from_file(dls, arch: str | None, small_input: bool | None, weights: str | P
     if own is not None and needs_module(own):
         raise InputError(f"weights='{clipped(weights)}' are of a {clipped(own.removeprefix(MODULE))}, which no name "
                          "makes: give such a module as arch.")
-    if arch is not None and own is not None and str(arch).split('.')[0] != own.split('.')[0]:
-        _refuse_other(arch, own, weights)
+    if own is not None: _check_arch(arch, own, weights)
     arch = arch or own
     if arch is None:
         raise InputError(f"weights='{clipped(weights)}' do not say of which architecture they are: give arch.")
@@ -352,26 +366,28 @@ def _from_file(dls, arch: str | None, small_input: bool | None, weights: str | P
                          "the other: leave it out.")
     small = bool(small_input if small is None else small)
     if small: small_stem(encoder)
-    fitted = fit_tensors(encoder, read)
-    notes = [fitted.note(read.origin), *_follow(encoder, read, dls)]
-    return Start(encoder, *_name_of(dls, encoder, arch, small), read.origin, notes,
-                 doubts=fitted.doubts(read.origin, architecture(encoder)))
+    notes, doubts = _load(encoder, read, dls)
+    return Start(encoder, *_name_of(dls, encoder, arch, small), read.origin, notes, doubts=doubts)
 
 
-def _refuse_other(arch: str, own: str, weights: Any) -> None:
+def _check_arch(arch: str | None, own: str, weights: Any) -> None:
+    "Raise `InputError` where weights are of another architecture than the one that was asked for"
+    if arch is None or str(arch).split('.')[0] == own.split('.')[0]: return
     raise InputError(f"weights='{clipped(weights)}' are of '{clipped(own)}' and arch is '{clipped(arch)}': leave arch "
                      "out, or give other weights.")
 
 
-def _follow(encoder: nn.Module, weights: Weights, dls) -> list[str]:
-    """Mean and standard deviation are those that the weights were trained with, where the file says them of as many
+def _load(encoder: nn.Module, weights: Weights, dls) -> tuple[list[str], list[str]]:
+    """Give an encoder weights: what is to be said of it, and what is to be warned of
 
-    Notes where they were those of another range of values."""
-    info = weights.info
-    if not info or len(info['mean']) != dls.channels: return []
+    Mean and standard deviation are those that they were trained with, where the file says them of as many channels;
+    it is said where they were those of another range of values."""
+    fitted, info = fit_tensors(encoder, weights), weights.info
+    notes, doubts = [fitted.note(weights.origin)], fitted.doubts(weights.origin, architecture(encoder))
+    if not info or len(info['mean']) != dls.channels: return notes, doubts
     encoder.pretrained_cfg.update(mean=tuple(info['mean']), std=tuple(info['std']))
     other = other_range(info['extra'], dls.value_range)
-    return [f"the encoder of {weights.origin}: {other}"] if other else []
+    return [*notes, *([f"the encoder of {weights.origin}: {other}"] if other else [])], doubts
 
 
 def head_warmup(

@@ -21,13 +21,14 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader, Dataset
 
-from .core import InputError
-from .files import check_file, check_utf8, megabytes, shown, user_path
+from .core import InputError, shown
+from .files import check_file, check_utf8, megabytes, user_path
 from .formats import PixelFormat
-from .pictures import Files, attempt, first_ten, undecodable
+from .pictures import Files, attempt, by_reason, check_decoded
 
 FORMAT = 'fastcontrast pictures 1' # another one whenever the same files would be decoded to other bytes
 HEADER = 4096                      # bytes before the first picture, so that their places are known before anything else
+OUTSIDE = 'outside'                # of the header: how many pictures have values outside of the range, and are clipped
 BEHIND = 8                         # chunks after which the disk is asked to write them, if it is not still writing
 T = TypeVar('T')
 _NO_STORE = "is truncated, or no store of pictures"
@@ -64,8 +65,9 @@ def open_store(
             if content is None:  # nobody else was faster
                 store.build(workers, strict, fault)
                 content, _ = store.read()
-    pixels, failed = content
-    if failed and strict: raise InputError(undecodable(store.named(failed)))
+    pixels, failed, outside = content
+    if store.count is not None: store.count.add_(outside)
+    check_decoded(store.named(failed), strict)
     return pixels, failed
 
 
@@ -146,7 +148,7 @@ class _Store:
     metadata: dict[str, str] # what the file says of itself if it is of these pictures as they are now
 
     @property
-    def shape(self) -> tuple[int, int, int, int]: return len(self.pictures), *self.form.shape
+    def shape(self) -> tuple[int, ...]: return len(self.pictures), *self.form.shape
     @property
     def end(self) -> int: return HEADER + len(self.pictures) * self.form.nbytes # bytes before what failed
 
@@ -154,20 +156,28 @@ class _Store:
         "Failures by what messages call the pictures"
         return {self.pictures.shown(i): reason for i, reason in failed.items()}
 
-    def read(self) -> tuple[tuple[torch.Tensor, dict[int, str]] | None, str]:
-        "Pixels and failures of a store that is whole and of these pictures; or None and its fault ('': there is none)"
+    @property
+    def count(self) -> torch.Tensor | None:
+        "Where pictures are counted that have values outside of the range; None: it was given, and nobody counts"
+        return self.form.span and self.form.span.outside
+
+    def read(self) -> tuple[tuple[torch.Tensor, dict[int, str], int] | None, str]:
+        """What a store holds that is whole and of these pictures: pixels, failures, and how many pictures were clipped;
+        or None and its fault ('': there is none)"""
         try:
             check_file(self.path)
             with safe_open(self.path, 'np') as file:  # which looks whether everything that the header promises is there
                 metadata = file.metadata() or {}
                 if metadata.get('format') != FORMAT: return None, "was written by another program or version"
+                outside = int(metadata.pop(OUTSIDE, 0))  # stores of before don't say it
                 if metadata != self.metadata: return None, "is of other pictures, or these have changed since"
+                if not 0 <= outside <= len(self.pictures): return None, _NO_STORE
                 if not self._is_shaped(file): return None, _NO_STORE
                 failed = self._failures(file.get_tensor('failed').tobytes())
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # nobody may write to it: that is meant
                 pixels = torch.from_numpy(np.memmap(self.path, self.form.array_type, 'r', HEADER, self.shape))
-            return (pixels, failed), ''
+            return (pixels, failed, outside), ''
         except FileNotFoundError: return None, ''
         # the values are those of a header that promises something else
         except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError): return None, _NO_STORE
@@ -199,7 +209,11 @@ class _Store:
             self._check_space()
             partial.touch()
             self._announce(fault)
-            self._finish(partial, self._decode(partial, workers, strict))
+            before = 0 if self.count is None else self.count.item()
+            failed = self._decode(partial, workers, strict)
+            outside = 0 if self.count is None else self.count.item() - before
+            if outside: self.count.fill_(before)  # whoever reads the store counts them
+            self._finish(partial, failed, outside)
             os.replace(partial, self.path)
         except OSError as e: raise _unwritable(self.path, e.strerror) from None
         finally:
@@ -230,24 +244,25 @@ class _Store:
         for broken, error in _written_behind(file, chunks):
             if error: raise _unwritable(self.path, error)
             failed.update(broken)
-            if failed and strict: raise InputError(undecodable(self.named(failed)))
+            check_decoded(self.named(broken), strict)
         if len(failed) < len(self.pictures): return failed
-        raise InputError(f"no picture could be decoded: {first_ten(self.named(failed).items())}")
+        raise InputError(f"no picture could be decoded: {by_reason(self.named(failed).items())}")
 
-    def _finish(self, file: Path, failed: dict[int, str]):
+    def _finish(self, file: Path, failed: dict[int, str], outside: int):
         "Write the header and the failures, and see that all of it is on the disk"
         tail = json.dumps(failed).encode()
         with file.open('r+b') as out:
-            out.write(self._header(len(tail)))
+            out.write(self._header(len(tail), outside))
             out.seek(self.end)
             out.write(tail)
             out.flush()
             os.fsync(out.fileno())
 
-    def _header(self, tail: int) -> bytes:
+    def _header(self, tail: int, outside: int) -> bytes:
         "The first page of a safetensors file with the tensors `pixels` and `failed`, the latter of `tail` bytes"
         size = self.end - HEADER
-        head = json.dumps(dict(__metadata__=self.metadata,
+        metadata = self.metadata | ({OUTSIDE: str(outside)} if outside else {})
+        head = json.dumps(dict(__metadata__=metadata,
                                pixels=dict(dtype=f'U{self.form.bits}', shape=self.shape, data_offsets=[0, size]),
                                failed=dict(dtype='U8', shape=[tail], data_offsets=[size, size + tail]))).encode()
         return (HEADER - 8).to_bytes(8, 'little') + head.ljust(HEADER - 8)

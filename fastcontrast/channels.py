@@ -71,8 +71,8 @@ def statistics_of(
 def _chunks(images: Tensor) -> Iterator[Tensor]:
     "Pictures `[C, N]` on the CPU, some at a time: int64 of whole numbers, else float64"
     kind = torch.float64 if images.is_floating_point() else torch.int64
-    for some in images.split(max(1, _BLOCK // max(1, images[:1].numel()))):
-        yield some.cpu().to(kind).movedim(1, 0).flatten(1)
+    for chunk in images.split(max(1, _BLOCK // max(1, images[:1].numel()))):
+        yield chunk.cpu().to(kind).movedim(1, 0).flatten(1)
 
 
 def _rounded(value: float) -> float: return float(f'{value:.{DIGITS}g}')

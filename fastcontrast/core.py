@@ -6,7 +6,9 @@ import operator
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
@@ -57,6 +59,19 @@ def clipped(
     "Its text in one line, as `shown`, cut off where it is long; lines of an error are joined"
     text = shown(value if isinstance(value, str) else ' '.join(str(value).split()))
     return text if len(text) <= most else f'{text[:most - 1]}…'
+
+
+@contextmanager
+def waiting(
+    sentence: str, # for what
+    patience: float = 2., # seconds in which it is as well not said
+) -> Iterator[None]:
+    "Say on stderr what a block waits for, where it takes longer, so that nobody stares at nothing"
+    timer = threading.Timer(patience, lambda: print(shown(sentence), file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try: yield
+    finally: timer.cancel()
 
 
 def suggest(

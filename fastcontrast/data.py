@@ -5,7 +5,7 @@ import difflib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -27,10 +27,10 @@ from .core import LARGEST_SIDE, InputError, MissingPath, clipped, is_number, num
 from .distributed import join_processes, local_world_size, rank, world_size
 from .files import from_list, megabytes, read_text, user_path
 from .formats import LONGEST, PixelFormat
-from .folders import by_folder, find_pictures, left_out, list_folder
+from .folders import Left, by_folder, find_pictures, list_folder
 from .loaders import (FastaiLoader, ImageData, ImageLoader, ImageLoaders, MappedLoader, PictureStream, ResidentLoader,
                       ShardLoader, StratifiedLoader, StreamingLoader, decode_all, empty_loader, load_rows, outside)
-from .pictures import Files, Names, Pictures, common_size, first_ten, short_and_long
+from .pictures import Files, Names, Pictures, by_reason, common_size, short_and_long
 from .sample import Kept, check_range, kept_of
 from .shards import Shards, shard_paths
 from .sources import (TABLES, Columns, Labels, Part, are_labelled, are_shards, is_table, open_collection,
@@ -54,12 +54,12 @@ SPARE = 1.5
 
 def _scan(folder: Path, classes: list[str] | None = None) -> tuple[Files, list[str] | None]:
     "The pictures of one split and its classes (None: unlabelled); `classes` given: there must be no others"
-    loose, below, others = by_folder(folder)
+    loose, below, left = by_folder(folder)
     if loose and below:
         raise InputError(f"'{folder}' holds loose pictures ({loose[0]}) beside folders of pictures "
                          f"({next(iter(below))}): put every picture into a class folder, or take them all as they lie, "
                          "without classes, by unlabelled=True (--unlabelled)")
-    _check_found(folder, loose or below, others)
+    _check_found(folder, [loose] if loose else [*below.values()], left)
     if loose: return Files(folder, loose, np.full(len(loose), -1)), None
     unknown = sorted(set(below) - set(classes or below))
     if unknown:
@@ -82,14 +82,17 @@ def _folder_part(folder: Path, name: str, unlabelled: bool) -> Part:
         return Part(files, Labels(files.y, classes, named=True), name, origin='folders')
     listing = list_folder(folder)
     names = listing.pictures
-    _check_found(folder, names, left_out(listing.others))
+    _check_found(folder, [names], listing.left)
     return without_labels(Files(folder, names, np.full(len(names), -1)), name)
 
 
-def _check_found(folder: Path, found: Collection[str], others: str) -> None:
-    "Raise `InputError` if there is no picture; else say, by `others`, what looks like one and was left out"
-    if not found: raise InputError(f"there is no picture in '{folder}' or in its folders" + (others and f": {others}"))
-    if others and not rank(): print(others, file=sys.stderr)
+def _check_found(folder: Path, found: Sequence[list[str]], left: Left):
+    "Raise `InputError` if there is no picture, or hardly one among what may be meant; else say what was left out"
+    words = left.words(found)
+    if not any(found):
+        raise InputError(f"there is no picture in '{folder}' or in its folders" + (words and f": {words}"))
+    left.check(folder, found)
+    if words and not rank(): print(words, file=sys.stderr)
 
 
 def _no_folder(root: Path, source: str) -> str:
@@ -228,10 +231,11 @@ def _all_labels(
 
 # --- what was asked for
 
-@dataclass
+@dataclass(kw_only=True)
 class _Settings:
     "The arguments of `image_dls`, checked, and with what depends on this machine filled in"
     size: int | None
+    store_size: int | None # None: what the usual crops want
     bs: int | None      # None: 256, or fewer where there are fewer pictures
     labels: None | str | Path | float | bool
     valid: float | Any
@@ -246,8 +250,7 @@ class _Settings:
     value_range: tuple[float, float] | None
     channels: int | None
     tell: Callable[[str], None] # gets each note
-    store_size: int | None = None # short side at which pictures are kept; None: what the usual crops want
-    training: bool = True         # or are pictures only looked at?
+    training: bool         # or are pictures only looked at?
     builders: int = field(init=False) # processes that decode, or look into shards, before that
     fits: bool = field(init=False)    # does the batch become smaller where there are fewer pictures?
     notes: list[str] = field(default_factory=list, init=False) # that were told
@@ -271,7 +274,7 @@ class _Settings:
         whole(bs=self.bs, least=2)  # a picture needs another to be told from
         whole(seed=self.seed, least=0)
         whole(workers=self.workers, least=0, optional=True)
-        number(memory=self.memory, above=0, most=1)
+        number(memory=self.memory, least=0, most=1)
         whole(channels=self.channels, most=MOST_CHANNELS, optional=True)
         if self.value_range is not None: check_range(self.value_range)
         self._check_labels()
@@ -440,6 +443,10 @@ class _Split:
     @property
     def training(self) -> bool: return self.labeled is not None
     @property
+    def known(self) -> np.ndarray:
+        "bool [N], which labels its loader may use"
+        return self.labeled if self.training else self.part.y >= 0
+    @property
     def sharded(self) -> bool: return isinstance(self.part.pictures, Shards)
 
 
@@ -498,11 +505,10 @@ def _make_loader(
         images, good, failed = decode_all(pictures, form, device, settings.strict)
         make = partial(ResidentLoader, images)
     else: make = partial(StreamingLoader, PictureStream(pictures, form), settings.workers, settings.strict)
-    labeled = split.labeled if split.training else labels.y >= 0
     names = pictures.names if good.all() else pictures.subset(np.flatnonzero(good)).names
-    data = ImageData(names, torch.from_numpy(labels.y[good]), torch.from_numpy(labeled[good]), labels.classes, failed,
-                     labels.reason)
-    if failed and not len(data): raise InputError(f"no picture could be decoded: {first_ten(failed.items())}")
+    data = ImageData(names, torch.from_numpy(labels.y[good]), torch.from_numpy(split.known[good]), labels.classes,
+                     failed, labels.reason)
+    if failed and not len(data): raise InputError(f"no picture could be decoded: {by_reason(failed.items())}")
     return make(data, settings.bs, device, training=split.training, seed=settings.seed, form=form)
 
 
@@ -542,9 +548,9 @@ def _load(train: Part, judges: _Judges, settings: _Settings) -> ImageLoaders:
     forms = [replace(form, channels=kept.channels, bits=kept.bits, span=kept.span)
              for form, kept in zip(forms, values, strict=True)]
     copies = local_world_size() if settings.device.type == 'cpu' else 1
-    need = sum(len(split.part) * form.nbytes for split, form in zip(splits, forms) if not split.sharded) * copies
-    resident = need <= settings.memory * _free_memory(settings.device)
-    if short: settings.note(_kept_whole(short, need // copies, resident, settings))
+    need = sum(len(split.part) * form.nbytes for split, form in zip(splits, forms) if not split.sharded)
+    resident = need * copies <= settings.memory * _free_memory(settings.device)
+    if short: settings.note(_kept_whole(short, need, resident, settings))
     stores = _stores(splits, judges, train.name, forms, settings)
     loaders = [_make_loader(*each, resident, settings) for each in zip(splits, stores, forms, strict=True)]
     settings.check_batch(len(loaders[0].data), train.name)  # what could not be decoded is left out
@@ -561,6 +567,7 @@ def _kept_whole(short: int, need: int, resident: bool, settings: _Settings) -> s
     "The note on pictures that are no squares; all of them take `need` bytes"
     place = f"at {short} px of their short side"
     if not need: return f"pictures are read whole for every batch, {place}"  # shards
+    if not settings.memory: return f"pictures are kept whole, {place}"  # whoever asks for this wants only some of them
     if resident or settings.cache: return f"pictures are kept whole, {place}: {megabytes(need)}"
     return f"pictures are read whole for every batch, {place} ({megabytes(need)} in all)"
 
@@ -624,10 +631,10 @@ def _split_shards(part: Part, share: float, seed: int) -> tuple[Part, Part]:
     n = min(max(1, round(share * len(shards.paths))), len(shards.paths) - 1) if share else 0
     chosen = np.zeros(len(shards.paths), dtype=bool)
     chosen[np.random.default_rng((seed, 1)).permutation(len(chosen))[:n]] = True
-    train, held = (shards.subset(np.flatnonzero(some)) for some in (~chosen, chosen))
+    train, held = (shards.subset(np.flatnonzero(mask)) for mask in (~chosen, chosen))
     if not part.classes: return without_labels(train, part.name), without_labels(held, part.name)
-    return tuple(replace(part, pictures=some, labels=replace(part.labels, y=some.labels().numpy()))
-                 for some in (train, held))
+    return tuple(replace(part, pictures=split, labels=replace(part.labels, y=split.labels().numpy()))
+                 for split in (train, held))
 
 
 def _shard_labels(train: Part, settings: _Settings) -> np.ndarray:
@@ -641,10 +648,9 @@ def _shard_labels(train: Part, settings: _Settings) -> np.ndarray:
 def _shard_loader(split: _Split, form: PixelFormat, settings: _Settings) -> ShardLoader:
     "A loader that reads shards from front to back"
     part = split.part
-    labeled = split.labeled if split.training else part.y >= 0
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # one value that stands for all may not be written to: that is meant
-        data = ImageData(range(len(part)), torch.from_numpy(part.y), torch.from_numpy(labeled), part.classes)
+        data = ImageData(range(len(part)), torch.from_numpy(part.y), torch.from_numpy(split.known), part.classes)
     return ShardLoader(part.pictures, form, settings.workers, settings.strict, data, settings.bs, settings.device,
                        training=split.training, seed=settings.seed)
 
@@ -733,7 +739,7 @@ def image_dls(
     valid: float | Any = 0.2,   # a share in [0, 1); or a source of its own, or two: (bank, queries), see below
     seed: int = 0,              # of the split, the choice of labels and the shuffle, 0 or more
     workers: int | None = None, # processes that decode when streaming, of each that trains; None: its cores, at most 8
-    memory: float = 0.25,       # share of the device's free memory, in (0, 1], that resident pictures may fill
+    memory: float = 0.25,       # share of the device's free memory, in [0, 1], that resident pictures may fill; 0: none
     strict: bool = False,       # is a picture that cannot be decoded an error?
     device: str | torch.device | None = None, # where the batches go; None: the GPU if there is one
     cache: None | bool | str | Path = None, # keep files' pictures decoded in this folder; True: NAME.cache beside them
@@ -758,14 +764,17 @@ def image_dls(
     raises is not an `InputError`: it is passed on.
 
     Pictures are kept at a `store_size` of 1.5 times `size`, or as they are if they are smaller. If all are squares,
-    batches are `(images, y)`. Else pictures are kept whole, and batches are `(images, aspects, y)`: see `ImageLoader`.
+    batches are `(images, y)`. Else pictures are kept whole, and batches are `(images, aspects, y)`: see `ImageLoader`;
+    `for images, *aspects, y in dls.train` takes both.
     What validates has no part in how the training pictures are kept.
 
     Pictures of more than 8 bits, integers or floats, are scaled by one range for all of them: `value_range`, or one
     that a sample of them tells and a note says; batches are then uint16, and `value_range` of the loaders has it.
     `channels` is 1 for grey, 3, or any other number: that of arrays, of .npy files, or 4 where transparency counts."""
-    settings = _Settings(size, bs, labels, valid, seed, workers, memory, strict, device, cache, unlabelled,
-                         Columns(column, label_column), value_range, channels, tell or _aloud, store_size, training)
+    settings = _Settings(
+        size=size, store_size=store_size, bs=bs, labels=labels, valid=valid, seed=seed, workers=workers, memory=memory,
+        strict=strict, device=device, cache=cache, unlabelled=unlabelled, columns=Columns(column, label_column),
+        value_range=value_range, channels=channels, tell=tell or _aloud, training=training)
     if isinstance(source, DataLoaders):
         if value_range is not None:
             raise InputError("fastai DataLoaders scale their pictures themselves: leave value_range (--range) out")

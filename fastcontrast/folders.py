@@ -5,25 +5,30 @@ import functools
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from .arrays import ARRAY_SUFFIXES
-from .core import InputError, shown
+from .core import InputError, clipped, shown
 from .files import check_file
 from .pictures import picture_suffixes
 
 SNIFFED = 100 # files with other suffixes whose first bytes are looked at; if one is a picture, all are
+MOST_LEFT = 9 # times as many files as pictures may be left out; where there are more, pictures are not what was meant
 # suffixes of pictures that Pillow does not read, or not everywhere
 _ELSEWHERE = {'.heic', '.heif', '.hif', '.avif', '.avifs', '.jxl', '.jxr', '.wdp', '.svg', '.svgz', '.exr',
               '.cr2', '.cr3', '.crw', '.nef', '.nrw', '.arw', '.sr2', '.srf', '.dng', '.orf', '.raf', '.rw2', '.pef',
               '.srw', '.x3f', '.webp', '.jp2', '.dcm', '.xcf', '.psb', '.eps', '.wmf', '.emf'}
-# of files that often stand beside pictures and are none
+# of files that often stand beside pictures and hold none
 _BESIDE = {'.txt', '.json', '.jsonl', '.csv', '.tsv', '.xml', '.yaml', '.yml', '.md', '.html', '.htm', '.pdf', '.db',
-           '.ini', '.log', '.xmp', '.thm', '.py', '.ipynb', '.pt', '.pth', '.pkl', '.safetensors', '.mat', '.h5',
-           '.parquet', '.tar', '.zip', '.gz', '.tgz', '.7z', '.mp4', '.mov', '.avi', '.mp3', '.wav', '.cls'}
+           '.ini', '.log', '.xmp', '.thm', '.py', '.ipynb', '.mp3', '.wav', '.cls'}
+# and that may hold some, which are not looked for
+_PACKED = {'.pt', '.pth', '.pkl', '.safetensors', '.mat', '.h5', '.hdf5', '.parquet', '.arrow', '.tar', '.zip', '.gz',
+           '.tgz', '.7z', '.mp4', '.mov', '.avi'}
 # JPEG, PNG, GIF, BMP, TIFF (with DNG and most raw formats), JPEG 2000, JPEG XL; RIFF's WebP; HEIF and AVIF; Photoshop
 _FIRST_BYTES = re.compile(
     rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM.{4}\0\0\0\0|II[*+]\0|MM\0[*+]|\0\0\0\x0c(?:jP |JXL) '
@@ -31,11 +36,71 @@ _FIRST_BYTES = re.compile(
 
 
 @dataclass
+class Left:
+    "The files of a folder that may be meant and are not taken"
+    others: list[str] = field(default_factory=list) # each is a picture that can't be read, or has another name
+    kinds: Counter[str] = field(default_factory=Counter)   # how many hold arrays, or may hold pictures, by suffix
+    unknown: Counter[str] = field(default_factory=Counter) # the same of files of which nothing is known
+
+    def __len__(self) -> int: return len(self.others) + self.kinds.total()
+
+    def add(self,
+        other: 'Left',  # of a part of the folder
+        folder: str = '', # its name; '': it is the folder itself
+    ) -> None:
+        self.others += [f'{folder}/{name}' for name in other.others] if folder else other.others
+        self.kinds.update(other.kinds)
+        self.unknown.update(other.unknown)
+
+    def settle(self,
+        taken: int, # pictures
+    ) -> 'Left':
+        "What nothing is known of counts where there is more of it than of pictures: some files stand beside any"
+        if self.unknown.total() > taken: self.kinds.update(self.unknown)
+        self.unknown = Counter()
+        return self
+
+    def words(self,
+        taken: Sequence[list[str]], # names of pictures
+    ) -> str:
+        "'' or sentences"
+        sentences, n, count = [left_out(self.others)], sum(map(len, taken)), self.kinds.total()
+        if count:
+            files = f"{count:,} other file{'s were' if count > 1 else ' was'} left out ({_counted(self.kinds)})"
+            pictures = f", and {n:,} picture{'s' * (n > 1)} taken ({_counted(_by_suffix(taken))})" if n else ''
+            sentences.append(f'{files}{pictures}.')
+        return ' '.join(filter(None, sentences))
+
+    def check(self,
+        folder: Path,
+        taken: Sequence[list[str]], # names of pictures
+    ) -> None:
+        "Raise `InputError` where nearly all that may be meant is left out"
+        n = sum(map(len, taken))
+        if len(self) <= MOST_LEFT * n: return
+        pictures = f"{n:,} picture{'s' * (n > 1)} ({_counted(_by_suffix(taken))})"
+        others = f"{len(self):,} other files ({_counted(self.kinds + _by_suffix([self.others]))})"
+        raise InputError(f"'{folder}' holds {pictures} among {others}, which may be what is meant and would be left "
+                         "out: give a folder of one kind, or a list or a .csv file of paths.")
+
+
+@dataclass
 class Listing:
     "What a folder holds: paths in it, with '/', sorted"
     pictures: list[str] = field(default_factory=list)
     arrays: list[str] = field(default_factory=list) # files of arrays, which are pictures where there are no others
-    others: list[str] = field(default_factory=list) # of which each is a picture that can't be read, or has another name
+    left: Left = field(default_factory=Left)
+
+
+def _suffix(name: str) -> str: return os.path.splitext(name)[1].lower() or 'without suffix'
+def _by_suffix(lists: Iterable[list[str]]) -> Counter[str]: return Counter(map(_suffix, chain.from_iterable(lists)))
+
+
+def _counted(kinds: Counter[str]) -> str:
+    "Like 3,000 .npy, 1 .mat"
+    commonest = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))
+    first = ', '.join(f'{count:,} {clipped(suffix, 20)}' for suffix, count in commonest[:5])
+    return first + (', …' if len(kinds) > 5 else '')
 
 
 def left_out(
@@ -64,34 +129,41 @@ def list_folder(
     folder: Path,        # where to look
     nested: bool = True, # also in sub-folders?
 ) -> Listing:
-    """Every file with a picture's suffix, and those that only look like one
+    """Every file with a picture's suffix, and those that only look like one or may hold some
 
-    Arrays (.npy, .npz) are pictures where there are no others; beside such they are something else. A link to a folder
+    Arrays (.npy, .npz) are pictures where there are no others; beside such they are left. A link to a folder
     is followed, unless that is a part of this one, whose files are found where they lie, or holds it. Raises
     `InputError` for a folder that can't be looked into."""
     path, real = os.fspath(folder), os.path.realpath(folder)
     found = _listed(path, _files(path, real, real) if nested else [('', _entries(path)[0])])
-    return found if found.pictures else _with_arrays(found)
+    found = _without_arrays(found) if found.pictures else _with_arrays(found)
+    found.left.settle(len(found.pictures))
+    return found
 
 
 def by_folder(
     folder: Path,
-) -> tuple[list[str], dict[str, list[str]], str]:
-    """The pictures that lie in a folder itself, those in each of its folders that has any, and a note of what was left
-    out, or ''; names are those of `list_folder`"""
+) -> tuple[list[str], dict[str, list[str]], Left]:
+    "The pictures that lie in a folder itself, those in each of its folders that has any, and what is left of both"
     path, real = os.fspath(folder), os.path.realpath(folder)
     loose, folders = _entries(path)
-    top, below = _listed(path, [('', loose)]), {}
+    parts = {'': _listed(path, [('', loose)])}
     for entry in sorted(folders, key=lambda entry: entry.name):
         inner = _real_path(entry, real, real)
-        if inner is not None: below[entry.name] = _listed(entry.path, _files(entry.path, inner, real))
-    if not top.pictures and not any(found.pictures for found in below.values()):
-        top, below = _with_arrays(top), {name: _with_arrays(found) for name, found in below.items()}
-    others = top.others + [f'{name}/{other}' for name, listing in below.items() for other in listing.others]
-    return top.pictures, {name: found.pictures for name, found in below.items() if found.pictures}, left_out(others)
+        if inner is not None: parts[entry.name] = _listed(entry.path, _files(entry.path, inner, real))
+    settle = _without_arrays if any(part.pictures for part in parts.values()) else _with_arrays
+    parts, left = {name: settle(part) for name, part in parts.items()}, Left()
+    for name, part in parts.items(): left.add(part.left, name)
+    found = {name: part.pictures for name, part in parts.items() if part.pictures}
+    return found.pop('', []), found, left.settle(sum(len(part.pictures) for part in parts.values()))
 
 
 def _with_arrays(listing: Listing) -> Listing: return replace(listing, pictures=listing.arrays)
+
+
+def _without_arrays(listing: Listing) -> Listing:
+    listing.left.kinds.update(_by_suffix([listing.arrays]))
+    return listing
 
 # --- names by their suffixes
 
@@ -99,11 +171,12 @@ def _with_arrays(listing: Listing) -> Listing: return replace(listing, pictures=
 def _kind(
     suffix: str, # with the dot, in any case; of a name without a dot its last letter
 ) -> str:
-    "What files with this suffix are: a list of `Listing`; 'beside' pictures; or 'unsure'"
+    "What files with this suffix are: a list of `Listing`; 'others'; 'packed'; 'beside' pictures; or 'unsure'"
     suffix = suffix.lower()
     if suffix in picture_suffixes(): return 'pictures'
     if suffix in ARRAY_SUFFIXES: return 'arrays'
     if suffix in _ELSEWHERE: return 'others'
+    if suffix in _PACKED: return 'packed'
     return 'beside' if suffix in _BESIDE else 'unsure'
 
 
@@ -118,16 +191,22 @@ def _listed(
     files: Iterable[tuple[str, list[str]]], # from `_files`
 ) -> Listing:
     "The files of a folder by what they are, arrays by themselves"
-    found, beside, unsure = Listing(), [], []
-    lists = dict(pictures=found.pictures, arrays=found.arrays, others=found.others, beside=beside, unsure=unsure)
+    found, beside, packed, unsure = Listing(), [], [], []
+    others = found.left.others
+    lists = dict(pictures=found.pictures, arrays=found.arrays, others=others, packed=packed, beside=beside,
+                 unsure=unsure)
     for prefix, names in files:
         kinds = set(map(_kind, _suffixes(names)))
         if len(kinds) == 1: lists[kinds.pop()] += [prefix + name for name in names] if prefix else names
         else:
             for name in names: lists[_kind(name[name.rfind('.'):])].append(prefix + name)
     if any(_looks_like_one(os.path.join(folder, name)) for name in unsure[:SNIFFED]):
-        found.others += [name for name in unsure if _looks_like_one(os.path.join(folder, name))]
-    for names in (found.pictures, found.arrays, found.others): names.sort()
+        like = {name for name in unsure if _looks_like_one(os.path.join(folder, name))}
+        others += like
+        unsure = [name for name in unsure if name not in like]
+    found.left.kinds.update(_by_suffix([packed]))
+    found.left.unknown.update(_by_suffix([unsure]))
+    for names in (found.pictures, found.arrays, others): names.sort()
     return found
 
 # --- what lies in folders

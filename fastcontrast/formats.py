@@ -47,7 +47,7 @@ class PixelFormat:
     @property
     def nbytes(self) -> int:
         "Of a picture"
-        return int(np.prod(self.shape)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def label(self) -> str:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from .core import InputError, shown, whole
 from .distributed import rank, world_size
 from .formats import PixelFormat, Span
 from .generators import OwnDraws
-from .pictures import TRIES, Pictures, attempt, first_ten, progress, undecodable
+from .pictures import TRIES, Pictures, attempt, by_reason, check_decoded, progress
 from .shards import Shards, ShardStream
 
 Batch = tuple[torch.Tensor, ...]
@@ -214,7 +214,7 @@ def decode_all(
                 good[i] = x is not None
                 if good[i]: pixels.append(x)
                 else: failed[pictures.shown(i)] = reason
-            if strict and failed: raise InputError(undecodable(failed))
+            check_decoded(failed, strict)
             if pixels: images[done:done + len(pixels)] = torch.from_numpy(np.stack(pixels))
     return images[:good.sum()], good, failed
 
@@ -332,7 +332,7 @@ class DecodingLoader(ImageLoader):
     def _arrived(self, images: torch.Tensor, indices: torch.Tensor, failures: list[tuple[str, str]]) -> Batch:
         "A batch on the device; what could not be decoded is noted"
         failed = dict(failures)
-        if failed and self.strict: raise InputError(undecodable(failed))
+        check_decoded(failed, self.strict)
         self.data.failed.update(failed)
         return images.to(self.device, non_blocking=True), indices.to(self.device, non_blocking=True)
 
@@ -411,7 +411,7 @@ class PictureStream(Dataset):
     ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]: # [B, *form.shape]; int64 [B]; all failures
         "A batch of items"
         images, indices, failures = zip(*items, strict=True)
-        return PictureStream.stacked(images), torch.tensor(indices), [f for some in failures for f in some]
+        return PictureStream.stacked(images), torch.tensor(indices), list(chain.from_iterable(failures))
 
     @staticmethod
     def stacked(
@@ -469,7 +469,7 @@ class StreamingLoader(DecodingLoader):
             batch = self._arrived(images, indices, failures)
             if indices.min() < 0:
                 failed = dict(failures)
-                raise InputError(f"{len(failed)} pictures in a row could not be decoded: {first_ten(failed.items())}")
+                raise InputError(f"{len(failed)} pictures in a row could not be decoded: {by_reason(failed.items())}")
             yield batch
 
 
@@ -682,7 +682,7 @@ class ImageLoaders(DataLoaders):
         n = sum(len(loader.data) for loader in self.loaders)
         if self.train.streaming: fate = "the next picture stands in for each"
         else: n, fate = n + len(failed), "they are left out"
-        return f"{len(failed):,} of {n:,} pictures could not be decoded, {fate}: {first_ten(failed)}."
+        return f"{len(failed):,} of {n:,} pictures could not be decoded, {fate}: {by_reason(failed)}."
 
 
 class StratifiedLoader:

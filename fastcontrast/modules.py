@@ -49,15 +49,10 @@ def _is_of(library: str, module: nn.Module) -> bool:
     return any(cls.__module__.split('.')[0] == library for cls in type(module).__mro__)
 
 
-class _Float:
-    "A forward hook: features become those of 32 bits, which heads have"
-    def __call__(self, module: nn.Module, args: tuple, out: Tensor) -> Tensor: return out.float()
-
-
-class _Pool:
-    "A forward hook: maps become their means"
-    def __init__(self, dims: tuple[int, int]): self.dims = dims
-    def __call__(self, module: nn.Module, args: tuple, maps: Tensor) -> Tensor: return maps.mean(self.dims)
+# forward hooks
+def _float(module: nn.Module, args: tuple, out: Tensor) -> Tensor: return out.float() # as heads have it
+def _pool(module: nn.Module, args: tuple, maps: Tensor) -> Tensor: return maps.mean((2, 3))
+def _pool_last(module: nn.Module, args: tuple, maps: Tensor) -> Tensor: return maps.mean((1, 2))
 
 
 def as_encoder(
@@ -89,8 +84,8 @@ def as_encoder(
     _check_state(encoder, name)
     left_out = _leave_out_classifier(encoder)
     out, shapes = _try_out(encoder, name, size, in_chans)
-    if out.dtype != torch.float32: encoder.register_forward_hook(_Float())
-    if out.ndim == 4: encoder.register_forward_hook(_Pool((1, 2) if _channels_last(out.shape) else (2, 3)))
+    if out.dtype != torch.float32: encoder.register_forward_hook(_float)
+    if out.ndim == 4: encoder.register_forward_hook(_pool_last if _channels_last(out.shape) else _pool)
     described = dict(pretrained_cfg=_config_of(encoder, name))
     if not _describes_stages(encoder, name):
         described['feature_info'] = _as_infos(measured_stages(encoder, shapes, size))

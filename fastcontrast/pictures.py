@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import os
+import re
 import sys
 import time
 import traceback
@@ -16,23 +17,25 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import Dataset
 
-from .arrays import Raster, as_raster, few, is_tiff, lying, open_array, open_tiff, whole_picture
-from .core import InputError
+from .arrays import (Raster, as_raster, few, is_tiff, open_array, open_tiff, orientation_of, oriented,
+                     whole_picture)
+from .core import InputError, shown
 from .decoding import MEMORY, check_icon, decoding_memory
-from .files import check_file, shown
+from .files import check_file
 from .formats import PixelFormat
-from .values import (UNIT, Unfit, as_pixels, count_outside, extremes, fitted, is_deep, scaled, seen_share, span_of,
-                     stretched, unit_plane)
+from .values import (BAND, UNIT, Unfit, as_pixels, count_outside, extremes, fitted, is_deep, scaled, seen_share,
+                     span_of, stretched, unit_plane)
 
 T = TypeVar('T')
 TRIES = 100 # so many failures in a row are no longer a matter of a few bad files
-BAND = 2**18 # pixels of a picture that are converted at a time
 USUAL = 'JPEG', 'PNG'
+REASONS, NAMED = 5, 3 # that are told of pictures that can't be decoded, and pictures that are named for each
+_NUMBERS = re.compile(r'\d[\d,.]*') # by which reasons of one kind differ
 
 # --- one picture
 
@@ -107,10 +110,9 @@ def _fit_in_bands(picture: Image.Image, form: PixelFormat, turn: Turn | None) ->
 
 def _decoded_square(picture: Image.Image, form: PixelFormat) -> Square:
     "Of a picture in grey or colour, and so many channels"
-    if deep := is_deep(picture): span = span_of(form, picture.mode == 'F')
     picture.load()  # what says how it lies may stand behind its pixels
-    if deep: count_outside(*extremes(picture), span)
-    turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    if is_deep(picture): count_outside(*extremes(picture), span_of(form, picture.mode == 'F'))
+    turn = _TURNS.get(orientation_of(picture))
     left, top, right, bottom = box = form.box(*_turned_size(picture, turn))
     odd = picture.mode != 'RGB' or 'transparency' in picture.info or _is_stretched(form)
     if (turn or odd) and picture.width * picture.height > BAND: picture = _fit_in_bands(picture, form, turn)
@@ -135,8 +137,8 @@ def _by_channel(picture: Image.Image, form: PixelFormat) -> Square:
     n = len(picture.getbands())
     if n != form.channels: raise Unfit(few(n, form.channels))
     picture.load()
-    turn, grey = picture.getexif().get(ExifTags.Base.Orientation, 1), replace(form, channels=1)
-    return _joined(_decoded_square(lying(picture.getchannel(k), turn), grey) for k in range(n))
+    orientation, grey = orientation_of(picture), replace(form, channels=1)
+    return _joined(_decoded_square(oriented(picture.getchannel(k), orientation), grey) for k in range(n))
 
 
 def _with_alpha(picture: Image.Image) -> Image.Image:
@@ -144,27 +146,30 @@ def _with_alpha(picture: Image.Image) -> Image.Image:
     if 4 * picture.width * picture.height > MEMORY.limit:
         raise ValueError(f"{picture.width:,} x {picture.height:,} pixels are too many to have a fourth channel each: "
                          "make it smaller")
-    turn = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    return lying(picture.convert('LA' if picture.mode == 'La' else 'RGBA'), turn)
+    return oriented(picture.convert('LA' if picture.mode == 'La' else 'RGBA'), orientation_of(picture))
+
+
+def _image(x: np.ndarray) -> Image.Image: return Image.fromarray(np.ascontiguousarray(x))
 
 
 def _raster_square(raster: Raster, form: PixelFormat) -> Square:
     "Of an array: each channel by itself, but bytes of colour"
     x = raster.read(form.channels)  # first: without the channels that are wanted, its values say nothing
-    if raster.deep: span = span_of(form, raster.floats)
-    grey, turn = replace(form, channels=1), raster.orientation
+    grey, orientation = replace(form, channels=1), raster.orientation
     if raster.deep:
         seen = seen_share(x) if raster.alpha and form.channels in (1, 3) else None
         if seen is not None: x = x[..., :-1]
-        count_outside(*extremes(x), span)
+        low, high = extremes(x)  # first: what holds NaN has no range
+        span = span_of(form, raster.floats)
+        count_outside(low, high, span)
         grey = replace(grey, span=UNIT)
         def plane(k): return Image.fromarray(unit_plane(x[..., k], span, seen))
     elif x.shape[-1] == 3 or raster.alpha and form.channels in (1, 3):
-        return _decoded_square(lying(Image.fromarray(np.ascontiguousarray(x)), turn), form)
+        return _decoded_square(oriented(_image(x), orientation), form)
     else:
-        def plane(k): return Image.fromarray(np.ascontiguousarray(x[..., k]))
+        def plane(k): return _image(x[..., k])
     # one after the other, so that only one is in memory
-    square, aspect = _joined(_decoded_square(lying(plane(k), turn), grey) for k in range(x.shape[-1]))
+    square, aspect = _joined(_decoded_square(oriented(plane(k), orientation), grey) for k in range(x.shape[-1]))
     return fitted(square, form.channels), aspect
 
 
@@ -207,7 +212,7 @@ def picture_suffixes() -> tuple[str, ...]:
 def open_picture(
     file: Any,      # a path or a binary file
     channels: int | None = None, # that are wanted; None: as many as there are
-    whole: bool = True, # with all bits and channels? Else as Pillow reads it
+    complete: bool = True, # with all bits and channels? Else as Pillow reads it
 ) -> Image.Image | Raster: # not decoded yet; to be used in a `with` statement
     """A picture file in one of `picture_formats`, or one that holds an array
 
@@ -218,7 +223,7 @@ def open_picture(
     try: picture = _opened_picture(file, is_path)
     except Image.DecompressionBombError:
         raise ValueError(f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, where Pillow suspects an attack") from None
-    if not whole or isinstance(picture, Raster): return picture
+    if not complete or isinstance(picture, Raster): return picture
     found = None
     try: found = whole_picture(picture, file, channels)
     finally:
@@ -243,14 +248,14 @@ def decoded(
     form: PixelFormat, # what it is to become
 ) -> np.ndarray:       # `form.shape`
     "`square_pixels` of a picture file; raises whatever its decoder raises"
-    whole = form.span is not None or form.channels not in (1, 3)
-    with open_picture(file, form.channels, whole) as picture:
+    complete = form.span is not None or form.channels not in (1, 3)
+    with open_picture(file, form.channels, complete) as picture:
         if isinstance(picture, Raster): return square_pixels(picture, form)
         picture.draft(None, (form.side, form.side))  # a JPEG far too large is decoded at 1/2, 1/4 or 1/8 of its size
         need = decoding_memory(picture)
         if not need: return _square(picture, form)
     with MEMORY.taken(need):
-        picture = open_picture(file, form.channels, whole)
+        picture = open_picture(file, form.channels, complete)
         try:
             picture.draft(None, (form.side, form.side))
             return _square(picture, form)
@@ -360,7 +365,7 @@ class Files(Pictures):
     def shown(self, i): return str(self.folder/self.names[i])
     def subset(self, indices): return Files(self.folder, self.names[indices], self.y[indices])
     def size(self, i):
-        with open_picture(self.shown(i), whole=False) as picture: return picture.size
+        with open_picture(self.shown(i), complete=False) as picture: return picture.size
 
     def look(self, i, see, channels):
         with open_picture(self.shown(i), channels) as picture: return see(picture)
@@ -461,21 +466,33 @@ def attempt(
         return None, (getattr(e, 'strerror', None) or str(e) or type(e).__name__).rstrip('.')
 
 
-def first_ten(
+def by_reason(
     failed: Iterable[tuple[str, str]], # pictures and why they could not be decoded
 ) -> str:
-    "The first ten pictures with their reasons"
-    failed = list(failed)
-    more = f" and {len(failed) - 10:,} more" if len(failed) > 10 else ''
-    return ', '.join(f"{shown(name)} ({shown(reason)})" for name, reason in failed[:10]) + more
+    "The commonest reasons, each with the first pictures that it is of, and how many more there are"
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for name, reason in failed: groups.setdefault(_NUMBERS.sub('', reason), []).append((name, reason))
+    groups = sorted(groups.values(), key=len, reverse=True)
+    more = sum(map(len, groups[REASONS:]))
+    return '; '.join([*map(_for_one_reason, groups[:REASONS]), *([f"and {more:,} more"] if more else [])])
 
 
-def undecodable(
-    failed: dict[str, str], # pictures and why they could not be decoded, one or more
-) -> str:
-    "The sentence for `strict=True`"
-    name, reason = next(iter(failed.items()))
-    return f"{shown(name)} could not be decoded ({shown(reason)}): repair or remove it, or use strict=False"
+def _for_one_reason(failed: list[tuple[str, str]]) -> str:
+    names = ', '.join(shown(name) for name, _ in failed[:NAMED])
+    more = f" and {len(failed) - NAMED:,} more" if len(failed) > NAMED else ''
+    alike = ', and the like' if len({reason for _, reason in failed}) > 1 else ''
+    return f"{names}{more} ({shown(failed[0][1])}{alike})"
+
+
+def check_decoded(
+    failed: dict[str, str], # pictures and why they could not be decoded
+    strict: bool,           # is one an error?
+) -> None:
+    "Raise `InputError` for the first of them, if that is asked for"
+    if not strict: return
+    for name, reason in failed.items():
+        raise InputError(f"{shown(name)} could not be decoded ({shown(reason)}): repair or remove it, or use "
+                         "strict=False")
 
 
 def common_size(

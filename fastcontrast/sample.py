@@ -167,8 +167,8 @@ def kept_of(
         span = Span(*map(float, value_range), given=True)
         if mixed: notes.append(f"values {_words(span)} become 0 to 1{mixed}")
         notes += _hardly_used(lists, span, channels)
-    whole = all(look.kind == 'integers' for look in deep) and span.low % 1 == span.high % 1 == 0
-    bits = 8 if whole and span.high - span.low <= 255 else 16
+    integral = all(look.kind == 'integers' for look in deep) and span.low % 1 == span.high % 1 == 0
+    bits = 8 if integral and span.high - span.low <= 255 else 16
     return Kept(channels, bits, span, (span.low, span.high), notes)
 
 
@@ -187,14 +187,14 @@ def _of_bytes(seen: list[Look], value_range: tuple[float, float] | None, notes: 
 def _found(seen: list[Look]) -> tuple[Span, str]:
     "The range of pictures of more than 8 bits, and what such values are called"
     low, high = min(look.low for look in seen), max(look.high for look in seen)
-    whole = {look.kind == 'integers' for look in seen}
-    if whole == {True} and low >= 0:
+    integral = {look.kind == 'integers' for look in seen}
+    if integral == {True} and low >= 0:
         bits = max(1, int(high).bit_length())
         return counting(0, 2**bits - 1), f'{bits}-bit values'
-    if whole == {False} and 0 <= low and high <= 1: return counting(0, 1), 'float values'
-    if whole == {False} and 0 <= low < NEAR and 255 - NEAR < high <= 255:
+    if integral == {False} and 0 <= low and high <= 1: return counting(0, 1), 'float values'
+    if integral == {False} and 0 <= low < NEAR and 255 - NEAR < high <= 255:
         return counting(0, 255), 'float values, as of bytes that were not divided by 255'
-    name = {(True,): 'values', (False,): 'float values'}.get((*whole,), 'values of integers and of floats')
+    name = {(True,): 'values', (False,): 'float values'}.get((*integral,), 'values of integers and of floats')
     return counting(low, high if high > low else min(low + max(1, abs(low)), sys.float_info.max)), name
 
 

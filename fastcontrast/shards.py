@@ -21,10 +21,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from .arrays import ARRAY_SUFFIXES, Raster
-from .core import InputError, MissingPath, is_whole
-from .files import check_file, megabytes, read_json, shown, user_path, write_whole
+from .core import InputError, MissingPath, clipped, is_whole, shown
+from .files import check_file, megabytes, read_json, user_path, write_whole
 from .formats import PixelFormat
-from .pictures import TRIES, attempt, decoded, first_ten, open_picture, picture_suffixes, progress
+from .pictures import TRIES, attempt, by_reason, decoded, open_picture, picture_suffixes, progress
 
 T = TypeVar('T')
 MARK = 64 # pictures between two places at which reading a shard may begin
@@ -156,7 +156,11 @@ def _picture(sample: dict[str, Any]) -> Any:
 def _class(tar: tarfile.TarFile, sample: dict[str, Any]) -> int:
     "The class of a sample, -1 if it has none. Raises `ValueError`"
     if 'cls' not in sample: return -1
-    c = int(tar.extractfile(sample['cls']).read())
+    content = tar.extractfile(sample['cls']).read()
+    try: c = int(content)
+    except ValueError:
+        raise ValueError(f"the class of {shown(sample['__key__'])} is '{clipped(content.decode(errors='replace'))}', "
+                         "and classes are whole numbers") from None
     if c < -1: raise ValueError(f"the class of {shown(sample['__key__'])} is {c}, which is below 0")
     return c
 
@@ -382,12 +386,12 @@ class ShardStream(IterableDataset):
                 failed.append((name, reason))
                 owed += 1
                 if owed < TRIES: continue
-                raise InputError(f"{owed} pictures in a row could not be decoded: {first_ten(failed[-owed:])}")
+                raise InputError(f"{owed} pictures in a row could not be decoded: {by_reason(failed[-owed:])}")
             last = pixels, number
             for _ in range(1 + owed): yield last
             owed = 0
         if owed and last is None: last = self._last_before(worker, begin)
-        if owed and last is None: raise InputError(f"no picture could be decoded: {first_ten(failed)}")
+        if owed and last is None: raise InputError(f"no picture could be decoded: {by_reason(failed)}")
         for _ in range(owed): yield last
 
     def _last_before(self, worker: int, begin: int) -> tuple[np.ndarray, int] | None:

@@ -5,7 +5,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ PATH_COLUMNS = ('path', 'file', 'filename', 'image')
 PICTURE_COLUMNS = ('image', 'img', 'picture', *PATH_COLUMNS)
 LABEL_COLUMNS = ('label', 'class', 'target')
 TABLES = ('.csv', '.tsv')
-LONGEST = 4096 # bytes of a path: systems take no longer ones
+LONGEST_PATH = 4096 # bytes of a path: systems take no longer ones
 MOST_CLASSES = 1_000_000 # a label above that is a number of something else
 
 
@@ -138,9 +138,9 @@ def _missing(value: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    "What a label is, in words for a message; 'whole' and 'name' can be classes"
-    if isinstance(value, int): return 'whole'
-    if isinstance(value, str): return 'name'
+    "What a label is, in words for a message"
+    if isinstance(value, int): return 'whole numbers'
+    if isinstance(value, str): return 'names'
     if isinstance(value, float): return 'floats'
     if isinstance(value, os.PathLike): return 'paths'
     if isinstance(value, Mapping): return 'dicts'
@@ -165,35 +165,40 @@ def read_labels(
 
     Floats are no classes, whole ones neither: nothing tells a class from a measured value. Nor are dicts, several
     labels a picture, paths, or names that most pictures have for themselves."""
-    def none(reason=''): return Labels(np.full(len(values), -1), reason=reason and f"the labels of {owner} {reason}")
     if isinstance(values, (np.ndarray, torch.Tensor)):
         values = (values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values).tolist()
     values = [_plain(value) for value in values]
+    try: return _as_classes(values, names, asked, by_value)
+    except _NoClasses as e: return Labels(np.full(len(values), -1), reason=f"the labels of {owner} {e}")
+
+
+class _NoClasses(Exception):
+    "Labels are no classes; the message goes on from whose they are"
+
+
+def _as_classes(values: list, names: Sequence[str] | None, asked: bool, by_value: bool) -> Labels:
     kinds = {_kind(value): value for value in reversed(values) if not _missing(value)}
-    if not kinds: return none()
-    if len(kinds) > 1: return none(f"are {' and '.join(sorted(map(_in_words, kinds)))}: give one kind of them")
+    if not kinds: return Labels(np.full(len(values), -1))
+    if len(kinds) > 1: raise _NoClasses(f"are {' and '.join(sorted(kinds))}: give one kind of them")
     (kind, first), = kinds.items()
-    if kind == 'name': return _names(values, none, names, asked)
-    if kind == 'whole':
+    if kind == 'names': return _names(values, names, asked)
+    if kind == 'whole numbers':
         indices = names is None and _are_indices(values)
-        if indices: return none("are another one for every picture, which are no classes")
-        return _values(values) if by_value else _numbers(values, none, names)
+        if indices: raise _NoClasses("are another one for every picture, which are no classes")
+        return _values(values) if by_value else _numbers(values, names)
     like = f" like {_shown(first)}" if _shown(first) else ''
-    return none(f"are {kind}{like}, which are no classes: give whole numbers or names")
+    raise _NoClasses(f"are {kind}{like}, which are no classes: give whole numbers or names")
 
 
-def _in_words(kind: str) -> str: return dict(whole='whole numbers', name='names').get(kind, kind)
-
-
-def _numbers(values: list, none: Callable[[str], Labels], names: Sequence[str] | None) -> Labels:
+def _numbers(values: list, names: Sequence[str] | None) -> Labels:
     "Labels that are numbers of classes, from 0"
     known = [value for value in values if not _missing(value)]
     low, top = min(known), max(known)
-    if low < -1: return none(f"should be 0 or more, or -1 for none, not {low}")
+    if low < -1: raise _NoClasses(f"should be 0 or more, or -1 for none, not {low}")
     if names is not None and top >= len(names):
         there = f"there {'is 1 class' if len(names) == 1 else f'are {len(names)} classes'}"
-        return none(f"go up to label {top}, but {there}")
-    if top >= MOST_CLASSES: return none(f"go up to {top}, which is no number of a class")
+        raise _NoClasses(f"go up to label {top}, but {there}")
+    if top >= MOST_CLASSES: raise _NoClasses(f"go up to {top}, which is no number of a class")
     y = np.array([-1 if _missing(value) else int(value) for value in values], dtype=np.int64)
     if top < 0: return Labels(y)
     return Labels(y, [str(c) for c in (range(top + 1) if names is None else names)], names is not None)
@@ -216,16 +221,16 @@ def _values(values: list) -> Labels:
     return _placed(values, sorted({value for value in values if value is not None}))
 
 
-def _names(values: list, none: Callable[[str], Labels], names: Sequence[str] | None, asked: bool) -> Labels:
+def _names(values: list, names: Sequence[str] | None, asked: bool) -> Labels:
     "Labels that are names of classes"
     values = [None if _missing(value) else value for value in values]
     known = [value for value in values if value is not None]
     suffixes = picture_suffixes()
     if any(value.lower().endswith(suffixes) for value in known):
-        return none("are paths of pictures, which are no classes")
+        raise _NoClasses("are paths of pictures, which are no classes")
     distinct, counts = np.unique(np.array(known, dtype=object), return_counts=True)
     if not asked and (counts == 1).sum() > len(known) / 2:
-        return none("are names that most pictures have for themselves, which are no classes")
+        raise _NoClasses("are names that most pictures have for themselves, which are no classes")
     if names is not None and set(distinct) <= set(names): return _placed(values, list(names))
     return _placed(values, distinct.tolist())
 
@@ -272,7 +277,7 @@ def _may_exist(path: str | os.PathLike) -> bool:
     "Could a file have this name?"
     try: name = os.fsencode(path)
     except UnicodeEncodeError: return False  # half a character
-    return b'\0' not in name and len(name) <= LONGEST
+    return b'\0' not in name and len(name) <= LONGEST_PATH
 
 
 def open_paths(

@@ -12,7 +12,7 @@ from PIL import Image
 from .core import is_number
 from .formats import PixelFormat, Span
 
-BAND = 2**18 # pixels that are looked at, or scaled, at a time
+BAND = 2**18 # pixels that are looked at, scaled or converted at a time
 UNIT = Span(0, 1, given=True) # of floats that have been scaled already
 
 

@@ -2,12 +2,15 @@
 import importlib
 import math
 import pickle
+import threading
+import time
 
 import numpy as np
 import pytest
 from helpers.refusals import refusal
 
-from fastcontrast.core import InputError, MissingPath, Registry, clipped, moved, number, one_of, suggest, whole
+from fastcontrast.core import (InputError, MissingPath, Registry, clipped, moved, number, one_of, suggest, waiting,
+                               whole)
 
 
 class Owner:
@@ -89,3 +92,12 @@ def test_other_names_are_missing_as_ever():
     with pytest.raises(AttributeError, match="module 'fastcontrast.step' has no attribute 'Nothing'"): get('Nothing')
     with pytest.raises(ImportError): exec('from fastcontrast.step import Nothing')
     assert issubclass(InputError, ValueError)
+
+
+def test_who_waits_is_told(capsys):
+    for patience, seconds in ((30, 0), (0.01, 0.2)):
+        with waiting('for a\nbus', patience): time.sleep(seconds)
+        assert capsys.readouterr().err == ('for a\\nbus\n' if seconds else '')
+    with pytest.raises(KeyError), waiting('for nothing', 30): raise KeyError
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(timer.finished.is_set() for timer in timers)

@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import shutil
+import time
+from functools import partial
 
 import pytest
 import timm
@@ -17,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from fastcontrast.core import InputError, MissingPath
+from fastcontrast import build
+from fastcontrast.core import InputError, MissingPath, waiting
 from fastcontrast.data import image_dls
 from fastcontrast.export import digest, encoder_info, export_encoder, load_encoder, read_header
 from fastcontrast.learner import contrastive_learner
@@ -249,16 +252,20 @@ def test_our_own_on_the_hub_and_in_a_folder(tmp_path, monkeypatch, small_stem):
     assert set(asked) == {'config.json', 'model.safetensors'}
 
 
-def test_no_network(monkeypatch, dls, caplog):
+def test_no_network(monkeypatch, dls, caplog, capsys):
     "One sentence, and nothing of what the client of the Hub says of each of its tries"
     hub, client = logging.getLogger('huggingface_hub'), logging.getLogger('huggingface_hub.utils._http')
     level = hub.level
     def broken(*args, **kwargs):
         client.warning('thrown while requesting HEAD')
+        time.sleep(0.2)
         raise OSError('nobody answers\n' * 900)
     monkeypatch.setattr('timm.models._hub.hf_hub_download', broken)
-    said(['hf-hub:a/b', 'nobody answers'], contrastive_learner, dls, None, weights='hf-hub:a/b')
-    said([ARCH, 'nobody answers'], contrastive_learner, dls, ARCH, pretrained=True)
+    monkeypatch.setattr(build, 'waiting', partial(waiting, patience=0.01))
+    for name, arch, given in (('hf-hub:a/b', None, dict(weights='hf-hub:a/b')), (ARCH, ARCH, dict(pretrained=True))):
+        said([name, 'nobody answers'], contrastive_learner, dls, arch, **given)
+        told = capsys.readouterr().err
+        assert told.startswith(f"looking for '{name}' here and on the network") and told.count('\n') == 1
     assert not caplog.messages and hub.level == level
     client.warning('thrown elsewhere')
     assert caplog.messages == ['thrown elsewhere']  # others may hear of it

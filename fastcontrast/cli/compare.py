@@ -1,12 +1,19 @@
 """`fastcontrast compare`: whether a speedup is one is seen beside the run without it."""
+from contextlib import suppress
 from typing import Annotated, Any
 
 from rich.table import Column, Table
 from typer import Argument, Option
 
-from ..core import number
-from .output import console, out_file
+from ..core import InputError, clipped, number
+from ..files import user_path
+from .folder import read_record
+from .output import console, errors, out_file
 from .verbs import verb
+
+# what config.json says of the pictures that judge a run
+_PICTURES = dict(data="data", n_train="pictures to train on", n_valid="pictures to judge by", classes="classes",
+                 judged_within="judged within")
 
 
 @verb(90, "fastcontrast compare runs/moco_v3-resnet18-pictures runs/moco_v3+comb_patches-resnet18-pictures")
@@ -25,7 +32,32 @@ def compare(
         state = '' if row['state'] in ('', 'finished') else f" ({row['state']})"
         console.print(f"{row['run']}{state}: {row['setup'] or 'there is no config.json that says what it is'}")
     console.print(comparison_table(rows))
+    pictures = [_pictures_of(run) for run in runs]
+    for row, own in zip(rows, pictures):
+        if other := _other_pictures(pictures[0], own):
+            errors.print(f"warning: {row['run']} has other pictures than {rows[0]['run']}, and accuracies can't be "
+                         f"compared: {other}.")
     console.print(f"the drawing is in {out}")
+
+
+def _pictures_of(run: str) -> dict[str, Any]:
+    "What a run says of its pictures, by the words of `_PICTURES`; nothing where it says nothing"
+    record: dict[str, Any] = {}
+    with suppress(InputError): record = read_record(user_path(run, 'run'))
+    record = record | dict(data=(record.get('settings') or record).get('data'))  # as it is found from anywhere
+    return {words: record[key] for key, words in _PICTURES.items() if record.get(key) is not None}
+
+
+def _other_pictures(first: dict[str, Any], other: dict[str, Any]) -> str:
+    "In what two runs differ of which both say it; '': they may have the same pictures"
+    differ = [words for words in first if words in other and other[words] != first[words]]
+    return ', '.join(f"{words} {_said(other[words])}, not {_said(first[words])}" for words in differ)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list): return f"{len(value)} ({clipped(', '.join(map(str, value)), 40)})"
+    if isinstance(value, int): return f'{value:,}'
+    return f"'{clipped(value)}'" if value else 'none'
 
 
 def comparison_table(

@@ -206,10 +206,11 @@ def weights_architecture(
     weights: str, # what --weights names
 ) -> str:
     "The architecture that weights say they are of. Raises `InputError` where they say none, or it is no name"
+    from ..build import looking_for
     from ..export import needs_module
     from ..modules import MODULE
     from ..weights import architecture_of
-    arch = architecture_of(weights)
+    with looking_for(weights): arch = architecture_of(weights)
     if arch is None:
         raise InputError(f"--weights {weights} do not say of which architecture they are: give --arch.")
     if not needs_module(arch): return arch
@@ -254,9 +255,10 @@ def check_moments(
 
 
 def _check_weights(config: Run, read: bool) -> None:
+    from ..build import looking_for
     from ..models import pretrained_config
     from ..weights import timm_source
-    pretrained_config(config.arch)
+    with looking_for(config.arch): pretrained_config(config.arch)
     if config.weights is not None and read: timm_source(config.weights)
 
 

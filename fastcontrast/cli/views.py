@@ -46,8 +46,8 @@ def views(
     from ..views import draw_views
     make, chosen = methods().find(method), _bands(bands)
     file = out_file(out, '.png', '.svg', '.pdf')
-    # hardly any memory: only the pictures that are drawn are then decoded
-    dls = read_pictures(data, 2, size=size, store_size=store_size, valid=0, seed=seed, memory=1e-12, workers=0,
+    # no memory: only the pictures that are drawn are then decoded
+    dls = read_pictures(data, 2, size=size, store_size=store_size, valid=0, seed=seed, memory=0, workers=0,
                         unlabelled=unlabelled, column=column, channels=channels, value_range=read_range(value_range))
     few = dls.train.ordered(n)
     few.bs = n

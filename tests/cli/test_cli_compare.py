@@ -27,3 +27,24 @@ def test_compare(run, refused, digits, folder):
     assert '--knn=90.0 must be a finite number above 0' in refused('compare', 'short', 'short', '--knn', 90)
     assert 'must end in' in refused('compare', 'short', 'short', '-o', 'c.txt')
     assert 'RUN' in refused('compare')
+
+
+def test_runs_on_other_pictures(run, folder):
+    def record(name, **said):
+        (folder/name).mkdir()
+        (folder/name/'history.csv').write_text('epoch,train_loss,knn\n0,1.5,0.5\n')
+        (folder/name/'config.json').write_text(json.dumps(said))
+        return name
+    base = dict(data='x', settings=dict(data='/p/x'), n_train=80, n_valid=20, classes=['a', 'b'], judged_within='')
+    a = record('a', **base)
+    same = record('same', **base | dict(data='elsewhere/x', seed=3))
+    old = record('old', data='/p/x')
+    code, out, err = run('compare', a, same, old)
+    assert (code, err) == (0, '')
+    other = record('other', **base | dict(settings=dict(data='/p/y'), n_train=1200, classes=['a', 'c', 'd']))
+    within = record('within', **base | dict(judged_within='b'))
+    code, out, err = run('compare', a, same, other, within)
+    assert code == 0 and err.count('\n') == 2 and err.count('warning: ') == 2
+    assert ("warning: other has other pictures than a, and accuracies can't be compared: data '/p/y', not '/p/x', "
+            "pictures to train on 1,200, not 80, classes 3 (a, c, d), not 2 (a, b).") in err
+    assert "warning: within has other pictures" in err and "judged within 'b', not none." in err

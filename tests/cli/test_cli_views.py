@@ -35,7 +35,8 @@ def test_the_side_at_which_pictures_are_kept(run, refused, folder):
     for i in range(3): picture(i, (96, 96)).crop((0, 0, 96, 64)).save(folder/f'p/{i}.png')
     drawn = []
     for side in (8, 64):
-        assert run('views', 'p', '--size', 32, '--store-size', side, '-o', f'{side}.png')[0] == 0
+        code, out, err = run('views', 'p', '--size', 32, '--store-size', side, '-o', f'{side}.png')
+        assert (code, err) == (0, '') and f'pictures are kept whole, at {side} px of their short side\n' in out
         drawn.append(matplotlib.image.imread(f'{side}.png'))
     assert drawn[0].shape == drawn[1].shape and not np.array_equal(*drawn)
     assert 'store_size=1' in refused('views', 'p', '--store-size', 1)

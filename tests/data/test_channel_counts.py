@@ -173,7 +173,7 @@ def test_png_of_16_bits_keeps_them(tmp_path, channels):
     seen = 1 if channels == 3 else x[..., -1:] / 65535
     expected = (colour / 65535 * seen + 1 - seen).transpose(2, 0, 1) * 65535
     assert dls.value_range == (0, 65535) and np.abs(values(dls)[0].numpy() - expected).max() <= 1
-    assert open_picture(tmp_path/'0.png', whole=False).size == (SIDE, SIDE)
+    assert open_picture(tmp_path/'0.png', complete=False).size == (SIDE, SIDE)
     if channels != 3: assert np.array_equal(values(dls_of(tmp_path, channels=channels))[0], x.transpose(2, 0, 1))
 
 
@@ -188,14 +188,19 @@ def test_png_of_16_bits_that_is_broken(tmp_path, channels):
             assert (pixels is None) == bool(reason) and '\n' not in reason
 
 
+def as_text(x): return b'# 5\n' + b' '.join(b'%d' % value for value in x.flat).replace(b' ', b' # 9\r\n', 3) + b'\n'
+
+
+@pytest.mark.parametrize('plain', [False, True])
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('top', [300, 1023, 4095, 65535])
-def test_ppm_keeps_its_values(tmp_path, channels, top):
+def test_ppm_keeps_its_values(tmp_path, channels, top, plain):
     "Not stretched to 16 bits, so that a range of one's own is one of these; and all bits of a colour"
     x = np.linspace(0, top, SIDE * SIDE * channels).reshape(SIDE, SIDE, channels).astype(np.uint16)
-    suffix, kind = {1: ('pgm', 'P5'), 3: ('ppm', 'P6')}[channels]
-    file = f'{kind} {SIDE} {SIDE} {top}\n'.encode() + x.astype('>u2').tobytes()
-    for i in range(3): (tmp_path/f'{i}.{suffix}').write_bytes(file[:-i] if i == 2 else file)
+    suffix, kind = {1: ('pgm', 'P2' if plain else 'P5'), 3: ('ppm', 'P3' if plain else 'P6')}[channels]
+    def written(top, x): return f'{kind} {SIDE} {SIDE} {top}\n'.encode() + (as_text(x) if plain else x.tobytes())
+    file = written(top, x.astype('>u2'))
+    for i in range(3): (tmp_path/f'{i}.{suffix}').write_bytes(file[:-20] if i == 2 else file)
     for kwargs in ({}, dict(value_range=(0, top))):
         dls = dls_of(tmp_path, channels=channels, **kwargs)
         low, high = dls.value_range
@@ -203,8 +208,55 @@ def test_ppm_keeps_its_values(tmp_path, channels, top):
         assert f'2.{suffix} (' in dls.report()  # it was cut off
         expected = x.transpose(2, 0, 1) / high * 65535
         assert np.abs(values(dls)[0].double().numpy() - expected).max() < .51
-    grey = f'{kind} {SIDE} {SIDE} 255\n'.encode() + (x % 256).astype(np.uint8).tobytes()
+    grey = written(255, (x % 256).astype(np.uint8))
     assert np.array_equal(decoded(io.BytesIO(grey), PixelFormat(SIDE, channels)), (x % 256).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize('text, words', [
+    (b'1 2 3', 'has 3 values'), (b'1 2 3 -4', 'something else than numbers'), (b'1 2 3 x', 'something else'),
+    (b'1 2 3 999', 'the value 999'), (b'1 2 3 ' + b'9' * 40, 'has the value'),
+    (b' ' * 2**21 + b'1 2 3 4', 'bytes of text'), (b'', 'has 0 values')])
+def test_plain_pgm_that_lies(text, words):
+    pixels, reason = attempt(decoded, io.BytesIO(b'P2 2 2 300\n' + text), PixelFormat(2, 1, 16, Span(0, 300)))
+    assert pixels is None and words in reason
+
+
+def jpeg2000(x, bits, suffix='jp2'):
+    "A file of Pillow's that has 16 bits, or colours of 8; its header says others. A sign is in bit 8 of them"
+    file = io.BytesIO()
+    Image.fromarray(x).save(file, 'JPEG2000', no_jp2=suffix == 'j2k', irreversible=False)
+    content = bytearray(file.getvalue())
+    start = content.index(b'\xff\x4f\xff\x51') + 42
+    for k in range(3 if x.ndim == 3 else 1): content[start + 3 * k] = bits - 1
+    if suffix == 'jp2': content[content.index(b'ihdr') + 14] = bits - 1
+    return bytes(content)
+
+
+@pytest.mark.parametrize('suffix', ['jp2', 'j2k'])
+@pytest.mark.parametrize('bits, moved', [(16, 0), (12, 2**15 - 2**11), (10, 2**15 - 2**9), (16 + 128, 2**15),
+                                         (12 + 128, 2**15)])
+def test_grey_jpeg_2000_keeps_its_values(tmp_path, bits, moved, suffix):
+    "A decoder adds half of the range, as many bits as the header says, to what has no sign"
+    top = 2**(bits % 128) - 1
+    x = np.linspace(0, top, SIDE * SIDE).reshape(SIDE, SIDE).round().astype(np.int64)
+    if bits > 128: x -= 2**(bits % 128 - 1)
+    for i in range(3): (tmp_path/f'{i}.{suffix}').write_bytes(jpeg2000((x + moved).astype(np.uint16), bits, suffix))
+    dls = dls_of(tmp_path, channels=1)
+    assert dls.report() == '' and dls.value_range == ((x.min(), x.max()) if bits > 128 else (0, top))
+    assert np.abs(values(dls)[0, 0].double().numpy() - (x - x.min()) / top * 65535).max() < .51
+
+
+@pytest.mark.parametrize('suffix', ['jp2', 'j2k'])
+def test_jpeg_2000_whose_bits_are_not_read_is_refused_by_name(tmp_path, suffix):
+    colour, grey = noise(0, SIDE, SIDE, 3), noise(0, SIDE, SIDE, dtype=np.uint16)
+    files = dict(a=jpeg2000(colour, 8, suffix), b=jpeg2000(colour, 12, suffix), c=jpeg2000(grey, 20, suffix),
+                 d=jpeg2000(grey, 16, suffix)[:60])
+    for name, content in files.items(): (tmp_path/f'{name}.{suffix}').write_bytes(content)
+    form = PixelFormat(SIDE, span=Span(0, 4095))
+    found = {name: attempt(decoded, tmp_path/f'{name}.{suffix}', form) for name in 'abcd'}
+    assert np.array_equal(found['a'][0], colour.transpose(2, 0, 1))
+    assert found['b'][1].startswith('is a JPEG 2000 of 12 bits, of which 8 would be read')
+    assert found['c'][1].startswith('is a JPEG 2000 of 20 bits, of which 16 would be read') and found['d'][1]
 
 
 @pytest.mark.parametrize('options', [{}, dict(compression='zlib'), dict(planarconfig='separate')])
@@ -277,7 +329,7 @@ def test_nothing_is_heard_of_many_channels(tmp_path, capfd):
     (tmp_path/'3\x1b[31m.tif').write_bytes(b'II*\0' + bytes(99))
     dls = dls_of(tmp_path)
     assert values(dls).shape[:2] == (2, 13) and capfd.readouterr().err == ''
-    assert '3\\x1b[31m.tif (holds no picture)' in dls.report() and '2.tif (' in dls.report()
+    assert '2.tif, ' in dls.report() and '3\\x1b[31m.tif (holds no picture)' in dls.report()
 
 
 @pytest.mark.parametrize('dtype, low, high', [('int8', -128, 127), ('uint32', 0, 2**32 - 1), ('int16', -2000, 2000),

@@ -223,8 +223,9 @@ def test_labels_file_may_name_a_broken_picture(tmp_path):
     (dict(valid=float('nan')), 'valid=nan must be'), (dict(valid=[1]), 'item 0 of list should begin with'),
     (dict(labels=0), 'labels=0'), (dict(labels=1.5), 'labels=1.5'), (dict(labels=False), 'labels=False'),
     (dict(labels=float('nan')), 'labels=nan'),
-    (dict(memory=0), 'memory=0 must be a finite number above 0 and at most 1'), (dict(memory=2), 'memory=2 must be'),
-    (dict(memory='1'), "memory='1' must be"), (dict(seed=-1), 'seed=-1 must be a whole number of at least 0'),
+    (dict(memory=-1), 'memory=-1 must be a finite number at least 0 and at most 1'),
+    (dict(memory=2), 'memory=2 must be'), (dict(memory='1'), "memory='1' must be"),
+    (dict(seed=-1), 'seed=-1 must be a whole number of at least 0'),
     (dict(workers=-1), 'workers=-1 must be a whole number of at least 0'), (dict(device='nonsense'), 'device=nonsense'),
     (dict(device='cuda:99'), 'device=cuda:99'),
 ])

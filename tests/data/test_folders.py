@@ -111,7 +111,7 @@ def test_what_stands_beside_pictures_is_not(tmp_path, name, content, capsys):
 
 
 def test_many_are_counted(tmp_path, capsys):
-    image_folder(tmp_path, dict(a=3, b=3))
+    image_folder(tmp_path, dict(a=30, b=10))
     for i in range(300): (tmp_path/f'a/{i:03}').write_bytes(encoded('JPEG'))
     for i in range(5): (tmp_path/f'b/{i}.heic').write_bytes(b'')
     (tmp_path/'loose.heic').write_bytes(b'')
@@ -127,7 +127,40 @@ def test_few_are_looked_into_where_none_is_one(tmp_path, monkeypatch):
     for i in range(300): (tmp_path/f'a/{i:03}.xyz').write_bytes(b'x')
     seen = []
     monkeypatch.setattr(folders, '_looks_like_one', lambda path: seen.append(path))
-    assert list_folder(tmp_path).others == [] and len(seen) == folders.SNIFFED
+    assert list_folder(tmp_path).left.others == [] and len(seen) == folders.SNIFFED
+
+
+@pytest.mark.parametrize('unlabelled', [False, True])
+def test_what_may_be_meant_is_counted_by_suffix(tmp_path, unlabelled, capsys):
+    image_folder(tmp_path, dict(a=3, b=2))
+    names = ('a/0.npy', 'a/1.NPY', 'a/x.npz', 'b/x.tar.gz', 'b/t.csv', 'b/README', 'b/x.dat')
+    for name in names: (tmp_path/name).write_bytes(b'x')
+    dls = dls_of(tmp_path, valid=0, unlabelled=unlabelled)
+    assert capsys.readouterr().err == (
+        '4 other files were left out (2 .npy, 1 .gz, 1 .npz), and 5 pictures taken (5 .png).\n')
+    assert len(dls.train.data) == 5
+    for i in range(6): (tmp_path/f'b/{i}.\x1b[2J').write_bytes(b'x')  # more than there are pictures
+    dls_of(tmp_path, valid=0, unlabelled=unlabelled)
+    assert capsys.readouterr().err == ('12 other files were left out (6 .\\x1b[2j, 2 .npy, 1 .dat, 1 .gz, 1 .npz, '
+                                       '…), and 5 pictures taken (5 .png).\n')
+
+
+@pytest.mark.parametrize('suffix', ['npy', 'npz', 'heic', 'tar', 'nii', 'mp4'])
+@pytest.mark.parametrize('place', ['', 'a'])
+def test_hardly_a_picture_among_others_is_refused(tmp_path, suffix, place, capsys):
+    image_folder(tmp_path, {place: 1})
+    for i in range(20): (tmp_path/place/f'x{i}.{suffix}').write_bytes(b'x')
+    for unlabelled in (False, True):
+        with pytest.raises(InputError) as e: dls_of(tmp_path, valid=0, unlabelled=unlabelled)
+        assert str(e.value).startswith(f"'{tmp_path}' holds 1 picture (1 .png) among 20 other files (20 .{suffix}), "
+                                       "which may be what is meant") and str(e.value).endswith('.')
+    assert capsys.readouterr().err == ''
+
+
+def test_packed_files_alone_are_told(tmp_path):
+    for i in range(3): (tmp_path/f'{i}.zip').write_bytes(b'x')
+    with pytest.raises(InputError, match=r'no picture in .*: 3 other files were left out \(3 .zip\)\.$'):
+        dls_of(tmp_path)
 
 
 def test_nothing_else_is_there(tmp_path, capsys):

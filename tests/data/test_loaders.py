@@ -13,6 +13,7 @@ from PIL import Image
 from fastcontrast.core import InputError
 from fastcontrast.data import image_dls
 from fastcontrast.loaders import StratifiedLoader
+from fastcontrast.pictures import by_reason
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -117,11 +118,26 @@ def test_undecodable_pictures_are_replaced_in_streams(tmp_path):
         assert dls.report().count('empty file') == 1
 
 
-def test_report_names_ten(tmp_path):
-    root = image_folder(tmp_path, dict(a=3))
+def test_report_says_every_reason_once(tmp_path):
+    root = image_folder(tmp_path, dict(a=4))
     for i in range(13): (root/f'a/z{i:02}.png').write_bytes(b'')
+    for i in range(2): (root/f'a/text{i}.png').write_text('words')
+    good = (root/'a/000.png').read_bytes()
+    for i in range(3): (root/f'a/cut{i}.png').write_bytes(good[:-400 - i])
     report = dls_of(root, valid=0).report()
-    assert report.count('(empty file)') == 10 and report.endswith('and 3 more.')
+    z, cut, text = (root/'a'/name for name in ('z', 'cut', 'text'))
+    assert report.startswith("18 of 22 pictures could not be decoded, they are left out: "
+                             f"{z}00.png, {z}01.png, {z}02.png and 10 more (empty file); "
+                             f"{cut}0.png, {cut}1.png, {cut}2.png (")
+    assert report.endswith(f"; {text}0.png, {text}1.png (not a picture).") and report.count('(') == 3
+
+
+def test_reasons_are_told_in_bounds():
+    assert by_reason([('a', 'is cut after 7 bytes'), ('b', 'is cut after 1,9 bytes')]) == (
+        'a, b (is cut after 7 bytes, and the like)')
+    many = by_reason([(f'{i}.png', chr(97 + i)) for i in range(9)])
+    assert many == '0.png (a); 1.png (b); 2.png (c); 3.png (d); 4.png (e); and 4 more'
+    assert '\x1b' not in by_reason([('\x1b[2J', '\x1b[2J')]) and by_reason([]) == ''
 
 
 def test_strict(tmp_path):
@@ -160,7 +176,7 @@ def test_decoding_in_chunks_with_holes():
     dls = dls_of(Holes(pictures), valid=0)
     x, y = everything(dls.train.ordered())
     assert len(x) == 594 and dls.report().startswith('6 of 600')
-    assert 'item 550 of Holes (cannot be read)' in dls.report()
+    assert 'item 50 of Holes, item 150 of Holes, item 250 of Holes and 3 more (cannot be read)' in dls.report()
     for name, pixels, label in zip(map(int, dls.train.data.names), x, y, strict=True):
         assert label == name % 3 and np.array_equal(pixels.permute(1, 2, 0), np.asarray(pictures[name]))
 

@@ -216,7 +216,7 @@ def test_undecodable_pictures_are_replaced(tmp_path, workers):
     # a worker does not see what another reads
     assert seen == ([1, 1, 2, 3, 3, 6, 6, 7, 8, 8] if workers else [1, 1, 2, 3, 6, 6, 6, 7, 8, 8])
     assert dls.report() == ("4 of 10 pictures could not be decoded, the next picture stands in for each: "
-                            + ', '.join(f"{path}/{i:03} (not a picture)" for i in (0, 4, 5, 9)) + '.')
+                            f"{path}/000, {path}/004, {path}/005 and 1 more (not a picture).")
     assert [len(x) for x, _ in dls.train] == [5, 5]
     with pytest.raises(InputError, match='0.tar/00. could not be decoded .not a picture'):
         list(dls_of(path, strict=True, workers=workers).train)
@@ -285,9 +285,10 @@ def header(name, size, kind=b'0'):
 @pytest.mark.parametrize('label, message', [
     ('3000000000', "has class 3000000000, and there are names for 1,048,576 classes at most"),
     ('1048576', "has class 1048576, and"), (str(10**30), "has class 10{30}, and"), ('-2', 'is -2, which is below 0'),
-    ('-' + '9' * 40, 'which is below 0'), ('cat', "invalid literal"), ('1.5', "invalid literal"),
-    ('', "invalid literal"), ('1' * 101, "0.cls has 101 bytes, and 100 is the most"), ('0' * 5000, 'has 5,000 bytes'),
-    ('\x1b[2J', "invalid literal .*x1b"), ('\u0661\u0662', "invalid literal"), (' 7\n', None), ('1048575', None),
+    ('-' + '9' * 40, 'which is below 0'), ('cat', "of 0 is 'cat', and classes are whole numbers"),
+    ('1.5', "is '1.5', and"), ('', "is '', and"), ('1' * 101, "0.cls has 101 bytes, and 100 is the most"),
+    ('0' * 5000, 'has 5,000 bytes'),
+    ('\x1b[2J', "is '.x1b.2J', and"), ('\u0661\u0662', "is '\u0661\u0662', and"), (' 7\n', None), ('1048575', None),
 ])
 def test_classes_are_plausible(tmp_path, label, message):
     write(tmp_path/'b.tar', range(8))

@@ -1,4 +1,6 @@
 "Values of more than 8 bits: one range for all pictures of a data set, and nothing of it is lost without a word"
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -228,6 +230,8 @@ def test_values_that_are_none(tmp_path, bad, words, stream):
         assert dls.value_range == (0, 40)
     for kind in ('array', 'items', 'tensor', 'pil'):
         refuses(['item 2 of', words], dls_of, source_of(None, pictures, kind), **stream)
+    for kind in ('tif', 'npy') if not stream else ():
+        refuses(['no picture', words], dls_of, source_of(tmp_path/f'all {kind}', pictures[2:3] * 3, kind))
 
 
 @pytest.mark.parametrize('how', [{}, STREAM, STREAM | dict(workers=2)])
@@ -239,6 +243,26 @@ def test_what_is_outside_of_a_found_range_is_counted(tmp_path, monkeypatch, how)
     assert dls.value_range == (0, 1023) and got.double().max() == 65535
     if not how: assert '1 picture has values outside of 0 to 1,023' in dls.notes[-1] and dls.report() == ''
     else: assert dls.report().startswith('1 time a picture had values outside of 0 to 1,023')
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_cache_knows_how_many_are_outside(tmp_path, monkeypatch, workers, capsys):
+    monkeypatch.setattr(sample, 'SAMPLE', 2)
+    x = np.rint(RAMP * 1000).astype(np.uint16)
+    folder_of(tmp_path/'p', [x, x, x * 5, x, x * 6, x], 'png')
+    def opened(): return dls_of(tmp_path/'p', cache=True, workers=workers)
+    first, again = opened(), opened()
+    assert first.notes == again.notes and first.notes[-1].startswith('2 pictures have values outside of 0 to 1,023')
+    assert int(again.span.outside) == 2
+    store, = (tmp_path/'p.cache').glob('*.safetensors')
+    header, pixels = json.loads(store.read_bytes()[8:4096]), store.read_bytes()[4096:]
+    for said in (None, '7', '-1', 'x'):  # as of before it was told; and lies
+        capsys.readouterr()
+        header['__metadata__'].pop('outside', None)
+        if said: header['__metadata__']['outside'] = said
+        store.write_bytes((4088).to_bytes(8, 'little') + json.dumps(header).encode().ljust(4088) + pixels)
+        assert len(opened().notes) == len(first.notes) - (said is None)
+        assert ('no store of pictures' in capsys.readouterr().err) == bool(said)
 
 
 def test_the_first_of_its_kind_is_refused_by_name(tmp_path, monkeypatch):

@@ -276,6 +276,8 @@ def test_notes(folder, shards):
     assert notes[-1] == 'pictures are read whole for every batch, at 36 px of their short side'
     dls_of(folder, size=24, valid=0, memory=1e-12, workers=0, tell=notes.append)
     assert notes[-1].startswith('pictures are read whole for every batch, at 36 px of their short side (0.')
+    dls_of(folder, size=24, valid=0, memory=0, workers=0, tell=notes.append)
+    assert notes[-1] == 'pictures are kept whole, at 36 px of their short side'
     image_dls('digits', device='cpu', tell=notes.clear)
     assert len(notes) > 1
 

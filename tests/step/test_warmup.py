@@ -2,7 +2,7 @@
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelEpochException
-from helpers.deaths import run, same_state
+from helpers.deaths import Death, DieAt, run, same_state
 from helpers.learners import SMALL_CROPS, small
 from helpers.pictures import ARCH, VIT, Dots
 from helpers.refusals import said
@@ -205,20 +205,15 @@ def test_a_fit_that_ended_before_the_head_was_done_is_no_first_one(tmp_path):
 def test_a_second_fit_that_died_is_taken_up_with_the_encoder(tmp_path):
     "By a process that knows nothing of the first fit"
     file, steps = weights_of(tmp_path), 4
-    class Death(BaseException): pass
-    class Dies(Callback):
-        order = 1000
-        def after_batch(self):
-            if self.train_iter == 2: raise Death
     learn = learner(file, head_epochs=2)
     learn.fit_contrastive(3, 1e-2)
     with pytest.raises(Death):
-        learn.fit_contrastive(3, 1e-2, cbs=[Dies(), Checkpoint('1 step')], resume=tmp_path/'run')
+        learn.fit_contrastive(3, 1e-2, cbs=[DieAt(2), Checkpoint('1 step')], resume=tmp_path/'run')
     again = learner(file, head_epochs=2)
     assert held_steps(again, 3, resume=tmp_path/'run') == [False] * (3 * steps - 2)
     whole = learner(file, head_epochs=2)
     with pytest.raises(Death):
-        whole.fit_contrastive(3, 1e-2, cbs=[Dies(), Checkpoint('1 step')], resume=tmp_path/'first')
+        whole.fit_contrastive(3, 1e-2, cbs=[DieAt(2), Checkpoint('1 step')], resume=tmp_path/'first')
     said(['head_epochs=2', 'none of 2 epochs'], learner(file, head_epochs=2).fit_contrastive, 2, 1e-2,
          resume=tmp_path/'first')
     assert sum(held_steps(learner(file, head_epochs=2), 3, resume=tmp_path/'first')) == 2 * steps - 2
