@@ -9,7 +9,7 @@ from rich.table import Column, Table
 from typer import Argument, Option
 
 from ..core import InputError, number, whole
-from .inputs import encoder_file
+from .inputs import encoder_file, encoder_name
 from .output import console, out_file, save_json
 from .verbs import verb
 
@@ -102,7 +102,7 @@ def _start(given: str) -> Start:
     "A file, or a name of timm's"
     if not os.path.exists(os.path.expanduser(given)): return Start(given, given)
     path = encoder_file(given)
-    return Start(path.parent.name if path.name == 'encoder.safetensors' and path.parent.name else path.name, str(path))
+    return Start(encoder_name(path), str(path))
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -62,6 +62,14 @@ def encoder_file(
                       "folder that was exported.")
 
 
+def encoder_name(
+    path: Path, # of its file
+) -> str:
+    "What tables call it: a folder's name where every folder has a file so called"
+    from ..artefact import WEIGHTS
+    return path.parent.name if path.name in ('encoder.safetensors', WEIGHTS) and path.parent.name else path.name
+
+
 def is_tuned(
     path: str, # that a user gave
 ) -> bool:

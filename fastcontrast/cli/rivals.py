@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core import InputError
 from .folder import read_record
-from .inputs import encoder_file
+from .inputs import encoder_file, encoder_name
 from .judging import PIXELS, file_embedder
 
 
@@ -65,13 +65,11 @@ def told_apart(
 
 
 def _of_file(path: Path) -> Rival:
-    from ..artefact import WEIGHTS
     from ..export import encoder_info
     info = encoder_info(path)
-    name = path.parent.name if path.name in ('encoder.safetensors', WEIGHTS) and path.parent.name else path.name
     about = f"{info['arch']}, {info['size']} px"
-    return Rival(name, about, info['size'], info['in_chans'], info['small_input'], info['arch'], file_embedder(path),
-                 info['extra'])
+    return Rival(encoder_name(path), about, info['size'], info['in_chans'], info['small_input'], info['arch'],
+                 file_embedder(path), info['extra'])
 
 
 def _pixels(first: Rival) -> Rival:

@@ -12,7 +12,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from ..arrays import lying
+from ..arrays import oriented
 from ..core import LARGEST_SIDE, InputError, MissingPath, clipped, number, whole
 from ..decoding import MEMORY, decoding_memory
 from ..files import from_list, read_text, user_path
@@ -245,7 +245,7 @@ def _pixels(scene: Scene, size: tuple[int, int], channels: int) -> Tensor:
             picture.draft(None, (min(size), min(size)))  # a far larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size
             with MEMORY.taken(decoding_memory(picture)):
                 plain = picture
-                if scene.orientation != 1: plain = ImageOps.exif_transpose(lying(picture, scene.orientation))
+                if scene.orientation != 1: plain = ImageOps.exif_transpose(oriented(picture, scene.orientation))
                 if plain.has_transparency_data:
                     white = Image.new('RGBA', plain.size, 'white')
                     plain = Image.alpha_composite(white, plain.convert('RGBA'))

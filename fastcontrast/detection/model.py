@@ -17,6 +17,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from ..core import LARGEST_SIDE, InputError, MissingPath, clipped, suggest, whole
+from ..artefact import find_encoder
 from ..export import encoder_info, load_encoder
 from ..files import user_path
 from ..models import SOURCES, Stage, architecture, encoder_stages, evaluating, make_encoder
@@ -116,7 +117,7 @@ def detector(
     width, finest = width or (128 if small else 256), finest or (8 if small else 4)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        body = find_encoder(encoder, pretrained)
+        body = encoder_of(encoder, pretrained)
         mean, std = _statistics(body)
         pyramid = Pyramid(body, width, finest)
         strides = pyramid.strides
@@ -143,7 +144,7 @@ def detector(
     return model.train()
 
 
-def find_encoder(
+def encoder_of(
     source: nn.Module | str | Path, # a module; the folder of a run; an exported file; a name of timm's
     pretrained: bool = True,        # with its weights; else with random ones
 ) -> nn.Module: # one of its own, on the CPU
@@ -157,7 +158,7 @@ def find_encoder(
         raise InputError(f"{clipped(repr(source), 60)} is no encoder: give a module, the folder of a run, a file, or a "
                          "name of timm's.")
     path = user_path(source, 'encoder')
-    if path.exists(): return _of_file(path/'encoder.safetensors' if path.is_dir() else path, pretrained)
+    if path.exists(): return _of_file(find_encoder(path), pretrained)
     name = str(source)
     if (os.sep in name or path.suffix == '.safetensors') and not name.startswith(SOURCES):
         raise MissingPath(f"no encoder at {path}: give the folder of a run that has one, a file, or a name of timm's.")
