@@ -229,7 +229,7 @@ def _unreadable(picture: Path, reason: object) -> InputError:
 def _size_of(picture: Path) -> tuple[tuple[int, int], int]:
     "Width and height of a picture as it is stored, and its orientation"
     try:
-        with open_picture(picture, whole=False) as opened:
+        with open_picture(picture, complete=False) as opened:
             if not isinstance(opened, Image.Image) or is_deep(opened):
                 raise ValueError("boxes are for pictures of 8 bits, in grey or colour")
             # of a PNG only what stands before its pixels, or all of them would be decoded
@@ -241,7 +241,7 @@ def _size_of(picture: Path) -> tuple[tuple[int, int], int]:
 def _pixels(scene: Scene, size: tuple[int, int], channels: int) -> Tensor:
     "The picture at a size (width, height): uint8 [C, H, W]; white under what is transparent"
     try:
-        with open_picture(scene.picture, whole=False) as picture:
+        with open_picture(scene.picture, complete=False) as picture:
             picture.draft(None, (min(size), min(size)))  # a far larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size
             with MEMORY.taken(decoding_memory(picture)):
                 plain = picture

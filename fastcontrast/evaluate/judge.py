@@ -154,7 +154,8 @@ def confusion(
     "Pictures of each class (rows) by the class that they were taken for (columns)"
     k, known = len(classes), test_y >= 0
     counts = (test_y[known] * k + predicted[known]).bincount(minlength=k * k).view(k, k).cpu()
-    return pd.DataFrame(counts.numpy(), pd.Index(classes, name='class'), pd.Index(classes, name='taken for'))
+    rows, columns = (pd.Index(classes, dtype=object, name=name) for name in ('class', 'taken for'))  # not all are UTF-8
+    return pd.DataFrame(counts.numpy(), rows, columns)
 
 # %% ../../nbs/328_judge.ipynb #557201f3
 def recall(judged: Judged, k: int) -> Tensor:

@@ -104,9 +104,11 @@ def largest_confusions(
     "The pairs of classes with the most pictures of one taken for the other, from the largest on"
     counts, size = confusion.to_numpy(), confusion.sum(axis=1).to_numpy()
     rows = [(-n, i, j) for (i, j), n in _cells(counts) if i != j and n]
-    names = list(confusion.index)
-    return pd.DataFrame([(names[i], names[j], -n, -n / size[i]) for n, i, j in sorted(rows)[:most]],
-                        columns=['class', 'taken_for', 'pictures', 'share'])
+    names, chosen = list(confusion.index), sorted(rows)[:most]
+    pairs = pd.DataFrame([(-n, -n / size[i]) for n, i, _ in chosen], columns=['pictures', 'share'])
+    for place, column in enumerate(('class', 'taken_for')):  # as objects: a class may have a name that is no UTF-8
+        pairs.insert(place, column, pd.Series([names[pair[1 + place]] for pair in chosen], dtype=object))
+    return pairs
 
 
 def _pairs(axis: Axes, confusion: pd.DataFrame, most: int) -> None:

@@ -186,7 +186,7 @@ def test_positions_are_the_authors_waves():
 
 def test_what_an_encoder_has_not_cannot_be_frozen():
     text = refusal(contrastive_learner, pictures(8), ARCH, method=moco_v3(frozen=('patch_embed.proj',)))
-    assert "moco_v3() freezes 'patch_embed.proj', which 'test_resnet' has not" in text
+    assert "moco_v3() freezes 'patch_embed.proj', which 'test_resnet_small' has not" in text
     learn = contrastive_learner(pictures(8, 224), 'pit_ti_224', method='moco_v3', knn_pictures=0)  # calls it otherwise
     assert learn.recipe.opt == 'adamw' and all(p.requires_grad for p in learn.model.encoder.parameters())
     learn = contrastive_learner(pictures(8), ARCH, method=moco_v3(frozen=('layer1',)), knn_pictures=0)
