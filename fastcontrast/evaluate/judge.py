@@ -242,7 +242,10 @@ def long_table(
             if scores is not first and measure in first:
                 row |= zip(('difference', 'error'), score.less(first[measure]))
             rows.append(row)
-    return pd.DataFrame(rows)
+    names = [row.pop('encoder') for row in rows]
+    table = pd.DataFrame(rows)
+    table.insert(0, 'encoder', pd.Series(names, dtype=object))  # a folder's name may be no UTF-8
+    return table
 
 def wide_table(
     results: Mapping[str, Mapping[str, Score]], # alike
@@ -256,8 +259,8 @@ def wide_table(
         difference, error = score.less(first[measure])
         return f'{score} ({100 * difference:+.1f} ± {100 * error:.1f})'
     measures = dict.fromkeys(measure for scores in results.values() for measure in scores)
-    return pd.DataFrame({encoder: [text(scores, measure) for measure in measures]
-                         for encoder, scores in results.items()}, index=pd.Index(measures, name='measure'))
+    return pd.DataFrame([[text(scores, measure) for scores in results.values()] for measure in measures],
+                        pd.Index(measures, name='measure'), pd.Index(results, dtype=object))
 
 # %% ../../nbs/328_judge.ipynb #8b4725aa
 def markdown(table: pd.DataFrame) -> str:
