@@ -1,18 +1,125 @@
-"""What an encoder is worth elsewhere: a detector that begins with it, beside one that begins with nothing."""
+"""What an encoder is worth: by every protocol, beside one at random and one that had all labels; and to a detector."""
+import copy
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Group, Lacking, Run, words
-from trials import Sheet, deviation, provenance, spelled_table
+from common import Clock, Group, Lacking, Run, table_of, train, turns, words
+from trials import Sheet, deviation, needs, provenance, sources_of, spelled_table
 
-from fastcontrast.all import box_pictures, detection_transfer, draw_rectangles, encoder_info, make_encoder
+from fastcontrast.all import (Cost, Protocol, box_pictures, classifier_learner, contrastive_learner,
+                              detection_transfer, draw_rectangles, encoder_info, image_dls, judge_features,
+                              make_encoder, simclr)
+from fastcontrast.evaluate.judge import markdown, wide_table
+from fastcontrast.evaluate.knn import extract_features
+from fastcontrast.evaluate.robust import changed_features, view_features
+from fastcontrast.evaluate.score_plot import plot_scores
+from fastcontrast.files import write_whole
+from fastcontrast.recipes import pick_setting
 
-group = Group("transfer", "Whether a detector finds more that begins with an encoder of ours")
+group = Group("transfer", "What an encoder of ours is worth: by every protocol, and to a detector")
+
+
+# ---- every protocol ----
+
+
+@group.measurement(quick=dict(data="digits", arch="test_resnet", size=16, epochs=1))
+def protocols(
+    run: Run,
+    data: str = "",         # 'digits', or a folder with train/ and val/ or test/
+    arch: str = "resnet18", # encoder
+    size: int = 32,         # side of a picture
+    bs: int = 256,          # batch of SimCLR
+    epochs: int = 20,       # of SimCLR
+    pictures: int = 0,      # of train/, a stratified choice; 0: all
+    lr: float = 0.1,        # of the training with labels, by SGD in batches of 128 with a weight decay of 5e-4
+    seed: int = 0,          # of everything that is drawn
+    state: str = "",        # folder of unfinished runs, 'runs' beside the results if not given
+    threads: int | None = None, # of PyTorch on the CPU
+) -> None:
+    """What does every protocol say of SimCLR's encoder, beside one at random, and one trained with all labels?
+
+    Everything that `fastcontrast eval --robust` prints. The three are of one architecture and begin with the same
+    weights. First the steps of both trainings are timed in turn, and the one with labels gets as many epochs as fit
+    into SimCLR's seconds; only this needs the machine for itself. What is broken off goes on when the command is
+    given again.
+    """
+    if threads: torch.set_num_threads(threads)
+    needs(data)
+    dls = image_dls(**sources_of(data, pictures), size=size, bs=bs, seed=seed, device=run.device)
+    setting = pick_setting(data, size, len(dls.train.data))
+    sheet = Sheet(run, (Path(data).name, str(size), arch), dict(
+        data=Path(data).name, arch=arch, size=size, bs=bs, epochs=epochs, lr=lr, seed=seed, setting=setting,
+        n_train=len(dls.train.data), n_valid=len(dls.valid.data)), own=("epoch_s",))
+    held = Path(state or run.folder / "runs") / sheet.path.stem
+
+    def unlabelled():
+        torch.manual_seed(seed)
+        return contrastive_learner(dls, arch, simclr(setting=setting), cbs=Cost())
+
+    def labelled(n: int):
+        protocol = Protocol(n, lr, lr, wd=5e-4, bs=128, scaled=False)
+        start = unlabelled().model.encoder
+        return classifier_learner(start, dls, "all", protocol, epochs=n, judge_every=n, seed=seed)
+
+    kept = sheet.kept()
+    if "epoch_s" not in kept:
+        kept = dict(epoch_s=seconds_of_epochs(unlabelled, labelled, run.quick))
+        sheet.write(**kept)
+    own, others = (statistics.median(kept["epoch_s"][name]) for name in ("simclr", "labelled"))
+    n = max(1, round(epochs * own / others))
+    print(f"{epochs} epochs of SimCLR take {epochs * own:,.0f} s, {n} with labels {n * others:,.0f} s", flush=True)
+    learn, tuned = unlabelled(), labelled(n)
+    encoders = dict(zip((f"SimCLR, {epochs} epochs", "random", f"all labels, {n} epochs"),
+                        (learn.model.encoder, copy.deepcopy(learn.model.encoder), tuned.model.encoder)))
+    train(learn, epochs, lr=None, resume=held / "simclr")
+    with tuned.no_logging(), tuned.no_bar(): tuned.fit_protocol(resume=held / "labelled")
+    scores = {name: judged(encoder, dls) for name, encoder in encoders.items()}
+    text = markdown(wide_table(scores))
+    print(f"\n{text}")
+    write_whole(sheet.path.with_suffix(".md"), text)
+    plot_scores(scores, sheet.path.with_suffix(".png"))
+    numbers = {name: {measure: dict(mean=score.mean, std=score.std) for measure, score in measures.items()}
+               for name, measures in scores.items()}
+    sheet.write(**kept, seconds=epochs * own, labelled_epochs=n, labelled_seconds=n * others,
+                tflop=table_of(learn)[-1]["tflop"], labelled_accuracy=tuned.recorder.values[-1][-1],
+                small_input=learn.small_input, scores=numbers)
+
+
+def seconds_of_epochs(unlabelled: Callable[[], Any], labelled: Callable[[int], Any], quick: bool
+                      ) -> dict[str, list[float]]:
+    """Seconds of an epoch without labels and with them, by round, from some of its steps"""
+    took: dict[str, list[float]] = {"simclr": [], "labelled": []}
+    for _, name in turns(took, 1 if quick else 3):
+        clock = Clock(2, 2 if quick else 12)
+        if name == "simclr":
+            learn = unlabelled()
+            learn.remove_cbs(Cost)  # it counts operations, which takes time
+            train(learn, cbs=clock)
+        else:
+            learn = labelled(1)
+            with learn.no_logging(), learn.no_bar(): learn.fit_protocol(clock)
+        took[name].append(clock.seconds / clock.steps * len(learn.dls.train))
+    return took
+
+
+def judged(encoder: torch.nn.Module, dls) -> dict[str, Any]:
+    """Every measure of an encoder"""
+    cfg = encoder.pretrained_cfg
+    def embed(dl): return extract_features(encoder, dl, dls.size, cfg["mean"], cfg["std"])
+    valid = dls.valid.ordered()
+    features = *embed(dls.train.ordered()), *embed(valid)
+    return judge_features(*features, views=view_features(embed, valid, dls.size),
+                          changed=changed_features(embed, valid, dls.size, dls.channels))[0]
+
+
+# ---- a detector ----
+
 
 MEASURES = ("AP", "AP50", "AP75")
 COLUMNS = {"begins with": "{start}", "seeds": "{seeds}", "seconds a seed": "{seconds:,.0f}",

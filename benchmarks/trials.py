@@ -130,6 +130,13 @@ class Chosen(Dataset):
         return folder
 
 
+def sources_of(data: str, n: int = 0, n_valid: int = 0) -> dict[str, Any]:
+    """What `image_dls` takes: the digits, or so many pictures of a folder's parts (0: all)"""
+    if data == "digits": return dict(source="digits")
+    folder, held = parts_of(data)
+    return dict(source=Chosen(folder, n), valid=Chosen(held, n_valid))
+
+
 # ---- results that several sittings add to ----
 
 
@@ -213,7 +220,7 @@ class Trial:
     sources: dict[str, Any] = dataclasses.field(init=False) # what `image_dls` takes
 
     def __post_init__(self):
-        self.sources = self.find_sources()
+        self.sources = sources_of(self.data, self.pictures, self.valid_pictures)
         source = self.sources["source"]
         count = 0 if source == "digits" else len(source)
         self.setting = self.setting or pick_setting(self.data, self.size, count)
@@ -275,12 +282,6 @@ class Trial:
         recipe, loss = METHODS[config.method](setting=self.setting), config.make_loss(self.setting)
         cbs = [*speedups, Cost(), *more]
         return contrastive_learner(dls, self.arch, recipe, loss, cbs, small_input=self.small_input), speedups
-
-    def find_sources(self) -> dict[str, Any]:
-        """What `image_dls` takes"""
-        if self.data == "digits": return dict(source="digits")
-        folder, held = parts_of(self.data)
-        return dict(source=Chosen(folder, self.pictures), valid=Chosen(held, self.valid_pictures))
 
     def train(self, name: str, seed: int, linear: bool) -> dict[str, Any]:
         """A run's row; what stopped it instead of its last accuracies if it did not get to the end"""
