@@ -37,6 +37,7 @@ def protocols(
     bs: int = 256,          # batch of SimCLR
     epochs: int = 20,       # of SimCLR
     pictures: int = 0,      # of train/, a stratified choice; 0: all
+    small_input: bool | None = None, # the ResNets' stem for small pictures (up to 64 px if not given)
     lr: float = 0.1,        # of the training with labels, by SGD in batches of 128 with a weight decay of 5e-4
     seed: int = 0,          # of everything that is drawn
     state: str = "",        # folder of unfinished runs, 'runs' beside the results if not given
@@ -55,12 +56,12 @@ def protocols(
     setting = pick_setting(data, size, len(dls.train.data))
     sheet = Sheet(run, (Path(data).name, str(size), arch), dict(
         data=Path(data).name, arch=arch, size=size, bs=bs, epochs=epochs, lr=lr, seed=seed, setting=setting,
-        n_train=len(dls.train.data), n_valid=len(dls.valid.data)), own=("epoch_s",))
+        small_input=small_input, n_train=len(dls.train.data), n_valid=len(dls.valid.data)), own=("epoch_s",))
     held = Path(state or run.folder / "runs") / sheet.path.stem
 
     def unlabelled():
         torch.manual_seed(seed)
-        return contrastive_learner(dls, arch, simclr(setting=setting), cbs=Cost())
+        return contrastive_learner(dls, arch, simclr(setting=setting), cbs=Cost(), small_input=small_input)
 
     def labelled(n: int):
         protocol = Protocol(n, lr, lr, wd=5e-4, bs=128, scaled=False)
@@ -87,8 +88,7 @@ def protocols(
     numbers = {name: {measure: dict(mean=score.mean, std=score.std) for measure, score in measures.items()}
                for name, measures in scores.items()}
     sheet.write(**kept, seconds=epochs * own, labelled_epochs=n, labelled_seconds=n * others,
-                tflop=table_of(learn)[-1]["tflop"], labelled_accuracy=tuned.recorder.values[-1][-1],
-                small_input=learn.small_input, scores=numbers)
+                tflop=table_of(learn)[-1]["tflop"], labelled_accuracy=tuned.recorder.values[-1][-1], scores=numbers)
 
 
 def seconds_of_epochs(unlabelled: Callable[[], Any], labelled: Callable[[int], Any], quick: bool
