@@ -7,15 +7,17 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from ..core import InputError, clipped, one_of, suggest, whole
-from .settings import (ALIASES, SETTINGS_FILE, Run, check_key, given_value, key_name, named_run, read_calls,
+from .settings import (ALIASES, SETTINGS_FILE, Run, check_key, given_value, is_numeric, key_name, named_run, read_calls,
                        read_sections, read_value, suited_to, sweep_sections)
 
 BETWEEN = '--'  # what differs, in the names of folders: no comma, which lists of runs have
 LONGEST = 120   # bytes of a setting's name
+SEARCH, TRIALS = 'search', 20 # a mode, and how many settings it chooses if that is not said
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,12 @@ class Sweep:
     settings: list[Setting] # the first is what the others are compared with
     runs: list[tuple[Setting, int]] # with their seeds, in their order
     origin: dict[str, Any]  # of what they were expanded
+    search: 'Search | None' = None # what chooses settings, where they are not known beforehand
+
+    @property
+    def size(self) -> int:
+        "Runs, when all are there"
+        return len(self.search.seeds)*max(self.search.trials, len(self.settings)) if self.search else len(self.runs)
 
 
 def run_name(
@@ -149,6 +157,77 @@ def expand(
     return told_apart((name, base | point) for name, point in MODES[mode](base, axes))
 
 
+# --- a search, whose settings are chosen one after the other
+
+
+_RANGE = re.compile(r'(.*?)\s*\.\.\s*(.*?)(\s+log)?')
+
+
+@dataclass(frozen=True)
+class Range:
+    "All numbers between two"
+    low: float
+    high: float
+    log: bool # whether each power of ten is tried as often as the others
+
+    def __str__(self) -> str: return f"{self.low} .. {self.high}{' log' if self.log else ''}"
+
+
+@dataclass(frozen=True)
+class Search:
+    "Of what settings are chosen, and how many"
+    base: dict[str, Any]
+    axes: dict[str, list[Any]] # values, or one `Range`
+    seeds: list[int]
+    trials: int
+
+    def setting(self,
+        point: dict[str, Any], # a value for each axis
+    ) -> Setting:
+        several = {key: value for key, value in point.items() if len(self.axes[key]) > 1 or self.range(key)}
+        setting, = told_apart([(_name(several), self.base | point)])
+        return Setting(setting.name, several, setting.chosen)
+
+    def range(self, key: str) -> Range | None:
+        first = self.axes[key][0]
+        return first if isinstance(first, Range) else None
+
+    def corners(self) -> Iterator[Setting]:
+        "Settings that have every value, and both ends of every range, once"
+        values = {key: [span.low, span.high] if (span := self.range(key)) else self.axes[key] for key in self.axes}
+        first = {key: options[0] for key, options in values.items()}
+        for key, options in values.items():
+            for value in options: yield self.setting(first | {key: value})
+
+
+def read_span(
+    key: str,    # a field of `Run`
+    value: Any,  # what an axis has, like '1e-4 .. 1e-1 log'
+    place: str,  # where it is written, for the message
+) -> Range | None:
+    "A range of numbers; None if it is something else. Raises `InputError` for one that can't be"
+    match = _RANGE.fullmatch(value.strip()) if isinstance(value, str) and is_numeric(key) else None
+    if match is None: return None
+    low, high = (read_value(key, end, place) for end in match.groups()[:2])
+    if low is None or high is None or low >= high or match[3] and low <= 0:
+        raise InputError(f"{place}: {key_name(key)} = {clipped(value)} is no range: write it as 0.1 .. 10, the smaller "
+                         "number first, or as 0.1 .. 10 log, of numbers above 0.")
+    return Range(low, high, bool(match[3]))
+
+
+def _check_search(axes: dict[str, list[Any]], mode: str, trials: int) -> None:
+    for key, values in axes.items():
+        spans = [value for value in values if isinstance(value, Range)]
+        if spans and mode != SEARCH:
+            raise InputError(f"{key_name(key)} = {spans[0]} is a range, of which mode = search chooses: give values, "
+                             "or that mode.")
+        if spans and len(values) > 1: raise InputError(f"{key_name(key)} has a range and more: give the range alone.")
+    if mode == SEARCH:
+        whole(least=1, trials=trials)
+        if all(len(values) == 1 and not isinstance(values[0], Range) for values in axes.values()):
+            raise InputError("mode = search has nothing to choose: give a key several lines, or a range.")
+
+
 # --- where sweeps come from
 
 
@@ -186,12 +265,15 @@ def read_sweep(
         raise InputError(f"{file} has no sweep: write a section that begins with [sweep: {name}].")
     if name not in sweeps: raise InputError(f"{file}: {suggest(name, sweeps, 'sweep')}")
     place, texts = f"{file}, [sweep: {name}]", dict(sweeps[name])
-    base, mode, own = (texts.pop(key, '').strip() for key in ('base', 'mode', 'seed'))
+    base, mode, own, trials = (texts.pop(key, '').strip() for key in ('base', 'mode', 'seed', 'trials'))
     if seeds is None and own: seeds = read_seeds(own, f"{place}: seed")
-    for key in texts: check_key(key, place, 'base', 'mode')
-    axes = {key: [read_value(key, line, place) for line in _lines(text)] for key, text in texts.items()}
+    for key in texts: check_key(key, place, 'base', 'mode', 'trials')
+    axes = {key: [read_span(key, line, place) or read_value(key, line, place) for line in _lines(text)]
+            for key, text in texts.items()}
     chosen = named_run(base or None, file)
-    try: return make_sweep(name, chosen, axes, seeds, mode or 'grid', base)
+    if trials and mode != SEARCH: raise InputError(f"{place}: trials are of mode = search: leave them out.")
+    many = read_seeds(trials, f"{place}: trials")[0] if trials else TRIALS
+    try: return make_sweep(name, chosen, axes, seeds, mode or 'grid', base, many)
     except InputError as e: raise InputError(f"{place}: {e}") from None
 
 
@@ -200,18 +282,33 @@ def make_sweep(
     base: Mapping[str, Any], # settings
     axes: Mapping[str, Any], # a value, or a list of them, for each setting that varies
     seeds: int | Iterable[int] | None = None, # None: the base's
-    mode: str = 'grid',      # in `MODES`
+    mode: str = 'grid',      # in `MODES`, or 'search'
     base_name: str = '',     # the section that the base is from
+    trials: int = TRIALS,    # settings that a search chooses
 ) -> Sweep:
     "A sweep of a base and axes. Raises `InputError` for what can't be"
     chosen = {key: given_value(key, value, 'base') for key, value in _named(base, 'base')}
-    axes = {key: [given_value(key, value, 'axes') for value in _listed(values)] for key, values in _named(axes, 'axes')}
+    axes = {key: [_given(key, value) for value in _listed(values)] for key, values in _named(axes, 'axes')}
     if 'seed' in axes: raise InputError("axes: the seed is none, because every setting has all seeds: give seeds.")
     own = chosen.pop('seed', None) or Run.seed
     seeds = read_seeds(own if seeds is None else seeds, 'seeds')
+    one_of([*MODES, SEARCH], mode=mode)
+    _check_search(axes, mode, trials)
+    origin = dict(base=base_name or chosen, mode=mode, axes=axes)
+    if mode == SEARCH:
+        written = {key: [str(v) if isinstance(v, Range) else v for v in values] for key, values in axes.items()}
+        if not any(isinstance(values[0], Range) for values in axes.values()):
+            trials = min(trials, prod(map(len, axes.values())))
+        return Sweep(name, [], [], origin | dict(axes=written), Search(chosen, axes, seeds, trials))
     settings = expand(chosen, axes, mode)
     runs = [(setting, seed) for seed in seeds for setting in settings]  # a table of one seed is there first
-    return Sweep(name, settings, runs, dict(base=base_name or chosen, mode=mode, axes=axes))
+    return Sweep(name, settings, runs, origin)
+
+
+def _given(key: str, value: Any) -> Any:
+    "A value of an axis, checked"
+    if isinstance(value, Range): return value
+    return read_span(key, value, 'axes') or given_value(key, value, 'axes')
 
 
 def sweep_of_runs(

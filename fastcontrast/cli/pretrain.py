@@ -13,7 +13,7 @@ from .launch import hear_signals, launch, rank
 from .output import this_command
 from .resume import begun_with, check_changes, kept_start, run_to_resume
 from .settings import DIGITS, SETTINGS, SETTINGS_FILE, Run, named_run, read_calls, resolve
-from .sweeping import carry_out, report
+from .sweeping import carry_out, conclude
 from .training import accompany, train
 from .verbs import verb
 
@@ -177,7 +177,7 @@ def _several(given: dict[str, Any], run: str | None, file: str, seeds: str | Non
     name = '+'.join(map(plain, names)) or _name(resolve(own))
     if len(chosen) == 1: name += '-seeds'
     sweep = sweep_of_runs(name, chosen, None if seeds is None else read_seeds(seeds))
-    report(carry_out(sweep, Path('runs')/name if out is None else user_path(out, '--out')), this_command())
+    conclude(carry_out(sweep, Path('runs')/name if out is None else user_path(out, '--out')), this_command())
 
 
 def _name(config: Run) -> str:

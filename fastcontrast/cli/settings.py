@@ -87,6 +87,13 @@ def option(
     return f"--{key_name(key).replace('_', '-')}"
 
 
+def is_numeric(
+    key: str, # a field of `Run`
+) -> bool:
+    "Whether it is a number and nothing else"
+    return str not in _TYPES[key] and bool not in _TYPES[key]
+
+
 def as_options(
     chosen: dict[str, Any], # settings; None where not given
 ) -> list[str]:

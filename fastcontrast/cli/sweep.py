@@ -8,7 +8,7 @@ from ..files import user_path
 from .expand import read_seeds, read_sweep
 from .output import this_command
 from .settings import SETTINGS_FILE
-from .sweeping import carry_out, report, show_plan
+from .sweeping import carry_out, conclude, show_plan
 from .verbs import verb
 
 
@@ -37,7 +37,9 @@ def sweep(
     [bold]    intermediate, partial[/]
 
     [bold]mode = grid[/] (if not given) makes every combination of the axes; [bold]one_at_a_time[/] the base, and the
-    base with one value changed; [bold]leave_one_out[/] the base with all the speedups, and without each line of them.
+    base with one value changed; [bold]leave_one_out[/] the base with all the speedups, and without each line of them;
+    [bold]search[/] (by the extra search) as many settings as [bold]trials = 20[/] says, each chosen by the kNN accuracy
+    of those before it, from lines or from a range like [bold]lr = 1e-3 .. 1 log[/].
 
     Each run is one of pretrain's, in a folder that is named by what differs. The same command goes on: with runs that
     are finished it has nothing to do, others are taken up where they ended, and what can't be combined is noted in
@@ -45,4 +47,4 @@ def sweep(
     made = read_sweep(name, config, None if seeds is None else read_seeds(seeds))
     folder = Path('runs')/name if out is None else user_path(out, '--out')
     if dry_run: return show_plan(made, folder)
-    report(carry_out(made, folder, jobs), this_command())
+    conclude(carry_out(made, folder, jobs), this_command())

@@ -19,9 +19,9 @@ from rich.table import Column, Table
 from ..core import InputError, whole
 from ..files import read_json, user_path
 from ..signals import Interrupted, Signals, watched
-from .expand import BETWEEN, Setting, Sweep, make_sweep, plain, run_name
+from .expand import BETWEEN, TRIALS, Setting, Sweep, make_sweep, plain, run_name
 from .folder import RECORD, history_rows, owner_lives, read_record
-from .launch import PATIENCE
+from .launch import PATIENCE, rank
 from .output import Ended, console, save_json
 from .resume import MAY_CHANGE, begun_with, check_same
 from .runs import run_row
@@ -60,15 +60,22 @@ class Planned:
         return ['pretrain', *as_options(chosen)]
 
 
+def plan_run(
+    setting: Setting,
+    seed: int,
+    folder: Path, # of the runs' folders
+) -> Planned:
+    return Planned(setting, seed, resolve(setting.chosen | dict(seed=seed)), folder/run_name(setting, seed))
+
+
 def planned(
     sweep: Sweep,
     folder: Path, # of the runs' folders
 ) -> list[Planned]:
     "The runs of a sweep. Raises `InputError` for a setting that can't be, or another one than a run was begun with"
     if (folder/RECORD).exists(): raise InputError(f"{folder} is the folder of a run: give the runs another --out.")
-    for setting in sweep.settings: check_names(resolve(setting.chosen))
-    runs = [Planned(setting, seed, resolve(setting.chosen | dict(seed=seed)), folder/run_name(setting, seed))
-            for setting, seed in sweep.runs]
+    for setting in sweep.search.corners() if sweep.search else sweep.settings: check_names(resolve(setting.chosen))
+    runs = [plan_run(setting, seed, folder) for setting, seed in sweep.runs]
     for run in runs:
         if not (run.path/RECORD).exists(): continue
         check_same(run.path, begun_with(run.path), run.config, _MAY_CHANGE,
@@ -81,16 +88,25 @@ def show_plan(
     folder: Path, # of the runs' folders
 ) -> None:
     "Say which runs there are to be, and how they stand. Raises `InputError` as `planned` does"
+    sweep, _ = _begun(sweep, folder)
     runs = planned(sweep, folder)
-    rows = _Plan(sweep, runs, folder).rows(runs)
+    rows = _Plan(sweep, runs, folder).rows()
     table = Table(Column('run', overflow='fold'), 'state', Column('epoch', justify='right'),
                   Column('kNN', justify='right'))
     for run, row in zip(runs, rows):
         knn = '–' if row['knn'] is None else f"{row['knn']:.1%}"
         table.add_row(run.path.name, row['state'], f"{row['epochs_done'] or 0}/{run.config.epochs}", knn)
     console.print(table)
-    states = [row['state'] for row in rows]
-    console.print(f"{len(runs)} runs in {folder}, {states.count('finished')} of them finished; nothing was done")
+    ready = sum(row['state'] == 'finished' for row in rows)
+    chosen = f", {len(runs)} chosen" if sweep.search else ''
+    console.print(f"{sweep.size} runs in {folder}{chosen}, {ready} finished; nothing was done")
+
+
+def _begun(sweep: Sweep, folder: Path) -> tuple[Sweep, type['Work']]:
+    "A sweep with what it has chosen so far, if it is one that chooses, and what carries it out"
+    if sweep.search is None: return sweep, Work
+    from .searching import Searching, with_earlier
+    return with_earlier(sweep, folder), Searching
 
 
 def carry_out(
@@ -100,26 +116,30 @@ def carry_out(
 ) -> 'Work':
     "Make all runs that are not finished, until a signal comes. Raises `InputError` before the first"
     whole(least=1, **{'--jobs': jobs})
+    if rank() is not None:
+        raise InputError("a launcher's processes train one run together, and these are several, which start processes "
+                         "of their own: call the program without a launcher.")
+    sweep, kind = _begun(sweep, folder)
     runs = planned(sweep, folder)
     with watched() as signals:
-        work = Work(sweep, runs, folder, jobs)
+        work = kind(sweep, runs, folder, jobs)
         work.do(signals)
     return work
 
 
-def report(
+def conclude(
     work: 'Work',
     again: str, # the command that goes on with it
 ) -> None:
     "Say what came of a sweep. Raises `Ended` if it was interrupted, a run failed, or none could be made"
-    states = [row['state'] for row in work.plan.rows(work.runs)]
+    states = [row['state'] for row in work.plan.rows()]
     finished, refused = states.count('finished'), states.count('refused')
     told = f"{finished} of {len(states)} runs are finished{f', {refused} refused' if refused else ''}: {work.folder}"
     if work.signal is not None:
         raise Ended(f"interrupted: {told}, and what was under way is kept; go on with: {again}", 128 + work.signal)
     if work.failed: raise Ended(f"error: {len(work.failed)} failed; {told}; try them again with: {again}", 1)
     if not finished: raise Ended(f"error: {told}.", 2)
-    console.print(told)
+    console.print(told + work.result())
 
 
 class _Child:
@@ -182,16 +202,20 @@ class Work:
             if run not in self.waiting: self.took(run)
         self.plan = _Plan(sweep, runs, folder)
 
+    @property
+    def size(self) -> int:
+        "Runs, when all are there"
+        return self.sweep.size
+
     def do(self, signals: Signals) -> None:
         "Make them, until all are there or a signal comes"
         self.plan.save()
         ready = len(self.runs) - len(self.waiting)
         several = f" of {len(self.sweep.settings)} settings" if len(self.sweep.settings) > 1 else ''
-        console.print(f"{len(self.runs)} runs{several}, in {self.folder}{f'; {ready} are finished' if ready else ''}")
+        console.print(f"{self.size} runs{several}, in {self.folder}{f'; {ready} are finished' if ready else ''}")
         try:
             with suppress(Interrupted), signals.held(), _shown() as show:  # a signal is passed on, and waited for
-                while (self.waiting or self.children) and signals.caught is None:
-                    self.step()
+                while signals.caught is None and self.step():
                     show(self.now())
                     time.sleep(0.1)
                 self.end(signals)
@@ -199,17 +223,28 @@ class Work:
             self.signal = signals.caught
             self.kill()
 
-    def step(self) -> None:
-        "Take leave of the runs that have ended, and start others"
+    def more(self) -> bool:
+        "Whether there are runs now, that wait, which were not known before"
+        return False
+
+    def result(self) -> str:
+        "What the last line says beside how many runs there are"
+        return ''
+
+    def step(self) -> bool:
+        "Take leave of the runs that have ended, and start others; whether there are any left"
         for child in [child for child in self.children if child.process.poll() is not None]:
             self.children.remove(child)
             self.ended(child)
-        while self.waiting and len(self.children) < self.jobs:
+        while len(self.children) < self.jobs and (self.waiting or self.more()):
             run = next((run for run in self.waiting if not owner_lives(run.path)), None)
-            if run is None: return self.wait_for_others()
+            if run is None:
+                self.wait_for_others()
+                break
             self.waiting.remove(run)
             if run.finished: self.tell(run, "was finished by another process")
             else: self.start(run)
+        return bool(self.waiting or self.children)
 
     def wait_for_others(self) -> None:
         "Other processes are at work in all that is left: another sweep, or what one that was killed has left behind"
@@ -245,9 +280,9 @@ class Work:
         self.seconds.setdefault(run.setting.name, []).append(seconds)
 
     def tell(self, run: Planned, words: str) -> None:
-        left = len(self.waiting) + len(self.children)
+        left = self.size - len(self.runs) + len(self.waiting) + len(self.children)
         to_go = f"; {self.to_go()} to go" if left else ''
-        console.print(f"{len(self.runs) - left} of {len(self.runs)}  {run.path.name}: {words}{to_go}")
+        console.print(f"{self.size - left} of {self.size}  {run.path.name}: {words}{to_go}")
 
     def now(self) -> str:
         "What is under way"
@@ -264,6 +299,7 @@ class Work:
         if not (usual or paces): return '-:--'
         def whole_run(run): return fmean(self.seconds.get(run.setting.name) or usual or paces)
         left = [whole_run(run)*(1 - run.share) for run in self.waiting]
+        left += [fmean(usual or paces)]*(self.size - len(self.runs))
         for child in self.children:
             at_pace = child.left()
             left.append(max(0., whole_run(child.run) - child.seconds) if at_pace is None else at_pace)
@@ -292,29 +328,47 @@ class Work:
         for child in self.children: child.process.wait()
 
 
+def read_plan(
+    folder: Path, # of a sweep's runs
+) -> dict[str, Any]:
+    "What the folder says that its runs are, and which settings were refused; nothing where that can't be read"
+    plan: Any = None
+    with suppress(OSError, ValueError): plan = read_json(folder/PLAN)
+    if not isinstance(plan, dict): plan = {}
+    return plan | {name: _usable(plan.get(name), kinds) for name, kinds in _ENTRIES.items()}
+
+
+# what is relied on in a plan
+_ENTRIES: dict[str, dict[str, type]] = dict(runs=dict(run=str, setting=str, seed=int, differs=dict),
+                                            refused=dict(setting=str, differs=dict, reason=str))
+
+
+def _usable(entries: Any, kinds: dict[str, type]) -> list[dict[str, Any]]:
+    if not isinstance(entries, list): return []
+    return [entry for entry in entries if isinstance(entry, dict)
+            and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())]
+
+
 class _Plan:
     "What the folder of a sweep says of it"
     def __init__(self, sweep: Sweep, runs: list[Planned], folder: Path):
-        self.file = folder/PLAN
-        before: Any = {}
-        with suppress(OSError, ValueError): before = read_json(self.file)
+        self.sweep, self.runs, self.file = sweep, runs, folder/PLAN
+        before = read_plan(folder)
         settings = {setting.name: setting.differs for setting in sweep.settings}
         def known(entry): return settings.get(entry['setting']) == entry['differs']
-        try:  # other seeds of the same settings stay in it, and so does what was refused until it is tried again
-            names = {run.path.name for run in runs}
-            others = [entry for entry in before['runs'] if known(entry) and entry['run'] not in names
-                      and (folder/entry['run']/RECORD).exists()]
-            refused = {entry['setting']: entry for entry in before['refused'] if known(entry)}
-        except (KeyError, TypeError): others, refused = [], {}
-        entries = [dict(run=run.path.name, setting=run.setting.name, seed=run.seed, differs=run.setting.differs)
-                   for run in runs]
-        self.refused: dict[str, dict[str, Any]] = refused
-        self.content = dict(name=sweep.name, **sweep.origin, control=sweep.settings[0].name,
-                            seeds=sorted({entry['seed'] for entry in entries + others}), runs=entries + others)
+        # other seeds of the same settings stay in it, and so does what was refused until it is tried again
+        names = {run.path.name for run in runs}
+        self.others = [entry for entry in before['runs'] if known(entry) and entry['run'] not in names
+                       and (folder/entry['run']/RECORD).exists()]
+        self.refused = {entry['setting']: entry for entry in before['refused'] if known(entry)}
 
     def save(self) -> None:
         "Write it. Raises `InputError` where that can't be"
-        try: save_json(self.file, self.content | dict(refused=list(self.refused.values())))
+        runs = [dict(run=run.path.name, setting=run.setting.name, seed=run.seed, differs=run.setting.differs)
+                for run in self.runs] + self.others
+        content = dict(name=self.sweep.name, **self.sweep.origin, control=runs[0]['setting'] if runs else None,
+                       seeds=sorted({run['seed'] for run in runs}), runs=runs, refused=list(self.refused.values()))
+        try: save_json(self.file, content)
         except OSError as e: raise InputError(f"{self.file} can't be written: {e.strerror or e}.") from None
 
     def refuse(self, setting: Setting, reason: str) -> None:
@@ -324,9 +378,9 @@ class _Plan:
     def accept(self, setting: Setting) -> None:
         if self.refused.pop(setting.name, None): self.save()
 
-    def rows(self, runs: list[Planned]) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         "Each run: the settings in which it differs, and how it stands"
-        rows = [run.setting.differs | dict(seed=run.seed, setting=run.setting.name) | run.row for run in runs]
+        rows = [run.setting.differs | dict(seed=run.seed, setting=run.setting.name) | run.row for run in self.runs]
         for row in rows:
             if row['state'] == 'new' and row['setting'] in self.refused:
                 row |= dict(state='refused', reason=self.refused[row['setting']]['reason'])
@@ -368,10 +422,11 @@ def sweep(
     base: str | Mapping[str, Any], # settings, or a named run of the settings file
     axes: Mapping[str, Any],       # values of each setting that varies; speedups as text, and None is the default
     seeds: int | Iterable[int] | None = None, # None: the base's
-    mode: str = 'grid',            # also 'one_at_a_time', 'leave_one_out'
+    mode: str = 'grid',            # also 'one_at_a_time', 'leave_one_out', 'search'
     folder: str | Path | None = None, # of the runs; None: one in runs/, by the names of the base and the axes
     jobs: int = 1,                 # runs at a time
     config: str | Path = SETTINGS_FILE, # the settings file
+    trials: int = TRIALS,          # settings that a search chooses
 ) -> list[dict[str, Any]]:
     """Train every setting that a base and axes stand for with every seed, as `fastcontrast sweep` does
 
@@ -381,8 +436,8 @@ def sweep(
     named = isinstance(base, str)
     name = BETWEEN.join([plain(base) if named else 'sweep', *axes])
     chosen = named_run(base, config) if named else base
-    made = make_sweep(name, chosen, axes, seeds, mode, base if named else '')
+    made = make_sweep(name, chosen, axes, seeds, mode, base if named else '', trials)
     path = Path('runs')/name if folder is None else user_path(folder, 'folder')
     work = carry_out(made, path, jobs)
     if work.signal is not None: raise Interrupted(work.signal)
-    return [row | dict(reason=work.failed.get(row['run'], row['reason'])) for row in work.plan.rows(work.runs)]
+    return [row | dict(reason=work.failed.get(row['run'], row['reason'])) for row in work.plan.rows()]

@@ -15,7 +15,7 @@ from helpers.refusals import refusal, said
 
 from fastcontrast.all import sweep
 from fastcontrast.cli import app, sweeping
-from fastcontrast.cli.expand import LONGEST, expand, make_sweep, plain, read_seeds, read_sweep, run_name
+from fastcontrast.cli.expand import LONGEST, Range, expand, make_sweep, plain, read_seeds, read_sweep, run_name
 from fastcontrast.cli.settings import Run, as_options, check_names, named_run, resolve
 
 ROOT = Path(__file__).parents[2]
@@ -266,7 +266,7 @@ TINY = '[sweep: a]\nseed = 0 1\nepochs = 3\nloss =\n  none\n  dcl\n'
 def test_a_sweep(run, pretend):
     settings(TINY)
     code, out, err = run('sweep', 'a', '--dry-run')
-    assert code == 0 and out.count('│ new') == 4 and '4 runs in runs/a, 0 of them finished; nothing was done' in out
+    assert code == 0 and out.count('│ new') == 4 and '4 runs in runs/a, 0 finished; nothing was done' in out
     assert not Path('runs').exists()
     code, out, err = run('sweep', 'a')
     first, *lines, last = out.splitlines()
@@ -468,6 +468,75 @@ def test_a_failure_in_python(pretend, monkeypatch):
 def test_python_refuses(args, words, folder):
     assert words in refusal(sweep, *args)
     assert not any(folder.iterdir())
+
+# ---------------------------------------------------------------- settings that are chosen
+
+
+SEARCH = '[sweep: a]\nmode = search\ntrials = 4\nseed = 0 1\nepochs = 1\nlr = 1e-3 .. 1 log\nbatch_size = 8 .. 64\n'
+
+
+def test_a_range(refused):
+    settings(SEARCH)
+    made = read_sweep('a')
+    assert made.search.axes['lr'] == [Range(.001, 1., True)] and made.search.axes['batch_size'] == [Range(8, 64, False)]
+    assert made.origin['axes'] == dict(epochs=[1], lr=['0.001 .. 1.0 log'], batch_size=['8 .. 64']) and made.size == 8
+    assert [setting.chosen for setting in made.search.corners()][-2:] == [
+        dict(epochs=1, lr=.001, batch_size=8), dict(epochs=1, lr=.001, batch_size=64)]
+    assert make_sweep('a', {}, dict(data=['../p', 'p/../q'])).settings[1].chosen == dict(data='p/../q')
+
+
+@pytest.mark.parametrize('text, words', [
+    ('lr = 1 .. 0', 'lr = 1 .. 0 is no range'), ('lr = 0 .. 1 log', 'is no range'), ('lr = .. 1', 'is no range'),
+    ('lr = a .. b', 'lr = a is not a number'), ('epochs = 1 .. 2.5', 'epochs = 2.5 is not a whole number'),
+    ('lr = 0.1 .. 1\n  2', 'lr has a range and more'), ('lr = 0.1', 'nothing to choose'), ('', 'nothing to choose'),
+    ('loss = dcl\n  dlc', "unknown loss 'dlc'"), ('epochs = 0 .. 3', '--epochs=0'),
+    ('trials = 0\nlr = .1 .. 1', 'trials=0 must be'), ('trials = some\nlr = .1 .. 1', 'trials'),
+])
+def test_searches_that_cannot_be(refused, monkeypatch, text, words):
+    pytest.importorskip('optuna')
+    settings(f'[sweep: a]\nmode = search\n{text}\n')
+    assert words in refused('sweep', 'a')
+
+
+def test_what_only_a_search_has(refused, monkeypatch):
+    settings('[sweep: a]\nlr = .1 .. 1\n')
+    assert 'lr = 0.1 .. 1.0 is a range, of which mode = search chooses' in refused('sweep', 'a')
+    settings('[sweep: a]\ntrials = 3\n')
+    assert 'trials are of mode = search' in refused('sweep', 'a')
+    monkeypatch.setitem(sys.modules, 'optuna', None)
+    settings(SEARCH)
+    assert "needs optuna, which is not installed: pip install 'fastcontrast[search]'." in refused('sweep', 'a')
+    assert os.listdir() == ['settings.ini']
+
+
+def test_a_search(run, refused, pretend, monkeypatch):
+    "Ended and begun again it chooses the same; it is known by its axes"
+    pytest.importorskip('optuna')
+    settings(SEARCH)
+    code, out, err = run('sweep', 'a')
+    assert (code, err) == (0, '') and out.startswith('8 runs, in runs/a\n1 of 8  lr=0.') and '; the best is lr=' in out
+    chosen = [entry['differs'] for entry in plan('runs/a')['runs'][::2]]
+    assert len(chosen) == len({tuple(point.values()) for point in chosen}) == 4
+    assert all(.001 <= point['lr'] <= 1 and 8 <= point['batch_size'] <= 64 for point in chosen)
+    settings(SEARCH.replace('trials = 4', 'trials = 2'))
+    assert run('sweep', 'a', '-o', 'r')[0] == 0 and len(plan('r')['runs']) == 4
+    settings(SEARCH)
+    assert '8 runs in r, 4 chosen, 4 finished' in run('sweep', 'a', '--dry-run', '-o', 'r')[1]
+    assert run('sweep', 'a', '-o', 'r', '--jobs', 1)[0] == 0 and plan('r') == plan('runs/a')
+    settings(SEARCH.replace('64', '32'))
+    assert 'has the runs of other axes' in refused('sweep', 'a')
+
+
+def test_a_search_goes_where_it_is_better(run, pretend):
+    "Pretended accuracy is that of the longest name of a loss; what is refused is not chosen again"
+    pytest.importorskip('optuna')
+    settings('[sweep: a]\nmode = search\nepochs = 1\nloss =\n  none\n  dcl\n  info_nce\n  barlow_twins\n')
+    code, out, err = run('sweep', 'a', '--jobs', 2)
+    assert code == 0 and out.endswith('3 of 4 runs are finished, 1 refused: runs/a; the best is loss=info_nce, '
+                                      'kNN 8.0%\n')
+    assert [entry['setting'] for entry in plan('runs/a')['refused']] == ['loss=barlow_twins']
+    rows = sweep(dict(epochs=1), dict(lr='.01 .. 1', loss=['dcl', 'info_nce']), mode='search', trials=3, folder='p')
+    assert len(rows) == 3 and all(.01 <= row['lr'] <= 1 and row['state'] == 'finished' for row in rows)
 
 # ---------------------------------------------------------------- in earnest
 
