@@ -149,7 +149,9 @@ class _Child:
         slot: int,                  # its place among those that run at a time
         environment: dict[str, str],
     ):
-        self.run, self.slot, self.began, self.share = run, slot, time.monotonic(), run.share
+        self.run, self.slot, self.began = run, slot, time.monotonic()
+        self.first = self.share = run.share  # of the epochs, done when it began and now
+        self.until = 0.  # seconds, when that was seen
         self.errors = tempfile.TemporaryFile('w+', errors='replace')
         self.process = subprocess.Popen([*PROGRAM, *run.command], env=environment, stdin=subprocess.DEVNULL,
                                         stdout=subprocess.DEVNULL, stderr=self.errors)
@@ -159,8 +161,10 @@ class _Child:
 
     def left(self) -> float | None:
         "Seconds that it still takes at its pace; None before its first epoch"
-        done = self.run.share - self.share
-        return self.seconds*(1 - self.run.share)/done if done > 0 else None
+        share = self.run.share
+        if share != self.share: self.share, self.until = share, self.seconds
+        if share == self.first: return None
+        return max(0., self.until*(1 - self.first)/(share - self.first) - self.seconds)
 
     def said(self) -> str:
         "What it had to say on stderr last, which is why it ended"
@@ -288,7 +292,8 @@ class Work:
         "What is under way"
         if not self.children: return ''
         first, *others = self.children
-        epoch = f"epoch {len(history_rows(first.run.path)) + 1} of {first.run.config.epochs}"
+        epochs = first.run.config.epochs
+        epoch = f"epoch {min(epochs, len(history_rows(first.run.path)) + 1)} of {epochs}"
         more = f", and {len(others)} more" if others else ''
         return f"{first.run.path.name}: {epoch}{more}; {self.to_go()} to go for all"
 

@@ -5,17 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import typer
-from helpers.cli import ENV, config, finish, started, until
+from helpers.cli import ENV, config, started
 from helpers.pretrained import PRETEND
 from helpers.refusals import refusal, said
 
 from fastcontrast.all import sweep
 from fastcontrast.cli import app, sweeping
 from fastcontrast.cli.expand import LONGEST, Range, expand, make_sweep, plain, read_seeds, read_sweep, run_name
+from fastcontrast.cli.folder import history_rows, owner_lives
 from fastcontrast.cli.settings import Run, as_options, check_names, named_run, resolve
 
 ROOT = Path(__file__).parents[2]
@@ -297,8 +299,8 @@ def test_seeds_of_the_command(run, pretend):
     assert plan('r')['seeds'] == [0, 1, 2] and len(plan('r')['runs']) == 6
     settings(TINY.replace('none', 'info_nce'))
     assert run('sweep', 'a', '--seeds', '3', '-o', 'r')[0] == 0
-    kept = {entry['run'] for entry in plan('r')['runs']}
-    assert kept == {'loss=info_nce--seed=3', 'loss=dcl--seed=3'}  # what the others differed in was another axis
+    assert {entry['run'] for entry in plan('r')['runs']} == {
+        'loss=info_nce--seed=3', *(f'loss=dcl--seed={seed}' for seed in range(4))}
 
 
 def test_a_refused_combination_is_noted(run, pretend):
@@ -363,44 +365,43 @@ def test_a_run_that_was_begun_otherwise_is_not_gone_on_with(run, refused, preten
     assert 'is the folder of a run: give the runs another --out' in own
 
 
-def script(folder):
-    "The program, whose runs take no time"
-    (folder/'program.py').write_text('from fastcontrast.cli import main, sweeping\n'
-                                     f'sweeping.PROGRAM = {PRETEND}\nmain()\n')
-    def start(*args, **env):
-        return subprocess.Popen([sys.executable, 'program.py', *args], env=ENV | env, text=True, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE)
-    return start
-
-
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=['INT', 'TERM'])
-def test_interrupted(folder, number, code):
+def test_interrupted(run, pretend, monkeypatch, number, code):
     "What is under way ends whole, and the last line says how to go on"
     settings(TINY.replace('epochs = 3', 'epochs = 4'))
-    start = script(folder)
-    process = start('sweep', 'a', EPOCH='.5')
-    until(folder/'runs/a/loss=dcl--seed=0/history.csv')
-    process.send_signal(number)
-    out, err = finish(process, code)
-    assert out.count('kNN') == 1 and err == ('interrupted: 1 of 4 runs are finished: runs/a, and what was under way is '
-                                             'kept; go on with: fastcontrast sweep a\n')
-    with (folder/'runs/a/loss=dcl--seed=0/history.csv').open() as file: rows = list(csv.DictReader(file))
-    assert 1 <= len(rows) < 4
-    out, err = finish(start('sweep', 'a'), 0)
-    assert out.count('kNN') == 3 and out.endswith('4 of 4 runs are finished: runs/a\n')
+    second, now = Path('runs/a/loss=dcl--seed=0'), sweeping.Work.now
+    def signalled(work):
+        if len(history_rows(second)) == 1: signal.raise_signal(number)
+        return now(work)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeping.Work, 'now', signalled)
+        patch.setenv('EPOCH', '.4')
+        got, out, err = run('sweep', 'a')
+    assert (got, out.count('kNN')) == (code, 1) and err == (
+        'interrupted: 1 of 4 runs are finished: runs/a, and what was under way is kept; '
+        'go on with: fastcontrast sweep a\n')
+    assert 1 <= len(history_rows(second)) < 4 and not owner_lives(second)
+    got, out, err = run('sweep', 'a')
+    assert got == 0 and out.count('kNN') == 3 and out.endswith('4 of 4 runs are finished: runs/a\n')
 
 
-def test_what_a_killed_sweep_has_left_behind_is_waited_for(folder):
+def test_a_run_that_another_process_makes_is_waited_for(run, pretend, monkeypatch):
+    "Another sweep's, or one that a sweep which was killed has left behind"
     settings(TINY)
-    start = script(folder)
-    process = start('sweep', 'a', EPOCH='.6')
-    until(folder/'runs/a/loss=dcl--seed=0/history.csv')
-    process.kill()
-    process.communicate()
-    out, err = finish(start('sweep', 'a'), 0)
-    assert 'waiting for loss=dcl--seed=0, in which another process is at work\n' in out
-    assert 'loss=dcl--seed=0: was finished by another process' in out
-    assert out.endswith('4 of 4 runs are finished: runs/a\n')
+    Path('hold').touch()
+    made = read_sweep('a').settings[0].chosen
+    command = [*PRETEND, 'pretrain', *as_options(made), '--seed', '0', '--out', 'runs/a/loss=none--seed=0']
+    other, wait = subprocess.Popen(command, env=ENV | dict(HOLD='hold')), sweeping.Work.wait_for_others
+    end = time.monotonic() + 60
+    while not owner_lives(Path('runs/a/loss=none--seed=0')) and time.monotonic() < end: time.sleep(0.05)
+    def let_go(work):
+        wait(work)
+        if not work.children: Path('hold').unlink(missing_ok=True)
+    monkeypatch.setattr(sweeping.Work, 'wait_for_others', let_go)
+    code, out, err = run('sweep', 'a')
+    assert (code, err, other.wait()) == (0, '', 0)
+    assert 'waiting for loss=none--seed=0, in which another process is at work\n' in out
+    assert '4 of 4  loss=none--seed=0: was finished by another process\n' in out and out.count('kNN') == 3
 
 # ---------------------------------------------------------------- pretrain's own, and Python's
 
@@ -462,7 +463,7 @@ def test_a_failure_in_python(pretend, monkeypatch):
     ((dict(epochs=1.5), {}), 'base: epochs = 1.5 is of another kind'),
     ((dict(lr='fast'), {}), 'base: lr = fast is not a number'),
     ((dict(compile=1), {}), 'base: compile = 1 is of another kind'),
-    (({}, dict(loss=['dlc'])), "unknown loss 'dlc': did you mean dcl?"),
+    (({}, dict(loss=['dlc'])), "unknown loss 'dlc': did you mean dcl or dclw?"),
     (({}, {}, 0, 'all'), 'unknown mode'),
 ])
 def test_python_refuses(args, words, folder):
@@ -568,8 +569,10 @@ def test_a_sweep_that_was_killed_leaves_the_same(folder):
         return out
     end(make('whole'))
     killed, broken = make('killed', start_new_session=True), Path('killed/method=moco_v2--loss=none--seed=0')
-    until(broken/'history.csv')
-    os.killpg(killed.pid, signal.SIGKILL)
+    last = time.monotonic() + 300
+    try:
+        while not history_rows(broken) and time.monotonic() < last: time.sleep(0.05)
+    finally: os.killpg(killed.pid, signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL and config(broken)['state'] == 'running'
     assert end(make('killed')).startswith('8 runs of 4 settings, in killed; 2 are finished\n')
     assert outcome('killed') == outcome('whole')
@@ -579,9 +582,9 @@ def test_a_sweep_that_was_killed_leaves_the_same(folder):
     assert refused['setting'] == 'method=moco_v2--loss=nt_xent' and 'has no use for Queue' in refused['reason']
 
 
-def test_a_sweep_on_the_digits(folder):
+def test_a_sweep_on_the_digits(run):
     settings('[sweep: s]\nsize = 16\nepochs = 1\nbatch_size = 256\ncontrols = no\nwith =\n  none\n  partial\n')
-    out, err = finish(started('sweep', 's', cwd=folder, **PIPES), 0)
+    code, out, err = run('sweep', 's')
     refused, = plan('runs/s')['refused']
-    assert (err, refused['setting']) == ('', 'with=partial') and 'PartialBackprop' in refused['reason']
+    assert (code, err, refused['setting']) == (0, '', 'with=partial') and 'PartialBackprop' in refused['reason']
     assert config('runs/s/with=none--seed=0')['state'] == 'finished' and f"refused: {refused['reason']}" in out

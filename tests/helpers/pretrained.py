@@ -1,6 +1,7 @@
 """A program in the place of `fastcontrast pretrain`, which leaves at once what a run leaves: for what starts runs
 
-Its accuracy comes of its settings. The loss barlow_twins is refused, and the new run that DIES names is killed."""
+Its accuracy comes of its settings. The loss barlow_twins is refused, the new run that DIES names is killed, and epochs
+wait while there is a file HOLD."""
 import os
 import signal
 import sys
@@ -35,6 +36,7 @@ def pretend(params):
             if epochs and dies: os.kill(os.getpid(), signal.SIGKILL)
             with signals.held():
                 time.sleep(float(os.environ.get('EPOCH', 0)))
+                while os.path.exists(os.environ.get('HOLD', '')): time.sleep(0.05)
                 epochs.append(str((config.seed + len(config.loss or '') + len(epochs))/100))
                 (folder/HISTORY).write_text('\n'.join(['knn', *epochs]) + '\n')
         save_json(folder/'environment.json', dict(os.environ))
