@@ -3,6 +3,7 @@ from . import evaluate, speedups
 from .accumulate import Accumulate
 from .artefact import push_folder
 from .checkpoint import Checkpoint
+from .cli.sweeping import sweep
 from .core import InputError
 from .data import image_dls
 from .detection import (average_precision, box_pictures, detection_scores, detection_transfer, detector,
@@ -45,7 +46,7 @@ __all__ = [
     'finetune', 'image_dls', 'info_nce', 'judge_features', 'knn_accuracy', 'linear_probe', 'load_classifier',
     'load_embedded', 'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'outliers', 'plot_scores',
     'predict', 'push_folder', 'recipe_table', 'refused_pairs', 'retrieval', 'retrieval_grid', 'sinkhorn', 'suncet_loss',
-    'supcon_loss', 'train_detector', 'two_views', 'write_folder',
+    'supcon_loss', 'sweep', 'train_detector', 'two_views', 'write_folder',
 ]
 
 for registry in (METHODS, LOSSES, speedups.load(), evaluate.load()):

@@ -3,6 +3,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -87,6 +88,11 @@ def fail(
         if file: Path(file).write_text(json.dumps(dict(message=sentence, timestamp=time.time())))
         if not file or (code > 128 and LAUNCHER not in os.environ): errors.print(sentence, style='red')
     sys.exit(code)
+
+
+def this_command() -> str:
+    "The program as it was called, to be called so again"
+    return shlex.join(['fastcontrast', *sys.argv[1:]])
 
 
 def out_file(
