@@ -16,6 +16,7 @@ from .evaluate.judge import MEASURES, judge_features
 from .evaluate.knn import knn_accuracy
 from .evaluate.linear import few_label_accuracy, linear_probe
 from .evaluate.metrics import alignment
+from .evaluate.report import report
 from .evaluate.retrieval import retrieval
 from .evaluate.score_plot import plot_scores
 from .export import encoder_info, export_copy, export_encoder, load_classifier, load_encoder, write_folder
@@ -45,8 +46,8 @@ __all__ = [
     'embed_picture', 'encoder_info', 'encoder_stages', 'export_copy', 'export_encoder', 'few_label_accuracy',
     'finetune', 'image_dls', 'info_nce', 'judge_features', 'knn_accuracy', 'linear_probe', 'load_classifier',
     'load_embedded', 'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'outliers', 'plot_scores',
-    'predict', 'push_folder', 'recipe_table', 'refused_pairs', 'retrieval', 'retrieval_grid', 'sinkhorn', 'suncet_loss',
-    'supcon_loss', 'sweep', 'train_detector', 'two_views', 'write_folder',
+    'predict', 'push_folder', 'recipe_table', 'refused_pairs', 'report', 'retrieval', 'retrieval_grid', 'sinkhorn',
+    'suncet_loss', 'supcon_loss', 'sweep', 'train_detector', 'two_views', 'write_folder',
 ]
 
 for registry in (METHODS, LOSSES, speedups.load(), evaluate.load()):

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from ..core import InputError, is_number
-from .folder import read_record
+from ..records import read_record
 from .inputs import encoder_file
 from .output import console, out_file
 from .verbs import verb

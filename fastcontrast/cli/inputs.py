@@ -8,7 +8,7 @@ from typer import Option
 
 from ..core import InputError, MissingPath
 from ..files import user_path
-from .folder import read_record
+from ..records import read_record
 from .output import console, errors
 from .settings import Run, read_range
 

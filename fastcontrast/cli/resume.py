@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from ..core import InputError, is_number
 from ..files import user_path
-from .folder import RECORD, history_rows, read_record
+from ..records import RECORD, history_rows, read_record
 from .settings import Run, number_or_name, option
 
 # they change how a run is carried out or judged, or how long it is, but not what it has learned so far

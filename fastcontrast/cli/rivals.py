@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import InputError
-from .folder import read_record
+from ..records import read_record
 from .inputs import encoder_file, encoder_name
 from .judging import PIXELS, file_embedder
 

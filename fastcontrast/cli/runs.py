@@ -1,20 +1,19 @@
 """`fastcontrast runs`: how runs stand, and what goes on with those that ended early."""
 import json
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 from rich.table import Column, Table
 from typer import Argument, Option
 
-from ..core import InputError, MissingPath
+from ..core import InputError
 from ..files import user_path
-from .folder import RECORD, history_rows, owner_lives, read_record, resume_command
+from ..records import changed, find_runs, history_rows, read_record, state_of
+from .folder import resume_command
 from .output import console
 from .verbs import verb
 
-_DEPTHS = ('', '*/', '*/*/')  # of runs in a folder: itself, those in it, and those in its folders
 _UNITS = (('d', 86400), ('h', 3600), ('min', 60), ('s', 1))
 
 
@@ -39,40 +38,16 @@ def _beginning(path: Path) -> str:
     return '' if kept else '  # from its beginning: it has no checkpoint'
 
 
-def find_runs(
-    folder: Path, # of runs, of folders of runs, or a run's own
-) -> list[Path]:
-    "The folders of runs, the one that changed last at the end. Raises `InputError` if there is none"
-    if not folder.is_dir(): raise MissingPath(f"no folder '{folder}': give a folder of runs.")
-    found = {file.parent for depth in _DEPTHS for file in folder.glob(depth + RECORD) if not _is_exported(file.parent)}
-    if not found: raise InputError(f"no run in '{folder}': give a folder of runs, whose folders have a {RECORD}.")
-    return sorted(found, key=lambda path: (_changed(path), path))
-
-
-def _is_exported(folder: Path) -> bool:
-    "Whether a folder is that of an exported encoder or classifier, whose config.json is none of a run"
-    return (folder/'model.safetensors').exists()
-
-
-def _changed(path: Path) -> float:
-    "When something in a run's folder was last written, in seconds since 1970"
-    times = [path.stat().st_mtime]
-    for file in path.iterdir():
-        with suppress(OSError): times.append(file.stat().st_mtime)  # gone meanwhile
-    return max(times)
-
-
 def run_row(
     path: Path, # a run's folder
 ) -> dict[str, Any]: # what is known; None for what is not
     "How a run stands"
     row = dict(run=str(path), state='broken', reason=None, pid=None, host=None, epochs_done=None, epochs=None, knn=None,
-               age=round(time.time() - _changed(path)), resume=None)
+               age=round(time.time() - changed(path)), resume=None)
     try: record = read_record(path)
     except InputError as e: return row | dict(reason=str(e))
     history = history_rows(path)
-    state = str(record.get('state') or 'unknown').split(':')[0]
-    if state == 'running' and not owner_lives(path): state = 'killed'
+    state = state_of(path, record)
     row |= dict(state=state, epochs_done=len(history), epochs=record.get('epochs', _settings(record).get('epochs')),
                 knn=_judged(record) or _last(history, 'knn'), reason=record.get('reason'))
     if state == 'running': row |= dict(pid=record.get('pid'), host=record.get('host'))

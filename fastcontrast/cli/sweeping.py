@@ -18,16 +18,15 @@ from rich.table import Column, Table
 
 from ..core import InputError, whole
 from ..files import read_json, user_path
+from ..records import PLAN, RECORD, history_rows, owner_lives, read_record
 from ..signals import Interrupted, Signals, watched
 from .expand import BETWEEN, TRIALS, Setting, Sweep, make_sweep, plain, run_name
-from .folder import RECORD, history_rows, owner_lives, read_record
 from .launch import PATIENCE, rank
 from .output import Ended, console, save_json
 from .resume import MAY_CHANGE, begun_with, check_same
 from .runs import run_row
 from .settings import SETTINGS_FILE, Run, as_options, check_names, named_run, resolve
 
-PLAN = 'sweep.json'  # says what the runs in its folder are
 PROGRAM = (sys.executable, '-m', 'fastcontrast')
 _MAY_CHANGE = MAY_CHANGE - {'epochs'}  # a run that was made longer is not one that was begun so long
 

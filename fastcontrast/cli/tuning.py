@@ -8,7 +8,8 @@ from typing import Any
 
 from ..core import InputError, number, one_of, whole
 from ..files import user_path
-from .folder import LABELED, read_record
+from ..records import read_record
+from .folder import LABELED
 from .inputs import encoder_file, read_pictures, split_of, tell_notes
 from .job import Job
 from .output import console

@@ -17,7 +17,7 @@ from helpers.refusals import refusal, said
 from fastcontrast.all import sweep
 from fastcontrast.cli import app, sweeping
 from fastcontrast.cli.expand import LONGEST, Range, expand, make_sweep, plain, read_seeds, read_sweep, run_name
-from fastcontrast.cli.folder import history_rows, owner_lives
+from fastcontrast.records import history_rows, owner_lives
 from fastcontrast.cli.settings import Run, as_options, check_names, named_run, resolve
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fastcontrast.core import InputError
 from fastcontrast.evaluate.judge import (
-    MEASURES, TABLES, Judged, confusion, judge_features, latex, long_table, wide_table)
+    MEASURES, TABLES, Judged, confusion, judge_features, long_table, wide_table)
+from fastcontrast.evaluate.tables import latex
 from fastcontrast.evaluate.knn import knn_accuracy
 from fastcontrast.evaluate.linear import few_label_accuracy, linear_fit, linear_probe, standardised
 from fastcontrast.evaluate.metrics import alignment, uniformity

@@ -6,7 +6,7 @@ import pytest
 
 from fastcontrast.core import InputError, MissingPath
 from fastcontrast.evaluate import METRICS
-from fastcontrast.evaluate.plots import compare_runs, plot_history, read_history
+from fastcontrast.evaluate.plots import compare_runs, draw_curves, joined, plot_history, read_history
 
 HISTORY = "epoch,train_loss,knn,lr,time\n0,5.5,,0.1,00:12\n1,4.5,0.5,0.2,00:12\n2,4.0,,0.1,00:12\n"
 
@@ -96,11 +96,11 @@ def runs(tmp_path):
 
 def test_rows_of_runs(runs):
     figure, rows = compare_runs(runs)
-    assert rows[0] == dict(run='base', setup='moco_v3, DCL', state='finished', epochs=4, knn=.6, best=.7,
-                           target=.6, epochs_to=3, tflop_to=9, seconds_to=6)
-    assert rows[1] == dict(run='_a$b$c', setup='simclr, InfoNCE + A(2) + B()', state='stopped', epochs=5, knn=.9,
-                           best=.9, target=.6, epochs_to=3, tflop_to=3, seconds_to=12)
-    assert rows[2] == dict(run='old', setup='', state='', epochs=2, knn=.2, best=.2,
+    assert rows[0] == dict(run='base', setup='moco_v3, DCL', state='finished', runs=1, epochs=4, knn=.6,
+                           knn_std=None, best=.7, target=.6, epochs_to=3, tflop_to=9, seconds_to=6)
+    assert rows[1] == dict(run='_a$b$c', setup='simclr, InfoNCE + A(2) + B()', state='stopped', runs=1, epochs=5,
+                           knn=.9, knn_std=None, best=.9, target=.6, epochs_to=3, tflop_to=3, seconds_to=12)
+    assert rows[2] == dict(run='old', setup='', state='', runs=1, epochs=2, knn=.2, knn_std=None, best=.2,
                            target=.6, epochs_to=None, tflop_to=None, seconds_to=None)
     rows = compare_runs(runs, target=.2)[1]
     assert [row['epochs_to'] for row in rows] == [1, 1, 2] and rows[2]['tflop_to'] is None
@@ -124,6 +124,38 @@ def test_runs_of_one_name(tmp_path):
     for d in 'ab': (tmp_path/d).mkdir()
     rows = compare_runs([history(tmp_path/d/'run', [.5]) for d in 'ab'])[1]
     assert [r['run'] for r in rows] == [str(tmp_path/d/'run') for d in 'ab']
+
+
+def test_a_folder_of_runs_is_their_mean(runs, tmp_path):
+    (tmp_path/'many').mkdir()
+    said = dict(method='moco_v3', loss='DCL', state='finished')
+    for seed, knn in enumerate(([.2, .4, .6], [.4, .6, None, .9], [.6, .8, .9])):
+        record = dict(said, seed=seed, state='failed' if seed == 1 else 'finished')
+        history(tmp_path/'many'/str(seed), knn, 1 + seed, 2, record)
+    figure, rows = compare_runs([tmp_path/'many', runs[0]], target=.6)
+    row = rows[0]
+    assert (row['run'], row['runs'], row['state'], row['epochs']) == ('many', 3, 'finished, failed', 3)
+    assert row['knn'] == pytest.approx(.6) and row['knn_std'] == pytest.approx(.2), "of the last epoch that all have"
+    assert (row['epochs_to'], row['tflop_to'], row['seconds_to']) == (2, 4, 4)
+    band, = figure.axes[0].collections
+    assert band.get_paths()[0].get_extents().bounds == pytest.approx((1, .2, 1, .6))
+    assert compare_runs([runs[0], tmp_path/'many'])[1][1]['knn_std'] == pytest.approx(.2)
+    other = dict(said, seed=3, method='simclr')
+    history(tmp_path/'many/3', [.5], config=other)
+    with pytest.raises(InputError, match='differ in more than their seeds'): compare_runs([tmp_path/'many', runs[0]])
+
+
+def test_joined():
+    assert joined([dict(epoch=[1, 2], knn=[.5, .7], tflop=[1, 2])]) == dict(epoch=[1, 2], knn=[.5, .7], tflop=[1, 2])
+    got = joined([dict(epoch=[1., 2.], knn=[.5, .7], tflop=[1., 2.]), dict(epoch=[1., 2., 3.], knn=[.7, .7, .8])])
+    assert got['epoch'] == [1, 2] and got['knn'] == pytest.approx([.6, .7]) and 'tflop' not in got
+    assert got['knn_std'] == pytest.approx([.02 ** .5, 0])
+
+
+def test_more_curves_than_colours():
+    runs = [dict(epoch=[1, 2], knn=[.1, i / 20]) for i in range(12)]
+    lines = draw_curves(runs, [f'{i}' for i in range(12)]).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 12
 
 
 def test_runs_that_cannot_be_compared(runs, tmp_path):

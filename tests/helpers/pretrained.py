@@ -11,7 +11,8 @@ from dataclasses import asdict
 import typer
 
 from fastcontrast.cli import app
-from fastcontrast.cli.folder import HISTORY, claimed, history_rows
+from fastcontrast.cli.folder import claimed
+from fastcontrast.records import HISTORY, history_rows
 from fastcontrast.cli.output import save_json
 from fastcontrast.cli.resume import begun_with, check_changes, run_to_resume
 from fastcontrast.cli.settings import SETTINGS, resolve
