@@ -1,6 +1,7 @@
 """Run notebooks and keep what their cells show, for the published pages: `python tests/outputs.py` for those below, or
 with names."""
 import multiprocessing
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ def keep(path):
 
 
 if __name__ == '__main__':
+    os.environ['FASTCONTRAST_PAGES'] = 'shown'  # a page may train longer for its pictures than for its test
     for name in sys.argv[1:] or KEPT:
         # a process each: what one page registers is not for the next
         process = multiprocessing.Process(target=keep, args=[NBS/f'{name}.ipynb'])
