@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..core import InputError, MissingPath, number
+from ..core import InputError, MissingPath, number, shown
 from . import load
 from ..files import user_path
 from ..records import known_record, runs_in, setting_of
@@ -57,6 +57,17 @@ def read_history(
     except (TypeError, ValueError) as e:
         raise InputError(f"{name} holds something that is not a number ({e}): mend that cell") from e
 
+def _from_one(columns: dict[str, list[float]]) -> dict[str, list[float]]:
+    "A history whose epochs are counted from one: as many as are done"
+    return {**columns, 'epoch': [epoch + 1 for epoch in columns['epoch']]}
+
+def _controls(folder: Path) -> dict[str, float]:
+    "kNN accuracy of what a run is compared with, by its name"
+    results = known_record(folder).get('results')
+    judged = results.items() if isinstance(results, dict) else ()
+    found = {name: result.get('knn') for name, result in judged if isinstance(result, dict)}
+    return {name: knn for name, knn in found.items() if isinstance(knn, int | float) and name != 'trained encoder'}
+
 # %% ../../nbs/330_plots.ipynb #36f4d640
 def _line(axis: Axes, x: list[float], y: list[float], **style: Any) -> Line2D:
     "A line over the points that have both numbers: it goes on over epochs without a value"
@@ -64,6 +75,12 @@ def _line(axis: Axes, x: list[float], y: list[float], **style: Any) -> Line2D:
     axis.grid(alpha=.3)
     marker = 'o' if len(points) < 20 else None
     return axis.plot([a for a, _ in points], [b for _, b in points], marker=marker, markersize=4, **style)[0]
+
+def _draw_controls(axis: Axes, controls: dict[str, float]) -> None:
+    "What an accuracy is to be compared with, as lines"
+    for (name, accuracy), style in zip(controls.items(), (':', '--')):
+        axis.axhline(accuracy, color='grey', linestyle=style, linewidth=1, label=name)
+    if controls: axis.legend(fontsize=8)
 
 def save_figure(
     figure: Figure,
@@ -81,11 +98,13 @@ def plot_history(
     path: str | Path | None = None,   # where to save the figure; the suffix (.png, .svg, .pdf) says how
 ) -> Figure:
     """Small multiples against the epoch, those that are there: training loss, kNN accuracy (also against time and
-    compute), learning rate, and the other metrics. Raises `InputError` for what is no history, and for a file that
-    cannot be written"""
+    compute), learning rate, and the other metrics. Of a file in the folder of a run also its name, and kNN of its
+    controls. Raises `InputError` for what is no history, and for a file that cannot be written"""
     titles = {**{name: name for name in load()}, **PANELS}
     order = [*PANELS, *(name for name in titles if name not in PANELS)]
-    columns = read_history(history, order)
+    columns = _from_one(read_history(history, order))
+    folder = user_path(history, 'history').resolve().parent if isinstance(history, str | Path) else None
+    controls = _controls(folder) if folder else {}
     panels = [(c, x) for c in order if c in columns for x in (AXES if c == 'knn' else ['epoch']) if x in columns]
     rows = 1 if len(panels) < 5 else 2
     across = math.ceil(len(panels) / rows)
@@ -96,8 +115,10 @@ def plot_history(
         axis.set(title=titles[column], xlabel=AXES[x])
         axis.xaxis.get_major_locator().set_params(integer=x == 'epoch')
         if x != 'epoch': axis.set_xlim(left=0)
-        if column == 'spread': axis.axhline(0, color='grey', linewidth=1)  # how near to a collapse
+        if column == 'spread': axis.axhline(0, color='grey', linewidth=1, zorder=1)  # how near to a collapse
+        if column == 'knn': _draw_controls(axis, controls)
     for axis in axes[len(panels):]: axis.remove()
+    if folder: figure.suptitle(shown(folder.name), parse_math=False)  # a name may look like a formula
     save_figure(figure, path)
     return figure
 
@@ -129,7 +150,7 @@ def _columns_of_run(folder: Path) -> dict[str, list[float]]:
     if all(map(math.isnan, columns.get('knn', []))):
         raise InputError(f"'{path}' has no kNN accuracy, by which runs are compared: "
                          "the pictures of a run need labels for that")
-    return {**columns, 'epoch': [e + 1 for e in columns['epoch']]}
+    return _from_one(columns)
 
 def reached(
     columns: dict[str, list[float]], # of a history, 'knn' among them

@@ -55,7 +55,7 @@ class EpochTable(StepCallback):
     def tell_start(self):
         "Say what the weights are worth that training begins with, so that harm is seen"
         self.after_train()
-        values = '  '.join(f'{name} {value:.4f}' for name, value in self.values.items())
+        values = '  '.join(f'{name} {value:.3f}' for name, value in self.values.items())
         if values and self.learn.logger is not noop: print(f"before training: {values}", flush=True)
 
     def embedded(self, share) -> tuple[Tensor, Tensor]:

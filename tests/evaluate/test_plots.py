@@ -15,8 +15,8 @@ def test_plot_of_a_csv(tmp_path):
     (tmp_path / 'history.csv').write_text(HISTORY)
     figure = plot_history(tmp_path / 'history.csv', tmp_path / 'curves.png')
     lines = {a.get_title(): a.lines[0].get_xydata().tolist() for a in figure.axes}
-    assert lines == {'training loss': [[0, 5.5], [1, 4.5], [2, 4]], 'kNN accuracy': [[1, .5]],
-                     'learning rate': [[0, .1], [1, .2], [2, .1]]}
+    assert lines == {'training loss': [[1, 5.5], [2, 4.5], [3, 4]], 'kNN accuracy': [[2, .5]],
+                     'learning rate': [[1, .1], [2, .2], [3, .1]]}, "epochs are counted as compare does"
     assert all(a.get_xlabel() == 'epoch' and a.lines[0].get_marker() == 'o' for a in figure.axes)
     assert (tmp_path / 'curves.png').read_bytes()[:4] == b'\x89PNG'
 
@@ -38,7 +38,7 @@ def test_accuracy_is_drawn_against_what_a_run_has_taken():
     def row(e): return dict(epoch=e, train_loss=2., knn=.6, spread=.1, lr=.1, seconds=2. + e, tflop=.5 + e, note='x')
     rows = [row(e) for e in range(3)]
     drawn = [(a.get_title(), a.get_xlabel(), a.lines[0].get_xdata().tolist()) for a in plot_history(rows).axes]
-    epochs = [0, 1, 2]
+    epochs = [1, 2, 3]
     assert drawn == [('training loss', 'epoch', epochs), ('kNN accuracy', 'epoch', epochs),
                      ('kNN accuracy', 'seconds of training', [2, 3, 4]), ('kNN accuracy', 'TFLOP', [.5, 1.5, 2.5]),
                      ('spread of features', 'epoch', epochs), ('learning rate', 'epoch', epochs)]
@@ -51,6 +51,40 @@ def test_every_metric_is_drawn(monkeypatch):
     assert [a.get_title() for a in axes] == ['training loss', 'spread of features', 'sharpness']
     assert axes[1].get_ylim()[0] <= 0 and axes[1].get_ylim()[1] > .1, "how near to a collapse"
     assert list(read_history(rows)) == ['epoch', 'train_loss', 'spread']
+
+
+@pytest.mark.parametrize('spreads', [[.1, .05, 0.], [0., 0., 0.], [.04, .04, .04], [1e-9, 2e-9, 1e-9]])
+def test_the_line_of_the_spread_is_whole(spreads):
+    axis = plot_history([dict(epoch=e, train_loss=1., spread=s) for e, s in enumerate(spreads)]).axes[1]
+    line, zero = axis.lines
+    low, high = axis.get_ylim()
+    assert low < 0 and high > max(spreads) and line.get_ydata().tolist() == spreads
+    assert zero.get_zorder() < line.get_zorder(), "a collapse lies on the line of 0, and is seen there"
+
+
+def test_the_figure_of_a_run_has_its_name_and_its_controls(tmp_path):
+    controls = {'raw pixels': dict(knn=.95, few_labels=.8), 'untrained encoder': dict(knn=.8)}
+    results = controls | {'trained encoder': dict(knn=.99), 'classifier': dict(accuracy=.5)}
+    run = history(tmp_path/'_a$b$c', [.4, .7], config=dict(results=results))
+    figure = plot_history(run/'history.csv', tmp_path/'c.png')
+    assert figure.get_suptitle() == '_a$b$c' and not figure._suptitle.get_parse_math()
+    for axis in figure.axes:
+        lines = {line.get_label(): line.get_ydata()[0] for line in axis.lines[1:]}
+        drawn = controls if 'kNN' in axis.get_title() else {}
+        assert lines == {name: result['knn'] for name, result in drawn.items()}
+    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == list(controls)
+
+
+@pytest.mark.parametrize('config', [None, '[', '[]', dict(results=None), dict(results=[1]), dict(results=dict(a=1)),
+                                    dict(results=dict(a=dict(knn='x')))])
+def test_a_folder_without_controls_has_none_drawn(tmp_path, config):
+    run = history(tmp_path/'run', [.4, .7], config=config)
+    figure = plot_history(run/'history.csv')
+    assert figure.get_suptitle() == 'run' and [len(axis.lines) for axis in figure.axes] == [1] * len(figure.axes)
+
+
+def test_rows_have_no_name():
+    assert plot_history([dict(epoch=0, train_loss=1.)]).get_suptitle() == ''
 
 
 def test_plot_refuses(tmp_path):
