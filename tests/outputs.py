@@ -8,7 +8,7 @@ from pathlib import Path
 NBS = Path(__file__).parent.parent/'nbs'
 KEPT = ['010_tutorial', '020_ablation', '030_scaling', '200_comb_patches', '220_intermediate', '230_regions',
         '240_suncet', '260_methods', '328_judge', '330_plots', '340_cost', '352_use_everywhere',
-        '358_search', '480_cli']
+        '358_search_pictures', '480_cli']
 
 
 def keep(path):
