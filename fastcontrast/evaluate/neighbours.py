@@ -1,6 +1,6 @@
 """What features say of how pictures lie to one another: the nearest others, near copies, and a plane to see all on.
 
-Docs: https://fastcontrast.github.io/fastcontrast/search.html.md"""
+Docs: https://fastcontrast.github.io/fastcontrast/search_pictures.html.md"""
 import importlib.util
 from collections.abc import Callable
 
