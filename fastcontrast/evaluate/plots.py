@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..core import InputError, MissingPath, number
 from . import load
+from ..figures import Figure
 from ..files import read_json, user_path
 
 # %% ../../nbs/330_plots.ipynb #77dcd8ac
