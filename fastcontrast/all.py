@@ -44,16 +44,16 @@ from .warmup import HeadWarmup
 # and the members of the registries, below: somebody's own in these folders too
 __all__ = [
     'LOGS', 'LOSSES', 'MEASURES', 'METHODS', 'METRICS', 'PROTOCOLS', 'SPEEDUPS', 'VIEW_KINDS', 'Accumulate',
-    'Checkpoint', 'ClassifierLearner', 'Contrast', 'ContrastiveLearner', 'ContrastiveModel', 'Cost', 'EMATarget', 'Embedded',
-    'Embedding', 'Head', 'HeadWarmup', 'InputError', 'Loss', 'MultiCrop', 'NearestNeighbours', 'PairLoss', 'Phase',
-    'Protocol', 'Prototypes', 'Queue', 'Recipe', 'RunLog', 'SharedTarget', 'StepCallback', 'StopGradTarget', 'Target',
-    'ViewKind', 'alignment', 'as_encoder', 'average_precision', 'box_pictures', 'classifier_learner', 'contrastive_learner', 'dcl',
-    'dclw', 'detection_scores', 'detection_transfer', 'detector', 'draw_map', 'draw_rectangles', 'duplicates', 'embed',
-    'embed_picture', 'encoder_info', 'encoder_stages', 'export_copy', 'export_encoder', 'few_label_accuracy',
-    'finetune', 'image_dls', 'info_nce', 'judge_features', 'knn_accuracy', 'linear_probe', 'load_classifier',
-    'load_embedded', 'load_encoder', 'make_encoder', 'method', 'metric', 'mlp', 'nt_xent', 'outliers', 'plot_scores',
-    'predict', 'push_folder', 'recipe_table', 'refused_pairs', 'retrieval', 'retrieval_grid', 'sinkhorn', 'suncet_loss',
-    'supcon_loss', 'train_detector', 'two_views', 'write_folder',
+    'Checkpoint', 'ClassifierLearner', 'Contrast', 'ContrastiveLearner', 'ContrastiveModel', 'Cost', 'EMATarget',
+    'Embedded', 'Embedding', 'Head', 'HeadWarmup', 'InputError', 'Loss', 'MultiCrop', 'NearestNeighbours', 'PairLoss',
+    'Phase', 'Protocol', 'Prototypes', 'Queue', 'Recipe', 'RunLog', 'SharedTarget', 'StepCallback', 'StopGradTarget',
+    'Target', 'ViewKind', 'alignment', 'as_encoder', 'average_precision', 'box_pictures', 'classifier_learner',
+    'contrastive_learner', 'dcl', 'dclw', 'detection_scores', 'detection_transfer', 'detector', 'draw_map',
+    'draw_rectangles', 'duplicates', 'embed', 'embed_picture', 'encoder_info', 'encoder_stages', 'export_copy',
+    'export_encoder', 'few_label_accuracy', 'finetune', 'image_dls', 'info_nce', 'judge_features', 'knn_accuracy',
+    'linear_probe', 'load_classifier', 'load_embedded', 'load_encoder', 'make_encoder', 'method', 'metric', 'mlp',
+    'nt_xent', 'outliers', 'plot_scores', 'predict', 'push_folder', 'recipe_table', 'refused_pairs', 'retrieval',
+    'retrieval_grid', 'sinkhorn', 'suncet_loss', 'supcon_loss', 'train_detector', 'two_views', 'write_folder',
 ]
 
 for registry in (METHODS, LOSSES, speedups.load(), evaluate.load()):

@@ -149,10 +149,11 @@ def trial(
     device, train = next(learn.model.parameters()).device, learn.dls.train
     generators, place, had_opt = generator_states(device), (train.epoch, train.begin), learn.opt is not None
     kept = [(take, copy.deepcopy(give())) for give, take in stateful(learn).values()]
-    for cb in learn.cbs:
-        if isinstance(cb, resting): cb.run = False  # until the fit is over
+    still = [cb for cb in learn.cbs if isinstance(cb, resting)]
+    for cb in still: cb.run = False
     try: yield
     finally:
+        for cb in still: cb.run = True
         for take, state in kept: take(state)
         set_generators(generators, device)
         train.epoch, train.begin = place

@@ -110,7 +110,7 @@ class RunLog(Callback):
                                  "of log.") from None
             if goes_on: return
             self.attempt(self.tell_settings, _settings(self.learn))
-            if hasattr(self.learn, 'show_views'): self.attempt(self.tell_views, self.learn.show_views())
+            if hasattr(self.learn, 'show_views'): self.attempt(lambda: self.tell_views(self.learn.show_views()))
 
     def after_batch(self):
         if (self.iter + 1) % self.every: return

@@ -174,7 +174,7 @@ class _Hypers(dict):
 
     def __setitem__(self, name: str, value: float):
         super().__setitem__(name, value)
-        set_item_pg(self.group, self.names[name], value)
+        set_item_pg(self.group, self.names.get(name, name), value)
 
 
 class Wrapped(OptimWrapper):
@@ -222,7 +222,7 @@ def optimizer(
     make = partial(opt, **args)
     try: made = make([nn.Parameter(torch.zeros(1))], lr=0.1)
     except (TypeError, ValueError, RuntimeError) as e:
-        raise InputError(f"opt_args={dict(args)} do not suit {name}: {e}") from None
+        raise InputError(f"opt_args={dict(args)} do not suit {name}: {clipped(e).rstrip('.')}.") from None
     if isinstance(made, OptimWrapper | Optimizer): return partial(_fastais, make)
     if not isinstance(made, torch.optim.Optimizer):
         raise InputError(f"opt={name} makes a {type(made).__name__}, and no optimizer: give a class like "

@@ -16,6 +16,7 @@ from fastprogress.fastprogress import ConsoleMasterBar
 from habits import HABITS, TITLES, Habit, on_the_page, table
 from helpers.deaths import Death, DieAt, same_state, tensors
 from helpers.refusals import refusal, said
+from helpers.telling import Told, epochs_told
 
 from fastcontrast import logs, optim
 from fastcontrast.checkpoint import Checkpoint
@@ -24,7 +25,7 @@ from fastcontrast.data import image_dls
 from fastcontrast.figures import Figure
 from fastcontrast.history import History
 from fastcontrast.learner import contrastive_learner
-from fastcontrast.logs import RunLog, check_logs
+from fastcontrast.logs import check_logs
 from fastcontrast.recipes import moco_v3, simclr
 from fastcontrast.speedups.suncet import SuNCEt
 
@@ -352,18 +353,6 @@ def test_hypers_are_numbers_that_can_be_set(dls):
 
 # --- logs
 
-class Told(RunLog):
-    "A service that keeps what it is told, by the id of the run"
-    kept = {}
-    def open(self):
-        self.id = self.id or f'run {len(self.kept)}'
-        self.mine = self.kept.setdefault(self.id, [])
-    def tell(self, values, step): self.mine.append((step, values))
-    def tell_settings(self, settings): self.mine.append(settings)
-    def tell_views(self, drawn): self.mine.append(drawn)
-    def close(self, failed): self.mine.append(failed)
-
-
 @pytest.fixture
 def told(monkeypatch):
     monkeypatch.setitem(logs.LOGS, 'told', Told)
@@ -379,7 +368,7 @@ def test_a_log_has_every_column_the_settings_and_the_views(dls, told, tmp_path):
     assert (settings['name of the recipe'], settings['batch size']) == ('simclr', 128)
     assert isinstance(views, Figure) and failed is False
     steps = [values for _, values in rows if 'loss' in values]
-    epochs = {step: values for step, values in rows if 'knn' in values}
+    epochs = epochs_told(rows)
     assert len(steps) == 4 and {'loss', 'lr'} == set(steps[0]) and list(epochs) == [10, 20]
     assert epochs[20] == dict(zip(['epoch', 'train_loss', 'knn', 'spread', 'rankme'], [1, *learn.recorder.values[-1]]))
 
@@ -396,7 +385,7 @@ def test_a_run_that_is_taken_up_goes_on_in_its_log(dls, told, tmp_path):
     with pytest.raises(Death): fit(2, [DieAt(13)])
     fit(2)
     (settings, views, *rows), = told.values()
-    assert [step for step, values in (row for row in rows if isinstance(row, tuple)) if 'knn' in values] == [10, 20]
+    assert list(epochs_told(rows)) == [10, 20]
     assert [row for row in rows if not isinstance(row, tuple)] == [True, False]  # closed twice, told once
     with (tmp_path/'history.csv').open() as file: assert [row['epoch'] for row in csv.DictReader(file)] == ['0', '1']
     dls.train.epoch = 0
@@ -407,7 +396,7 @@ def test_a_run_that_is_taken_up_goes_on_in_its_log(dls, told, tmp_path):
 def test_a_row_is_told_when_a_tracker_ends_the_fit(dls, told, tmp_path):
     learn = quietly(small(dls, tmp_path))
     learn.fit(3, 1e-3, cbs=[Rows(0.5, 0.4, 0.3), EarlyStoppingCallback(), Told()])
-    assert [row[1]['knn'] for row in next(iter(told.values())) if isinstance(row, tuple)] == [0.5, 0.4]
+    assert [row['knn'] for row in epochs_told(next(iter(told.values()))).values()] == [0.5, 0.4]
 
 
 def test_a_service_that_fails_costs_the_log_and_not_the_run(dls, told, tmp_path, monkeypatch, capsys):
