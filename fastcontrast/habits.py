@@ -24,9 +24,13 @@ from .generators import generator_states, set_generators
 from .models import evaluating
 from .optim import optimizer_name
 
-__all__ = ['Habits', 'check_habit', 'summary_of', 'trial']
+__all__ = ['Habits', 'Setting', 'check_habit', 'summary_of', 'trial']
 
 NO_LOSS = 'valid_loss' # what fastai's trackers watch where nobody says what
+
+
+class Setting(str):
+    "A setting as fastai's `WandbCallback` takes it: it looks for attributes, which plain values have none of"
 
 
 def check_habit(

@@ -2,6 +2,7 @@
 run is taken up."""
 import csv
 import io
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ class TrainRecorder(Recorder):
 
     def after_cancel_train(self): pass  # the steps that an epoch had, as with `ShortEpochCallback`, have a row as well
 
-    def _on_the_host(self):
+    def _on_the_host(self) -> AbstractContextManager:
         "A block in which the losses are plain numbers, wherever they are kept"
         losses = torch.stack([loss.detach().reshape(()) for loss in self.losses]).tolist() if self.losses else []
-        return replacing_yield(self, 'losses', losses)
+        return contextmanager(replacing_yield)(self, 'losses', losses)
 
     def plot_loss(self, skip_start: int = 5, with_valid: bool = False, **kwargs):
         "fastai's, of the training loss alone"

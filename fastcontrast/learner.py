@@ -44,10 +44,10 @@ from .evaluate.table import EpochTable
 from .export import export_encoder
 from .figures import Figure
 from .guards import Collapse, FiniteLoss, chance_level
-from .habits import Habits, check_habit, summary_of, trial
+from .habits import Habits, Setting, check_habit, summary_of, trial
 from .history import History, TrainRecorder
 from .loaders import ImageLoader, ImageLoaders
-from .logs import RunLog, check_logs, make_logs
+from .logs import RunLog, check_logs, make_logs, settings_of
 from .modules import MODULE
 from .optim import (SCHEDULES, groups_of, optimizer, optimizer_name, parameter_groups, schedule_words,
                                 schedules, stable_until)
@@ -281,6 +281,10 @@ class ContrastiveLearner(ResumableLearner):
     def summary(self) -> str:
         "What a picture becomes on its way through encoder and head, layer by layer, and what trains them"
         return PrettyString(summary_of(self))
+
+    def gather_args(self) -> dict[str, Setting]:
+        "The settings, as fastai's `WandbCallback` takes them"
+        return {name: Setting(value) for name, value in settings_of(self).items()}
 
     def lr_find(self, *args, **kwargs):
         "fastai's; afterwards all is as it was before: model, places in the data and in the support batches, all draws"

@@ -69,7 +69,7 @@ class RunLog(Callback):
     needs: ClassVar[str] = '' # a package
     same: ClassVar[type]      # what tells the same
 
-    def __init__(self): self.id, self.problem, self.told, self.opened = '', '', 0, False
+    def __init__(self): self.id, self.problem, self.rows_told, self.opened = '', '', 0, False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -102,14 +102,14 @@ class RunLog(Callback):
     def before_train(self):
         if self.opened: return
         goes_on = bool(self.id)
-        self.opened, self.told = True, len(self.recorder.values)
+        self.opened, self.rows_told = True, len(self.recorder.values)
         with OwnDraws(next(self.model.parameters()).device, 0):
             try: self.open()
             except Exception as e:  # a service's own errors are of any kind
                 raise InputError(f"{type(self).__name__} could not begin ({clipped(e)}): see to that, or leave it out "
                                  "of log.") from None
             if goes_on: return
-            self.attempt(self.tell_settings, _settings(self.learn))
+            self.attempt(self.tell_settings, settings_of(self.learn))
             if hasattr(self.learn, 'show_views'): self.attempt(lambda: self.tell_views(self.learn.show_views()))
 
     def after_batch(self):
@@ -119,11 +119,11 @@ class RunLog(Callback):
     def after_epoch(self):
         row = zip(self.recorder.metric_names, self.recorder.log)
         self.attempt(self.tell, {name: float(value) for name, value in row if _is_value(value)}, self.train_iter)
-        self.told = len(self.recorder.values)
+        self.rows_told = len(self.recorder.values)
 
     def after_fit(self):
         if not self.opened: return
-        if self.told < len(self.recorder.values): self.after_epoch()  # a callback before this one has ended the fit
+        if self.rows_told < len(self.recorder.values): self.after_epoch()  # another callback has ended the fit first
         self.attempt(self.close, getattr(self.learn, 'stopped', None) is not None)
         self.opened = False
 
@@ -143,7 +143,9 @@ class RunLog(Callback):
 def _is_value(value: Any) -> bool: return is_number(value) or isinstance(value, float)  # also one that is not finite
 
 
-def _settings(learn) -> dict[str, str | float]:
+def settings_of(
+    learn, # a `ContrastiveLearner`, or one that tunes a classifier
+) -> dict[str, str | float]:
     "What makes the run the one it is, in numbers and words"
     def told(value):
         if is_number(value): return value

@@ -227,7 +227,8 @@ def optimizer(
     if not isinstance(made, torch.optim.Optimizer):
         raise InputError(f"opt={name} makes a {type(made).__name__}, and no optimizer: give a class like "
                          "torch.optim.AdamW.")
-    if inspect.signature(made.step).parameters['closure'].default is inspect.Parameter.empty:
+    closure = inspect.signature(made.step).parameters.get('closure')
+    if closure is not None and closure.default is inspect.Parameter.empty:
         raise InputError(f"opt={name} takes the loss several times a step, which draws views once: give another "
                          "optimizer, like torch.optim.AdamW.")
     def opt_func(groups, lr): return Wrapped(groups, make, convert_groups=False, lr=lr)
