@@ -142,10 +142,21 @@ def is_ours(
     return FORMAT in (metadata.get('kind'), metadata.get('format'))  # the latter in those of version 1
 
 
+def check_no_pickle(
+    path: Path, # where an encoder is to be written
+) -> None:
+    "Raise `InputError` for what fastai would write a pickle to"
+    if path.suffix != '.pkl': return
+    raise InputError(f"'{clipped(path)}' would be a pickle, as fastai's learners are, and nothing is pickled here: "
+                     "give the name of a folder, like 'encoder', which load_encoder (load_classifier) reads; learn.save "
+                     "and learn.load keep a whole model.")
+
+
 def check_free(
     folder: Path, # where an encoder is to be written
 ) -> None:
     "Raise `InputError` for a folder that holds anything but an encoder that was exported before"
+    check_no_pickle(folder)
     if folder.is_dir():
         there = sorted(os.listdir(folder))
         other = [name for name in there if name not in (CONFIG, WEIGHTS, CARD)]

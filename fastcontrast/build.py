@@ -23,6 +23,7 @@ from .losses import LOSSES, Loss, as_step_loss
 from .models import (SOURCES, ContrastiveModel, architecture, drop_paths, feature_dim, fix_positions, make_encoder)
 from .modules import MODULE, as_encoder, check_trains, class_path, timm_name
 from .multi_crop import MultiCrop
+from .optim import optimizer_name
 from .recipes import METHODS, Recipe, check_parts, encoder_kind, make_part, pick_setting
 from .recipes.recipe import SMALL_PICTURES
 from .stems import has_large_stem, plain_name, small_stem
@@ -426,8 +427,8 @@ def choose_parts(
     loss = choose_loss(loss, recipe)
     given, notes = [_callback(cb) for cb in L(cbs) if cb is not None], []
     if recipe.opt != own.opt and 'lr' not in recipe.changes:
-        notes.append(f"the learning rate {own.lr:g} of {recipe.name}() is for opt='{own.opt}', and none was given for "
-                     f"opt='{recipe.opt}'")
+        notes.append(f"the learning rate {own.lr:g} of {recipe.name}() is for opt='{optimizer_name(own.opt)}', and "
+                     f"none was given for opt='{optimizer_name(recipe.opt)}'")
     target = _axis(Target, 'the target, which makes the keys of a step', recipe.target, given, recipe, required=True)
     memory = _axis(Memory, 'memories of earlier batches', recipe.memory, given, recipe)
     crops = _axis(MultiCrop, 'crops', recipe.multi_crop, given, recipe)

@@ -23,6 +23,8 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
 from fastai.imports import noop
+from fastai.optimizer import Optimizer
+from fastai.torch_core import to_device
 from fastcore.foundation import L
 from torch import Tensor
 
@@ -114,7 +116,7 @@ def _attributes(cb: Callback, *names: str) -> tuple[Callable[[], Any], Callable[
     return lambda: {name: vars(cb)[name] for name in names if name in vars(cb)}, vars(cb).update
 
 
-def _stateful(learn) -> dict[str, tuple[Callable[[], Any], Callable[[Any], None]]]:
+def stateful(learn) -> dict[str, tuple[Callable[[], Any], Callable[[Any], None]]]:
     "The callbacks that have a state, by name and number"
     found, counts = {}, {}
     for cb in learn.cbs.sorted('order'):
@@ -179,7 +181,7 @@ def capture(
     place = dict(epoch=learn.epoch, batches=learn.iter + 1, n_iter=learn.n_iter, epochs=learn.n_epoch,
                  step=learn.train_iter, share=learn.pct_train, fit_seed=learn.fit_seed, pass_=learn.dls.train.epoch - 1)
     scaler = learn.scaler.state_dict() if any(isinstance(cb, MixedPrecision) for cb in learn.cbs) else {}
-    states = {name: plain(give(), name) for name, (give, _) in _stateful(learn).items()}
+    states = {name: plain(give(), name) for name, (give, _) in stateful(learn).items()}
     device = next(learn.model.parameters()).device
     rest = dict(place=place, scaler=scaler, recorder=_recorded(learn), generators=generator_states(device),
                 optimizer=learn.opt.state_dict() if first else None)
@@ -193,7 +195,7 @@ def size_of(
     "What a checkpoint of a learner takes on the disk, about"
     model = sum(t.nbytes for t in learn.model.state_dict().values())
     if learn.opt is None: learn.create_opt()
-    moments_kept = 2 if 'betas' in learn.opt.param_groups[0] else 1
+    moments_kept = 2 if 'sqr_mom' in learn.opt.hypers[0] else 1  # Adam's and the like
     return model + moments_kept * sum(p.nbytes for p in learn.model.parameters() if p.requires_grad)
 
 # --- the files
@@ -440,7 +442,8 @@ class Checkpoint(StepCallback):
         learn, state, self.taken = self.learn, self.taken, None
         place, device = state['place'], next(self.model.parameters()).device
         _load_model(learn, state, self.directory)
-        learn.opt.load_state_dict(state['optimizer'])
+        kept = state['optimizer']  # fastai's own take tensors where they are
+        learn.opt.load_state_dict(to_device(kept, device) if isinstance(learn.opt, Optimizer) else kept)
         if state['scaler']: learn.scaler.load_state_dict(state['scaler'])
         learn.train_iter, learn.fit_seed = place['step'], place['fit_seed']
         same = place['epochs'] == learn.n_epoch
@@ -448,9 +451,9 @@ class Checkpoint(StepCallback):
         learn.begin = learn.dls.train.begin = place['batches']
         learn.dls.train.epoch = place['pass_']
         _record_again(learn, state['recorder'])
-        stateful = _stateful(learn)
+        found = stateful(learn)
         for name, kept in state['callbacks'].items():
-            if name in stateful: stateful[name][1](kept)
+            if name in found: found[name][1](kept)
         set_generators(state['generators'], device)
         self.saved = place['step']
 

@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .artefact import (CARD, CONFIG, FORMAT, VERSION, WEIGHTS, card, check_config, check_free, check_repo,
-                                   config_of, facts_beside, find_encoder, push_folder, usage, write_files)
+from .artefact import (CARD, CONFIG, FORMAT, VERSION, WEIGHTS, card, check_config, check_free,
+                                   check_no_pickle, check_repo, config_of, facts_beside, find_encoder, push_folder, usage, write_files)
 from .core import LARGEST_SIDE, InputError, MissingPath, clipped, is_number, is_whole, one_of
 from .files import check_utf8, user_path, whole_file, write_whole
 from .models import SOURCES, evaluating, make_encoder
@@ -66,6 +66,7 @@ def export_encoder(
     if not path.suffix:
         return write_folder(encoder, path, arch, size, mean, std, small_input, recipe=recipe, extra=extra, facts=facts,
                             push=push)
+    check_no_pickle(path)
     if path.suffix != '.safetensors':
         raise InputError(f"an encoder is exported as .safetensors, not as '{path.name}': "
                          "give a file name with that suffix, or a folder's name with none")

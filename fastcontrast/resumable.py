@@ -65,10 +65,11 @@ class ResumableLearner(Learner):
     def fit(self, n_epoch, *args, **kwargs):
         "fastai's `fit`; raises what a callback, an error or Ctrl-C stopped it for, after all callbacks have cleaned up"
         whole(n_epoch=n_epoch)
-        self.stopped = None
+        self.stopped, logger = None, self.logger
         with reuse_memory(next(self.model.parameters()).device):
             try: super().fit(n_epoch, *args, **kwargs)
             except IndexError as e: raise true_error(e) from None
+            finally: self.logger = logger  # callbacks that have put their own there put back one another's
         if self.stopped is not None: raise self.stopped
 
     @contextmanager

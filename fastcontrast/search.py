@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -25,6 +24,7 @@ from .core import InputError, clipped, is_whole, number, whole
 from .embed import Embedded
 from .evaluate.checks import unlabelled
 from .evaluate.neighbours import near_copies, nearest_others
+from .figures import Figure
 from .files import user_path, whole_file
 from .views import as_colours, draw_pictures
 

@@ -62,6 +62,8 @@ def finetune(
         show_default="one a core, at most 8")] = None,
     device: Annotated[str | None, Option(
         help="Where to train, like cpu or cuda:1", show_default="a GPU if there is one")] = None,
+    log: Annotated[str | None, Option(
+        help="Who else is told of the run, as in pretrain: {logs}", show_default="history.csv alone")] = None,
     checkpoint: Annotated[str | None, Option(
         help="When the run's whole state is kept, to go on from: as in pretrain",
         show_default=Tuning.checkpoint)] = None,

@@ -130,6 +130,9 @@ def pretrain(
     stop_on_collapse: Annotated[bool | None, Option(
         '--stop-on-collapse', help="End the run when all pictures get nearly the same embedding",
         show_default="a warning")] = None,
+    log: Annotated[str | None, Option(
+        help="Who else is told of the run, with commas between them: {logs}; the settings, views.png and every column "
+             "of the epoch table", show_default="history.csv alone")] = None,
     checkpoint: Annotated[str | None, Option(
         help="When the run's whole state is kept, to go on from: 'epoch', 500 steps, 10 minutes, or several of these "
              "with commas; 'none': never", show_default=_default('checkpoint'))] = None,

@@ -12,7 +12,7 @@ from .settings import Run, number_or_name, option
 
 # they change how a run is carried out or judged, or how long it is, but not what it has learned so far
 MAY_CHANGE = {'epochs', 'processes', 'precision', 'workers', 'compile', 'controls', 'cache', 'cache_folder',
-              'checkpoint', 'stop_on_collapse'}
+              'checkpoint', 'stop_on_collapse', 'log'}
 
 # what a run that goes on takes from config.json, and its types
 _KEPT = dict(epochs_done=int, seconds=int | float, results=dict)

@@ -53,6 +53,7 @@ class Run:
     schedule: str | None = None     # of the learning rate, after the warm-up; the recipe's if not given
     checkpoint: str = 'epoch, 10 minutes' # when the run's whole state is kept, as `Checkpoint` takes it; 'none': never
     stop_on_collapse: bool = False  # end the run when all pictures get the same embedding
+    log: str | None = None          # who else is told of the run: 'tensorboard, wandb'
 
 
 DIGITS = dict(arch='resnet10t', epochs=25, batch_size=64)  # enough for 1,797 pictures of 8x8
@@ -352,6 +353,14 @@ def check_moments(
         raise InputError(str(e).replace('every=', '--checkpoint ').replace(' of Checkpoint', '')) from None
 
 
+def check_log(
+    text: str | None, # what --log takes
+) -> None:
+    "Raise `InputError` for a name that nothing has, or what is not installed"
+    from ..logs import check_logs
+    check_logs(text)
+
+
 def _check_weights(config: Run, read: bool) -> None:
     from ..build import looking_for
     from ..models import pretrained_config
@@ -371,6 +380,7 @@ def check_names(
     one_of(precisions(), precision=config.precision)
     if config.schedule is not None: one_of(schedules(), schedule=config.schedule)
     check_moments(config.checkpoint)
+    check_log(config.log)
     _check_weights(config, read)
     make(config.setting)
     parse_speedups(config.speedups)

@@ -17,10 +17,10 @@ from .record import surroundings
 from .registries import precisions, protocols
 from .resume import check_same, kept_settings
 from .rivals import views_of_run
-from .settings import check_moments, number_or_name, read_range
+from .settings import check_log, check_moments, number_or_name, read_range
 
 # they change how a run is carried out, but not what it has learned so far
-MAY_CHANGE = {'precision', 'workers', 'device', 'checkpoint'}
+MAY_CHANGE = {'precision', 'workers', 'device', 'checkpoint', 'log'}
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Tuning:
     workers: int | None = None      # processes that decode pictures which do not fit in memory
     device: str | None = None       # where it trains; a GPU if there is one
     checkpoint: str = 'epoch, 10 minutes' # when the run's whole state is kept
+    log: str | None = None          # who else is told of the run
 
 
 def resolve_tuning(
@@ -66,6 +67,7 @@ def resolve_tuning(
     one_of(precisions(), precision=config.precision)
     one_of(protocols(), protocol=config.protocol)
     check_moments(config.checkpoint)
+    check_log(config.log)
     return config
 
 
@@ -152,6 +154,7 @@ class Finetuning(Job):
 
     def work(self):
         from ..export import encoder_info
+        from ..logs import check_logs, make_logs
         from ..values import other_range
         self.prepare(make_classifier(self.config, self.folder.path))
         learn = self.learn
@@ -163,7 +166,8 @@ class Finetuning(Job):
         if note := other_range(encoder_info(self.config.encoder)['extra'], learn.dls.value_range): console.print(note)
         console.print(f"fine-tuning {_nearby(self.config.encoder)} on {self.device}; results in {self.folder}")
         kept = self.config.checkpoint != 'none' or self.goes_on
-        learn.fit_protocol([*([self.keeper] if kept else []), self.history], self.folder.path if kept else None)
+        cbs = [*([self.keeper] if kept else []), self.history]
+        learn.fit_protocol([*cbs, *make_logs(check_logs(self.config.log), cbs)], self.folder.path if kept else None)
         self.finish()
         if self.product and not self.unjudged: self.results['classifier'] = self._judged()
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..core import InputError, MissingPath, number, shown
 from . import load
+from ..figures import Figure
 from ..files import user_path
 from ..records import known_record, runs_in, setting_of
 
