@@ -190,13 +190,14 @@ def capture(
 
 
 def size_of(
-    learn, # a `ContrastiveLearner`
+    learn, # a `ResumableLearner`
 ) -> int:  # bytes
     "What a checkpoint of a learner takes on the disk, about"
-    model = sum(t.nbytes for t in learn.model.state_dict().values())
+    models = 1 + sum(getattr(cb, 'keeps_model', False) for cb in learn.cbs)
     if learn.opt is None: learn.create_opt()
     moments_kept = 2 if 'sqr_mom' in learn.opt.hypers[0] else 1  # Adam's and the like
-    return model + moments_kept * sum(p.nbytes for p in learn.model.parameters() if p.requires_grad)
+    return models * sum(t.nbytes for t in learn.model.state_dict().values()) + (
+        moments_kept * sum(p.nbytes for p in learn.model.parameters() if p.requires_grad))
 
 # --- the files
 
@@ -409,7 +410,7 @@ class Checkpoint(StepCallback):
         self.identity, self.problems, self.saved = _identity(self.learn), [], None
         if self.taken is None and gather_objects(not rank() and newest(self.directory.parent) is not None)[0]:
             raise InputError(f"{self.directory} holds the checkpoints of a run already: go on with that by "
-                             "fit_contrastive(n, resume=…), or give Checkpoint another folder.")
+                             f"{self.learn.taken_up_by}resume=…), or give Checkpoint another folder.")
 
     def before_epoch(self):
         if self.writer is None: self._begin()
@@ -473,8 +474,8 @@ class Checkpoint(StepCallback):
     def _interrupted(self, number: int) -> Interrupted:
         "What ends the fit at a signal, with a note below its traceback that says how to go on"
         ended = Interrupted(number)
-        if self.saved: ended.add_note(f"The state of step {self.saved:,} is in {self.directory}: fit_contrastive(…, "
-                                      f"resume={str(self.directory.parent)!r}) goes on there.")
+        if self.saved: ended.add_note(f"The state of step {self.saved:,} is in {self.directory}: "
+                                      f"{self.learn.taken_up_by}resume={str(self.directory.parent)!r}) goes on there.")
         return ended
 
     def _wish(self, last: bool) -> int:

@@ -38,6 +38,7 @@ def check_folder(
 
 class ResumableLearner(Learner):
     "A fastai `Learner` that loses nothing at Ctrl-C or an error, and goes on from a `Checkpoint`, bit for bit"
+    taken_up_by = 'fit_contrastive(n, ' # how the call begins that goes on with a run
     stopped: BaseException | None = None # why the last fit ended early
     train_iter: int = 0         # steps of the last fit that are done
     fit_seed: int = 0           # what the draws of its steps come from

@@ -18,6 +18,7 @@ from ..files import check_file, shown, user_path, write_whole
 
 # folders may have any name: no markup, no :emoji:, and no line broken
 _PLAIN = dict(soft_wrap=True, markup=False, emoji=False, highlight=False)
+DRAWINGS = '.png', '.svg', '.pdf' # endings of files that figures are drawn to
 LAUNCHER = 'FASTCONTRAST_LAUNCHER'  # in the environment of processes that `launch` has started: its folder
 
 

@@ -1,6 +1,7 @@
 """`fastcontrast runs`: how runs stand, and what goes on with those that ended early."""
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,13 +44,15 @@ def run_row(
 ) -> dict[str, Any]: # what is known; None for what is not
     "How a run stands"
     row = dict(run=str(path), state='broken', reason=None, pid=None, host=None, epochs_done=None, epochs=None, knn=None,
-               age=round(time.time() - changed(path)), resume=None)
+               accuracy=None, age=round(time.time() - changed(path)), resume=None)
     try: record = read_record(path)
     except InputError as e: return row | dict(reason=str(e))
     history = history_rows(path)
     state = state_of(path, record)
     row |= dict(state=state, epochs_done=len(history), epochs=record.get('epochs', _settings(record).get('epochs')),
-                knn=_judged(record) or _last(history, 'knn'), reason=record.get('reason'))
+                knn=_judged(record, 'trained encoder', 'knn') or _last(history, 'knn'),
+                accuracy=_judged(record, 'classifier', 'accuracy') or _last(history, 'accuracy'),
+                reason=record.get('reason'))
     if state == 'running': row |= dict(pid=record.get('pid'), host=record.get('host'))
     elif state != 'finished' and _settings(record):
         row |= dict(resume=resume_command(path, record.get('verb', 'pretrain')))
@@ -61,29 +64,33 @@ def _settings(record: dict[str, Any]) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _judged(record: dict[str, Any]) -> float | None:
-    "The kNN accuracy in the closing table of a run that is finished"
+def _judged(record: dict[str, Any], product: str, measure: str) -> float | None:
+    "How good what a finished run has made was found at its end"
     if record.get('state') != 'finished': return None
-    try: return float(record['results']['trained encoder']['knn'])
+    try: return float(record['results'][product][measure])
     except (KeyError, TypeError, ValueError): return None
 
 
 def _last(history: list[dict[str, str]], column: str) -> float | None:
-    try: return float(history[-1][column])
-    except (IndexError, KeyError, TypeError, ValueError): return None
+    "The newest value: not every epoch has one"
+    for row in reversed(history):
+        with suppress(KeyError, TypeError, ValueError): return float(row[column])
+    return None
 
 
 def runs_table(
     rows: list[dict[str, Any]], # from `run_row`
 ) -> Table:
     "A row for each run; – for what is not known"
-    table = Table(Column('run', overflow='fold'), Column('state', overflow='fold'), Column('epoch', justify='right'),
-                  Column('kNN', justify='right'), Column('age', justify='right', no_wrap=True))
+    tuned = any(row['accuracy'] is not None for row in rows)
+    numbers = [Column(name, justify='right') for name in ('epoch', 'kNN', *['accuracy'] * tuned)]
+    table = Table(Column('run', overflow='fold'), Column('state', overflow='fold'), *numbers,
+                  Column('age', justify='right', no_wrap=True))
     for row in rows:
         owner = f" ({row['pid']}@{row['host']})" if row['pid'] else ''
         done = '–' if row['epochs'] is None else f"{row['epochs_done']}/{row['epochs']}"
-        knn = '–' if row['knn'] is None else f"{row['knn']:.1%}"
-        table.add_row(row['run'], row['state'] + owner, done, knn, in_words(row['age']))
+        scores = ['–' if row[name] is None else f'{row[name]:.1%}' for name in ('knn', *['accuracy'] * tuned)]
+        table.add_row(row['run'], row['state'] + owner, done, *scores, in_words(row['age']))
     return table
 
 

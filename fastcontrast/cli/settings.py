@@ -305,7 +305,7 @@ def weights_architecture(
     weights: str, # what --weights names
 ) -> str:
     "The architecture that weights say they are of. Raises `InputError` where they say none, or it is no name"
-    from ..build import looking_for
+    from ..artefact import looking_for
     from ..export import needs_module
     from ..modules import MODULE
     from ..weights import architecture_of
@@ -362,7 +362,7 @@ def check_log(
 
 
 def _check_weights(config: Run, read: bool) -> None:
-    from ..build import looking_for
+    from ..artefact import looking_for
     from ..models import pretrained_config
     from ..weights import timm_source
     with looking_for(config.arch): pretrained_config(config.arch)

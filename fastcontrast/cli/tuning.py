@@ -19,8 +19,8 @@ from .resume import check_same, kept_settings
 from .rivals import views_of_run
 from .settings import check_log, check_moments, number_or_name, read_range
 
-# they change how a run is carried out, but not what it has learned so far
-MAY_CHANGE = {'precision', 'workers', 'device', 'checkpoint', 'log'}
+# they change how a run is carried out, or how long it is, but not what it has learned so far
+MAY_CHANGE = {'epochs', 'precision', 'workers', 'device', 'checkpoint', 'log'}
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,13 @@ def check_tuning(
 ) -> None:
     "Raise `InputError`, which names the setting, for one that can't change any more, and for a run that is done"
     check_same(path, begun, config, MAY_CHANGE)
-    if read_record(path).get('state') == 'finished':
-        raise InputError(f"{path} is finished: give another --out and no --resume for a new run.")
+    record = read_record(path)
+    if record.get('state') != 'finished': return
+    done = record.get('epochs_done') or 0
+    ended = done < (record.get('epochs') or done)  # by --patience, which more epochs would not change
+    if not ended and (config.epochs or 0) > done: return
+    longer = '' if ended else f"--epochs more than {done} to go on, or "
+    raise InputError(f"{path} is finished: give {longer}another --out and no --resume for a new run.")
 
 
 def make_classifier(
@@ -156,8 +161,9 @@ class Finetuning(Job):
         from ..export import encoder_info
         from ..logs import check_logs, make_logs
         from ..values import other_range
-        self.prepare(make_classifier(self.config, self.folder.path))
-        learn = self.learn
+        learn = make_classifier(self.config, self.folder.path)
+        learn.check_export()
+        self.prepare(learn)
         self.unjudged = '' if len(learn.dls.valid) else "no picture of the same classes is set aside to judge by."
         self.begin(_record(self.config, learn))
         self._name_labels()

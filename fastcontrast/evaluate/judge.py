@@ -12,6 +12,7 @@ __all__ = ['MOST', 'MEASURES', 'TABLES', 'Score', 'Judged', 'knn_scores', 'class
 # %% ../../nbs/328_judge.ipynb #82da89a8
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -274,7 +275,13 @@ def _numbers(score: Score) -> dict[str, Any]:
 def _json(results: Mapping[str, Mapping[str, Score]], **about: Any) -> str:
     numbers = {encoder: {measure: _numbers(score) for measure, score in scores.items()}
                for encoder, scores in results.items()}
-    return json.dumps(dict(about, encoders=numbers), indent=2, ensure_ascii=False, default=str) + '\n'
+    text = json.dumps(dict(about, encoders=numbers), indent=2, ensure_ascii=False, default=str)
+    text = re.sub(r'\[\n[^\[\]{}]*\]', _in_a_line, text)
+    return text.encode(errors='backslashreplace').decode() + '\n'  # names that are no UTF-8, as JSON escapes them
+
+def _in_a_line(values: re.Match) -> str:
+    "A list that has no others in it: of a thousand classes each has a thousand counts"
+    return re.sub(r'\n *', '', re.sub(r',\n *', ', ', values[0]))
 
 TABLES = { # by the ending of a file; what is given beside the results stands in a .json
     '.csv': lambda results, **about: long_table(results).to_csv(index=False), '.json': _json,

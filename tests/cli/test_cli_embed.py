@@ -88,16 +88,29 @@ def test_features_in_place_of_an_encoder(run, refused, encoder, pictures, folder
     assert "lack 'a/002.png' and 7 others" in refused('embed', 'features.npz', 'other', '--grid', 'g.png')
 
 
-def test_what_is_refused_before_pictures_are_read(refused, encoder, pictures, folder):
+def test_what_is_refused_before_pictures_are_read(refused, encoder, pictures, folder, monkeypatch):
     (folder/'broken.png').write_text('nothing')
     for words, args in {
             'the pictures are missing': (), 'unknown map method': ('p', '--map', 'm.png', '--map-method', 'isomap'),
             '--map m.txt must end in': ('p', '--map', 'm.txt'), '--grid g must end in': ('p', '--grid', 'g'),
             '--top=0': ('p', '--search', 'q.png', '--top', 0), '--outliers=0': ('p', '--outliers', 0),
-            '--threshold=2.0': ('p', '--duplicates', '--threshold', 2), '--tables writes lists': ('p', '--tables', 't'),
+            '--threshold=2.0': ('p', '--duplicates', '--threshold', 2),
+            '--tables goes with --search': ('p', '--tables', 't'),
             'there is no picture': ('p', '--search', 'x.png'), 'broken.png': ('p', '--search', 'broken.png'),
-            '--encoder goes with features': ('p', '--duplicates', '--encoder', encoder)}.items():
+            '--encoder goes with features': ('p', '--duplicates', '--encoder', encoder),
+            '--top goes with --search or --grid': ('p', '--top', 3), '--thumbnails goes with': ('p', '--thumbnails'),
+            '--map-method goes with --map': ('p', '--map-method', 'tsne'),
+            '--threshold goes with --duplicates': ('p', '--outliers', 2, '--threshold', .9)}.items():
         assert words in refused('embed', encoder, *args)
+    with monkeypatch.context() as patch:
+        patch.setattr('fastcontrast.embed.find_spec', lambda name: None)
+        assert "pip install 'fastcontrast[embed]'" in refused('embed', encoder, 'none', '-o', 'f.parquet')
+
+
+def test_lists_in_the_home_folder(run, encoder, pictures, folder, monkeypatch):
+    monkeypatch.setenv('HOME', str(folder/'home'))
+    assert run('embed', encoder, 'p', '--outliers', 2, '--tables=~/lists')[0] == 0
+    assert len(rows_of('home/lists/outliers.csv')) == 2 and not (folder/'~').exists()
 
 
 def test_few_pictures(run, encoder, folder):
