@@ -494,8 +494,8 @@ def test_a_range(refused):
     ('loss = dcl\n  dlc', "unknown loss 'dlc'"), ('epochs = 0 .. 3', '--epochs=0'),
     ('trials = 0\nlr = .1 .. 1', 'trials=0 must be'), ('trials = some\nlr = .1 .. 1', 'trials'),
 ])
-def test_searches_that_cannot_be(refused, monkeypatch, text, words):
-    pytest.importorskip('optuna')
+def test_searches_that_cannot_be(refused, text, words):
+    if words.startswith(('unknown', '--')): pytest.importorskip('optuna')  # names are looked up later
     settings(f'[sweep: a]\nmode = search\n{text}\n')
     assert words in refused('sweep', 'a')
 
