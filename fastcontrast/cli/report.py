@@ -12,7 +12,7 @@ from .verbs import verb
 @verb(95, "fastcontrast report runs/ablation --base runs/ablation/base--seed=0 -o report")
 def report(
     runs: Annotated[list[str], Argument(
-        metavar='FOLDER|RUN…', help="Folders of runs, such as a sweep's, or the folders of single runs",
+        metavar='FOLDER', help="Folders of runs, such as a sweep's, or the folders of single runs",
         show_default=False)],
     out: Annotated[str, Option(
         '--out', '-o', help="The folder for the page, the tables and the figures; those of an earlier report give way"
@@ -21,8 +21,8 @@ def report(
         help="The control: the folder of a run, or the name of a setting as the report has it",
         show_default="the base of a sweep, else the setting with the fewest speedups")] = None,
     columns: Annotated[str | None, Option(
-        help="The columns of table.md and table.tex, by their names in table.csv, with semicolons between them",
-        show_default="accuracies and costs")] = None,
+        help="The columns of table.md, table.tex and what is printed, by their names in table.csv, with semicolons "
+             "between them", show_default="accuracies and costs")] = None,
     knn: Annotated[float | None, Option(
         help="The kNN accuracy that costs are told to, like 0.9",
         show_default="the last of the control's run of the same seed")] = None,
@@ -49,10 +49,10 @@ def report(
 
 
 def _table(made) -> Table:
-    "A row for each setting, in the columns that a terminal has room for"
+    "A row for each setting, in the columns that were chosen or that a terminal has room for"
     from ..evaluate.ablation import column
-    measures = [name for name in made.measures if column(name).share][:2] + ['seconds'] * ('seconds' in made.measures)
-    wide = made.wide(measures, refused=False)
+    usual = [name for name in made.measures if column(name).share][:2] + ['seconds'] * ('seconds' in made.measures)
+    wide = made.wide(made.chosen or usual, refused=False)
     table = Table(Column('setting', overflow='fold'), *(Column(name, justify='right') for name in wide))
     for name, *cells in wide.itertuples(): table.add_row(name, *(cell.replace(' (', '\n(') for cell in cells))
     return table

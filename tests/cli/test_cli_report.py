@@ -37,6 +37,7 @@ def test_report(run, refused, sweep, folder):
     code, out, _ = run('report', *sorted(sweep.glob('*seed*')), '-o', 'new/r', '--base', 'runs/x/base--seed=1',
                        '--columns', 'linear, 10 labels a class; tflop', '--knn', .6)
     assert code == 0 and 'the control is simclr, as it was asked for' in out
+    assert 'TFLOP' in out and 'seconds' not in out
     assert (folder/'new/r/table.md').read_text().startswith('| setting | runs | linear, 10 labels a class, % | TFLOP |')
     rows = {(row['setting'], row['measure']): row for row in csv.DictReader((folder/'new/r/table.csv').open())}
     assert float(rows['loss=dcl', 'knn']['difference']) == pytest.approx(.15)
