@@ -148,8 +148,8 @@ def check_no_pickle(
     "Raise `InputError` for what fastai would write a pickle to"
     if path.suffix != '.pkl': return
     raise InputError(f"'{clipped(path)}' would be a pickle, as fastai's learners are, and nothing is pickled here: "
-                     "give the name of a folder, like 'encoder', which load_encoder (load_classifier) reads; learn.save "
-                     "and learn.load keep a whole model.")
+                     "give the name of a folder, like 'encoder', which load_encoder (load_classifier) reads; "
+                     "learn.save and learn.load keep a whole model.")
 
 
 def check_free(

@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .artefact import (CARD, CONFIG, FORMAT, VERSION, WEIGHTS, card, check_config, check_free,
-                                   check_no_pickle, check_repo, config_of, facts_beside, find_encoder, push_folder, usage, write_files)
+                                   check_no_pickle, check_repo, config_of, facts_beside, find_encoder, push_folder,
+                                   usage, write_files)
 from .core import LARGEST_SIDE, InputError, MissingPath, clipped, is_number, is_whole, one_of
 from .files import check_utf8, user_path, whole_file, write_whole
 from .models import SOURCES, evaluating, make_encoder
