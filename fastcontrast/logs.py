@@ -101,13 +101,13 @@ class RunLog(Callback):
 
     def before_train(self):
         if self.opened: return
-        goes_on = bool(self.id)
-        self.opened, self.rows_told = True, len(self.recorder.values)
+        goes_on, self.rows_told = bool(self.id), len(self.recorder.values)
         with OwnDraws(next(self.model.parameters()).device, 0):
             try: self.open()
             except Exception as e:  # a service's own errors are of any kind
                 raise InputError(f"{type(self).__name__} could not begin ({clipped(e)}): see to that, or leave it out "
                                  "of log.") from None
+            self.opened = True
             if goes_on: return
             self.attempt(self.tell_settings, settings_of(self.learn))
             if hasattr(self.learn, 'show_views'): self.attempt(lambda: self.tell_views(self.learn.show_views()))
@@ -209,17 +209,25 @@ class WandbLog(RunLog):
 class MlflowLog(RunLog):
     """A run of MLflow, called like the folder; or the one that is there after `mlflow.start_run(…)`
 
-    Where `MLFLOW_TRACKING_URI` is not in the environment it is kept in the folder's `mlruns`."""
+    Where `MLFLOW_TRACKING_URI` is not in the environment it is kept in the folder: `mlflow.db` and `mlruns`."""
     needs = 'mlflow'
 
     def open(self):
         import mlflow
         self.service, active, place = mlflow, mlflow.active_run(), place_of(self.learn).absolute()
         self.own = active is None
-        if self.own and not os.environ.get('MLFLOW_TRACKING_URI'): mlflow.set_tracking_uri((place/'mlruns').as_uri())
-        if self.own and not self.id: mlflow.set_experiment(os.environ.get('MLFLOW_EXPERIMENT_NAME', PROJECT))
-        if self.own: active = mlflow.start_run(run_id=self.id or None, run_name=None if self.id else place.name)
+        if self.own:
+            self.choose_place(place)
+            active = mlflow.start_run(run_id=self.id or None, run_name=None if self.id else place.name)
         self.id = active.info.run_id
+
+    def choose_place(self, folder: Path) -> None:
+        "The server or the files that runs are kept by, and the experiment that they are part of"
+        name, here = os.environ.get('MLFLOW_EXPERIMENT_NAME', PROJECT), not os.environ.get('MLFLOW_TRACKING_URI')
+        if here: self.service.set_tracking_uri(f"sqlite:///{folder/'mlflow.db'}")
+        if here and self.service.get_experiment_by_name(name) is None:
+            self.service.create_experiment(name, artifact_location=(folder/'mlruns').as_uri())
+        self.service.set_experiment(name)
 
     def tell(self, values, step):
         self.service.log_metrics({_plain_name(name): value for name, value in values.items()}, step=step)

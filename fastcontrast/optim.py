@@ -217,8 +217,8 @@ def optimizer(
                          "torch.optim.AdamW, and arguments by opt_args.")
     if isinstance(opt, str): opt = OPTIMIZERS.find(opt)
     if not callable(opt):
-        raise InputError(f"opt={clipped(name)} is no optimizer: give one of {', '.join(OPTIMIZERS)}, a class of "
-                         "PyTorch's like torch.optim.AdamW, or a fastai opt_func like ranger.")
+        raise InputError(f"opt={clipped(name)} is no optimizer: there are {', '.join(sorted(OPTIMIZERS))}, and it may "
+                         "be a class of PyTorch's like torch.optim.AdamW, or a fastai opt_func like ranger.")
     make = partial(opt, **args)
     try: made = make([nn.Parameter(torch.zeros(1))], lr=0.1)
     except (TypeError, ValueError, RuntimeError) as e:

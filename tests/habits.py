@@ -151,7 +151,7 @@ HABITS = dict(
               needs='tensorboard', true="list((learn.path/'tensorboard').glob('events*'))"),
         Habit("learn.fit_contrastive(1, log='wandb')", "a run of Weights & Biases, called like the folder",
               needs='wandb', true="list((learn.path/'wandb').glob('offline-run-*'))"),
-        Habit("learn.fit_contrastive(1, log='mlflow')", "a run of MLflow, in the folder's `mlruns` if not said where",
+        Habit("learn.fit_contrastive(1, log='mlflow')", "a run of MLflow, in `mlflow.db` if not said where",
               needs='mlflow', true="list((learn.path/'mlruns').rglob('views.png'))"),
     ])
 

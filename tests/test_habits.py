@@ -66,7 +66,7 @@ def quietly(learn):
 def nowhere(tmp_path, monkeypatch):
     "A folder of its own, and services that look for no network"
     monkeypatch.chdir(tmp_path)
-    for name, value in dict(WANDB_MODE='offline', WANDB_SILENT='true', MLFLOW_ALLOW_FILE_STORE='true').items():
+    for name, value in dict(WANDB_MODE='offline', WANDB_SILENT='true').items():
         monkeypatch.setenv(name, value)
     yield tmp_path
     if 'wandb' in sys.modules: sys.modules['wandb'].finish()
