@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 from dataclasses import dataclass
+from enum import EnumType
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
@@ -86,6 +87,19 @@ def parting(letter: str) -> str:
     return '\\ ' if letter.isalnum() else ''
 
 
+@dataclass
+class Source:
+    "A value that is written as the source has it"
+    value: Any
+
+    def __repr__(self) -> str:
+        if isinstance(self.value, partial):
+            given = [*map(repr, map(Source, self.value.args)),
+                     *(f'{name}={Source(value)!r}' for name, value in self.value.keywords.items())]
+            return f"{Source(self.value.func)!r}({', '.join(given)})"
+        return getattr(self.value, '__name__', None) or repr(self.value).replace('<factory>', '…')
+
+
 def annotation(kind: Any) -> str:
     "A type as in the source, without the modules"
     text = kind if isinstance(kind, str) else inspect.formatannotation(kind)
@@ -93,7 +107,8 @@ def annotation(kind: Any) -> str:
 
 
 def parameters(value: Any) -> list[tuple[str, str]]:
-    "What a function or a class takes, and what it returns: `name: type`, and what its comment says"
+    "What a function or a class takes, and what it returns: `name: type = default`, and what its comment says"
+    if isinstance(value, EnumType): return re.findall(r'^ +(\w+ = \S+) +# (.*)$', inspect.getsource(value), re.M)
     if isinstance(value, type) and not inspect.signature(value).parameters: return []
     rows = []
     for name, doc in docments(value, full=True, args_kwargs=True).items():
@@ -101,7 +116,8 @@ def parameters(value: Any) -> list[tuple[str, str]]:
         if name == 'self' or name.startswith('_') or not said and doc.get('kind') in REST: continue
         known = '' if kind in (None, inspect.Parameter.empty) else annotation(kind)
         if name == 'return' and kind is None or not known and not said: continue
-        rows.append((f'→ {known}'.strip() if name == 'return' else f'{name}: {known}' if known else name, said))
+        term = f'→ {known}'.strip() if name == 'return' else f'{name}: {known}' if known else name
+        rows.append((term if doc.default is inspect.Parameter.empty else f'{term} = {Source(doc.default)!r}', said))
     return rows
 
 
@@ -166,7 +182,7 @@ def write(folder: Path):
                 '.. toctree::\n   :hidden:\n', *(f'   api/{room}' for room in rooms), '']
     for room, found in rooms.items():
         pages = ', '.join(f':doc:`/{page}`' for page in lessons({entry.module for entry in found}))
-        page = [heading(f'fastcontrast.{room}'), rst(about_room(room)) + '\n', f'Explained in {pages}.\n' * bool(pages)]
+        page = [heading(f'API: {room}'), rst(about_room(room)) + '\n', f'Explained in {pages}.\n' * bool(pages)]
         page += [(data_entry if isinstance(entry.value, dict) else code_entry)(entry) for entry in found]
         (folder/'api'/f'{room}.rst').write_text('\n'.join(page))
         overview += [heading(room, '-'), '.. list-table::\n   :widths: 30 70\n   :class: overview\n',
@@ -174,26 +190,15 @@ def write(folder: Path):
     (folder/'api.rst').write_text('\n'.join(overview))
 
 
-@dataclass
-class Source:
-    "A default value that is written as it is said in the source"
-    value: Any
-
-    def __repr__(self) -> str:
-        if isinstance(self.value, partial):
-            given = [*map(repr, map(Source, self.value.args)),
-                     *(f'{name}={Source(value)!r}' for name, value in self.value.keywords.items())]
-            return f"{Source(self.value.func)!r}({', '.join(given)})"
-        return getattr(self.value, '__name__', None) or repr(self.value)
-
-
 def signature(app, kind: str, path: str, value: Any, options, arguments: str | None, returns: str | None):
-    "The names and defaults of what is taken: the types stand below"
+    "The names and defaults of what is taken, unless they are many: with the types they stand below"
     if arguments is None: return None
+    if isinstance(value, EnumType): return '', None
     found = inspect.signature(value)
     taken = [p.replace(annotation=p.empty, default=p.default if p.default is p.empty else Source(p.default))
              for i, p in enumerate(found.parameters.values()) if (i, p.name) != (0, 'self')]
-    return str(found.replace(parameters=taken, return_annotation=found.empty)), None
+    text = str(found.replace(parameters=taken, return_annotation=found.empty))
+    return text if len(text) < 200 else '(...)', None
 
 
 def add_docments(app, kind: str, path: str, value: Any, options, lines: list[str]):

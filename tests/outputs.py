@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 NBS = Path(__file__).parent.parent/'nbs'
-KEPT = ['010_tutorial', '020_ablation', '030_scaling', '200_comb_patches', '220_intermediate', '230_regions',
-        '240_suncet', '260_methods', '328_judge', '330_plots', '340_cost', '352_use_everywhere',
+KEPT = ['010_tutorial', '020_ablation', '030_scaling', '140_step', '200_comb_patches', '220_intermediate',
+        '230_regions', '240_suncet', '260_methods', '328_judge', '330_plots', '340_cost', '352_use_everywhere',
         '358_search_pictures', '480_cli']
 
 

@@ -65,9 +65,13 @@ def test_parameters_are_those_of_the_docments():
     ) -> None:
         "Scaled"
     assert reference.parameters(scale) == [
-        ("x: Tensor", "features `[N, D]`"), ("by: float", "how much"), ("names: tuple[str, ...]", "")]
+        ("x: Tensor", "features `[N, D]`"), ("by: float = 2.0", "how much"), ("names: tuple[str, ...] = ()", "")]
     rows = dict(reference.parameters(everything.info_nce))
     assert "q: Tensor" in rows and "`[B, D]`" in rows["q: Tensor"] and any(term.startswith("→") for term in rows)
+
+
+def test_an_enumeration_has_its_members():
+    assert dict(reference.parameters(everything.Phase))["VIEWS = 6"] == "its pictures become views"
 
 
 def test_docstrings_become_restructured_text():
