@@ -47,8 +47,13 @@ class Entry:
     @property
     def about(self) -> str:
         "One line"
-        if not isinstance(self.value, dict): return first_line(self.value)
-        return f"By name: {', '.join(f'`{name}`' for name in self.value)}"
+        if isinstance(self.value, dict): return f"By name: {', '.join(f'`{name}`' for name in self.value)}"
+        return f'`{self.value!r}`' if constant(self.value) else first_line(self.value)
+
+
+def constant(value: Any) -> bool:
+    "Whether it is neither a function nor a class, and so does not know where it is defined"
+    return not isinstance(value, type) and not inspect.isfunction(value)
 
 
 def first_line(value: Any) -> str:
@@ -59,7 +64,7 @@ def first_line(value: Any) -> str:
 def imported() -> dict[str, str]:
     "The modules that `fastcontrast.all` says its names are from: where constants are found, which don't know it"
     tree = ast.parse(Path(everything.__file__).read_text())
-    return {name.name: '.'.join(filter(None, ('fastcontrast', node.module)))
+    return {name.asname or name.name: '.'.join(filter(None, ('fastcontrast', node.module)))
             for node in tree.body if isinstance(node, ast.ImportFrom) for name in node.names}
 
 
@@ -68,7 +73,7 @@ def entries() -> list[Entry]:
     "The public names, a room's together, in the order of `__all__`"
     places = imported()
     values = {name: getattr(everything, name) for name in everything.__all__}
-    found = [Entry(name, places[name] if isinstance(value, dict) else value.__module__, value)
+    found = [Entry(name, places[name] if constant(value) else value.__module__, value)
              for name, value in values.items()]
     return sorted(found, key=lambda entry: entry.room)
 
@@ -83,8 +88,8 @@ def rst(text: str) -> str:
 
 
 def parting(letter: str) -> str:
-    "What has to stand between code and a letter that it touches"
-    return '\\ ' if letter.isalnum() else ''
+    "What has to stand between code and what it touches"
+    return '\\ ' if letter.strip() else ''
 
 
 @dataclass
@@ -138,13 +143,14 @@ def directive(path: str, value: Any) -> str:
 
 
 def data_entry(entry: Entry) -> str:
-    "A registry's: its members, each with a line"
-    rows = [f'.. py:data:: {entry.name}', f'   :module: {entry.module}', '', '   What there is, by name:', '']
+    "A registry's: its members, each with a line; of another constant, its value"
+    rows = [f'.. py:data:: {entry.name}', f'   :module: {entry.module}', '']
+    if not isinstance(entry.value, dict): return '\n'.join([*rows, f'   ``{entry.value!r}``', ''])
+    rows += ['   What there is, by name:', '']
     public = {id(other.value): other for other in entries()}
     for name, member in entry.value.items():
         known = public.get(id(member))
-        documented = inspect.isfunction(member) or isinstance(member, type)
-        said = documented and first_line(member) or f'`{Source(member)!r}`'
+        said = not constant(member) and first_line(member) or f'`{Source(member)!r}`'
         link = f':py:obj:`{known.name} <{known.path}>`: ' if known and known.name != name else ''
         term = f':py:obj:`{name} <{known.path}>`' if known and known.name == name else f'``{name}``'
         rows += [f'   {term}', f'       {link}{rst(said)}']
@@ -183,7 +189,7 @@ def write(folder: Path):
     for room, found in rooms.items():
         pages = ', '.join(f':doc:`/{page}`' for page in lessons({entry.module for entry in found}))
         page = [heading(f'API: {room}'), rst(about_room(room)) + '\n', f'Explained in {pages}.\n' * bool(pages)]
-        page += [(data_entry if isinstance(entry.value, dict) else code_entry)(entry) for entry in found]
+        page += [(data_entry if constant(entry.value) else code_entry)(entry) for entry in found]
         (folder/'api'/f'{room}.rst').write_text('\n'.join(page))
         overview += [heading(room, '-'), '.. list-table::\n   :widths: 30 70\n   :class: overview\n',
                      *(f'   * - ``{entry.name}``\n     - {rst(entry.about)}' for entry in found), '']

@@ -76,6 +76,7 @@ def test_an_enumeration_has_its_members():
 
 def test_docstrings_become_restructured_text():
     assert reference.rst("of `x_` and *args, |x|: a_ b") == r"of ``x_`` and \*args, \|x\|: a\_ b"
+    assert reference.rst("k=`x`s") == r"k=\ ``x``\ s"
 
 
 def test_every_notebook_is_a_page_of_the_tree_once():
