@@ -8,6 +8,7 @@ extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.linkcode', 'mathml', 
 
 # pages: notebooks with the outputs that they are committed with
 root_doc = 'index'
+smartquotes = False # a quoted value stays what is typed
 nb_execution_mode = 'off'
 nb_merge_streams = True
 nb_code_prompt_show = 'The source'

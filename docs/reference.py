@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 from dataclasses import dataclass
+from enum import EnumType
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
@@ -46,8 +47,13 @@ class Entry:
     @property
     def about(self) -> str:
         "One line"
-        if not isinstance(self.value, dict): return first_line(self.value)
-        return f"By name: {', '.join(f'`{name}`' for name in self.value)}"
+        if isinstance(self.value, dict): return f"By name: {', '.join(f'`{name}`' for name in self.value)}"
+        return f'`{self.value!r}`' if constant(self.value) else first_line(self.value)
+
+
+def constant(value: Any) -> bool:
+    "Whether it is neither a function nor a class, and so does not know where it is defined"
+    return not isinstance(value, type) and not inspect.isfunction(value)
 
 
 def first_line(value: Any) -> str:
@@ -58,7 +64,7 @@ def first_line(value: Any) -> str:
 def imported() -> dict[str, str]:
     "The modules that `fastcontrast.all` says its names are from: where constants are found, which don't know it"
     tree = ast.parse(Path(everything.__file__).read_text())
-    return {name.name: '.'.join(filter(None, ('fastcontrast', node.module)))
+    return {name.asname or name.name: '.'.join(filter(None, ('fastcontrast', node.module)))
             for node in tree.body if isinstance(node, ast.ImportFrom) for name in node.names}
 
 
@@ -67,7 +73,7 @@ def entries() -> list[Entry]:
     "The public names, a room's together, in the order of `__all__`"
     places = imported()
     values = {name: getattr(everything, name) for name in everything.__all__}
-    found = [Entry(name, places[name] if isinstance(value, dict) else value.__module__, value)
+    found = [Entry(name, places[name] if constant(value) else value.__module__, value)
              for name, value in values.items()]
     return sorted(found, key=lambda entry: entry.room)
 
@@ -82,8 +88,21 @@ def rst(text: str) -> str:
 
 
 def parting(letter: str) -> str:
-    "What has to stand between code and a letter that it touches"
-    return '\\ ' if letter.isalnum() else ''
+    "What has to stand between code and what it touches"
+    return '\\ ' if letter.strip() else ''
+
+
+@dataclass
+class Source:
+    "A value that is written as the source has it"
+    value: Any
+
+    def __repr__(self) -> str:
+        if isinstance(self.value, partial):
+            given = [*map(repr, map(Source, self.value.args)),
+                     *(f'{name}={Source(value)!r}' for name, value in self.value.keywords.items())]
+            return f"{Source(self.value.func)!r}({', '.join(given)})"
+        return getattr(self.value, '__name__', None) or repr(self.value).replace('<factory>', '…')
 
 
 def annotation(kind: Any) -> str:
@@ -93,7 +112,8 @@ def annotation(kind: Any) -> str:
 
 
 def parameters(value: Any) -> list[tuple[str, str]]:
-    "What a function or a class takes, and what it returns: `name: type`, and what its comment says"
+    "What a function or a class takes, and what it returns: `name: type = default`, and what its comment says"
+    if isinstance(value, EnumType): return re.findall(r'^ +(\w+ = \S+) +# (.*)$', inspect.getsource(value), re.M)
     if isinstance(value, type) and not inspect.signature(value).parameters: return []
     rows = []
     for name, doc in docments(value, full=True, args_kwargs=True).items():
@@ -101,7 +121,8 @@ def parameters(value: Any) -> list[tuple[str, str]]:
         if name == 'self' or name.startswith('_') or not said and doc.get('kind') in REST: continue
         known = '' if kind in (None, inspect.Parameter.empty) else annotation(kind)
         if name == 'return' and kind is None or not known and not said: continue
-        rows.append((f'→ {known}'.strip() if name == 'return' else f'{name}: {known}' if known else name, said))
+        term = f'→ {known}'.strip() if name == 'return' else f'{name}: {known}' if known else name
+        rows.append((term if doc.default is inspect.Parameter.empty else f'{term} = {Source(doc.default)!r}', said))
     return rows
 
 
@@ -122,13 +143,14 @@ def directive(path: str, value: Any) -> str:
 
 
 def data_entry(entry: Entry) -> str:
-    "A registry's: its members, each with a line"
-    rows = [f'.. py:data:: {entry.name}', f'   :module: {entry.module}', '', '   What there is, by name:', '']
+    "A registry's: its members, each with a line; of another constant, its value"
+    rows = [f'.. py:data:: {entry.name}', f'   :module: {entry.module}', '']
+    if not isinstance(entry.value, dict): return '\n'.join([*rows, f'   ``{entry.value!r}``', ''])
+    rows += ['   What there is, by name:', '']
     public = {id(other.value): other for other in entries()}
     for name, member in entry.value.items():
         known = public.get(id(member))
-        documented = inspect.isfunction(member) or isinstance(member, type)
-        said = documented and first_line(member) or f'`{Source(member)!r}`'
+        said = not constant(member) and first_line(member) or f'`{Source(member)!r}`'
         link = f':py:obj:`{known.name} <{known.path}>`: ' if known and known.name != name else ''
         term = f':py:obj:`{name} <{known.path}>`' if known and known.name == name else f'``{name}``'
         rows += [f'   {term}', f'       {link}{rst(said)}']
@@ -166,34 +188,23 @@ def write(folder: Path):
                 '.. toctree::\n   :hidden:\n', *(f'   api/{room}' for room in rooms), '']
     for room, found in rooms.items():
         pages = ', '.join(f':doc:`/{page}`' for page in lessons({entry.module for entry in found}))
-        page = [heading(f'fastcontrast.{room}'), rst(about_room(room)) + '\n', f'Explained in {pages}.\n' * bool(pages)]
-        page += [(data_entry if isinstance(entry.value, dict) else code_entry)(entry) for entry in found]
+        page = [heading(f'API: {room}'), rst(about_room(room)) + '\n', f'Explained in {pages}.\n' * bool(pages)]
+        page += [(data_entry if constant(entry.value) else code_entry)(entry) for entry in found]
         (folder/'api'/f'{room}.rst').write_text('\n'.join(page))
         overview += [heading(room, '-'), '.. list-table::\n   :widths: 30 70\n   :class: overview\n',
                      *(f'   * - ``{entry.name}``\n     - {rst(entry.about)}' for entry in found), '']
     (folder/'api.rst').write_text('\n'.join(overview))
 
 
-@dataclass
-class Source:
-    "A default value that is written as it is said in the source"
-    value: Any
-
-    def __repr__(self) -> str:
-        if isinstance(self.value, partial):
-            given = [*map(repr, map(Source, self.value.args)),
-                     *(f'{name}={Source(value)!r}' for name, value in self.value.keywords.items())]
-            return f"{Source(self.value.func)!r}({', '.join(given)})"
-        return getattr(self.value, '__name__', None) or repr(self.value)
-
-
 def signature(app, kind: str, path: str, value: Any, options, arguments: str | None, returns: str | None):
-    "The names and defaults of what is taken: the types stand below"
+    "The names and defaults of what is taken, unless they are many: with the types they stand below"
     if arguments is None: return None
+    if isinstance(value, EnumType): return '', None
     found = inspect.signature(value)
     taken = [p.replace(annotation=p.empty, default=p.default if p.default is p.empty else Source(p.default))
              for i, p in enumerate(found.parameters.values()) if (i, p.name) != (0, 'self')]
-    return str(found.replace(parameters=taken, return_annotation=found.empty)), None
+    text = str(found.replace(parameters=taken, return_annotation=found.empty))
+    return text if len(text) < 200 else '(...)', None
 
 
 def add_docments(app, kind: str, path: str, value: Any, options, lines: list[str]):

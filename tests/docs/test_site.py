@@ -65,13 +65,18 @@ def test_parameters_are_those_of_the_docments():
     ) -> None:
         "Scaled"
     assert reference.parameters(scale) == [
-        ("x: Tensor", "features `[N, D]`"), ("by: float", "how much"), ("names: tuple[str, ...]", "")]
+        ("x: Tensor", "features `[N, D]`"), ("by: float = 2.0", "how much"), ("names: tuple[str, ...] = ()", "")]
     rows = dict(reference.parameters(everything.info_nce))
     assert "q: Tensor" in rows and "`[B, D]`" in rows["q: Tensor"] and any(term.startswith("→") for term in rows)
 
 
+def test_an_enumeration_has_its_members():
+    assert dict(reference.parameters(everything.Phase))["VIEWS = 6"] == "its pictures become views"
+
+
 def test_docstrings_become_restructured_text():
     assert reference.rst("of `x_` and *args, |x|: a_ b") == r"of ``x_`` and \*args, \|x\|: a\_ b"
+    assert reference.rst("k=`x`s") == r"k=\ ``x``\ s"
 
 
 def test_every_notebook_is_a_page_of_the_tree_once():
