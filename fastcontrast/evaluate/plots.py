@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from ..core import InputError, MissingPath, number, shown
+from ..core import InputError, MissingPath, clipped, number
 from . import load
 from ..figures import Figure
 from ..files import user_path
@@ -76,11 +76,11 @@ def _line(axis: Axes, x: list[float], y: list[float], **style: Any) -> Line2D:
     marker = 'o' if len(points) < 20 else None
     return axis.plot([a for a, _ in points], [b for _, b in points], marker=marker, markersize=4, **style)[0]
 
-def _draw_controls(axis: Axes, controls: dict[str, float]) -> None:
+def _draw_controls(axis: Axes, controls: dict[str, float], named: bool) -> None:
     "What an accuracy is to be compared with, as lines"
     for (name, accuracy), style in zip(controls.items(), (':', '--')):
         axis.axhline(accuracy, color='grey', linestyle=style, linewidth=1, label=name)
-    if controls: axis.legend(fontsize=8)
+    if controls and named: axis.legend(fontsize=8)
 
 def save_figure(
     figure: Figure,
@@ -116,9 +116,9 @@ def plot_history(
         axis.xaxis.get_major_locator().set_params(integer=x == 'epoch')
         if x != 'epoch': axis.set_xlim(left=0)
         if column == 'spread': axis.axhline(0, color='grey', linewidth=1, zorder=1)  # how near to a collapse
-        if column == 'knn': _draw_controls(axis, controls)
+        if column == 'knn': _draw_controls(axis, controls, x == 'epoch')
     for axis in axes[len(panels):]: axis.remove()
-    if folder: figure.suptitle(shown(folder.name), parse_math=False)  # a name may look like a formula
+    if folder: figure.suptitle(clipped(folder.name, 80), parse_math=False)  # a name may look like a formula
     save_figure(figure, path)
     return figure
 
