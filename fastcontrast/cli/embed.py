@@ -137,13 +137,15 @@ def _check(asked: _Asked) -> None:
 
 def _from_run(encoder: str, data: str | None, asked: _Asked, given: dict[str, Any]):
     "Features of pictures, those of the picture that is searched for, and the loaders"
-    from ..embed import embed, embed_picture
+    from ..embed import check_names, embed, embed_picture
     from ..export import load_encoder
     path = encoder_file(encoder)
     if data is None: raise InputError("the pictures are missing: give their folder, or 'digits', behind the encoder.")
     model = load_encoder(path)
     channels, size = model.pretrained_cfg['input_size'][0], model.pretrained_cfg['input_size'][-1]
     dls = read_pictures(data, 2, size=size, **split_of(path, data) | given | dict(valid=0., channels=channels))
+    if asked.out and asked.out.suffix.lower() == '.parquet':  # before the work
+        for loader in dls.loaders: check_names(loader.data.names, loader.data.classes)
     model = model.to(dls.device)
     query = embed_picture(model, asked.search, value_range=dls.value_range) if asked.search else None
     tell_notes(dls)
@@ -157,13 +159,15 @@ def _from_features(path: str, data: str | None, by: str | None, asked: _Asked, g
     embedded, query, dls = load_embedded(path), None, None
     if asked.grid and data is None or asked.thumbnails and asked.map and data is None:
         raise InputError("--grid and --thumbnails draw pictures, and features have none: give the folder behind them.")
+    model = load_encoder(encoder_file(by)) if by else None
     if data is not None and asked.draws(bool(embedded.classes)):
-        dls = read_pictures(data, 2, **dict(valid=0.) | given)
+        seen = {} if model is None else dict(channels=model.pretrained_cfg['input_size'][0])
+        dls = read_pictures(data, 2, **dict(valid=0.) | seen | given)
         embedded = embedded.with_pictures(dls)
-    if asked.search and by:
+    if model is not None:
         known = {} if dls is None else dict(value_range=dls.value_range)
         settings = known | {key: given[key] for key in ('value_range',) if key in given}
-        query = embed_picture(load_encoder(encoder_file(by)), asked.search, **settings)
+        query = embed_picture(model, asked.search, **settings)
     elif asked.search: query = [embedded.row(asked.search)]
     if dls is not None: tell_notes(dls)
     return embedded, query, dls

@@ -1,5 +1,6 @@
 "embed: features of pictures in a file, and what is drawn, searched and listed by them"
 import csv
+import os
 
 import matplotlib.image
 import numpy as np
@@ -111,6 +112,22 @@ def test_lists_in_the_home_folder(run, encoder, pictures, folder, monkeypatch):
     monkeypatch.setenv('HOME', str(folder/'home'))
     assert run('embed', encoder, 'p', '--outliers', 2, '--tables=~/lists')[0] == 0
     assert len(rows_of('home/lists/outliers.csv')) == 2 and not (folder/'~').exists()
+
+
+def test_names_that_are_no_utf8(run, refused, encoder, folder):
+    image_folder(folder/'p', {os.fsdecode(b'caf\xe9'): 2, 'b': 2})
+    assert run('embed', encoder, 'p', '-o', 'f.npz', '--outliers', 2)[0] == 0
+    code, out, err = run('embed', encoder, 'p', '-o', 'f.parquet', '--map', 'm.png')
+    assert code == 2 and 'no UTF-8 have no place in a .parquet' in err and not (folder/'m.png').exists()
+
+
+def test_a_grey_encoder_of_features(run, folder):
+    made = make_encoder(ARCH, in_chans=1)
+    export_encoder(made, 'e.safetensors', ARCH, 32, [.5], [.5])
+    image_folder(folder/'p', dict(a=2, b=2))
+    assert run('embed', 'e.safetensors', 'p', '-o', 'f.npz')[0] == 0
+    by = ('--encoder', 'e.safetensors', '--search', 'p/a/000.png', '--grid', 'g.png')
+    assert run('embed', 'f.npz', 'p', *by)[0] == 0 and (folder/'g.png').exists()
 
 
 def test_few_pictures(run, encoder, folder):
