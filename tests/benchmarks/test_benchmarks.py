@@ -68,6 +68,8 @@ FIGURES = dict(
     + [row[k] for row in r["table"] for k in ("linear", "knn_at_end", "seconds")],
     headlines=lambda r: [e[k] for row in r["rows"] for e in row["epochs"] for k in ("knn", "seconds", "tflop")]
     + [row[k] for row in r["table"] for k in ("knn", "linear")],
+    protocols=lambda r: [score["mean"] for measures in r["scores"].values() for score in measures.values()
+                         if score["mean"] > 0] + [r[k] for k in ("seconds", "labelled_seconds", "labelled_accuracy")],
     raccoon=lambda r: [1 + row[k] for row in r["rows"] for k in ("AP", "AP50", "AP75", "seconds")],
     trains=lambda r: [x for losses in r["losses"].values() for x in losses])
 ELSEWHERE = {"digits", "waits", "gpu"}  # which have tests of their own below
@@ -232,6 +234,19 @@ def check_headlines(result, file):
     assert not list((file.parent / "runs").iterdir())  # checkpoints of what is done are gone
 
 
+def check_protocols(result, file):
+    scores = result["scores"]
+    assert [*scores] == ["SimCLR, 1 epochs", "random", f"all labels, {result['labelled_epochs']} epochs"]
+    assert {*map(tuple, scores.values())} == {tuple(scores["random"])}  # the same measures of all three
+    assert len({measures["kNN, k=20, τ=0.07"]["mean"] for measures in scores.values()}) > 1
+    assert file.with_suffix(".md").read_text().count("\n") == 2 + len(scores["random"])
+    assert file.with_suffix(".png").stat().st_size > 10_000
+    again = "transfer", "protocols", "--quick", "--device=cpu", f"--out={file.parent}"
+    invoke(*again)  # what is done is not done again, and the same
+    assert json.loads(file.read_text())["scores"] == scores
+    assert "other settings: lr (0.1, now 0.2)" in CliRunner().invoke(make_app(), [*again, "--lr=0.2"]).stderr
+
+
 def check_raccoon(result, file):
     assert file.name == "transfer_raccoon_64_cpu.json" and result["n_train"] > result["n_valid"]
     assert [(row["start"], row["seed"]) for row in result["rows"]] == [("encoder", 3), ("random", 3)]
@@ -280,7 +295,7 @@ def test_a_trial_keeps_nothing_unless_it_is_told_where():
     ("race --data=. --sizes=8,8", "2 sides for 1 folders"),
     ("race --data=. --sizes=8 --only=simclr+", "simclr+ is no contestant here: there are simclr"),
     ("headlines dcl --data=nowhere", "no folder 'nowhere'"), ("transfer raccoon", "--data=FOLDER"),
-    ("transfer raccoon --data=.", "--encoder=RUN"),
+    ("transfer raccoon --data=.", "--encoder=RUN"), ("transfer protocols", "--data=FOLDER"),
     ("transfer raccoon --data=. --encoder=nowhere", "no encoder 'nowhere'"),
     ("memory step --device=tpu", "cpu or cuda"), ("devices waits", "nothing was checked"),
     ("devices gpu", "it needs a GPU")])
