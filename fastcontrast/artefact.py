@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ from timm.models import get_deprecated_models
 from timm.models._hub import download_from_hf, save_config_for_hf
 from torch import nn
 
-from .core import InputError, MissingPath, clipped, is_number
+from .core import InputError, MissingPath, clipped, is_number, waiting
+from .distributed import rank
 from .files import read_json, user_path, write_whole
 from .models import quiet_hub
 from .stems import SUFFIX
 
 __all__ = ['CARD', 'CONFIG', 'FORMAT', 'HUB', 'LOCAL', 'OURS', 'VERSION', 'WEIGHTS', 'card', 'check_config',
            'check_free', 'check_repo', 'config_of', 'facts_beside', 'find_encoder', 'hub_file', 'is_ours',
-           'metadata_of', 'push_folder', 'training_facts', 'usage', 'write_files']
+           'looking_for', 'metadata_of', 'push_folder', 'training_facts', 'usage', 'write_files']
 
 FORMAT = 'fastcontrast-encoder' # how a file says that this library wrote it
 VERSION = 2 # of its header; 1 had no `classes`, and 'format' in place of 'kind'
@@ -142,10 +144,21 @@ def is_ours(
     return FORMAT in (metadata.get('kind'), metadata.get('format'))  # the latter in those of version 1
 
 
+def check_no_pickle(
+    path: Path, # where an encoder is to be written
+) -> None:
+    "Raise `InputError` for what fastai would write a pickle to"
+    if path.suffix != '.pkl': return
+    raise InputError(f"'{clipped(path)}' would be a pickle, as fastai's learners are, and nothing is pickled here: "
+                     "give the name of a folder, like 'encoder', which load_encoder (load_classifier) reads; "
+                     "learn.save and learn.load keep a whole model.")
+
+
 def check_free(
     folder: Path, # where an encoder is to be written
 ) -> None:
     "Raise `InputError` for a folder that holds anything but an encoder that was exported before"
+    check_no_pickle(folder)
     if folder.is_dir():
         there = sorted(os.listdir(folder))
         other = [name for name in there if name not in (CONFIG, WEIGHTS, CARD)]
@@ -241,8 +254,10 @@ def usage(
              f"net, _ = create_timm_model({name!r}, 10, n_in={info['in_chans']})  # as vision_learner(dls, …) does"]
     unet = ["", "# segmentation-models-pytorch", "import segmentation_models_pytorch as smp", "",
             f"unet = smp.Unet({f'tu-{name}'!r}, in_channels={info['in_chans']})"]
-    ours = ["", "# fastcontrast", "from fastcontrast.all import load_encoder", "", f"encoder = load_encoder({place!r})"]
-    return '\n'.join(lines + unet * pyramid + ours)
+    ours = [f"from fastcontrast.all import {'predict' if scores else 'load_encoder'}", "",
+            f"found = predict({place!r}, 'photos')  # a picture, or a folder of them" if scores else
+            f"encoder = load_encoder({place!r})"]
+    return '\n'.join([*lines, *unet * pyramid, "", "# fastcontrast", *ours])
 
 
 def card(
@@ -280,16 +295,33 @@ def _cell(value: Any) -> str:
 
 # --- the Hub
 
+FRESH = 60. # seconds for which the Hub is not asked again for a file: without a network every asking takes half of that
+_GIVEN: dict[tuple[str, str], tuple[float, Path]] = {} # when the Hub gave which files, by place and name
+
+
+def looking_for(
+    name: Any, # of a model, or of its weights
+    weights: bool = False, # does it come with weights from the network? Else it does if the Hub describes it
+) -> AbstractContextManager:
+    "A block that fetches a model, if it has not been fetched before; who waits for long is told"
+    if rank() or not (weights or str(name).startswith(HUB)): return nullcontext()
+    return waiting(f"looking for '{clipped(name)}' here and on the network; where there is none, that takes half a "
+                   "minute to fail (HF_HUB_OFFLINE=1 in the environment: nothing is looked for there)")
+
 
 def hub_file(
     place: str, # 'hf-hub:owner/name', or '…@revision'
     name: str,  # of the file: config.json or model.safetensors, and nothing that would have to be unpickled
 ) -> Path:      # on this disk, in the cache of the Hub's client
-    "A file of a model on the Hub. Raises `InputError` if it can't be had"
+    "A file of a model on the Hub, as it was within the last minute. Raises `InputError` if it can't be had"
+    when, file = _GIVEN.get((place, name), (-FRESH, Path()))
+    if time.monotonic() - when < FRESH and file.is_file(): return file
     try:
-        with quiet_hub(): return Path(download_from_hf(place.removeprefix(HUB), name))
+        with quiet_hub(), looking_for(place): file = Path(download_from_hf(place.removeprefix(HUB), name))
     except Exception as e:
         raise InputError(f"'{clipped(place)}' has no {name} to give ({_hub_reason(e)}).") from None
+    _GIVEN[place, name] = time.monotonic(), file
+    return file
 
 
 def find_encoder(
@@ -326,6 +358,7 @@ def push_folder(
             _say_place(Path(copy)/CARD, folder.absolute().name, repo)
             url = api.create_repo(repo, private=private, exist_ok=True)
             api.upload_folder(repo_id=url.repo_id, folder_path=copy, commit_message='Add the encoder')
+        _GIVEN.clear()  # there are new ones
     except Exception as e:
         raise InputError(f"'{clipped(folder)}' can't be uploaded to '{repo}' ({_hub_reason(e)}).") from None
     return str(url)
@@ -344,7 +377,7 @@ def check_repo(
 def _say_place(file: Path, name: str, repo: str) -> None:
     "In the card of an uploaded folder its place is the one on the Hub"
     if not file.exists(): return
-    text = file.read_text(encoding='utf-8')
+    text = file.read_text(encoding='utf-8').replace(f'\n# {_cell(name)}\n', f'\n# {repo}\n', 1)
     for place, there in ((f"'{LOCAL}{name}'", f"'{HUB}{repo}'"), (f"'./{name}'", f"'{repo}'"),
                          (f"'tu-{LOCAL}{name}'", f"'tu-{HUB}{repo}'"), (f"'{name}'", f"'{HUB}{repo}'")):
         text = text.replace(place, there)

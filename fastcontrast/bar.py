@@ -44,10 +44,15 @@ def _widths(row, names) -> list[int]:
     return [max(10, len(name)) for name in names] if names else [10] * len(row)
 
 
-def _cell(value, width: int) -> str:
-    "A value of the epoch table; nothing for what was not looked at"
-    if value is None: return ' ' * width
-    return f'{value:{width}.4f}' if isinstance(value, float) else f'{value!s:>{width}}'
+def decimals(
+    value, # of the epoch table
+) -> str:
+    "As a table has it: three decimals, and nothing for what was not looked at"
+    if value is None: return ''
+    return f'{value:.3f}' if isinstance(value, float) else str(value)
+
+
+def _cell(value, width: int) -> str: return f'{decimals(value):>{width}}'
 
 
 def in_columns(
@@ -166,8 +171,8 @@ class RunBar(ProgressCallback):
         left = self.n_epoch * len(self.dls.train) - done
         times = f'{clock(self.pace.elapsed())}, {self.pace.to_go(left)} to go'
         self.bar.update(self.task, description=f'epoch {self.epoch + 1} of {self.n_epoch}', completed=done,
-                        figures='  '.join(f'{name} {value:.4f}' for name, value in self.figures.items()), times=times,
-                        refresh=True)
+                        figures='  '.join(f'{name} {decimals(value)}' for name, value in self.figures.items()),
+                        times=times, refresh=True)
         self.drawn = time.monotonic()
 
     def _write(self, row):
@@ -188,14 +193,20 @@ class RunBar(ProgressCallback):
         self.learn.logger, self.old_logger = self.old_logger, None
 
 
+class NotebookTable(ProgressCallback):
+    "fastai's bar an epoch and its table, as a notebook shows them, with three decimals"
+    name = 'progress'
+    def _write_stats(self, log): super()._write_stats(list(map(decimals, log)))
+
+
 def shows_bar() -> bool:
     "Whether a progress bar can be drawn: in a notebook that fastprogress knows, or on a terminal that moves its cursor"
     return IN_NOTEBOOK or sys.stdout.isatty() and os.environ.get('TERM') not in ('dumb', 'unknown')
 
 
 def teller() -> Callback | None:
-    "What tells of a run here: `RunBar` on a terminal, `EpochLines` elsewhere; None in a notebook, where fastai does"
-    if IN_NOTEBOOK: return None
+    "What tells of a run here: `RunBar` on a terminal, a table in a notebook, `EpochLines` elsewhere"
+    if IN_NOTEBOOK: return NotebookTable()
     return RunBar() if shows_bar() else EpochLines()
 
 

@@ -2,7 +2,6 @@
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,16 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from fastcore.foundation import L
 from torch import Tensor, nn
 
+from .artefact import looking_for
 from .channels import channel_statistics
-from .core import InputError, clipped, waiting, whole
-from .distributed import rank
+from .core import InputError, clipped, whole
 from .export import needs_module
 from .guards import ClipEach
 from .losses import LOSSES, Loss, as_step_loss
 from .models import (SOURCES, ContrastiveModel, architecture, drop_paths, feature_dim, fix_positions, make_encoder)
 from .modules import MODULE, as_encoder, check_trains, class_path, timm_name
 from .multi_crop import MultiCrop
+from .optim import optimizer_name
 from .recipes import METHODS, Recipe, check_parts, encoder_kind, make_part, pick_setting
 from .recipes.recipe import SMALL_PICTURES
 from .stems import has_large_stem, plain_name, small_stem
@@ -32,9 +32,6 @@ from .values import other_range
 from .warmup import HeadWarmup
 from .weights import (Weights, architecture_of, changed_channels, first_convolutions, fit_tensors, has_small_stem,
                       read_weights, timm_source)
-
-
-HUB = 'hf-hub:' # how the names of models on Hugging Face's Hub begin
 
 
 @dataclass
@@ -280,16 +277,6 @@ def _begin(dls, arch: Any, small_input: bool | None, pretrained: bool, weights: 
     return Start(encoder, *name, f"timm's '{arch}'", notes)
 
 
-def looking_for(
-    name: Any, # of a model, or of its weights
-    weights: bool = False, # does it come with weights from the network? Else it does if the Hub describes it
-) -> AbstractContextManager:
-    "A block that fetches a model, if it has not been fetched before; who waits for long is told"
-    if rank() or not (weights or str(name).startswith(HUB)): return nullcontext()
-    return waiting(f"looking for '{clipped(name)}' here and on the network; where there is none, that takes half a "
-                   "minute to fail (HF_HUB_OFFLINE=1 in the environment: nothing is looked for there)")
-
-
 def _from_kept(dls, kept: KeptStart) -> Start:
     "An encoder as it was made for weights that a checkpoint takes the place of"
     encoder = make_encoder(kept.arch, kept.small_input, in_chans=dls.channels, size=dls.size)
@@ -339,7 +326,7 @@ def _from_module(dls, module: nn.Module, small_input: bool | None, pretrained: b
 
 def _from_timm(dls, arch: str | None, small_input: bool | None, source: str) -> Start:
     "A model that timm makes with its weights"
-    with nullcontext() if source.startswith(SOURCES) else looking_for(source, weights=True):  # the Hub's was told
+    with looking_for(source, weights=not source.startswith(SOURCES)):
         encoder = make_encoder(source, bool(small_input), True, dls.channels, dls.size)
     own, _ = plain_name(architecture(encoder))
     _check_arch(arch, own, source)
@@ -426,8 +413,8 @@ def choose_parts(
     loss = choose_loss(loss, recipe)
     given, notes = [_callback(cb) for cb in L(cbs) if cb is not None], []
     if recipe.opt != own.opt and 'lr' not in recipe.changes:
-        notes.append(f"the learning rate {own.lr:g} of {recipe.name}() is for opt='{own.opt}', and none was given for "
-                     f"opt='{recipe.opt}'")
+        notes.append(f"the learning rate {own.lr:g} of {recipe.name}() is for opt='{optimizer_name(own.opt)}', and "
+                     f"none was given for opt='{optimizer_name(recipe.opt)}'")
     target = _axis(Target, 'the target, which makes the keys of a step', recipe.target, given, recipe, required=True)
     memory = _axis(Memory, 'memories of earlier batches', recipe.memory, given, recipe)
     crops = _axis(MultiCrop, 'crops', recipe.multi_crop, given, recipe)

@@ -23,6 +23,8 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
 from fastai.imports import noop
+from fastai.optimizer import Optimizer
+from fastai.torch_core import to_device
 from fastcore.foundation import L
 from torch import Tensor
 
@@ -114,7 +116,7 @@ def _attributes(cb: Callback, *names: str) -> tuple[Callable[[], Any], Callable[
     return lambda: {name: vars(cb)[name] for name in names if name in vars(cb)}, vars(cb).update
 
 
-def _stateful(learn) -> dict[str, tuple[Callable[[], Any], Callable[[Any], None]]]:
+def stateful(learn) -> dict[str, tuple[Callable[[], Any], Callable[[Any], None]]]:
     "The callbacks that have a state, by name and number"
     found, counts = {}, {}
     for cb in learn.cbs.sorted('order'):
@@ -179,7 +181,7 @@ def capture(
     place = dict(epoch=learn.epoch, batches=learn.iter + 1, n_iter=learn.n_iter, epochs=learn.n_epoch,
                  step=learn.train_iter, share=learn.pct_train, fit_seed=learn.fit_seed, pass_=learn.dls.train.epoch - 1)
     scaler = learn.scaler.state_dict() if any(isinstance(cb, MixedPrecision) for cb in learn.cbs) else {}
-    states = {name: plain(give(), name) for name, (give, _) in _stateful(learn).items()}
+    states = {name: plain(give(), name) for name, (give, _) in stateful(learn).items()}
     device = next(learn.model.parameters()).device
     rest = dict(place=place, scaler=scaler, recorder=_recorded(learn), generators=generator_states(device),
                 optimizer=learn.opt.state_dict() if first else None)
@@ -188,13 +190,14 @@ def capture(
 
 
 def size_of(
-    learn, # a `ContrastiveLearner`
+    learn, # a `ResumableLearner`
 ) -> int:  # bytes
     "What a checkpoint of a learner takes on the disk, about"
-    model = sum(t.nbytes for t in learn.model.state_dict().values())
+    models = 1 + sum(getattr(cb, 'keeps_model', False) for cb in learn.cbs)
     if learn.opt is None: learn.create_opt()
-    moments_kept = 2 if 'betas' in learn.opt.param_groups[0] else 1
-    return model + moments_kept * sum(p.nbytes for p in learn.model.parameters() if p.requires_grad)
+    moments_kept = 2 if 'sqr_mom' in learn.opt.hypers[0] else 1  # Adam's and the like
+    return models * sum(t.nbytes for t in learn.model.state_dict().values()) + (
+        moments_kept * sum(p.nbytes for p in learn.model.parameters() if p.requires_grad))
 
 # --- the files
 
@@ -407,7 +410,7 @@ class Checkpoint(StepCallback):
         self.identity, self.problems, self.saved = _identity(self.learn), [], None
         if self.taken is None and gather_objects(not rank() and newest(self.directory.parent) is not None)[0]:
             raise InputError(f"{self.directory} holds the checkpoints of a run already: go on with that by "
-                             "fit_contrastive(n, resume=…), or give Checkpoint another folder.")
+                             f"{self.learn.taken_up_by}resume=…), or give Checkpoint another folder.")
 
     def before_epoch(self):
         if self.writer is None: self._begin()
@@ -440,7 +443,8 @@ class Checkpoint(StepCallback):
         learn, state, self.taken = self.learn, self.taken, None
         place, device = state['place'], next(self.model.parameters()).device
         _load_model(learn, state, self.directory)
-        learn.opt.load_state_dict(state['optimizer'])
+        kept = state['optimizer']  # fastai's own take tensors where they are
+        learn.opt.load_state_dict(to_device(kept, device) if isinstance(learn.opt, Optimizer) else kept)
         if state['scaler']: learn.scaler.load_state_dict(state['scaler'])
         learn.train_iter, learn.fit_seed = place['step'], place['fit_seed']
         same = place['epochs'] == learn.n_epoch
@@ -448,9 +452,9 @@ class Checkpoint(StepCallback):
         learn.begin = learn.dls.train.begin = place['batches']
         learn.dls.train.epoch = place['pass_']
         _record_again(learn, state['recorder'])
-        stateful = _stateful(learn)
+        found = stateful(learn)
         for name, kept in state['callbacks'].items():
-            if name in stateful: stateful[name][1](kept)
+            if name in found: found[name][1](kept)
         set_generators(state['generators'], device)
         self.saved = place['step']
 
@@ -470,8 +474,8 @@ class Checkpoint(StepCallback):
     def _interrupted(self, number: int) -> Interrupted:
         "What ends the fit at a signal, with a note below its traceback that says how to go on"
         ended = Interrupted(number)
-        if self.saved: ended.add_note(f"The state of step {self.saved:,} is in {self.directory}: fit_contrastive(…, "
-                                      f"resume={str(self.directory.parent)!r}) goes on there.")
+        if self.saved: ended.add_note(f"The state of step {self.saved:,} is in {self.directory}: "
+                                      f"{self.learn.taken_up_by}resume={str(self.directory.parent)!r}) goes on there.")
         return ended
 
     def _wish(self, last: bool) -> int:

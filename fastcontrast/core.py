@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from numbers import Integral, Real
 from typing import Any
 
@@ -61,17 +62,26 @@ def clipped(
     return text if len(text) <= most else f'{text[:most - 1]}…'
 
 
+_WAITS = ContextVar('waits', default=False) # whether somebody is told already
+
+
 @contextmanager
 def waiting(
     sentence: str, # for what
     patience: float = 2., # seconds in which it is as well not said
 ) -> Iterator[None]:
-    "Say on stderr what a block waits for, where it takes longer, so that nobody stares at nothing"
+    "Say on stderr what a block waits for, where it takes longer, so that nobody stares at nothing; blocks in it don't"
+    if _WAITS.get():
+        yield
+        return
     timer = threading.Timer(patience, lambda: print(shown(sentence), file=sys.stderr, flush=True))
     timer.daemon = True
     timer.start()
+    told = _WAITS.set(True)
     try: yield
-    finally: timer.cancel()
+    finally:
+        _WAITS.reset(told)
+        timer.cancel()
 
 
 def suggest(

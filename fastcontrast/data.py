@@ -236,7 +236,7 @@ class _Settings:
     "The arguments of `image_dls`, checked, and with what depends on this machine filled in"
     size: int | None
     store_size: int | None # None: what the usual crops want
-    bs: int | None      # None: 256, or fewer where there are fewer pictures
+    bs: int | None      # None: 256; fewer where there are fewer pictures
     labels: None | str | Path | float | bool
     valid: float | Any
     seed: int
@@ -252,15 +252,14 @@ class _Settings:
     tell: Callable[[str], None] # gets each note
     training: bool         # or are pictures only looked at?
     builders: int = field(init=False) # processes that decode, or look into shards, before that
-    fits: bool = field(init=False)    # does the batch become smaller where there are fewer pictures?
     notes: list[str] = field(default_factory=list, init=False) # that were told
 
     def __post_init__(self):
-        self.fits = self.bs is None
-        if self.fits: self.bs = BATCH
+        usual = self.bs is None
+        if usual: self.bs = BATCH
         self._check()
         own = join_processes()
-        if self.fits: self.bs -= self.bs % world_size()
+        if usual: self.bs -= self.bs % world_size()
         if self.bs % world_size():
             raise InputError(f"bs={self.bs} cannot be divided among {world_size()} processes, "
                              f"choose a multiple of {world_size()}")
@@ -303,14 +302,11 @@ class _Settings:
         if not rank(): self.tell(self.notes[-1])
 
     def check_batch(self, n: int, source: str):
-        "The training split, of `n` pictures, must fill a batch; where nobody has chosen its size, that of it fits"
+        "A batch has no more than the `n` pictures of the training split"
         if self.bs <= n or n and not self.training: return
         if n < max(2, world_size()):
             raise InputError(f"{source} has {n} pictur{'es' if n != 1 else 'e'} to train on, and a picture needs "
                              "others to be told from: give more")
-        if not self.fits:
-            raise InputError(f"bs={self.bs} is larger than the training part of {source} ({n} pictures): "
-                             "choose a smaller bs (--batch-size)")
         self.bs = n - n % world_size()
 
 
@@ -540,7 +536,7 @@ def _values(splits: list[_Split], within: bool, settings: _Settings) -> list[Kep
 
 def _load(train: Part, judges: _Judges, settings: _Settings) -> ImageLoaders:
     "Loaders of training pictures and of those that judge"
-    splits = _splits(train, judges, settings)
+    splits, asked = _splits(train, judges, settings), settings.bs
     settings.check_batch(len(splits[0].part), train.name)
     _tell(train, judges, settings)
     size, forms, short = _formats(splits, judges, settings)
@@ -555,7 +551,7 @@ def _load(train: Part, judges: _Judges, settings: _Settings) -> ImageLoaders:
     loaders = [_make_loader(*each, resident, settings) for each in zip(splits, stores, forms, strict=True)]
     settings.check_batch(len(loaders[0].data), train.name)  # what could not be decoded is left out
     for loader in loaders: loader.bs = settings.bs
-    if settings.fits and settings.bs < BATCH - BATCH % world_size():
+    if settings.bs < asked:
         settings.note(f"a batch has {settings.bs} pictures, as there are {len(loaders[0].data)} to train on")
     for span in {id(form.span): form.span for form in forms}.values():
         if clipped := outside(span, False): settings.note(clipped)
@@ -734,7 +730,7 @@ def _fastai_loaders(dls: DataLoaders, settings: _Settings) -> ImageLoaders:
 def image_dls(
     source: Any,                # where the pictures are, see below
     size: int | None = None,    # side of the square the model will see; None: the pictures' own if clear, else 224
-    bs: int | None = None,      # pictures a batch, 2 or more, of all processes together; None: 256, or what there is
+    bs: int | None = None,      # pictures a batch, 2 or more, of all processes together, or what there is; None: 256
     labels: None | str | Path | float | bool = None, # training may know: None, 'all', a share, or those in a file
     valid: float | Any = 0.2,   # a share in [0, 1); or a source of its own, or two: (bank, queries), see below
     seed: int = 0,              # of the split, the choice of labels and the shuffle, 0 or more

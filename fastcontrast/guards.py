@@ -43,6 +43,11 @@ class FiniteLoss(StepCallback):
         return f"{advice[:-1]}; {name} is no longer finite."
 
 
+class FiniteScores(FiniteLoss):
+    "The same where a model learns from labels, or boxes"
+    def reason(self): return f"try a lower lr (it was {max(h['lr'] for h in self.opt.hypers):.3g})."
+
+
 def not_finite(
     t: Tensor,
 ) -> str:

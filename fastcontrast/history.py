@@ -1,13 +1,46 @@
-"""The epoch table as a file that is whole at any time, and goes on where a run is taken up."""
+"""What a run has noted: fastai's recorder, and the epoch table as a file that is whole at any time and goes on where a
+run is taken up."""
 import csv
 import io
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from fastai.callback.core import Callback
+from fastai.learner import Recorder, replacing_yield
 
+from .core import InputError
 from .files import write_whole
 from .step import Phase
+
+
+class TrainRecorder(Recorder):
+    "fastai's, of a run without a validation loss: what the metrics say stands with the training loss, once an epoch"
+    name = 'recorder'
+
+    def __init__(self, smooth_loss: Any):
+        super().__init__(train_metrics=True, valid_metrics=False)
+        self.smooth_loss = smooth_loss
+        self.values = []  # there are none before the first fit
+
+    def after_cancel_train(self): pass  # the steps that an epoch had, as with `ShortEpochCallback`, have a row as well
+
+    def _on_the_host(self) -> AbstractContextManager:
+        "A block in which the losses are plain numbers, wherever they are kept"
+        losses = torch.stack([loss.detach().reshape(()) for loss in self.losses]).tolist() if self.losses else []
+        return contextmanager(replacing_yield)(self, 'losses', losses)
+
+    def plot_loss(self, skip_start: int = 5, with_valid: bool = False, **kwargs):
+        "fastai's, of the training loss alone"
+        if with_valid:
+            raise InputError("there is no validation loss to draw: leave with_valid out, and look at the epoch table's "
+                             "knn, which curves.png of a run draws.")
+        with self._on_the_host(): return super().plot_loss(skip_start, with_valid=False, **kwargs)
+
+    def plot_lr_find(self, *args, **kwargs):
+        "fastai's, wherever the losses are kept"
+        with self._on_the_host(): return super().plot_lr_find(*args, **kwargs)
 
 
 class History(Callback):

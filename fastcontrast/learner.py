@@ -23,6 +23,8 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.data.core import DataLoaders
 from fastai.imports import noop
+from fastai.learner import Recorder
+from fastcore.basics import PrettyString
 from fastcore.foundation import L
 from torch import Tensor, nn
 
@@ -30,26 +32,35 @@ from .accumulate import Accumulate
 from .artefact import training_facts
 from .bar import DeviceLoss, teller
 from .build import KeptStart, Parts, choose_encoder, choose_parts, gradient_clips, head_warmup, make_model
+from .checkpoint import Checkpoint
 from .core import InputError, number, whole
 from .device import Autocast, Compile
 from .distributed import join_processes, rank, world_size
+from .embed import BATCH, embed
 from .evaluate.finetune import ClassifierLearner, Labels, Protocol, finetune
 from .evaluate.knn import extract_features, knn_accuracy
 from .evaluate.linear import linear_probe
 from .evaluate.table import EpochTable
 from .export import export_encoder
+from .figures import Figure
 from .guards import Collapse, FiniteLoss, chance_level
+from .habits import Habits, Setting, check_habit, summary_of, trial
+from .history import History, TrainRecorder
 from .loaders import ImageLoader, ImageLoaders
+from .logs import RunLog, check_logs, make_logs, settings_of
 from .modules import MODULE
-from .optim import SCHEDULES, optimizer, parameter_groups, schedule_words, schedules, stable_until
+from .optim import (SCHEDULES, groups_of, optimizer, optimizer_name, parameter_groups, schedule_words,
+                                schedules, stable_until)
 from .pairs import PairLoss, PrototypeScores
 from .precision import pick_precision
 from .recipes import Recipe
 from .resumable import ResumableLearner, check_folder
+from .search import retrieval_grid
 from .speedups import SPEEDUPS
 from .step import Contrast, Plan, Step, StepCallback
 from .together import Together, settings
 from .views import Normalize, RoleViews, Views, as_views, draw_views
+from .warmup import HeadWarmup
 
 # %% ../nbs/360_learner.ipynb #c27baeb9
 _MOVED = dict( # what earlier versions had on the learner, and what it is called now
@@ -60,6 +71,9 @@ _MOVED = dict( # what earlier versions had on the learner, and what it is called
 
 # what a callback's name would hide from the step
 _TAKEN = ('plan', 'step', 'views', 'normalize', 'precision', 'model', 'dls', 'opt')
+
+# what has no part in `lr_find`: it judges, keeps or tells, or has the encoder stand still
+_RESTING = (EpochTable, FiniteLoss, Collapse, HeadWarmup, Checkpoint, History, RunLog)
 
 class ContrastiveLearner(ResumableLearner):
     "A fastai `Learner` whose loss compares views; made by `contrastive_learner`"
@@ -89,6 +103,7 @@ class ContrastiveLearner(ResumableLearner):
         if cb.name in _TAKEN:
             raise InputError(f"{type(cb).__name__} would be called learn.{cb.name}, which is something else: give its "
                              "class another name.")
+        check_habit(cb)
         return super().add_cb(cb)
 
     def add_cbs(self, cbs):
@@ -113,11 +128,14 @@ class ContrastiveLearner(ResumableLearner):
         if self.unread:
             raise InputError(f"the weights from {self.weights_from} were not read, since a checkpoint has the "
                              "encoder's, and none was taken up: give resume=…, the folder of the run.")
-        super().fit(n_epoch, *args, **kwargs)
+        try: super().fit(n_epoch, *args, **kwargs)
+        finally:
+            for cb in self.cbs:
+                if isinstance(cb, Habits): cb.put_back()
 
     def settings(self) -> dict[str, Any]:
         "What makes a run the one it is, by name: the same when it is taken up again"
-        return settings(self)
+        return settings(self) | {'opt of the recipe': optimizer_name(self.recipe.opt)}
 
     def fit_contrastive(self,
         n_epoch: int,            # epochs
@@ -125,6 +143,7 @@ class ContrastiveLearner(ResumableLearner):
         cbs=None,                # callbacks for this fit only
         resume: str | Path | None = None, # a folder: keep checkpoints there, and go on from the newest that is there
         schedule: str | None = None,      # of the learning rate, in `SCHEDULES`; None: the recipe's
+        log: str | Sequence[str] | None = None, # who else is told of it, in `LOGS`: like 'tensorboard,csv'
     ) -> None:
         """Train with the recipe's optimizer, warm-up and schedule
 
@@ -136,6 +155,8 @@ class ContrastiveLearner(ResumableLearner):
         whole(n_epoch=n_epoch)
         number(above=0, most=1e30, optional=True, lr=lr)  # 32 bits hold no more than 3e38
         check_folder(resume)
+        cbs = L(cbs)
+        logs = make_logs(check_logs(log), [*self.cbs, *cbs])
         if schedule is not None:
             SCHEDULES.find(schedule)
             self.recipe = replace(self.recipe, schedule=schedule)
@@ -144,9 +165,9 @@ class ContrastiveLearner(ResumableLearner):
         origin = f"{r.lr:g} x {bs}/256" if lr is None else "given"
         if self.logger is not noop: self._announce(n_epoch, peak, origin)
         if self.opt is None: self.create_opt()
-        plan = schedules(self.opt.opt.param_groups, peak, self._warmup(n_epoch), r.schedule, r.warmup_from, r.wd,
+        plan = schedules(groups_of(self.opt), peak, self._warmup(n_epoch), r.schedule, r.warmup_from, r.wd,
                          r.wd_end, r.lr_end)
-        self._fit_from(n_epoch, peak, [ParamScheduler(plan), *L(cbs)], resume)
+        self._fit_from(n_epoch, peak, [ParamScheduler(plan), *cbs, *logs], resume)
 
     def _warmup(self, n_epoch: int) -> float:
         "The share of a fit that warms up"
@@ -166,7 +187,7 @@ class ContrastiveLearner(ResumableLearner):
         "Say what the fit is going to do"
         r = self.recipe
         descent = schedule_words(r.schedule) + (f", not below {r.lr_end * peak:.3g}" if r.lr_end else '')
-        print(f"{r.name} ({r.setting}): {r.opt}, lr {peak:.4g} ({origin}), wd {r.wd:g}, warm-up "
+        print(f"{r.name} ({r.setting}): {optimizer_name(r.opt)}, lr {peak:.4g} ({origin}), wd {r.wd:g}, warm-up "
               f"{self._warmup(n_epoch) * n_epoch:.3g} of {n_epoch} epochs, {descent}", *self.notes,
               *(f"warning: {sentence}" for sentence in self.doubts), sep='\n', flush=True)
         if self.weights_from is not None and origin != "given" and 'lr' not in r.changes:
@@ -245,7 +266,35 @@ class ContrastiveLearner(ResumableLearner):
         "Not for a contrastive model: always an `InputError`"
         raise InputError("a contrastive model has no predictions to give: use learn.embed(dl) for the features of "
                          "pictures.")
-    predict = get_preds
+    predict = tta = get_preds
+
+    def validate(self, ds_idx: int = 1, dl: ImageLoader | None = None, cbs=None) -> L:
+        "The epoch table's columns, but for the loss, of the encoder as it is: what kNN and others make of it"
+        if ds_idx != 1 or not (dl is None or dl is self.dls.valid):
+            raise InputError("validate() says what the epoch table says, of the validation part: for other pictures "
+                             "use learn.embed(dl) and judge_features(…).")
+        tables = [cb for cb in self.cbs if isinstance(cb, EpochTable)]
+        values = tables[0].measured() if tables else {}
+        if values: return L(values.values())
+        raise InputError("there is nothing to validate by: the epoch table of this learner has no column but the loss.")
+
+    def summary(self) -> str:
+        "What a picture becomes on its way through encoder and head, layer by layer, and what trains them"
+        return PrettyString(summary_of(self))
+
+    def gather_args(self) -> dict[str, Setting]:
+        "The settings, as fastai's `WandbCallback` takes them"
+        return {name: Setting(value) for name, value in settings_of(self).items()}
+
+    def lr_find(self, *args, **kwargs):
+        "fastai's; afterwards all is as it was before: model, places in the data and in the support batches, all draws"
+        with trial(self, _RESTING): return super().lr_find(*args, **kwargs)
+
+    def freeze_to(self, n: int):
+        "Not for groups that are no layers: an `InputError`, but for `unfreeze()`"
+        if n == 0: return super().freeze_to(n)
+        raise InputError("the groups of parameters are those with and without weight decay, no layers to be frozen: "
+                         "contrastive_learner(head_epochs=…) keeps the encoder as it is while the head learns.")
 
     def linear_probe(self,
         seed: int = 0, # of the held-out part that picks the regularisation
@@ -279,6 +328,22 @@ class ContrastiveLearner(ResumableLearner):
         x, *aspects = (t[:n].as_subclass(Tensor) for t in self.dls.train.one_batch()[:-1])
         return draw_views(x, self.views(x, None, *aspects), None if rank() else path, n, *aspects, bands=bands)
 
+    def show_results(self,
+        max_n: int = 6,                 # pictures of the validation part, drawn by the seed of the data
+        k: int = 8,                     # neighbours of each
+        path: str | Path | None = None, # also save it there; the ending tells the format
+        pictures: int = 5000,           # pictures at most among which neighbours are looked for, drawn alike
+    ) -> Figure:                        # shown by a notebook as it is
+        "Pictures of the validation part beside those of the training part that are nearest to them, framed by class"
+        whole(max_n=max_n, pictures=pictures)
+        if not len(self.dls.valid):
+            raise InputError("show_results() asks for the neighbours of validation pictures, and "
+                             f"'{self.dls.source}' has none: give image_dls(valid=…).")
+        bank, asking = _some(self.dls.bank, pictures), _some(self.dls.valid, max_n)
+        looked = embed(self.model.encoder, _judging(self.dls, bank, asking), self.precision)
+        rows = {part: [row for row, other in enumerate(looked.parts) if other == part] for part in ('train', 'valid')}
+        return retrieval_grid(looked.only(rows['train']), looked.only(rows['valid'][:max_n]), k, path)
+
     def _range(self) -> dict[str, list[float]]:
         "What an export says of the pictures' values, where 0 and 1 are not those of bytes"
         return {} if self.dls.value_range is None else dict(value_range=list(self.dls.value_range))
@@ -291,7 +356,7 @@ class ContrastiveLearner(ResumableLearner):
                               len(self.dls.train.data), len(rows), knn=known.get('knn'))
 
     def export(self,
-        path: str | Path, # a folder; or a file, if it ends in '.safetensors'
+        path: str | Path = 'export.pkl', # a folder; or a file, if it ends in '.safetensors'
         push: str | None = None, # a name on the Hub of Hugging Face, 'owner/name', that a folder is uploaded to
     ) -> Path:            # the folder or file
         """Save the encoder alone, with its own keys (see `export_encoder`); `load_encoder` brings it back
@@ -327,6 +392,7 @@ def contrastive_learner(
     knn_pictures: int = 5000,            # pictures of each part that the metrics look at; 0: no such columns
     stop_on_collapse: bool = False,      # end a fit in which nothing is learned, rather than warn: see `Collapse`
     path: str | Path | None = None,      # where fastai keeps its files
+    log: str | Sequence[str] | None = None, # who else is told, in `LOGS`: like 'tensorboard,wandb,mlflow,csv'
 ) -> ContrastiveLearner:
     """A learner that trains `arch` by `method`. Raises `InputError` for parts that do not go together
 
@@ -335,6 +401,7 @@ def contrastive_learner(
     knows something (see `HeadWarmup`)."""
     if not isinstance(dls, ImageLoaders):
         raise InputError("dls must come from image_dls(…), which takes fastai DataLoaders too.")
+    logs = check_logs(log)
     join_processes()
     start = choose_encoder(dls, arch, small_input, pretrained, weights)
     encoder = start.encoder
@@ -357,13 +424,15 @@ def contrastive_learner(
     added = [*parts.callbacks, *gradient_clips(parts), *head_warmup(start, head_epochs, parts.speedups)]
     if recipe.prototypes: added.append(PrototypeScores(recipe.prototypes_frozen))
     if accumulate != 1 or isinstance(accumulate, bool): added.append(Accumulate(accumulate))
+    added += make_logs(logs, added)
 
     groups = partial(parameter_groups, wd=recipe.wd, adapt=recipe.opt == 'lars',
                      constant_lr=recipe.predictor_constant_lr, wd_all=recipe.wd_all,
                      wd_tokens=recipe.wd_tokens)
+    # whether norms and biases have weight decay is said by their group
     learn = ContrastiveLearner(dls, model, loss_func=pair, opt_func=optimizer(recipe.opt, recipe.opt_args),
                                splitter=groups, lr=recipe.lr * dls.train.bs / 256, cbs=[*frame, *added],
-                               metrics=table.columns(), path=path)
+                               metrics=table.columns(), path=path, wd_bn_bias=True)
     learn.recipe, learn.arch, learn.small_input = recipe, start.arch, start.small_input
     learn.weights_from, learn.given, learn.unread = start.weights, start.given, start.unread
     learn.notes, learn.doubts = (*start.notes, *parts.notes, *_colourless(learn)), tuple(start.doubts)
@@ -374,6 +443,15 @@ def contrastive_learner(
         learn._take_away(reversed(learn.cbs))
         raise
     return _reporting(learn)
+
+def _some(loader: ImageLoader, n: int) -> ImageLoader:
+    "A loader of a few of the pictures, as if they were all there are; of all where they can't be chosen"
+    return loader.only(loader.ordered(n).indices, BATCH) if loader.selects else loader
+
+def _judging(dls: ImageLoaders, bank: ImageLoader, queries: ImageLoader) -> ImageLoaders:
+    "Loaders of other pictures of the same kind"
+    return ImageLoaders(bank, queries, size=dls.size, source=dls.source, channels=dls.channels, span=dls.span,
+                        value_range=dls.value_range)
 
 def _colourless(learn: ContrastiveLearner) -> list[str]:
     "What is to be said of views that leave out what is for colours"
@@ -391,9 +469,8 @@ def _number_format(precision: str, device: torch.device, parts: Parts) -> list[C
 def _reporting(learn: ContrastiveLearner) -> ContrastiveLearner:
     "The learner, which tells of its epochs as its surroundings allow: a bar, a line an epoch, or nothing"
     # the table's metrics are read once an epoch, after training; there is no validation loss
-    recorder = learn.recorder
-    recorder.train_metrics, recorder.valid_metrics, recorder.smooth_loss = True, False, DeviceLoss()
-    recorder.values = []  # there are none before the first fit
+    learn.remove_cbs(Recorder)
+    learn.add_cbs([TrainRecorder(DeviceLoss()), Habits()])
     own = None if rank() else teller()
     if rank() or own: learn.remove_cbs(ProgressCallback)
     if rank(): learn.logger = noop  # process 0 tells

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders
-from matplotlib.figure import Figure
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .core import InputError, shown, whole
 from .distributed import rank, world_size
+from .figures import Figure
 from .formats import PixelFormat, Span
 from .generators import OwnDraws
 from .pictures import TRIES, Pictures, attempt, by_reason, check_decoded, progress
@@ -664,6 +664,21 @@ class ImageLoaders(DataLoaders):
 
     @property
     def bank(self) -> ImageLoader: return self.loaders[2] if len(self.loaders) > 2 else self.loaders[0]
+
+    @property
+    def vocab(self) -> list[str]:
+        "fastai's name for the classes; none where the pictures are unlabelled"
+        return list(self.classes or ())
+
+    @property
+    def c(self) -> int:
+        "fastai's name for how many there are"
+        return len(self.vocab)
+
+    def test_dl(self, *args, **kwargs):
+        "fastai's, of pictures that are to be predicted: always an `InputError`"
+        raise InputError("there is nothing to predict for a contrastive learner, so no test_dl: "
+                         "embed(learn.model.encoder, pictures) gives the features of any pictures.")
 
     def unjudged(self) -> str:
         "'' or why these pictures can't judge features, as the end of a sentence that says what to do"

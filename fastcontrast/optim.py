@@ -5,18 +5,20 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
-from fastai.optimizer import OptimWrapper
+from fastai.optimizer import Optimizer, OptimWrapper, set_item_pg
 from timm.optim.lars import Lars
 from timm.optim.muon import Muon
 from torch import Tensor, nn
 
-from .core import InputError, Registry
+from .core import InputError, Registry, clipped
 
-__all__ = ['OPTIMIZERS', 'SCHEDULES', 'AdamW', 'JointLars', 'Sgd', 'cosine', 'lars', 'muon', 'optimizer',
-           'parameter_groups', 'schedule_words', 'schedules', 'stable_until', 'steps', 'warmup_then', 'wsd']
+__all__ = ['OPTIMIZERS', 'SCHEDULES', 'AdamW', 'JointLars', 'Sgd', 'cosine', 'groups_of', 'lars', 'muon', 'optimizer',
+           'optimizer_name', 'parameter_groups', 'schedule_words', 'schedules', 'stable_until', 'steps', 'warmup_then',
+           'wsd']
 
 OPTIMIZERS = Registry('optimizer') # called as `make(groups, lr=…, **args)`
 SCHEDULES = Registry('schedule')   # the share of the run after the warm-up, in [0, 1], to the share of the peak
@@ -164,17 +166,87 @@ def parameter_groups(
     return groups
 
 
+class _Hypers(dict):
+    "The numbers of a group by fastai's names: what is set here is set in the optimizer"
+    def __init__(self, numbers: Mapping[str, float], group: dict[str, Any], names: Mapping[str, str]):
+        super().__init__(numbers)
+        self.group, self.names = group, names
+
+    def __setitem__(self, name: str, value: float):
+        super().__setitem__(name, value)
+        set_item_pg(self.group, self.names.get(name, name), value)
+
+
+class Wrapped(OptimWrapper):
+    """fastai's, whose `hypers` are numbers, which is what loggers take, and can be set, as `ReduceLROnPlateau` does
+
+    fastai's own are copies, so that what it sets there comes to nothing."""
+    @property
+    def hypers(self) -> list[_Hypers]:
+        found = []
+        for group, values in zip(self.opt.param_groups, OptimWrapper.hypers.fget(self), strict=True):
+            numbers = {k: v for k, v in values.items() if isinstance(v, Real) and not isinstance(v, bool)}
+            found.append(_Hypers(numbers, group, self.bwd_map))
+        return found
+
+
+def groups_of(
+    opt: OptimWrapper | Optimizer, # a learner's
+) -> list[dict[str, Any]]:
+    "The groups of an optimizer with all that `parameter_groups` has said of them, whoever made it"
+    return getattr(opt, 'opt', opt).param_groups
+
+
+def optimizer_name(
+    opt: str | Callable, # as `optimizer` takes it
+) -> str:
+    "What messages and settings call an optimizer"
+    if isinstance(opt, str): return opt
+    if not isinstance(opt, partial): return getattr(opt, '__name__', None) or clipped(repr(opt), 60)
+    return optimizer_name(opt.keywords.get('opt', opt.func))  # fastai's partial(OptimWrapper, opt=…)
+
+
 def optimizer(
-    name: str,                    # in `OPTIMIZERS`
+    opt: str | Callable,          # a name in `OPTIMIZERS`, a class of PyTorch's, or what fastai calls an `opt_func`
     args: Mapping[str, Any] = {}, # what else it is given
-) -> Callable[..., OptimWrapper]: # what a fastai `Learner` takes as `opt_func`, for the groups of `parameter_groups`
-    "An optimizer by name, for fastai. Raises `InputError` for an unknown one, or arguments that it does not take"
-    make = partial(OPTIMIZERS.find(name), **args)
-    try: make([nn.Parameter(torch.zeros(1))], lr=0.1)
+) -> Callable[..., OptimWrapper | Optimizer]: # `opt_func` of a fastai `Learner`, for the groups of `parameter_groups`
+    "An optimizer for fastai. Raises `InputError` for an unknown one, or arguments that it does not take"
+    name = optimizer_name(opt)
+    if isinstance(opt, torch.optim.Optimizer | Optimizer | OptimWrapper):
+        raise InputError(f"opt={type(opt).__name__}(…) is made for some parameters already: give its class, like "
+                         "torch.optim.AdamW, and arguments by opt_args.")
+    if isinstance(opt, str): opt = OPTIMIZERS.find(opt)
+    if not callable(opt):
+        raise InputError(f"opt={clipped(name)} is no optimizer: there are {', '.join(sorted(OPTIMIZERS))}, and it may "
+                         "be a class of PyTorch's like torch.optim.AdamW, or a fastai opt_func like ranger.")
+    make = partial(opt, **args)
+    try: made = make([nn.Parameter(torch.zeros(1))], lr=0.1)
     except (TypeError, ValueError, RuntimeError) as e:
-        raise InputError(f"opt_args={dict(args)} do not suit {name}: {e}") from None
-    def opt_func(groups, lr): return OptimWrapper(groups, make, convert_groups=False, lr=lr)
+        raise InputError(f"opt_args={dict(args)} do not suit {name}: {clipped(e).rstrip('.')}.") from None
+    if isinstance(made, OptimWrapper | Optimizer): return partial(_fastais, make)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise InputError(f"opt={name} makes a {type(made).__name__}, and no optimizer: give a class like "
+                         "torch.optim.AdamW.")
+    closure = inspect.signature(made.step).parameters.get('closure')
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise InputError(f"opt={name} takes the loss several times a step, which draws views once: give another "
+                         "optimizer, like torch.optim.AdamW.")
+    def opt_func(groups, lr): return Wrapped(groups, make, convert_groups=False, lr=lr)
     return opt_func
+
+
+def _fastais(
+    make: Callable,     # fastai's `opt_func`, which takes lists of parameters
+    groups: list[dict], # from `parameter_groups`
+    lr: float,
+) -> OptimWrapper | Optimizer:
+    "An optimizer of fastai's for groups, with what is said of them"
+    opt = make([list(group['params']) for group in groups], lr=lr)
+    wrapped = isinstance(opt, OptimWrapper)
+    for own, group in zip(opt.opt.param_groups if wrapped else opt.hypers, groups, strict=True):
+        said = {key: value for key, value in group.items() if key != 'params'}
+        own.update(said if wrapped else said | dict(wd=said.pop('weight_decay')))
+    return Wrapped(opt=opt.opt) if wrapped else opt
 
 
 @SCHEDULES.register('cosine')

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .arrays import ARRAY_SUFFIXES
 from .artefact import HUB
 from .core import InputError, MissingPath, whole
-from .embed import embed
+from .embed import embed, renumbered
 from .evaluate.finetune import Classifier, ClassifierLearner
 from .export import load_classifier
 from .files import user_path, write_whole
@@ -89,10 +89,10 @@ class Predictions:
     ) -> Path:            # the file
         "Write `frame` or `rows`. Raises `InputError` for another ending, and where it can't be written"
         path = user_path(path, 'path')
-        if path.suffix not in SUFFIXES:
+        if path.suffix.lower() not in SUFFIXES:
             raise InputError(f"predictions are written as {', '.join(SUFFIXES)}, not as '{path.name}': give such a "
                              "name.")
-        try: write_whole(path, SUFFIXES[path.suffix](self, top))
+        try: write_whole(path, SUFFIXES[path.suffix.lower()](self, top))
         except OSError as e:
             raise InputError(f"the predictions cannot be written to '{path}' ({e.strerror or e}).") from e
         return path
@@ -134,7 +134,7 @@ def predict(
     if isinstance(classifier, ClassifierLearner): classifier = classifier.model
     classes = _classes_of(classifier)
     scored = embed(classifier, as_source(source), precision, **dict(training=False) | settings)
-    y, unknown = _renumbered(scored.y, scored.classes, classes)
+    y, unknown = _known_labels(scored.y, scored.classes, classes)
     return Predictions(scored.features.softmax(1), scored.names, scored.parts, classes, y, unknown)
 
 
@@ -147,11 +147,9 @@ def as_source(
     return [path] if path.is_file() and path.suffix.lower() in {*picture_suffixes(), *ARRAY_SUFFIXES} else source
 
 
-def _renumbered(y: Tensor, own: Sequence[str] | None, classes: Sequence[str]) -> tuple[Tensor, list[str]]:
+def _known_labels(y: Tensor, own: Sequence[str] | None, classes: Sequence[str]) -> tuple[Tensor, list[str]]:
     "Labels as places in the classes of a classifier, and the classes that it does not know; no label counts then"
-    places = {name: i for i, name in enumerate(classes)}
     there = [own[i] for i in y[y >= 0].unique().tolist()] if own else []
-    unknown = [name for name in there if name not in places]
+    unknown = [name for name in there if name not in classes]
     if unknown or not there: return torch.full_like(y, -1), unknown
-    new = torch.tensor([places.get(name, -1) for name in own])
-    return new[y.clamp(min=0)].where(y >= 0, -1), []
+    return renumbered(y, own, classes), []

@@ -38,6 +38,7 @@ def check_folder(
 
 class ResumableLearner(Learner):
     "A fastai `Learner` that loses nothing at Ctrl-C or an error, and goes on from a `Checkpoint`, bit for bit"
+    taken_up_by = 'fit_contrastive(n, ' # how the call begins that goes on with a run
     stopped: BaseException | None = None # why the last fit ended early
     train_iter: int = 0         # steps of the last fit that are done
     fit_seed: int = 0           # what the draws of its steps come from
@@ -65,10 +66,11 @@ class ResumableLearner(Learner):
     def fit(self, n_epoch, *args, **kwargs):
         "fastai's `fit`; raises what a callback, an error or Ctrl-C stopped it for, after all callbacks have cleaned up"
         whole(n_epoch=n_epoch)
-        self.stopped = None
+        self.stopped, logger = None, self.logger
         with reuse_memory(next(self.model.parameters()).device):
             try: super().fit(n_epoch, *args, **kwargs)
             except IndexError as e: raise true_error(e) from None
+            finally: self.logger = logger  # callbacks that have put their own there put back one another's
         if self.stopped is not None: raise self.stopped
 
     @contextmanager

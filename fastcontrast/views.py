@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from kornia.color import rgb_to_grayscale
 from kornia.filters import filter2d_separable, get_gaussian_kernel1d
-from matplotlib.figure import Figure
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from .core import InputError, clipped, one_of, whole
+from .figures import Figure
 from .files import user_path
 
 # %% ../nbs/120_views.ipynb #62b7b3d8

@@ -64,10 +64,11 @@ def _folder_file(folder: Path) -> Path | None:
 
 
 def _hub_encoder(weights: str | Path) -> Path | None:
-    "The file of an encoder on the Hub that this library wrote; None if it is another's, or can't be had"
+    "The file of an encoder on the Hub that this library wrote; None if it is another's. Raises `InputError` for none"
     if not isinstance(weights, str) or not weights.startswith(HUB): return None
-    try: config = read_json(hub_file(weights, CONFIG))
-    except (InputError, OSError, ValueError): return None  # timm says why
+    file = hub_file(weights, CONFIG)  # which timm needs too
+    try: config = read_json(file)
+    except (OSError, ValueError): return None  # timm says why
     return hub_file(weights, WEIGHTS) if isinstance(config, dict) and OURS in config else None
 
 
@@ -84,8 +85,7 @@ def timm_source(
     """The name by which timm makes a model with these weights itself; None for a file
 
     That is a tag, 'hf-hub:…', 'local-dir:…', or a folder as timm writes it. What this library has exported to a folder
-    or to the Hub is its file. Raises `InputError` for what is neither
-    known to timm nor there."""
+    or to the Hub is its file. Raises `InputError` for what is neither known to timm nor there."""
     if not isinstance(weights, str | Path) or not str(weights):
         raise InputError(f"weights={clipped(repr(weights))} is no name: give a timm tag like 'resnet50.a1_in1k', or a "
                          "file or folder of weights.")

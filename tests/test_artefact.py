@@ -169,7 +169,7 @@ def test_onnx(exported, tmp_path):
 
 def test_onnx_refused(folder, tmp_path, monkeypatch):
     said(["'e.safetensors'", '.onnx'], export_copy, folder, tmp_path/'e.safetensors', to='onnx')
-    said(['push'], export_copy, folder, tmp_path/'e.onnx', to='onnx', push='a/b')
+    said(['push'], export_copy, folder, tmp_path/'e.onnx', push='a/b')  # the name says what is to load it
     def broken(*args, **kwargs): raise RuntimeError('no such operation\nat all')
     monkeypatch.setattr('torch.onnx.export', broken)
     said(['test_resnet', 'no such operation'], export_copy, folder, tmp_path/'e.onnx', to='onnx')
@@ -194,7 +194,7 @@ def test_the_code_of_the_card_runs(exported, monkeypatch):
 # ---------------------------------------------------------------- classifiers
 
 @torch.no_grad()
-def test_classifiers(exported, tmp_path):
+def test_classifiers(exported, tmp_path, monkeypatch):
     from transformers import AutoModelForImageClassification
     kind, _, encoder, x, h = exported
     head = nn.Linear(h.shape[1], 3)
@@ -206,6 +206,12 @@ def test_classifiers(exported, tmp_path):
     close(theirs(x).logits, head(h))
     assert list(theirs.config.id2label.values()) == CLASSES
     close(load_encoder(folder)(x), h)
+    (tmp_path/'photos').mkdir()
+    Image.new('RGB', (SIDE, SIDE), 'red').save(tmp_path/'photos'/'red.png')
+    monkeypatch.chdir(tmp_path)
+    code, names = (folder/'README.md').read_text().split('```python\n')[1].split('```')[0], {}
+    exec(code, names)
+    assert names['found'].classes == CLASSES and names['found'].names == ['red.png']
     copy = export_copy(folder, tmp_path/'copy')
     close(load_classifier(copy)(x), head(h))
     close(load_encoder(export_copy(folder, tmp_path/'e.safetensors'))(x), h)
@@ -457,6 +463,20 @@ def test_from_the_hub(cache, tiny):
     load_encoder('hf-hub:somebody/net')
 
 
+def test_the_hub_is_asked_once_a_minute(folder, monkeypatch):
+    asked = []
+    def download(place, name):
+        asked.append(name)
+        return folder/name
+    monkeypatch.setattr(artefact, 'download_from_hf', download)
+    monkeypatch.setattr(artefact, '_GIVEN', {})
+    for _ in range(2): load_encoder('hf-hub:a/net')
+    assert encoder_info('hf-hub:a/net')['arch'] == 'test_resnet' and asked == ['config.json', 'model.safetensors']
+    monkeypatch.setattr(artefact, 'FRESH', 0.)
+    load_encoder('hf-hub:a/net')
+    assert len(asked) == 4
+
+
 def test_not_on_the_hub(cache):
     for place in ('hf-hub:somebody/other', 'hf-hub:', 'hf-hub:a/b/c', 'hf-hub:a@b@c', 'hf-hub:a\x1b[31m/b'):
         said(['has no config.json to give'], load_encoder, place)
@@ -486,6 +506,7 @@ def test_upload(folder, tiny, tmp_path, monkeypatch):
     assert log['files'] == {name: (folder/name).read_bytes() for name in ('config.json', 'model.safetensors')}
     info = encoder_info(folder)
     assert usage('hf-hub:somebody/net', info, True) in card and 'local-dir' not in card
+    assert '\n# somebody/net\n' in card
     assert usage('net', info, True) in (folder/'README.md').read_text()
     for call in (export_encoder, write_folder):
         log.clear()

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from helpers.learners import real_learner
 from rich.console import Console
 
 from fastcontrast import bar
-from fastcontrast.bar import EpochLines, Pace, RunBar, clock, in_columns, in_width, shows_bar, teller
+from fastcontrast.bar import EpochLines, NotebookTable, Pace, RunBar, clock, in_columns, in_width, shows_bar, teller
 from fastcontrast.core import InputError
 from fastcontrast.learner import ContrastiveLearner
 from fastcontrast.step import Phase, StepCallback
@@ -81,7 +82,7 @@ def test_one_bar_over_all_steps_and_a_line_an_epoch_above_it():
     assert [f'epoch {i} of 3' in ' '.join(drawn) for i in range(5)] == [False, True, True, True, False]
     assert '-:-- to go' in drawn[0] and drawn[-1].endswith(', 0:00 to go')
     losses = [values[0] for values in learn.recorder.values]
-    assert f'loss {losses[0]:.4f}' in ' '.join(drawn) and f'loss {losses[-1]:.4f}' in drawn[-1]
+    assert f'loss {losses[0]:.3f}' in ' '.join(drawn) and f'loss {losses[-1]:.3f}' in drawn[-1]
     assert text.count(HIDE) == text.count(SHOW) == 1 and text.index(HIDE) < text.index(SHOW)
     assert learn.progress.bar is None and learn.logger is print
 
@@ -92,7 +93,7 @@ def test_the_loss_is_read_now_and_then_and_knn_stands_beside_it():
     learn.metrics = [ValueMetric(lambda: 0.25, 'knn'), ValueMetric(lambda: 3., 'other')]
     learn.fit(2, 1e-3)
     drawn = drawings(out)
-    assert sum('loss' in line for line in drawn) >= 4 and 'kNN 0.2500' in drawn[-1] and 'other' not in ' '.join(drawn)
+    assert sum('loss' in line for line in drawn) >= 4 and 'kNN 0.250' in drawn[-1] and 'other' not in ' '.join(drawn)
 
 
 def test_a_fit_that_is_taken_up_begins_at_its_place(monkeypatch):
@@ -190,17 +191,25 @@ def test_lines_say_the_time_to_go(capsys):
 
 
 @pytest.mark.parametrize('notebook,terminal,term,kind', [
-    (True, False, 'xterm', None), (False, True, 'xterm', RunBar), (False, True, 'dumb', EpochLines),
+    (True, False, 'xterm', NotebookTable), (False, True, 'xterm', RunBar), (False, True, 'dumb', EpochLines),
     (False, False, 'xterm', EpochLines)])
 def test_who_tells(monkeypatch, notebook, terminal, term, kind):
     monkeypatch.setattr(bar, 'IN_NOTEBOOK', notebook)
     monkeypatch.setattr(sys.stdout, 'isatty', lambda: terminal, raising=False)
     monkeypatch.setenv('TERM', term)
     assert shows_bar() == (kind is not EpochLines)
-    assert teller() is None if kind is None else type(teller()) is kind
+    assert type(teller()) is kind
     learn = real_learner(knn_pictures=0)
     kinds = [type(cb) for cb in learn.cbs if isinstance(cb, ProgressCallback | EpochLines)]
-    assert kinds == [kind or ProgressCallback]
+    assert kinds == [kind]
+
+
+def test_a_table_in_a_notebook_has_three_decimals(monkeypatch):
+    monkeypatch.setattr(bar, 'IN_NOTEBOOK', True)
+    rows, table = [], teller()
+    table.mbar = SimpleNamespace(write=lambda row, table: rows.append(row))
+    table._write_stats([3, 0.98765, None, '00:12'])
+    assert rows == [['3', '0.988', '', '00:12']]
 
 
 SCRIPT = '''

@@ -98,6 +98,10 @@ def test_who_waits_is_told(capsys):
     for patience, seconds in ((30, 0), (0.01, 0.2)):
         with waiting('for a\nbus', patience): time.sleep(seconds)
         assert capsys.readouterr().err == ('for a\\nbus\n' if seconds else '')
+    with waiting('for a bus', 0.01), waiting('for its wheels', 0.01): time.sleep(0.2)
+    assert capsys.readouterr().err == 'for a bus\n'
     with pytest.raises(KeyError), waiting('for nothing', 30): raise KeyError
+    with waiting('for another', 0.01): time.sleep(0.2)
+    assert capsys.readouterr().err == 'for another\n'
     timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
     assert all(timer.finished.is_set() for timer in timers)

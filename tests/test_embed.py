@@ -63,6 +63,15 @@ def test_loaders_that_are_there(encoder, folder):
         torch.testing.assert_close(embedded.features, alike.features, rtol=1e-5, atol=1e-6)
 
 
+def test_pictures_that_judge_by_themselves_have_classes_of_their_own(encoder, folder, tmp_path):
+    other = image_folder(tmp_path/'o', dict(b=5, c=5))
+    for settings, classes in ((dict(), ['a', 'b', 'c']), (dict(unlabelled=True), ['b', 'c'])):
+        embedded = embed(encoder, image_dls(folder/'train', size=32, bs=2, valid=other, **settings))
+        named = [name[0] for name in embedded.names]
+        if settings: named = [name if part == 'valid' else '' for part, name in zip(embedded.parts, named)]
+        assert embedded.labels == named and embedded.classes == classes and set(embedded.parts) == {'train', 'valid'}
+
+
 def test_arrays_without_labels(encoder):
     x = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
     embedded = embed(encoder, x)

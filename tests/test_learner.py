@@ -474,13 +474,13 @@ def test_one_line_an_epoch(dls, capsys, method):
 def test_the_tables_figures_are_the_learners(capsys):
     learn = make(dots(64), cbs=Steps, precision='fp32')
     *_, row = printed(learn, capsys, 1)
-    assert float(row[2]) == pytest.approx(learn.knn(), abs=1e-4)
+    assert float(row[2]) == pytest.approx(learn.knn(), abs=1e-3)
     features, _ = learn.embed(learn.dls.train)
-    assert float(row[3]) == pytest.approx(spread(features), abs=1e-4)
-    assert float(row[4]) == pytest.approx(rankme(features), abs=1e-4)
+    assert float(row[3]) == pytest.approx(spread(features), abs=1e-3)
+    assert float(row[4]) == pytest.approx(rankme(features), abs=1e-3)
     mean, beta = 0., 0.98
     for loss in learn.steps.losses: mean = mean * beta + loss * (1 - beta)
-    assert float(row[1]) == pytest.approx(mean / (1 - beta ** len(learn.steps.losses)), abs=2e-4)
+    assert float(row[1]) == pytest.approx(mean / (1 - beta ** len(learn.steps.losses)), abs=1e-3)
     assert learn.recorder.values[0][0] == pytest.approx(mean / (1 - beta ** len(learn.steps.losses)), rel=1e-5)
 
 

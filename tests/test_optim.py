@@ -28,7 +28,7 @@ OURS = dict(lars=(Lars, dict(trust_coeff=0.02)), sgd=(Sgd, dict(nesterov=True)),
 def test_optimizers_by_name(name):
     cls, args = OURS[name]
     opt = optimizer(name, args)([dict(params=[nn.Parameter(torch.ones(2, 2))], weight_decay=0.1)], lr=0.3)
-    assert type(opt) is OptimWrapper and type(opt.opt) is cls
+    assert isinstance(opt, OptimWrapper) and type(opt.opt) is cls
     group, = opt.opt.param_groups
     assert (group['lr'], group['weight_decay']) == (0.3, 0.1)
     assert all(group[key] == value for key, value in args.items())

@@ -59,7 +59,7 @@ def test_files(folder, tmp_path):
     found = predict(folder, folder.parent/'pictures')
     rows = pd.read_csv(found.save(tmp_path/'new/p.csv', top=1))
     assert len(rows) == 12 and rows.name.tolist() == found.names and set(rows['class']) <= set(CLASSES)
-    first, *_ = json.loads(found.save(tmp_path/'p.json').read_text())
+    first, *_ = json.loads(found.save(tmp_path/'P.JSON').read_text())
     assert sum(first['classes'].values()) == pytest.approx(1) and first['label'] == 'a'
     said(["not as 'p.txt'"], found.save, tmp_path/'p.txt')
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from fastcontrast import build
+from fastcontrast import artefact
 from fastcontrast.core import InputError, MissingPath, waiting
 from fastcontrast.data import image_dls
 from fastcontrast.export import digest, encoder_info, export_encoder, load_encoder, read_header
@@ -261,7 +261,7 @@ def test_no_network(monkeypatch, dls, caplog, capsys):
         time.sleep(0.2)
         raise OSError('nobody answers\n' * 900)
     monkeypatch.setattr('timm.models._hub.hf_hub_download', broken)
-    monkeypatch.setattr(build, 'waiting', partial(waiting, patience=0.01))
+    monkeypatch.setattr(artefact, 'waiting', partial(waiting, patience=0.01))
     for name, arch, given in (('hf-hub:a/b', None, dict(weights='hf-hub:a/b')), (ARCH, ARCH, dict(pretrained=True))):
         said([name, 'nobody answers'], contrastive_learner, dls, arch, **given)
         told = capsys.readouterr().err
@@ -513,7 +513,7 @@ def test_a_good_encoder_stays_good(tmp_path, capsys):
     learn.create_mbar = False
     learn.fit_contrastive(3)
     out = capsys.readouterr().out
-    assert f'before training: knn {good:.4f}' in out and 'the encoder stands still in the first epoch' in out
+    assert f'before training: knn {good:.3f}' in out and 'the encoder stands still in the first epoch' in out
     assert "is the recipe's for training from scratch" in out and 'tensors' in out
     knn = [row[1] for row in learn.recorder.values]
     assert knn[0] == pytest.approx(good, abs=0.01) and knn[-1] > good - 0.1

@@ -2,6 +2,7 @@
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any
 
@@ -9,7 +10,8 @@ from rich.table import Column, Table
 from typer import Argument, Option
 
 from ..core import InputError, number, whole
-from .inputs import encoder_file, encoder_name
+from ..files import read_json
+from .inputs import encoder_file, encoder_name, told_apart
 from .output import console, out_file, save_json
 from .verbs import verb
 
@@ -23,6 +25,13 @@ class Start:
     name: str
     source: str              # for `detector`
     pretrained: bool = True
+
+    @property
+    def weights(self) -> str:
+        "What tells its weights from others: what the file's header says of them, or timm's name"
+        from ..export import encoder_info
+        known = encoder_info(self.source).get('sha256', '') if os.path.exists(self.source) else self.source
+        return known if self.pretrained else f'{RANDOM[0]} {known}'
 
 
 @verb(33, "fastcontrast detect runs/fast-resnet18-pictures raccoons --against random,resnet18.a1_in1k --seeds 3")
@@ -53,8 +62,9 @@ def detect(
     table has average precision as COCO defines it, over ten overlaps of the found box with the true one from 50 to
     95 % (AP), and at 50 % and 75 % alone (AP50, AP75), each as the mean ± standard deviation over the seeds. Without
     --against it says little: how far does the same architecture come that has learned nothing before? The results are
-    written after every training, so that one that is broken off leaves those that are done."""
+    written after every training: the same command goes on with those that are there, also for more seeds or others."""
     from fastai.torch_core import default_device
+    from ..artefact import looking_for
     from ..bar import clock
     from ..detection import box_pictures, detection_transfer, detector
     from ..precision import pick_precision
@@ -64,18 +74,25 @@ def detect(
     file = out_file(out, '.json')
     train, judged = box_pictures(data, valid, seed)
     contenders = starts(encoder, against)
-    for start in contenders: detector(start.source, train.classes, size, start.pretrained)  # or say why it can't be
+    for start in contenders:
+        with looking_for(start.source, weights=start.pretrained and not os.path.exists(start.source)):
+            detector(start.source, train.classes, size, start.pretrained)  # or say why it can't be
     console.print(f"{train} to train with, {judged} to judge by")
-    results: dict[str, list[dict[str, Any]]] = {start.name: [] for start in contenders}
     settings = dict(data=data, epochs=epochs, batch_size=batch_size, lr=lr, size=size, valid=valid, seed=seed,
-                    n_train=len(train), n_valid=len(judged))
-    began, runs = time.monotonic(), [(k, start) for k in range(seeds) for start in contenders]
+                    precision=precision, n_train=len(train), n_valid=len(judged))
+    weights = {start.name: start.weights for start in contenders}
+    results = _written_before(file, settings, weights)
+    began, runs = time.monotonic(), [(k, start) for k in range(seeds) for start in contenders
+                                     if k >= len(results[start.name])]
+    if there := seeds * len(contenders) - len(runs):
+        console.print(f"{there} of {there + len(runs)} trainings are in {file} already")
     for done, (k, start) in enumerate(runs, 1):
         console.print(f"{start.name}, seed {k}")
         scores = detection_transfer(start.source, train, judged, size, start.pretrained, k, epochs=epochs, lr=lr,
                                     bs=batch_size, precision=precision)
         results[start.name].append(scores)
-        save_json(file, dict(settings, encoders={name: _summary(rows) for name, rows in results.items() if rows}))
+        save_json(file, dict(settings, weights=weights,
+                             encoders={name: _summary(rows) for name, rows in results.items() if rows}))
         to_go = (time.monotonic() - began) / done * (len(runs) - done)
         said = ', '.join(f'{measure} {100 * scores[measure]:.1f}' for measure in MEASURES)
         console.print(f"{start.name}, seed {k}: {said}; {clock(to_go)} to go")
@@ -90,12 +107,9 @@ def starts(
     "What detectors begin with. Raises `InputError` where that can't be told"
     first, *others = dict.fromkeys([encoder, *filter(None, map(str.strip, (against or '').split(',')))])
     if first in RANDOM: raise InputError(f"{first} of which architecture? Give an encoder first, and it as --against.")
-    found, names = [], dict.fromkeys(RANDOM, 0)
-    for given in (first, *others):
-        start = Start(RANDOM[0], found[0].source, False) if given in RANDOM else _start(given)
-        n = names[start.name] = names.get(start.name, 0) + 1
-        found.append(start if n == 1 else Start(f'{start.name} ({n})', start.source, start.pretrained))
-    return found
+    found = [_start(first)]
+    found += [Start(RANDOM[0], found[0].source, False) if given in RANDOM else _start(given) for given in others]
+    return told_apart(found)
 
 
 def _start(given: str) -> Start:
@@ -103,6 +117,28 @@ def _start(given: str) -> Start:
     if not os.path.exists(os.path.expanduser(given)): return Start(given, given)
     path = encoder_file(given)
     return Start(encoder_name(path), str(path))
+
+
+def _written_before(
+    file: Path,
+    settings: dict[str, Any], # of all trainings
+    weights: dict[str, str],  # that each begins with, by name
+) -> dict[str, list[dict[str, Any]]]: # what the seeds from 0 on had, by name
+    "What a file has of trainings with these settings that begin with these weights"
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in weights}
+    try:
+        old = read_json(file)
+        if any(old[name] != value for name, value in settings.items()): return results
+        return results | {name: _rows(summary) for name, summary in old['encoders'].items()
+                          if weights.get(name) == old['weights'][name]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError): return results  # it is of something else
+
+
+def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    "What each seed had, from `_summary`"
+    def at(k): return {measure: summary[measure]['seeds'][k] for measure in MEASURES} | dict(
+        classes={name: over['seeds'][k] for name, over in summary['classes'].items()})
+    return [at(k) for k in range(len(summary[MEASURES[0]]['seeds']))]
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,13 +7,12 @@ from rich.table import Table
 from typer import Argument, Option
 
 from ..core import InputError, number, whole
-from ..files import write_whole
+from ..files import user_path, write_whole
 from .inputs import Column, LabelColumn, encoder_file, read_pictures, split_of, tell_notes, tell_undecodable
-from .output import console, out_file
+from .output import DRAWINGS, console, out_file
 from .settings import read_range
 from .verbs import verb
 
-DRAWN = '.png', '.svg', '.pdf'
 ROWS = 20  # of a table on the screen
 
 
@@ -55,13 +54,14 @@ def embed(
         show_default="features.npz, if nothing else is asked for")] = None,
     map_file: Annotated[str | None, Option(
         '--map', metavar='FILE', help="Draw a map of all pictures to this .png, .svg or .pdf file")] = None,
-    map_method: Annotated[str, Option(
-        help="How: pca, tsne (minutes beyond ten thousand pictures), or umap, if umap-learn is installed")] = 'pca',
+    map_method: Annotated[str | None, Option(
+        help="How: pca, tsne (minutes beyond ten thousand pictures), or umap, if umap-learn is installed",
+        show_default='pca')] = None,
     thumbnails: Annotated[bool, Option(
         '--thumbnails', help="Draw pictures on the map, as is done where they have no labels, and not points")] = False,
     search: Annotated[str | None, Option(
         metavar='PICTURE', help="List the pictures that are most like this one, a file")] = None,
-    top: Annotated[int, Option(help="How many of them")] = 10,
+    top: Annotated[int | None, Option(help="How many of them", show_default='10')] = None,
     grid: Annotated[str | None, Option(
         metavar='FILE', help="Draw them to this .png, .svg or .pdf file; without --search, those of a few pictures "
                              "of the data")] = None,
@@ -100,43 +100,52 @@ def embed(
         if stored: raise InputError("say what to make of the features: --map, --search, --grid, --duplicates, "
                                     "--outliers, or -o.")
         out = 'features.npz'
+    goes_with = {'--map-method': (map_method, map_file, '--map'), '--thumbnails': (thumbnails, map_file, '--map'),
+                 '--top': (top, search or grid, '--search or --grid'),
+                 '--threshold': (threshold, duplicates, '--duplicates'),
+                 '--encoder': (by, stored and search, 'features and --search'),
+                 '--tables': (tables, search or duplicates or outliers, '--search, --duplicates or --outliers')}
+    for option, (value, use, others) in goes_with.items():
+        if value not in (None, False) and not use:
+            raise InputError(f"{option} goes with {others}: ask for that, or leave it out.")
     asked = _Asked(
-        out_file(out, *SUFFIXES) if out else None, _drawing(map_file, '--map'), map_method, thumbnails, search, top,
-        _drawing(grid, '--grid'), duplicates, COPY if threshold is None else threshold, outliers,
-        None if tables is None else Path(tables))
+        out_file(out, *SUFFIXES) if out else None, _drawing(map_file, '--map'), map_method or 'pca', thumbnails, search,
+        10 if top is None else top, _drawing(grid, '--grid'), duplicates, COPY if threshold is None else threshold,
+        outliers, None if tables is None else user_path(tables, '--tables'))
     _check(asked)
-    if stored: embedded, query, dls = _from_features(encoder, data, by, asked, given)
-    elif by: raise InputError("--encoder goes with features, and here the first argument is the encoder: leave it out.")
-    else: embedded, query, dls = _from_run(encoder, data, asked, given)
+    embedded, query, dls = (_from_features(encoder, data, by, asked, given) if stored else
+                            _from_run(encoder, data, asked, given))
     _make(asked, embedded, query)
     if dls is not None: tell_undecodable(dls)
 
 
 def _drawing(path: str | None, option: str) -> Path | None:
-    return None if path is None else out_file(path, *DRAWN, option=option)
+    return None if path is None else out_file(path, *DRAWINGS, option=option)
 
 
 def _check(asked: _Asked) -> None:
     "Raise `InputError` for what can't be made, before pictures are read"
+    from ..embed import features_file
     from ..evaluate.neighbours import check_plane
+    if asked.out: features_file(asked.out)
     check_plane(asked.method)
     whole(**{'--top': asked.top})
     whole(optional=True, **{'--outliers': asked.outliers})
     number(above=0, most=1, **{'--threshold': asked.threshold})
-    if asked.tables is None: return
-    if not asked.lists(): raise InputError("--tables writes lists: ask for --search, --duplicates or --outliers.")
-    for name in asked.lists(): out_file(asked.tables/f'{name}.csv', '.csv', option='--tables')
+    for name in asked.lists() if asked.tables else (): out_file(asked.tables/f'{name}.csv', '.csv', option='--tables')
 
 
 def _from_run(encoder: str, data: str | None, asked: _Asked, given: dict[str, Any]):
     "Features of pictures, those of the picture that is searched for, and the loaders"
-    from ..embed import embed, embed_picture
+    from ..embed import check_names, embed, embed_picture
     from ..export import load_encoder
     path = encoder_file(encoder)
     if data is None: raise InputError("the pictures are missing: give their folder, or 'digits', behind the encoder.")
     model = load_encoder(path)
     channels, size = model.pretrained_cfg['input_size'][0], model.pretrained_cfg['input_size'][-1]
     dls = read_pictures(data, 2, size=size, **split_of(path, data) | given | dict(valid=0., channels=channels))
+    if asked.out and asked.out.suffix.lower() == '.parquet':  # before the work
+        for loader in dls.loaders: check_names(loader.data.names, loader.data.classes)
     model = model.to(dls.device)
     query = embed_picture(model, asked.search, value_range=dls.value_range) if asked.search else None
     tell_notes(dls)
@@ -150,13 +159,15 @@ def _from_features(path: str, data: str | None, by: str | None, asked: _Asked, g
     embedded, query, dls = load_embedded(path), None, None
     if asked.grid and data is None or asked.thumbnails and asked.map and data is None:
         raise InputError("--grid and --thumbnails draw pictures, and features have none: give the folder behind them.")
+    model = load_encoder(encoder_file(by)) if by else None
     if data is not None and asked.draws(bool(embedded.classes)):
-        dls = read_pictures(data, 2, **dict(valid=0.) | given)
+        seen = {} if model is None else dict(channels=model.pretrained_cfg['input_size'][0])
+        dls = read_pictures(data, 2, **dict(valid=0.) | seen | given)
         embedded = embedded.with_pictures(dls)
-    if asked.search and by:
+    if model is not None:
         known = {} if dls is None else dict(value_range=dls.value_range)
         settings = known | {key: given[key] for key in ('value_range',) if key in given}
-        query = embed_picture(load_encoder(encoder_file(by)), asked.search, **settings)
+        query = embed_picture(model, asked.search, **settings)
     elif asked.search: query = [embedded.row(asked.search)]
     if dls is not None: tell_notes(dls)
     return embedded, query, dls

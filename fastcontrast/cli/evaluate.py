@@ -7,10 +7,11 @@ from typer import Argument, Option
 
 from ..core import InputError, whole
 from ..files import write_whole
-from .inputs import Column, LabelColumn, encoder_file, read_pictures, split_of, tell_notes, tell_undecodable
+from .inputs import (Column, LabelColumn, encoder_file, read_pictures, split_of, tell_notes, tell_undecodable,
+                     told_apart)
 from .judging import features, parts, unjudged
-from .output import console, out_file
-from .rivals import Rival, rival, told_apart, views_of_run
+from .output import DRAWINGS, console, out_file
+from .rivals import Rival, rival, views_of_run
 from .settings import number_or_name, read_range
 from .verbs import verb
 
@@ -53,7 +54,7 @@ def evaluate(
     whole(**{'--draws': draws})
     path = encoder_file(encoder)
     first = rival(encoder)
-    others = told_apart(first, [rival(name, first) for name in _names(against)])
+    _, *others = told_apart([first, *(rival(name, first) for name in _names(against))])
     files = [out_file(out, *TABLES, *DRAWINGS)] if out is not None else []
     if plot is not None: files.append(out_file(plot, *DRAWINGS, option='--plot'))
     given = dict(valid=number_or_name(valid), seed=seed, column=column, label_column=label_column,
@@ -75,21 +76,24 @@ def evaluate(
                   f"{len(dls.valid.data):,} to judge by{f', within {dls.within}' if dls.within else ''}")
     kind = views_of_run(path)
     results: dict[str, dict[str, Any]] = {}
-    for other in (first, *others): results[other.name], reasons = _judged(other, dls, kind, robust, draws)
+    left_out: dict[str, None] = {}  # sentences, each once
+    for other in (first, *others):
+        try: results[other.name], reasons = _judged(other, dls, kind, robust, draws)
+        except InputError as e:  # of one beside it, as of a run that has diverged: what others have is not lost
+            if other is first: raise
+            reasons = [f"{other.name}: {e}"]
+        left_out |= dict.fromkeys(reasons)
     console.print(_table(results))
     about = dict(data=data, draws=draws, n_train=len(dls.bank.data), n_valid=len(dls.valid.data), views=kind,
                  changes=_changes(dls.channels) if robust else {}, **split)
     console.print(f"alignment is of two views by {kind}")
     for change, words in about['changes'].items(): console.print(f"linear under {change}: {words}")
     if robust and dls.channels != 3:
-        reasons.append(f"linear under grey: the pictures have {dls.channels} channel{'s' * (dls.channels > 1)}, "
-                       "and colour is what three make.")
-    for reason in reasons: console.print(f"left out: {reason}")
+        left_out[f"linear under grey: the pictures have {dls.channels} channel{'s' * (dls.channels > 1)}, "
+                 "and colour is what three make."] = None
+    for reason in left_out: console.print(f"left out: {reason}")
     tell_undecodable(dls)
     for file in files: _write(file, results, about)
-
-
-DRAWINGS = ('.png', '.svg', '.pdf')
 
 
 def _judged(

@@ -6,7 +6,7 @@ from typer import Argument, Option
 
 from ..signals import watched
 from .folder import claimed
-from .inputs import Column, LabelColumn
+from .inputs import Column, LabelColumn, encoder_name
 from .job import carry_out
 from .resume import begun_with, run_to_resume
 from .tuning import Finetuning, Tuning, check_tuning, resolve_tuning
@@ -62,12 +62,14 @@ def finetune(
         show_default="one a core, at most 8")] = None,
     device: Annotated[str | None, Option(
         help="Where to train, like cpu or cuda:1", show_default="a GPU if there is one")] = None,
+    log: Annotated[str | None, Option(
+        help="Who else is told of the run, as in pretrain: {logs}", show_default="history.csv alone")] = None,
     checkpoint: Annotated[str | None, Option(
         help="When the run's whole state is kept, to go on from: as in pretrain",
         show_default=Tuning.checkpoint)] = None,
     resume: Annotated[str | None, Option(
         metavar='RUN', help="Go on with the fine-tuning in this folder, from its newest checkpoint, by the settings it "
-                            "was begun with", show_default="a new run")] = None,
+                            "was begun with; --epochs may grow", show_default="a new run")] = None,
     out: Annotated[str | None, Option(
         help="Folder for the results; goes on with the run there, if one has begun",
         show_default="a new one in runs/")] = None,
@@ -89,6 +91,5 @@ def finetune(
 
 def _name(config: Tuning) -> str:
     "What a run is called that was not given a name: protocol, encoder, pictures"
-    encoder, pictures = Path(config.encoder), Path(config.data).resolve().name or 'pictures'
-    origin = encoder.parent.name if encoder.stem == 'encoder' else encoder.stem
-    return f"finetune-{config.protocol}-{origin or 'encoder'}-{pictures}"
+    encoder, pictures = encoder_name(Path(config.encoder)), Path(config.data).resolve().name or 'pictures'
+    return f"finetune-{config.protocol}-{encoder.removesuffix('.safetensors')}-{pictures}"

@@ -1,44 +1,25 @@
 """A run's folder: claimed by one process, whole at every moment, and found again by whoever goes on with the run."""
-import csv
 import errno
 import os
-import reprlib
 import shlex
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..core import InputError, MissingPath, is_number, is_whole
-from ..files import check_file, check_utf8, read_json, shown, sweep, user_path
+from ..core import InputError, moved
+from ..files import check_file, check_utf8, shown, sweep, user_path
+from ..records import LOCK, RECORD, read_record
 from .output import save_json
 
 try: import fcntl
 except ImportError: fcntl = None  # Windows
 
-LOCK, RECORD, HISTORY, ERROR, LABELED = '.lock', 'config.json', 'history.csv', 'error.txt', 'labeled.txt'
-
-
-def _is(*kinds: type) -> Callable[[Any], bool]: return lambda value: isinstance(value, kinds)
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, str) or isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def _are_results(value: Any) -> bool:
-    rows = value.values() if isinstance(value, dict) else [value]
-    return all(isinstance(row, dict) and all(isinstance(value, int | float) for value in row.values()) for row in rows)
-
-
-# what readers rely on in a record, where it is there
-_FIELDS: dict[str, Callable[[Any], bool]] = dict(
-    state=_is(str), reason=_is(str), epochs=is_whole, epochs_done=is_whole, seconds=is_number, pid=is_whole,
-    host=_is(str), settings=_is(dict), results=_are_results, speedups=_are_names, seed=is_whole,
-    valid=_is(int, float, str), method=_is(str), loss=_is(str), verb=_is(str))
+ERROR, LABELED = 'error.txt', 'labeled.txt'
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # file systems without them
+__getattr__ = moved('cli.folder', HISTORY='records', history_rows='records', owner_lives='records')
 
 
 class _Lock:
@@ -84,47 +65,6 @@ def _locked(handle: TextIO) -> bool:
         if e.errno in (errno.EACCES, errno.EAGAIN): return False
         if e.errno not in _NO_LOCKS: raise
     return True
-
-
-def owner_lives(
-    path: Path, # a run's folder
-) -> bool:      # also where that can't be told
-    "Whether a process is at work in a run's folder; not to be asked by that process"
-    if fcntl is None: return True
-    try:
-        check_file(path/LOCK)
-        with (path/LOCK).open() as handle:  # to read, which a folder of another user's allows too
-            fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except FileNotFoundError: return False
-    except OSError: return True
-
-
-def read_record(
-    path: Path, # a run's folder
-) -> dict[str, Any]:
-    "What the config.json of a run says. Raises `MissingPath` if there is none, `InputError` if it can't be read"
-    file = path/RECORD
-    try: record = read_json(file)
-    except (FileNotFoundError, NotADirectoryError):
-        reason = f"there is no {RECORD} in it" if path.is_dir() else "there is no such folder"
-        raise MissingPath(f"{path} is no run to go on with: {reason}.") from None
-    except (OSError, ValueError) as e: raise InputError(f"{file} can't be read: {e}.") from None
-    if not isinstance(record, dict): raise InputError(f"{file} can't be read: it is no record of a run.")
-    for name, is_right in _FIELDS.items():
-        if record.get(name) is None or is_right(record[name]): continue
-        raise InputError(f"{file} can't be read: its {name} is {reprlib.repr(record[name])}.")
-    return record
-
-
-def history_rows(
-    path: Path, # a run's folder
-) -> list[dict[str, str]]: # none where there is no history
-    "A row for each epoch that a run has done"
-    try:
-        check_file(path/HISTORY)
-        with (path/HISTORY).open(newline='', encoding='utf-8') as file: return list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error): return []
 
 
 def resume_command(

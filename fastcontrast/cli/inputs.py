@@ -1,6 +1,9 @@
 """What the verbs are given: pictures, and encoders of earlier runs."""
 import os
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +11,7 @@ from typer import Option
 
 from ..core import InputError, MissingPath
 from ..files import user_path
-from .folder import read_record
+from ..records import read_record
 from .output import console, errors
 from .settings import Run, read_range
 
@@ -68,6 +71,19 @@ def encoder_name(
     "What tables call it: a folder's name where every folder has a file so called"
     from ..artefact import WEIGHTS
     return path.parent.name if path.name in ('encoder.safetensors', WEIGHTS) and path.parent.name else path.name
+
+
+def told_apart(
+    encoders: Sequence[Any], # of some dataclass with a `name`
+) -> list[Any]: # those whose name one before has already with a number behind it
+    "Encoders by names of their own: folders of one name lie in many places"
+    seen: Counter[str] = Counter()
+    apart = []
+    for encoder in encoders:
+        seen[encoder.name] += 1
+        n = seen[encoder.name]
+        apart.append(encoder if n == 1 else replace(encoder, name=f'{encoder.name} ({n})'))
+    return apart
 
 
 def is_tuned(

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 from ..core import InputError
 from ..files import listed, megabytes, whole_file, write_whole
+from ..records import HISTORY
 from ..signals import Interrupted, Signals
-from .folder import ERROR, HISTORY, LABELED, RunFolder, resume_command
+from .folder import ERROR, LABELED, RunFolder, resume_command
 from .inputs import tell_undecodable
 from .launch import ended_peer, rank
 from .output import Ended, errors

@@ -3,6 +3,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -17,6 +18,7 @@ from ..files import check_file, shown, user_path, write_whole
 
 # folders may have any name: no markup, no :emoji:, and no line broken
 _PLAIN = dict(soft_wrap=True, markup=False, emoji=False, highlight=False)
+DRAWINGS = '.png', '.svg', '.pdf' # endings of files that figures are drawn to
 LAUNCHER = 'FASTCONTRAST_LAUNCHER'  # in the environment of processes that `launch` has started: its folder
 
 
@@ -87,6 +89,11 @@ def fail(
         if file: Path(file).write_text(json.dumps(dict(message=sentence, timestamp=time.time())))
         if not file or (code > 128 and LAUNCHER not in os.environ): errors.print(sentence, style='red')
     sys.exit(code)
+
+
+def this_command() -> str:
+    "The program as it was called, to be called so again"
+    return shlex.join(['fastcontrast', *sys.argv[1:]])
 
 
 def out_file(

@@ -28,7 +28,7 @@ def predict(
     label_column: LabelColumn = None,
     value_range: Annotated[str | None, Option(
         '--range', metavar='LOW,HIGH', help="The values that become black and white in pictures of more than 8 bits",
-        show_default="as in the fine-tuning, else found from a sample of the pictures")] = None,
+        show_default="as given in the fine-tuning, else found from a sample of the pictures")] = None,
 ):
     """Say what a classifier takes pictures for: classes with probabilities.
 

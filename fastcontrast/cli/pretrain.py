@@ -1,14 +1,19 @@
 """`fastcontrast pretrain`: train an encoder and say how good it became."""
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from ..core import InputError
+from ..files import user_path
 from ..signals import watched
+from .expand import plain, read_seeds, sweep_of_runs
 from .folder import claimed
 from .launch import hear_signals, launch, rank
+from .output import this_command
 from .resume import begun_with, check_changes, kept_start, run_to_resume
-from .settings import DIGITS, Run, read_calls, resolve
+from .settings import DIGITS, SETTINGS, SETTINGS_FILE, Run, named_run, read_calls, resolve
+from .sweeping import carry_out, conclude
 from .training import accompany, train
 from .verbs import verb
 
@@ -27,7 +32,9 @@ def pretrain(
         show_default=_default('data'))] = None,
     run: Annotated[str | None, Option(
         help="Take the settings from this section of settings.ini in the current folder; "
-             "the options given here beat it")] = None,
+             "the options given here beat it. Several with commas between them are a run each")] = None,
+    config: Annotated[str | None, Option(
+        metavar='FILE', help="The file that has the section", show_default=SETTINGS_FILE)] = None,
     method: Annotated[str | None, Option(
         help="Recipe: {methods}", show_default=_default('method'))] = None,
     loss: Annotated[str | None, Option(
@@ -105,6 +112,8 @@ def pretrain(
         help="Also judge raw pixels and the untrained encoder", show_default='controls')] = None,
     seed: Annotated[int | None, Option(
         help="Seed of the split, the weights and the views", show_default=_default('seed'))] = None,
+    seeds: Annotated[str | None, Option(
+        help="Make a run with each of these seeds, like [bold]--seeds 0 1 2[/]", show_default="one run")] = None,
     workers: Annotated[int | None, Option(
         help="Processes that decode, where the pictures do not fit in memory",
         show_default="one a core, at most 8")] = None,
@@ -121,6 +130,9 @@ def pretrain(
     stop_on_collapse: Annotated[bool | None, Option(
         '--stop-on-collapse', help="End the run when all pictures get nearly the same embedding",
         show_default="a warning")] = None,
+    log: Annotated[str | None, Option(
+        help="Who else is told of the run, with commas between them: {logs}; the settings, views.png and every column "
+             "of the epoch table", show_default="history.csv alone")] = None,
     checkpoint: Annotated[str | None, Option(
         help="When the run's whole state is kept, to go on from: 'epoch', 500 steps, 10 minutes, or several of these "
              "with commas; 'none': never", show_default=_default('checkpoint'))] = None,
@@ -128,7 +140,7 @@ def pretrain(
         metavar='RUN', help="Go on with the run in this folder, from its newest checkpoint, by the settings it was "
                             "begun with; --epochs may grow", show_default="a new run")] = None,
     out: Annotated[str | None, Option(
-        help="Folder for the results; goes on with the run there, if one has begun",
+        help="Folder for the results, or for the folders of several runs; goes on with what has begun there",
         show_default="a new one in runs/")] = None,
 ):
     """Train an encoder on pictures, and say how good it became.
@@ -136,20 +148,39 @@ def pretrain(
     Training uses no labels, unless a speedup asks for them. If the pictures lie in one folder a class, a part of them
     is kept aside to judge the encoder by. The results are encoder.safetensors (timm's weights), config.json (every
     setting), history.csv, curves.png and views.png; also labeled.txt if training knows the labels of some pictures
-    only: their names. A run that ended early goes on with --resume, from its newest checkpoint."""
-    given = {key: value for key, value in locals().items() if key not in ('run', 'resume', 'out')}
+    only: their names. A run that ended early goes on with --resume, from its newest checkpoint.
+
+    Several runs, by --seeds or --run, are made one after the other, as those of a sweep are: the same command goes on
+    with them, and begins none anew that is finished."""
+    given = {key: value for key, value in locals().items() if key in SETTINGS}
+    file = SETTINGS_FILE if config is None else config
     with watched() as signals:
         hear_signals()
+        if seeds is not None or ',' in (run or ''): return _several(given, run, file, seeds, resume, out)
         path = run_to_resume(resume, out)
         begun = begun_with(path) if path else {}
-        config = resolve(given, run, begun)
-        if path: check_changes(path, begun, config)
-        if rank() is None and config.processes > 1:
-            return launch(config.processes, signals)
-        kept = kept_start(path, config) if path else None
-        if rank(): return accompany(config, kept)
-        with claimed(path or out, run or _name(config), path is not None) as folder:
-            train(config, folder, signals, kept)
+        settings = resolve(given, run, begun, file)
+        if path: check_changes(path, begun, settings)
+        if rank() is None and settings.processes > 1:
+            return launch(settings.processes, signals)
+        kept = kept_start(path, settings) if path else None
+        if rank(): return accompany(settings, kept)
+        with claimed(path or out, run or _name(settings), path is not None) as folder:
+            train(settings, folder, signals, kept)
+
+
+def _several(given: dict[str, Any], run: str | None, file: str, seeds: str | None, resume: str | None, out: str | None):
+    "A run for each section and seed"
+    if resume is not None: raise InputError("--resume goes on with one run: leave out --seeds, and name one --run.")
+    if seeds is not None and given['seed'] is not None:
+        raise InputError("--seed and --seeds are given: leave one of them out.")
+    names = [name.strip() for name in run.split(',')] if run is not None else []
+    own = {key: value for key, value in given.items() if value is not None}
+    chosen = {name: named_run(name, file) | own for name in names} or {'': own}
+    name = '+'.join(map(plain, names)) or _name(resolve(own))
+    if len(chosen) == 1: name += '-seeds'
+    sweep = sweep_of_runs(name, chosen, None if seeds is None else read_seeds(seeds))
+    conclude(carry_out(sweep, Path('runs')/name if out is None else user_path(out, '--out')), this_command())
 
 
 def _name(config: Run) -> str:

@@ -66,6 +66,12 @@ def libraries() -> Iterable[str]:
     return LIBRARIES
 
 
+def logs() -> Iterable[str]:
+    "Who can be told of a run"
+    from ..logs import LOGS
+    return LOGS
+
+
 def architectures() -> Iterable[str]:
     "timm's"
     import timm
@@ -75,7 +81,7 @@ def architectures() -> Iterable[str]:
 LISTS: dict[str, Callable[[], Iterable[str]]] = dict(
     methods=methods, losses=losses, speedups=speedups, labelled_speedups=labelled_speedups, settings=settings,
     view_kinds=view_kinds, precisions=precisions, schedules=schedules, protocols=protocols,
-    libraries=libraries)
+    libraries=libraries, logs=logs)
 
 
 def with_names(

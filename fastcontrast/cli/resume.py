@@ -7,18 +7,16 @@ from typing import Any, get_args
 
 from ..core import InputError, is_number
 from ..files import user_path
-from .folder import RECORD, history_rows, read_record
-from .settings import ALIASES, Run, number_or_name
+from ..records import RECORD, history_rows, read_record
+from .settings import Run, number_or_name, option
 
 # they change how a run is carried out or judged, or how long it is, but not what it has learned so far
 MAY_CHANGE = {'epochs', 'processes', 'precision', 'workers', 'compile', 'controls', 'cache', 'cache_folder',
-              'checkpoint', 'stop_on_collapse'}
+              'checkpoint', 'stop_on_collapse', 'log'}
 
 # what a run that goes on takes from config.json, and its types
 _KEPT = dict(epochs_done=int, seconds=int | float, results=dict)
 _PATHS = ('encoder', 'data', 'valid', 'labels', 'cache_folder')
-
-_OPTIONS = {field: option for option, field in ALIASES.items()}
 
 
 def run_to_resume(
@@ -158,16 +156,16 @@ def check_same(
     begun: dict[str, Any], # from `begun_with`
     config: Any,           # the settings that it is to go on with
     may_change: Collection[str], # those that may differ
+    remedy: str = "leave that out, or begin a new run with another --out and no --resume",
 ) -> None:
     "Raise `InputError`, which names it, for a setting that differs"
     begun = asdict(type(config)()) | begun
     for key, value in kept_settings(config, begun).items():
         if key in may_change or value == begun[key]: continue
         given = 'given without one' if value is None else f'now given {value}'
-        raise InputError(f"{path} was begun with {_said(key, begun[key])}, and is {given}: leave that out, or begin a "
-                         "new run with another --out and no --resume.")
+        raise InputError(f"{path} was begun with {_said(key, begun[key])}, and is {given}: {remedy}.")
 
 
 def _said(key: str, value: Any) -> str:
-    name = f'the {key}' if key in ('data', 'encoder') else '--' + _OPTIONS.get(key, key.replace('_', '-'))
+    name = f'the {key}' if key in ('data', 'encoder') else option(key)
     return f'the default of {name}' if value is None else f'{name} {value}'

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import InputError
-from .folder import read_record
+from ..records import read_record
 from .inputs import encoder_file, encoder_name
 from .judging import PIXELS, file_embedder
 
@@ -22,6 +22,7 @@ class Rival:
     small_input: bool
     arch: str
     embed: Callable     # features and labels of a loader
+    frame: tuple[list[float], list[float]] = ([], []) # mean and standard deviation of the pictures' channels
     extra: dict[str, Any] = field(default_factory=dict) # what else an encoder's file says
 
 
@@ -52,24 +53,12 @@ def views_of_run(
     return kind if isinstance(kind, str) and kind in VIEW_KINDS else usual
 
 
-def told_apart(
-    first: Rival,
-    others: list[Rival],
-) -> list[Rival]: # the others, those whose name another has already with a number
-    "Encoders by names of their own: folders of one name lie in many places"
-    names, apart = {first.name: 1}, []
-    for other in others:
-        n = names[other.name] = names.get(other.name, 0) + 1
-        apart.append(other if n == 1 else replace(other, name=f'{other.name} ({n})'))
-    return apart
-
-
 def _of_file(path: Path) -> Rival:
     from ..export import encoder_info
     info = encoder_info(path)
     about = f"{info['arch']}, {info['size']} px"
     return Rival(encoder_name(path), about, info['size'], info['in_chans'], info['small_input'], info['arch'],
-                 file_embedder(path), info['extra'])
+                 file_embedder(path), (info['mean'], info['std']), info['extra'])
 
 
 def _pixels(first: Rival) -> Rival:
@@ -85,19 +74,23 @@ def _untrained(first: Rival) -> Rival:
         torch.manual_seed(0)
         encoder = make_encoder(first.arch, first.small_input, in_chans=first.channels, size=first.size)
     return Rival('untrained', first.about, first.size, first.channels, first.small_input, first.arch,
-                 _embedder(encoder, first.size))
+                 _embedder(encoder, first))
 
 
 def _timms(name: str, first: Rival) -> Rival:
-    from ..models import make_encoder
-    if '/' in name and not name.startswith(('hf-hub:', 'local-dir:')):
+    from ..artefact import looking_for
+    from ..models import SOURCES, make_encoder
+    if '/' in name and not name.startswith(SOURCES):
         raise InputError(f"--against {name} is neither a file nor a folder: give one that is there, a name of timm's, "
                          "'untrained' or 'pixels'.")
-    encoder = make_encoder(name, pretrained=True, in_chans=first.channels, size=first.size)
-    return Rival(name, name, first.size, first.channels, False, name, _embedder(encoder, first.size))
+    with looking_for(name, weights=True):
+        encoder = make_encoder(name, pretrained=True, in_chans=first.channels, size=first.size)
+    return Rival(name, name, first.size, first.channels, False, name, _embedder(encoder, first))
 
 
-def _embedder(encoder, size: int) -> Callable:
+def _embedder(encoder, first: Rival) -> Callable:
+    "What a model of timm's makes of pictures, which it may know in three channels only"
     from ..evaluate.knn import extract_features
-    cfg = encoder.pretrained_cfg
-    return lambda dl: extract_features(encoder.to(dl.device), dl, size, cfg['mean'], cfg['std'])
+    frame = [encoder.pretrained_cfg[name] for name in ('mean', 'std')]
+    mean, std = frame if len(frame[0]) == first.channels else first.frame
+    return lambda dl: extract_features(encoder.to(dl.device), dl, first.size, mean, std)

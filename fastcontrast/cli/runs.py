@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from rich.table import Column, Table
 from typer import Argument, Option
 
-from ..core import InputError, MissingPath
+from ..core import InputError
 from ..files import user_path
-from .folder import RECORD, history_rows, owner_lives, read_record, resume_command
+from ..records import changed, find_runs, history_rows, read_record, state_of
+from .folder import resume_command
 from .output import console
 from .verbs import verb
 
-_DEPTHS = ('', '*/', '*/*/')  # of runs in a folder: itself, those in it, and those in its folders
 _UNITS = (('d', 86400), ('h', 3600), ('min', 60), ('s', 1))
 
 
@@ -39,42 +39,20 @@ def _beginning(path: Path) -> str:
     return '' if kept else '  # from its beginning: it has no checkpoint'
 
 
-def find_runs(
-    folder: Path, # of runs, of folders of runs, or a run's own
-) -> list[Path]:
-    "The folders of runs, the one that changed last at the end. Raises `InputError` if there is none"
-    if not folder.is_dir(): raise MissingPath(f"no folder '{folder}': give a folder of runs.")
-    found = {file.parent for depth in _DEPTHS for file in folder.glob(depth + RECORD) if not _is_exported(file.parent)}
-    if not found: raise InputError(f"no run in '{folder}': give a folder of runs, whose folders have a {RECORD}.")
-    return sorted(found, key=lambda path: (_changed(path), path))
-
-
-def _is_exported(folder: Path) -> bool:
-    "Whether a folder is that of an exported encoder or classifier, whose config.json is none of a run"
-    return (folder/'model.safetensors').exists()
-
-
-def _changed(path: Path) -> float:
-    "When something in a run's folder was last written, in seconds since 1970"
-    times = [path.stat().st_mtime]
-    for file in path.iterdir():
-        with suppress(OSError): times.append(file.stat().st_mtime)  # gone meanwhile
-    return max(times)
-
-
 def run_row(
     path: Path, # a run's folder
 ) -> dict[str, Any]: # what is known; None for what is not
     "How a run stands"
     row = dict(run=str(path), state='broken', reason=None, pid=None, host=None, epochs_done=None, epochs=None, knn=None,
-               age=round(time.time() - _changed(path)), resume=None)
+               accuracy=None, age=round(time.time() - changed(path)), resume=None)
     try: record = read_record(path)
     except InputError as e: return row | dict(reason=str(e))
     history = history_rows(path)
-    state = str(record.get('state') or 'unknown').split(':')[0]
-    if state == 'running' and not owner_lives(path): state = 'killed'
+    state = state_of(path, record)
     row |= dict(state=state, epochs_done=len(history), epochs=record.get('epochs', _settings(record).get('epochs')),
-                knn=_judged(record) or _last(history, 'knn'), reason=record.get('reason'))
+                knn=_judged(record, 'trained encoder', 'knn') or _last(history, 'knn'),
+                accuracy=_judged(record, 'classifier', 'accuracy') or _last(history, 'accuracy'),
+                reason=record.get('reason'))
     if state == 'running': row |= dict(pid=record.get('pid'), host=record.get('host'))
     elif state != 'finished' and _settings(record):
         row |= dict(resume=resume_command(path, record.get('verb', 'pretrain')))
@@ -86,29 +64,33 @@ def _settings(record: dict[str, Any]) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _judged(record: dict[str, Any]) -> float | None:
-    "The kNN accuracy in the closing table of a run that is finished"
+def _judged(record: dict[str, Any], product: str, measure: str) -> float | None:
+    "How good what a finished run has made was found at its end"
     if record.get('state') != 'finished': return None
-    try: return float(record['results']['trained encoder']['knn'])
+    try: return float(record['results'][product][measure])
     except (KeyError, TypeError, ValueError): return None
 
 
 def _last(history: list[dict[str, str]], column: str) -> float | None:
-    try: return float(history[-1][column])
-    except (IndexError, KeyError, TypeError, ValueError): return None
+    "The newest value: not every epoch has one"
+    for row in reversed(history):
+        with suppress(KeyError, TypeError, ValueError): return float(row[column])
+    return None
 
 
 def runs_table(
     rows: list[dict[str, Any]], # from `run_row`
 ) -> Table:
     "A row for each run; – for what is not known"
-    table = Table(Column('run', overflow='fold'), Column('state', overflow='fold'), Column('epoch', justify='right'),
-                  Column('kNN', justify='right'), Column('age', justify='right', no_wrap=True))
+    tuned = any(row['accuracy'] is not None for row in rows)
+    numbers = [Column(name, justify='right') for name in ('epoch', 'kNN', *['accuracy'] * tuned)]
+    table = Table(Column('run', overflow='fold'), Column('state', overflow='fold'), *numbers,
+                  Column('age', justify='right', no_wrap=True))
     for row in rows:
         owner = f" ({row['pid']}@{row['host']})" if row['pid'] else ''
         done = '–' if row['epochs'] is None else f"{row['epochs_done']}/{row['epochs']}"
-        knn = '–' if row['knn'] is None else f"{row['knn']:.1%}"
-        table.add_row(row['run'], row['state'] + owner, done, knn, in_words(row['age']))
+        scores = ['–' if row[name] is None else f'{row[name]:.1%}' for name in ('knn', *['accuracy'] * tuned)]
+        table.add_row(row['run'], row['state'] + owner, done, *scores, in_words(row['age']))
     return table
 
 

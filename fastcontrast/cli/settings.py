@@ -5,11 +5,14 @@ import ast
 import configparser
 import inspect
 import math
+import os
+import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from ..core import LARGEST_SIDE, InputError, MissingPath, clipped, number, one_of, suggest, whole
+from ..core import (LARGEST_SIDE, InputError, MissingPath, clipped, is_number, is_whole, number, one_of, suggest,
+                    whole)
 from ..files import read_text, user_path
 from .registries import architectures, losses, methods, precisions, schedules, speedups
 
@@ -50,11 +53,17 @@ class Run:
     schedule: str | None = None     # of the learning rate, after the warm-up; the recipe's if not given
     checkpoint: str = 'epoch, 10 minutes' # when the run's whole state is kept, as `Checkpoint` takes it; 'none': never
     stop_on_collapse: bool = False  # end the run when all pictures get the same embedding
+    log: str | None = None          # who else is told of the run: 'tensorboard, wandb'
 
 
 DIGITS = dict(arch='resnet10t', epochs=25, batch_size=64)  # enough for 1,797 pictures of 8x8
 
 ALIASES = {'with': 'speedups', 'range': 'value_range'}  # options that have another name than their field
+_NAMES = {field: name for name, field in ALIASES.items()}
+
+SETTINGS_FILE, SHARED = 'settings.ini', 'DEFAULT' # the latter is the section that all runs share…
+_NBDEV = 'lib_name'  # …and that of an nbdev project's own settings, which have this key
+_SWEEP = re.compile(r'sweep\s*:\s*(.*)')  # a section that stands for many runs
 
 _LEAST = dict(size=2, store_size=2, epochs=1, batch_size=2, channels=1, accumulate=1, seed=0, workers=0, processes=1,
               head_epochs=0)
@@ -62,13 +71,48 @@ _MOST = 2**63 - 1  # what torch takes…
 _MOST_OF = dict(size=LARGEST_SIDE, store_size=LARGEST_SIDE) # …and where less makes sense
 
 _TYPES = {field.name: get_args(field.type) or (field.type,) for field in fields(Run)}
+SETTINGS = tuple(_TYPES)
 
 
-def _option(key: str) -> str: return f"--{key.replace('_', '-')}"
+def key_name(
+    key: str, # a field of `Run`
+) -> str:
+    "What users write for it"
+    return _NAMES.get(key, key)
 
 
-def _value(key: str, text: str, place: str) -> Any:
-    "The value of a setting that was written as text; None (the default) for an empty one"
+def option(
+    key: str, # a field of `Run`
+) -> str:
+    "The option that gives it"
+    return f"--{key_name(key).replace('_', '-')}"
+
+
+def is_numeric(
+    key: str, # a field of `Run`
+) -> bool:
+    "Whether it is a number and nothing else"
+    return str not in _TYPES[key] and bool not in _TYPES[key]
+
+
+def as_options(
+    chosen: dict[str, Any], # settings; None where not given
+) -> list[str]:
+    "What gives them to `fastcontrast pretrain`"
+    words = [chosen['data']] if chosen.get('data') else []
+    for key, value in chosen.items():
+        if value is None or key == 'data': continue
+        if not isinstance(value, bool): words += [option(key), str(value)]
+        elif value != getattr(Run, key): words += [option(key) if value else f'--no-{key_name(key).replace("_", "-")}']
+    return words
+
+
+def read_value(
+    key: str,   # a field of `Run`
+    text: str,
+    place: str, # where it is written, for the message
+) -> Any:
+    "The value of a setting that was written as text; None (the default) for an empty one. Raises `InputError`"
     text, types = text.strip(), _TYPES[key]
     if not text or text.lower() == 'none' and types != (str,): return None
     if bool in types:
@@ -81,32 +125,79 @@ def _value(key: str, text: str, place: str) -> Any:
         raise InputError(f"{place}: {key} = {text} is not a {'whole ' if kind is int else ''}number.") from None
 
 
-def _read(file: Path) -> configparser.ConfigParser:
-    "A settings file; two names of a setting are one key"
-    ini = configparser.ConfigParser(interpolation=None)
+def given_value(
+    key: str,   # a field of `Run`
+    value: Any, # of Python's; text is read as a settings file's
+    place: str, # for the message
+) -> Any:
+    "The value of a setting. Raises `InputError` for one that can't be"
+    if isinstance(value, os.PathLike): value = os.fspath(value)
+    if value is None or isinstance(value, str): return value and read_value(key, value, place)
+    kinds = _TYPES[key]
+    if bool in kinds and isinstance(value, bool): return value
+    if float in kinds and is_number(value): return float(value)
+    if int in kinds and is_whole(value): return int(value)
+    raise InputError(f"{place}: {key_name(key)} = {clipped(repr(value))} is of another kind: write it as in a settings "
+                     "file.")
+
+
+def check_key(
+    key: str,   # of a section
+    place: str, # where it is written, for the message
+    *more: str, # keys that are taken there beside the settings
+) -> None:
+    "Raise `InputError` for a key that is no setting"
+    if key not in _TYPES: raise InputError(f"{place}: {suggest(key, [*_TYPES, *ALIASES, *more], 'key')}")
+
+
+def read_sections(
+    file: str | Path,
+    asking: str,  # who needs it, for the message
+    section: str, # and what is looked for there
+) -> dict[str, dict[str, str]]:
+    "The sections of a settings file, with their own keys; two names of a setting are one key. Raises `InputError`"
+    file = user_path(file, '--config')
+    if not file.exists():
+        where = f"{file}, which is not there" if file != Path(SETTINGS_FILE) else (
+            f"the current folder, and there is none in {Path.cwd()}")
+        raise MissingPath(f"{asking} needs a {file.name} with a section [{section}] in {where}.")
+    ini = configparser.ConfigParser(interpolation=None, default_section='')  # so that a section has its own keys only
     ini.optionxform = lambda key: ALIASES.get(key.lower(), key.lower())
     try: ini.read_string(read_text(file), source=str(file))
     except (configparser.Error, ValueError, OSError) as e:
         raise InputError(f"{file} can't be read: {' '.join(str(e).split())}") from None
-    return ini
+    return {name: dict(ini[name]) for name in ini.sections()}
+
+
+def sweep_sections(
+    sections: dict[str, dict[str, str]], # from `read_sections`
+) -> dict[str, dict[str, str]]:
+    "Those that stand for many runs, by the names of the sweeps"
+    found = {match[1]: keys for name, keys in sections.items() if (match := _SWEEP.fullmatch(name.strip()))}
+    return {name.strip(): keys for name, keys in found.items()}
+
+
+def shared_settings(
+    sections: dict[str, dict[str, str]], # from `read_sections`
+) -> dict[str, str]:
+    "What all runs share; an nbdev project's settings, which are in a section of the same name, are passed over"
+    shared = sections.get(SHARED, {})
+    return {key: text for key, text in shared.items() if key in _TYPES or _NBDEV not in shared}
 
 
 def named_run(
-    name: str,                             # the section
-    file: str | Path = 'settings.ini',
+    name: str | None,                      # the section; None: what all runs share
+    file: str | Path = SETTINGS_FILE,
 ) -> dict[str, Any]:                       # its settings, with those of [DEFAULT]
     "The settings that a section of `settings.ini` gives. Raises `InputError` for a section, key or value that can't be"
-    file = Path(file)
-    if not file.exists():
-        raise MissingPath(f"--run {name} needs a {file.name} with a section [{name}] in the current folder, "
-                          f"and there is none in {Path.cwd()}.")
-    ini = _read(file)
-    if not ini.sections(): raise InputError(f"{file} has no section: write one that begins with [{name}].")
-    if name not in ini: raise InputError(f"{file}: {suggest(name, ini.sections(), 'run')}")
-    place = f"{file}, [{name}]"
-    for key in ini[name]:
-        if key not in _TYPES: raise InputError(f"{place}: {suggest(key, [*_TYPES, *ALIASES], 'key')}")
-    values = {key: _value(key, text, place) for key, text in ini[name].items()}
+    sections = read_sections(file, f"--run {name}", f"{name}")
+    runs = [section for section in sections if section != SHARED and not _SWEEP.fullmatch(section)]
+    if name is not None and not runs: raise InputError(f"{file} has no section: write one that begins with [{name}].")
+    if name is not None and name not in runs: raise InputError(f"{file}: {suggest(name, runs, 'run')}")
+    place = f"{file}, [{name or SHARED}]"
+    texts = shared_settings(sections) | sections.get(name, {})
+    for key in texts: check_key(key, place)
+    values = {key: read_value(key, text, place) for key, text in texts.items()}
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -186,11 +277,12 @@ def resolve(
     given: dict[str, Any],   # the command's options; None where not given
     run: str | None = None,  # a section of `settings.ini`
     begun: dict[str, Any] | None = None, # the settings of the run that goes on
+    file: str | Path = SETTINGS_FILE,
 ) -> Run:
     "The settings of a run from all of their sources. Raises `InputError` for a number that is out of range"
-    chosen = {} if run is None else named_run(run)
+    chosen = {} if run is None else named_run(run, file)
     chosen |= {key: value for key, value in given.items() if value is not None}
-    suited = DIGITS if chosen.get('data', Run.data) == 'digits' else {}
+    suited = suited_to(chosen)
     if chosen.get('weights') and 'arch' not in {**(begun or {}), **chosen}:
         chosen['arch'] = weights_architecture(chosen['weights'])
     config = Run(**{**suited, **(begun or {}), **chosen})
@@ -202,11 +294,18 @@ def resolve(
     return config
 
 
+def suited_to(
+    chosen: dict[str, Any], # settings that were given
+) -> dict[str, Any]:
+    "What suits their pictures better than the defaults"
+    return DIGITS if chosen.get('data', Run.data) == 'digits' else {}
+
+
 def weights_architecture(
     weights: str, # what --weights names
 ) -> str:
     "The architecture that weights say they are of. Raises `InputError` where they say none, or it is no name"
-    from ..build import looking_for
+    from ..artefact import looking_for
     from ..export import needs_module
     from ..modules import MODULE
     from ..weights import architecture_of
@@ -223,7 +322,7 @@ def _check_numbers(config: Run) -> None:
         value = getattr(config, key)
         if value is None: continue
         most = _MOST_OF.get(key, _MOST)
-        whole(least=least, most=most if value > most else None, **{_option(key): value})
+        whole(least=least, most=most if value > most else None, **{option(key): value})
     if config.batch_size is not None and config.batch_size % config.processes:
         raise InputError(f"--batch-size {config.batch_size} can't be divided among {config.processes} processes: "
                          f"give a multiple of {config.processes}.")
@@ -240,7 +339,7 @@ def _check_numbers(config: Run) -> None:
 def _check_paths(config: Run) -> None:
     paths = dict(data=config.data or None, labels=config.labels, valid=config.valid, cache_folder=config.cache_folder)
     for key, path in paths.items():
-        if isinstance(path, str): user_path(path, _option(key))
+        if isinstance(path, str): user_path(path, option(key))
 
 
 def check_moments(
@@ -254,8 +353,16 @@ def check_moments(
         raise InputError(str(e).replace('every=', '--checkpoint ').replace(' of Checkpoint', '')) from None
 
 
+def check_log(
+    text: str | None, # what --log takes
+) -> None:
+    "Raise `InputError` for a name that nothing has, or what is not installed"
+    from ..logs import check_logs
+    check_logs(text)
+
+
 def _check_weights(config: Run, read: bool) -> None:
-    from ..build import looking_for
+    from ..artefact import looking_for
     from ..models import pretrained_config
     from ..weights import timm_source
     with looking_for(config.arch): pretrained_config(config.arch)
@@ -273,6 +380,7 @@ def check_names(
     one_of(precisions(), precision=config.precision)
     if config.schedule is not None: one_of(schedules(), schedule=config.schedule)
     check_moments(config.checkpoint)
+    check_log(config.log)
     _check_weights(config, read)
     make(config.setting)
     parse_speedups(config.speedups)

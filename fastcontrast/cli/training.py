@@ -68,7 +68,8 @@ def fit(
     from ..distributed import gather_objects
     folder = gather_objects(folder)[0]
     kept = [] if folder is None else [keeper]
-    learn.fit_contrastive(config.epochs, lr=config.lr, cbs=[*kept, *cbs], resume=folder, schedule=config.schedule)
+    learn.fit_contrastive(config.epochs, lr=config.lr, cbs=[*kept, *cbs], resume=folder, schedule=config.schedule,
+                          log=config.log)
 
 
 def accompany(

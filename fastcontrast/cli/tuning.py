@@ -8,7 +8,8 @@ from typing import Any
 
 from ..core import InputError, number, one_of, whole
 from ..files import user_path
-from .folder import LABELED, read_record
+from ..records import read_record
+from .folder import LABELED
 from .inputs import encoder_file, read_pictures, split_of, tell_notes
 from .job import Job
 from .output import console
@@ -16,10 +17,10 @@ from .record import surroundings
 from .registries import precisions, protocols
 from .resume import check_same, kept_settings
 from .rivals import views_of_run
-from .settings import check_moments, number_or_name, read_range
+from .settings import check_log, check_moments, number_or_name, read_range
 
-# they change how a run is carried out, but not what it has learned so far
-MAY_CHANGE = {'precision', 'workers', 'device', 'checkpoint'}
+# they change how a run is carried out, or how long it is, but not what it has learned so far
+MAY_CHANGE = {'epochs', 'precision', 'workers', 'device', 'checkpoint', 'log'}
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Tuning:
     workers: int | None = None      # processes that decode pictures which do not fit in memory
     device: str | None = None       # where it trains; a GPU if there is one
     checkpoint: str = 'epoch, 10 minutes' # when the run's whole state is kept
+    log: str | None = None          # who else is told of the run
 
 
 def resolve_tuning(
@@ -65,6 +67,7 @@ def resolve_tuning(
     one_of(precisions(), precision=config.precision)
     one_of(protocols(), protocol=config.protocol)
     check_moments(config.checkpoint)
+    check_log(config.log)
     return config
 
 
@@ -112,8 +115,13 @@ def check_tuning(
 ) -> None:
     "Raise `InputError`, which names the setting, for one that can't change any more, and for a run that is done"
     check_same(path, begun, config, MAY_CHANGE)
-    if read_record(path).get('state') == 'finished':
-        raise InputError(f"{path} is finished: give another --out and no --resume for a new run.")
+    record = read_record(path)
+    if record.get('state') != 'finished': return
+    done = record.get('epochs_done') or 0
+    ended = done < (record.get('epochs') or done)  # by --patience, which more epochs would not change
+    if not ended and (config.epochs or 0) > done: return
+    longer = '' if ended else f"--epochs more than {done} to go on, or "
+    raise InputError(f"{path} is finished: give {longer}another --out and no --resume for a new run.")
 
 
 def make_classifier(
@@ -151,9 +159,11 @@ class Finetuning(Job):
 
     def work(self):
         from ..export import encoder_info
+        from ..logs import check_logs, make_logs
         from ..values import other_range
-        self.prepare(make_classifier(self.config, self.folder.path))
-        learn = self.learn
+        learn = make_classifier(self.config, self.folder.path)
+        learn.check_export()
+        self.prepare(learn)
         self.unjudged = '' if len(learn.dls.valid) else "no picture of the same classes is set aside to judge by."
         self.begin(_record(self.config, learn))
         self._name_labels()
@@ -162,7 +172,8 @@ class Finetuning(Job):
         if note := other_range(encoder_info(self.config.encoder)['extra'], learn.dls.value_range): console.print(note)
         console.print(f"fine-tuning {_nearby(self.config.encoder)} on {self.device}; results in {self.folder}")
         kept = self.config.checkpoint != 'none' or self.goes_on
-        learn.fit_protocol([*([self.keeper] if kept else []), self.history], self.folder.path if kept else None)
+        cbs = [*([self.keeper] if kept else []), self.history]
+        learn.fit_protocol([*cbs, *make_logs(check_logs(self.config.log), cbs)], self.folder.path if kept else None)
         self.finish()
         if self.product and not self.unjudged: self.results['classifier'] = self._judged()
 

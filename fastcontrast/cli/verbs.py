@@ -21,10 +21,22 @@ class Verb(TyperCommand):
         super().__init__(*args, **kwargs)
         self.place = place
 
+    def parse_args(self, ctx, args): return super().parse_args(ctx, _with_lists(args))
+
     # here and not before: the registries import torch, for which no other call should wait
     def format_help(self, ctx, formatter):
         for param in self.params: param.help = with_names(param.help or '')
         super().format_help(ctx, formatter)
+
+
+def _with_lists(args: list[str]) -> list[str]:
+    "`--seeds 0 1 2` as the one value that options have"
+    joined: list[str] = []
+    for word in args:
+        last = joined[-2:]
+        if word.isdecimal() and len(last) == 2 and last[0] == '--seeds': joined[-1] += f' {word}'
+        else: joined.append(word)
+    return joined
 
 
 class Verbs(TyperGroup):
@@ -46,7 +58,8 @@ def verb(
     "A decorator that makes a function a command; its docstring is the help, its annotations are the options"
     def add(function):
         paragraphs = inspect.getdoc(function).split('\n\n')
-        text = '\n\n'.join(' '.join(p.split()) for p in paragraphs)  # the terminal breaks the lines
+        # the terminal breaks the lines, but of what begins with \b
+        text = '\n\n'.join(p if p.startswith('\b') else ' '.join(p.split()) for p in paragraphs)
         epilog = f"Example: [bold]{example}[/]"
         return app.command(name, cls=partial(Verb, place=place), help=text, epilog=epilog)(function)
     return add

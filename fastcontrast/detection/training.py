@@ -21,6 +21,7 @@ from ..bar import DeviceLoss, teller
 from ..core import InputError, number, whole
 from ..device import Autocast, reuse_memory
 from ..distributed import world_size
+from ..guards import FiniteScores
 from ..models import evaluating
 from ..optim import optimizer, warmup_then
 from ..precision import autocast, pick_precision
@@ -70,8 +71,8 @@ def train_detector(
 ) -> Learner:
     """A fastai `Learner` that has trained a detector: SGD, a tenth of the run to warm up, then a cosine to 0
 
-    Everything learns, the encoder too. Raises `InputError` for pictures of other classes, and where several processes
-    train."""
+    Everything learns, the encoder too. Raises `InputError` for pictures of other classes, where several processes
+    train, and where the loss is no number any more."""
     if world_size() > 1: raise InputError("a detector is trained by one process: start it without a launcher.")
     whole(epochs=epochs, bs=bs)
     whole(least=0, seed=seed)
@@ -79,6 +80,7 @@ def train_detector(
     check_classes(model, pictures)
     device = default_device() if device is None else torch.device(device)
     precision = pick_precision(precision, device)
+    number_format = [] if precision == 'fp32' else [Autocast(precision)]
     loader = loader_for(model, pictures, bs, seed)
     peak = LR * bs / 16 if lr is None else lr
     nothing = loader_for(model, BoxPictures([], pictures.classes), bs, None)  # what it finds is judged after the fit
@@ -88,7 +90,7 @@ def train_detector(
         torch.manual_seed(seed)
         learn = Learner(dls, model.to(device), total, optimizer('sgd'), lr=peak,
                         splitter=lambda model: param_groups_weight_decay(model, DECAY),
-                        cbs=[WithTargets(), *([] if precision == 'fp32' else [Autocast(precision)]), *L(cbs)])
+                        cbs=[WithTargets(), FiniteScores(), *number_format, *L(cbs)])
         learn.recorder.smooth_loss, learn.recorder.valid_metrics = DeviceLoss(), False
         if own := teller():
             learn.remove_cbs(ProgressCallback)

@@ -14,7 +14,7 @@ def finite(
     "Features as numbers to compute with; `InputError` if one is NaN or infinite"
     if not h.isfinite().all():
         raise InputError(f"{measure} cannot use the {split + ' ' if split else ''}features: they hold NaN or infinite "
-                         "values, so the encoder has probably diverged; train it with a lower learning rate")
+                         "values, so the encoder has probably diverged; train it with a lower learning rate.")
     return h if h.dtype == torch.float64 else h.float()
 
 
@@ -26,7 +26,7 @@ def unlabelled(
     h = torch.as_tensor(h)
     if h.ndim != 2 or not h.numel():
         raise InputError(f"{measure} cannot use features of shape {list(h.shape)}: "
-                         "give features [N, D] of one picture or more")
+                         "give features [N, D] of one picture or more.")
     return finite(h, measure)
 
 
@@ -40,12 +40,12 @@ def labelled(
     h, y = torch.as_tensor(h), torch.as_tensor(y)
     if h.ndim != 2 or y.shape != h.shape[:1] or y.is_floating_point():
         raise InputError(f"{measure} cannot use {split} features of shape {list(h.shape)} with labels of shape "
-                         f"{list(y.shape)} and type {y.dtype}: give features [N, D] and N whole numbers")
+                         f"{list(y.shape)} and type {y.dtype}: give features [N, D] and N whole numbers.")
     y = y.to(h.device, torch.int64)
     known = y != -1
     if not known.any():
         raise InputError(f"{measure} needs {split} pictures with labels and got none (-1 means unknown): "
-                         "give labels for some")
+                         "give labels for some.")
     return finite(h[known], measure, split), y[known]
 
 
@@ -61,8 +61,8 @@ def labelled_pair(
     test_h, test_y = labelled(test_h, test_y, 'test', measure)
     if train_h.shape[1] != test_h.shape[1]:
         raise InputError(f"{measure} needs the same features for training and test, not {train_h.shape[1]} and "
-                         f"{test_h.shape[1]} of them: take both from one encoder")
+                         f"{test_h.shape[1]} of them: take both from one encoder.")
     if (train_y == train_y[0]).all():
         raise InputError(f"{measure} needs at least two classes; "
-                         f"the training labels have only class {train_y[0].item()}")
+                         f"the training labels have only class {train_y[0].item()}.")
     return train_h, train_y, test_h.to(train_h), test_y.to(train_h.device)

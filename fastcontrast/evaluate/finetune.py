@@ -37,9 +37,10 @@ from ..device import Autocast
 from ..distributed import world_size
 from .knn import extract_features
 from .linear import draw
-from ..export import write_folder
+from ..export import folder_tensors, write_folder
 from ..files import user_path
 from ..generators import OwnDraws
+from ..guards import FiniteScores
 from ..loaders import ImageData, ImageLoader, ImageLoaders, empty_loader
 from ..models import architecture, evaluating
 from ..optim import cosine, optimizer
@@ -248,6 +249,7 @@ def _parts(dls: ImageLoaders, indices: Tensor, bs: int, seed: int) -> ImageLoade
 class EarlyStop(Callback):
     "Ends training when the accuracy on held-out pictures has not risen for some epochs; the best weights come back"
     order, run_valid, name = Phase.KEEP + 5, False, 'early_stop'
+    keeps_model = True # in its state: a checkpoint has the weights twice
     def __init__(self,
         held: ImageLoader, # pictures in order, with labels
         patience: int,     # epochs
@@ -288,6 +290,7 @@ class HeldOut(Metric):
 # %% ../../nbs/315_finetune.ipynb #5b1c8e02
 class ClassifierLearner(ResumableLearner):
     "A fastai `Learner` whose model is a `Classifier`; made by `classifier_learner`"
+    taken_up_by = 'fit_protocol('
     protocol: Protocol  # by which it is trained
     peak: float         # learning rate of the layer on top
     epochs: int         # of the protocol
@@ -349,15 +352,22 @@ class ClassifierLearner(ResumableLearner):
 
         `load_classifier(path)` and `timm.create_model(f'local-dir:{path}', pretrained=True)` bring it back. Raises
         `InputError` for an encoder that timm does not make."""
-        encoder, cfg = self.model.encoder, self.model.pretrained_cfg
-        arch, values = architecture(encoder), self.dls.value_range
-        if not timm.is_model(arch):
-            raise InputError(f"timm makes no {clipped(arch)}, so there is no folder of a classifier with one that "
-                             "others load: keep learn.model.state_dict() in a file of yours.")
+        cfg, values = self.model.pretrained_cfg, self.dls.value_range
         facts = {'fine-tuned with': self.labels, 'epochs of fine-tuning': len(self.recorder.values)}
-        return write_folder(encoder, path, arch, self.dls.size, cfg['mean'], cfg['std'], head=self.model.head,
-                            classes=self.model.classes, facts=facts,
+        return write_folder(self.model.encoder, path, self._arch(), self.dls.size, cfg['mean'], cfg['std'],
+                            head=self.model.head, classes=self.model.classes, facts=facts,
                             extra={} if values is None else dict(value_range=list(values)))
+
+    def check_export(self) -> None:
+        "Raise `InputError` where `export` would: before training, rather than after"
+        folder_tensors(self.model.encoder, self._arch(), self.dls.size, self.dls.channels, head=self.model.head,
+                       classes=self.model.classes)
+
+    def _arch(self) -> str:
+        arch = architecture(self.model.encoder)
+        if timm.is_model(arch): return arch
+        raise InputError(f"timm makes no {clipped(arch)}, so there is no folder of a classifier with one that others "
+                         "load: keep learn.model.state_dict() in a file of yours.")
 
 def classifier_learner(
     encoder: nn.Module,               # with a `pretrained_cfg`, as `load_encoder` gives it; it is changed in place
@@ -480,7 +490,7 @@ def _learner(model: Classifier, parts: ImageLoaders, maker: Views, protocol: Pro
     stops = [HeldOut(cb) for cb in cbs if isinstance(cb, EarlyStop)]
     learn = ClassifierLearner(parts, model, nn.CrossEntropyLoss(), optimizer(protocol.opt, protocol.opt_args), lr=lr,
                               splitter=lambda model: rate_groups(model, protocol), metrics=[accuracy, *stops],
-                              cbs=[shown, *number_format, *cbs], path=path)
+                              cbs=[shown, FiniteScores(), *number_format, *cbs], path=path)
     learn.recorder.smooth_loss, learn.recorder.values = DeviceLoss(), []  # there are none before the first fit
     if own := teller():
         learn.remove_cbs(ProgressCallback)

@@ -7,11 +7,12 @@ Docs: https://fastcontrast.github.io/fastcontrast/judge.html.md"""
 # %% auto #0
 __all__ = ['MOST', 'MEASURES', 'TABLES', 'Score', 'Judged', 'knn_scores', 'class_means', 'linear_all', 'few_of_all',
            'few_of_each', 'confusion', 'recall', 'average_precision', 'without_labels', 'under_change',
-           'judge_features', 'long_table', 'wide_table', 'markdown', 'latex']
+           'judge_features', 'long_table', 'wide_table']
 
 # %% ../../nbs/328_judge.ipynb #82da89a8
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from .linear import draw, few_label_predict, linear_fit, numbered, standardised
 from .metrics import spread, squared_distances, uniformity
 from .rankme import rankme
 from .retrieval import average_precisions, hits
+from .tables import latex, markdown
 
 # %% ../../nbs/328_judge.ipynb #9f413799
 @dataclass(frozen=True)
@@ -263,22 +265,6 @@ def wide_table(
                         pd.Index(measures, name='measure'), pd.Index(results, dtype=object))
 
 # %% ../../nbs/328_judge.ipynb #8b4725aa
-def markdown(table: pd.DataFrame) -> str:
-    "A table in Markdown"
-    rows = [[table.index.name, *table.columns], ['---'] * (1 + len(table.columns)), *table.reset_index().to_numpy()]
-    return '\n'.join(f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in rows) + '\n'
-
-_TEX = str.maketrans({c: f'\\{c}' for c in '%&_#$'} | {'±': '$\\pm$', 'τ': '$\\tau$'})
-
-def latex(table: pd.DataFrame) -> str:
-    "A table in LaTeX, with booktabs' rules"
-    rows = [[table.index.name, *table.columns], *table.reset_index().to_numpy()]
-    head, *body = (' & '.join(str(cell).translate(_TEX) for cell in row) + r' \\' for row in rows)
-    columns = 'l' + 'r' * len(table.columns)
-    lines = [rf'\begin{{tabular}}{{{columns}}}', r'\toprule', head, r'\midrule', *body, r'\bottomrule',
-             r'\end{tabular}']
-    return '\n'.join(lines) + '\n'
-
 def _numbers(score: Score) -> dict[str, Any]:
     numbers = dict(mean=score.mean, std=score.std, draws=score.scores.mean(1).tolist())
     if score.labels is not None: numbers['labels_a_class'] = score.labels
@@ -289,7 +275,13 @@ def _numbers(score: Score) -> dict[str, Any]:
 def _json(results: Mapping[str, Mapping[str, Score]], **about: Any) -> str:
     numbers = {encoder: {measure: _numbers(score) for measure, score in scores.items()}
                for encoder, scores in results.items()}
-    return json.dumps(dict(about, encoders=numbers), indent=2, ensure_ascii=False, default=str) + '\n'
+    text = json.dumps(dict(about, encoders=numbers), indent=2, ensure_ascii=False, default=str)
+    text = re.sub(r'\[\n[^\[\]{}]*\]', _in_a_line, text)
+    return text.encode(errors='backslashreplace').decode() + '\n'  # names that are no UTF-8, as JSON escapes them
+
+def _in_a_line(values: re.Match) -> str:
+    "A list that has no others in it: of a thousand classes each has a thousand counts"
+    return re.sub(r'\n *', '', re.sub(r',\n *', ', ', values[0]))
 
 TABLES = { # by the ending of a file; what is given beside the results stands in a .json
     '.csv': lambda results, **about: long_table(results).to_csv(index=False), '.json': _json,

@@ -28,7 +28,7 @@ def collect_features(
     "The features and the labels of every picture of a loader; a label of -1 means that it is unknown"
     batches = loader.ordered() if hasattr(loader, 'ordered') else loader
     results = [(features(*pictures).float().cpu(), y.long().cpu()) for *pictures, y in batches]
-    if not results: raise InputError("there are no pictures to take features of: the loader is empty")
+    if not results: raise InputError("there are no pictures to take features of: the loader is empty.")
     h, y = zip(*results, strict=True)
     return torch.cat(h), torch.cat(y)
 

@@ -214,7 +214,7 @@ def linear_fit(
     held = draw(y, torch.minimum((size + 4) // 5, size - 1), seed)  # one picture of each class at least stays
     if not held.any():
         raise InputError("the linear probe picks its ridge on held-out labels, but no class has two labelled training "
-                         "pictures: give more labels")
+                         "pictures: give more labels.")
     h, variance, axes = along_axes(h)
     path = ridge_path(h[~held], y[~held], variance, STRENGTHS, tol=1e-3)  # near enough to rank them
     best = torch.stack([correct(h[held], y[held], _plain_fit(x, None)) for x, _ in path]).argmax()
@@ -265,7 +265,7 @@ def few_label_accuracy(
     if size.min() < per_class:
         rarest = train_y[y == size.argmin()][0].item()
         raise InputError(f"{measure} needs {per_class} labelled training pictures a class, but class {rarest} "
-                         f"has {size.min().item()}: give more labels or a smaller per_class")
+                         f"has {size.min().item()}: give more labels or a smaller per_class.")
     accuracy = []
     for s in range(seed, seed + draws):
         drawn = draw(y, torch.full_like(size, per_class), s)

@@ -1,6 +1,6 @@
 """What features say of how pictures lie to one another: the nearest others, near copies, and a plane to see all on.
 
-Docs: https://fastcontrast.github.io/fastcontrast/search.html.md"""
+Docs: https://fastcontrast.github.io/fastcontrast/search_pictures.html.md"""
 import importlib.util
 from collections.abc import Callable
 
@@ -128,7 +128,7 @@ def check_plane(
     "Raise `InputError` unless such a map can be made here"
     one_of(PLANES, map_method=method)
     if method == 'umap' and importlib.util.find_spec('umap') is None:
-        raise InputError("a map by UMAP needs umap-learn: pip install umap-learn, or take pca or tsne.")
+        raise InputError("a map by UMAP needs umap-learn: pip install 'fastcontrast[embed]', or take pca or tsne.")
 
 
 def plane(

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ..core import InputError, clipped
+from ..figures import Figure
 from .judge import Score
 from .plots import save_figure
 

@@ -46,16 +46,19 @@ class EpochTable(StepCallback):
         return [ValueMetric(value_of(metric_name(metric)), metric_name(metric)) for metric in self.metrics]
 
     def before_fit(self):
-        # each process embeds its share, where pictures can be chosen; else all of them
+        self.share_out()
+        if self.learn.given and not self.learn.goes_on: self.tell_start()
+
+    def share_out(self):
+        "Each process embeds its share, where pictures can be chosen; else all of them"
         self.divided = world_size() > 1 and all(dl.selects for dl in self.parts)
         def share(dl): return dl.only(dl.indices.tensor_split(world_size())[rank()], dl.bs)
         self.shares = [share(dl) if self.divided else dl for dl in self.parts]
-        if self.learn.given and not self.learn.goes_on: self.tell_start()
 
     def tell_start(self):
         "Say what the weights are worth that training begins with, so that harm is seen"
         self.after_train()
-        values = '  '.join(f'{name} {value:.4f}' for name, value in self.values.items())
+        values = '  '.join(f'{name} {value:.3f}' for name, value in self.values.items())
         if values and self.learn.logger is not noop: print(f"before training: {values}", flush=True)
 
     def embedded(self, share) -> tuple[Tensor, Tensor]:
@@ -64,12 +67,21 @@ class EpochTable(StepCallback):
         everyone = gather_objects(self.learn.embed(share) if len(share) else None)
         return tuple(torch.cat(t) for t in zip(*[x for x in everyone if x is not None]))
 
-    def after_train(self):
-        if not self.shares: return
+    def measured(self) -> dict[str, float]:
+        "What the metrics say of the encoder as it is, by their names; all processes have to ask"
+        self.share_out()
+        return self.judged()
+
+    def judged(self) -> dict[str, float]:
+        "The same, of the shares that there are"
+        if not self.shares: return {}
         judged = [self.embedded(share) for share in self.shares]
         h = judged.pop()[0] if self.apart else None
         features = Features(h) if not judged else Features(*(t for pair in judged for t in pair), h=h)
-        try: self.values = {metric_name(metric): features.compute(metric) for metric in self.metrics}
+        return {metric_name(metric): features.compute(metric) for metric in self.metrics}
+
+    def after_train(self):
+        try: self.values = self.judged() or self.values
         except InputError as e: self.stop(e)  # features that are not numbers any more
 
 

@@ -24,7 +24,7 @@ from ..core import InputError, Registry, is_whole, number, one_of, suggest, whol
 from ..losses import LOSSES, Loss
 from ..models import Head, Prototypes, mlp, patch_side
 from ..multi_crop import MultiCrop
-from ..optim import SCHEDULES
+from ..optim import SCHEDULES, optimizer_name
 from ..step import StepCallback
 from ..targets import Memory, Queue, Target
 from ..views import VIEW_KINDS, ViewKind
@@ -68,7 +68,7 @@ class Recipe:
     drop_path: float = 0.               # stochastic depth of the encoder that learns (see `drop_paths`)
     frozen: tuple[str, ...] = ()        # modules of the encoder whose parameters do not train
     fixed_positions: bool = False       # a transformer's position embedding is waves (see `fix_positions`)
-    opt: str = 'lars'                   # a name in `OPTIMIZERS`
+    opt: str | Callable = 'lars'        # a name in `OPTIMIZERS`, a class of PyTorch's, or a fastai `opt_func`
     opt_args: Mapping[str, Any] = field(default_factory=dict) # what else the optimizer is given
     wd: float = 1e-6                    # weight decay; biases and norms have none, unless `wd_all`
     wd_end: float | None = None         # weight decay at the end of the run, along a cosine; None: constant
@@ -324,7 +324,7 @@ def _axes(recipe: Recipe) -> dict[str, Any]:
         projector=widths(recipe.projector),
         predictor=widths(recipe.predictor),
         prototypes=recipe.prototypes or '–',
-        optimizer=f"{recipe.opt}, lr {recipe.lr:g} at 256, {decay}",
+        optimizer=f"{optimizer_name(recipe.opt)}, lr {recipe.lr:g} at 256, {decay}",
         paper=recipe.paper)
 
 def recipe_table(

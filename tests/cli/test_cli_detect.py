@@ -25,6 +25,13 @@ def test_detect(run, refused, folder):
     for scores in encoders.values():
         assert {*scores} == {'AP', 'AP50', 'AP75', 'classes'} and len(scores['AP']['seeds']) == 2
         assert 0 <= scores['AP']['mean'] <= scores['AP50']['mean'] <= 1 and scores['AP']['std'] is not None
+    more = ('--against', 'random,run/', '--seeds', 2, '-o', 'new/d.json')
+    code, out, err = run('detect', 'run', 'shapes', *QUICK, *more)
+    assert code == 0 and '4 of 6 trainings are in new/d.json already' in out and 'run (2), seed 1: AP' in out
+    assert 'random, seed' not in out and json.loads((folder/'new/d.json').read_text())['encoders'] == encoders | {
+        'run (2)': encoders['run']}
+    export_encoder(make_encoder(ARCH), folder/'run/encoder.safetensors', ARCH, 32, [.5] * 3, [.2] * 3)  # another
+    assert 'already' not in run('detect', 'run', 'shapes', *QUICK, '--seeds', 1, '-o', 'new/d.json')[1]
     names = [start.name for start in starts('run', 'random, run/encoder.safetensors,resnet18,run,,untrained')]
     assert names == ['run', 'random', 'run (2)', 'resnet18', 'random (2)']
     assert 'no folder nothing' in refused('detect', 'run', 'nothing')

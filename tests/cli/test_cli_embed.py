@@ -1,5 +1,6 @@
 "embed: features of pictures in a file, and what is drawn, searched and listed by them"
 import csv
+import os
 
 import matplotlib.image
 import numpy as np
@@ -88,16 +89,45 @@ def test_features_in_place_of_an_encoder(run, refused, encoder, pictures, folder
     assert "lack 'a/002.png' and 7 others" in refused('embed', 'features.npz', 'other', '--grid', 'g.png')
 
 
-def test_what_is_refused_before_pictures_are_read(refused, encoder, pictures, folder):
+def test_what_is_refused_before_pictures_are_read(refused, encoder, pictures, folder, monkeypatch):
     (folder/'broken.png').write_text('nothing')
     for words, args in {
             'the pictures are missing': (), 'unknown map method': ('p', '--map', 'm.png', '--map-method', 'isomap'),
             '--map m.txt must end in': ('p', '--map', 'm.txt'), '--grid g must end in': ('p', '--grid', 'g'),
             '--top=0': ('p', '--search', 'q.png', '--top', 0), '--outliers=0': ('p', '--outliers', 0),
-            '--threshold=2.0': ('p', '--duplicates', '--threshold', 2), '--tables writes lists': ('p', '--tables', 't'),
+            '--threshold=2.0': ('p', '--duplicates', '--threshold', 2),
+            '--tables goes with --search': ('p', '--tables', 't'),
             'there is no picture': ('p', '--search', 'x.png'), 'broken.png': ('p', '--search', 'broken.png'),
-            '--encoder goes with features': ('p', '--duplicates', '--encoder', encoder)}.items():
+            '--encoder goes with features': ('p', '--duplicates', '--encoder', encoder),
+            '--top goes with --search or --grid': ('p', '--top', 3), '--thumbnails goes with': ('p', '--thumbnails'),
+            '--map-method goes with --map': ('p', '--map-method', 'tsne'),
+            '--threshold goes with --duplicates': ('p', '--outliers', 2, '--threshold', .9)}.items():
         assert words in refused('embed', encoder, *args)
+    with monkeypatch.context() as patch:
+        patch.setattr('fastcontrast.embed.find_spec', lambda name: None)
+        assert "pip install 'fastcontrast[embed]'" in refused('embed', encoder, 'none', '-o', 'f.parquet')
+
+
+def test_lists_in_the_home_folder(run, encoder, pictures, folder, monkeypatch):
+    monkeypatch.setenv('HOME', str(folder/'home'))
+    assert run('embed', encoder, 'p', '--outliers', 2, '--tables=~/lists')[0] == 0
+    assert len(rows_of('home/lists/outliers.csv')) == 2 and not (folder/'~').exists()
+
+
+def test_names_that_are_no_utf8(run, refused, encoder, folder):
+    image_folder(folder/'p', {os.fsdecode(b'caf\xe9'): 2, 'b': 2})
+    assert run('embed', encoder, 'p', '-o', 'f.npz', '--outliers', 2)[0] == 0
+    code, out, err = run('embed', encoder, 'p', '-o', 'f.parquet', '--map', 'm.png')
+    assert code == 2 and 'no UTF-8 have no place in a .parquet' in err and not (folder/'m.png').exists()
+
+
+def test_a_grey_encoder_of_features(run, folder):
+    made = make_encoder(ARCH, in_chans=1)
+    export_encoder(made, 'e.safetensors', ARCH, 32, [.5], [.5])
+    image_folder(folder/'p', dict(a=2, b=2))
+    assert run('embed', 'e.safetensors', 'p', '-o', 'f.npz')[0] == 0
+    by = ('--encoder', 'e.safetensors', '--search', 'p/a/000.png', '--grid', 'g.png')
+    assert run('embed', 'f.npz', 'p', *by)[0] == 0 and (folder/'g.png').exists()
 
 
 def test_few_pictures(run, encoder, folder):

@@ -9,6 +9,9 @@ import torch
 from helpers.cli import TINY, config
 from helpers.folders import image_folder
 
+from fastcontrast.export import export_encoder
+from fastcontrast.models import make_encoder
+
 
 def test_eval_says_the_same_as_the_run(digits, run, folder):
     code, out, err = run('eval', digits[0], 'digits', '-o', 'results/e.json')
@@ -54,6 +57,18 @@ def test_encoders_side_by_side(digits, run, refused, folder):
     assert "unknown architecture 'pixel'" in refused('eval', digits[0], 'digits', '--against', 'pixel')
     assert '--draws=0' in refused('eval', digits[0], 'digits', '--draws', 0)
     assert '.csv or .json or .md or .tex or .png or .svg or .pdf' in refused('eval', digits[0], 'digits', '-o', 'e.txt')
+
+
+def test_one_that_has_diverged_costs_the_others_nothing(digits, run, refused, folder):
+    encoder = make_encoder('test_resnet')
+    encoder.layer4[0].conv1.weight.data.fill_(float('nan'))
+    export_encoder(encoder, 'nan.safetensors', 'test_resnet', 32, [.5] * 3, [.2] * 3)
+    others = ('--against', 'nan.safetensors,pixels', '--draws', 1, '-o', 't.csv')
+    code, out, err = run('eval', digits[0], 'digits', *others)
+    assert code == 0 and 'left out: nan.safetensors: a measure cannot use the training features: they hold' in out, err
+    assert set(pd.read_csv('t.csv')['encoder']) == {digits[0].name, 'pixels'}
+    code, _, err = run('eval', 'nan.safetensors', 'digits')
+    assert code == 2 and 'they hold NaN or infinite values' in err
 
 
 def test_robustness_alignment_and_a_picture(digits, run, refused, folder):

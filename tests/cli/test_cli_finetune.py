@@ -11,7 +11,8 @@ from helpers.cli import TINY, config, ended_after_an_epoch
 from helpers.folders import image_folder, picture
 
 from fastcontrast.cli import main
-from fastcontrast.export import load_classifier, load_encoder
+from fastcontrast.export import export_encoder, load_classifier, load_encoder
+from fastcontrast.models import make_encoder
 
 FEW = ('--labels', 3, '--epochs', 2, '--bs', 8)
 
@@ -49,14 +50,22 @@ def test_a_run_like_others(run, refused, digits, folder):
     assert [*rows(folder/'f')[0]] == ['epoch', 'train_loss', 'valid_loss', 'accuracy']
     assert float(rows(folder/'f')[-1]['accuracy']) == pytest.approx(c['results']['classifier']['accuracy'], abs=0.01)
     assert len((folder/'f/labeled.txt').read_text().split()) == 30
-    assert 'f is finished: give another --out' in refused('finetune', '--resume', 'f')
+    assert 'f is finished: give --epochs more than 2 to go on, or another --out' in refused('finetune', '--resume', 'f')
     assert 'f was begun with --labels 3, and is now given 4' in refused('finetune', '--resume', 'f', '--labels', 4)
     assert 'f is a run of another kind: go on with it by fastcontrast finetune' in refused('pretrain', '--resume', 'f')
-    for command in (('eval', 'f', 'digits'), ('export', 'f', '-o', 'e.safetensors'), ('finetune', 'f')):
+    for command in (('eval', 'f', 'digits'), ('finetune', 'f')):
         assert 'f is a fine-tuning, and this takes an encoder: give the run' in refused(*command)
+    assert run('export', 'f', '-o', 'handed')[1] == 'the classifier is in handed\n'
+    assert load_classifier('handed').num_classes == 10
+    accuracy = f"{c['results']['classifier']['accuracy']:.1%}"
+    assert f"| accuracy | {accuracy} of 397 other pictures |" in Path('handed/README.md').read_text()
+    assert run('export', 'f', '-o', 'e.safetensors')[1] == 'the encoder is in e.safetensors\n'
     assert load_encoder('f/classifier').num_features == 512
     code, out, _ = run('runs', 'f')
     assert code == 0 and 'finished' in out and '2/2' in out and 'classifier' not in out
+    assert accuracy in out
+    (row,) = json.loads(run('runs', 'f', '--json')[1])
+    assert row['accuracy'] == c['results']['classifier']['accuracy'] and row['knn'] is None
 
     code, out, err = run('predict', 'f', 'digits', '--top', 2, '-o', 'new/p.csv')
     assert (code, err) == (0, '') and 'and 1,777 more\n' in out and 'of 1,797 pictures with a label' in out
@@ -82,6 +91,22 @@ def test_it_ends_as_if_nothing_had_happened(run, folder, pretrained, monkeypatch
     assert all(torch.equal(tensor, s[name]) for name, tensor in r.items())
     assert config(folder/'r')['results'] == config(folder/'s')['results'] and config(folder/'r')['n_held'] == 2
     assert 'the weights are those of epoch ' in out and ' of 2 held-out pictures right' in out
+
+
+def test_a_finished_one_is_made_longer(run, refused, pretrained):
+    assert run('finetune', pretrained, '--labels', 'all', '--bs', 8, '--epochs', 1, '--out', 'f')[0] == 0
+    code, out, _ = run('finetune', '--resume', 'f', '--epochs', 3)
+    assert code == 0 and 'planned for 1 epochs and now for 3: the schedule' in out and len(rows(Path('f'))) == 3
+    assert config('f')['state'] == 'finished' and config('f')['settings']['epochs'] == 3
+    assert 'give --epochs more than 3' in refused('finetune', '--resume', 'f', '--epochs', 3)
+    Path('f/config.json').write_text(json.dumps(config('f') | dict(epochs=9)))  # as where patience has ended it
+    assert 'f is finished: give another --out' in refused('finetune', '--resume', 'f', '--epochs', 12)
+
+
+def test_a_loss_that_is_no_number_ends_it(run, pretrained):
+    code, _, err = run('finetune', pretrained, '--labels', 'all', '--lr', 1e30, '--epochs', 50, '--out', 'f')
+    assert code == 2 and err.startswith('error: the loss is ') and 'try a lower lr (it was ' in err
+    assert config('f')['state'] == 'stopped' and config('f')['epochs_done'] < 5
 
 
 def test_few_labels_serve_both(run, refused, pretrained, pictures):
@@ -143,6 +168,9 @@ def test_what_cannot_be(refused, run, digits, folder):
                         (('--resume', digits[0]), 'is a run of another kind: go on with it by fastcontrast pretrain')):
         assert words in refused('finetune', *args), words
     assert not Path('runs').exists()
+    distilled = 'deit_tiny_distilled_patch16_224'  # whose scores come of two layers
+    export_encoder(make_encoder(distilled, size=32), 'vit.safetensors', distilled, 32, [.5] * 3, [.2] * 3)
+    assert 'has no single layer of class scores' in refused('finetune', 'vit.safetensors', 'digits')
     (folder/'alone').mkdir()
     (folder/'alone/encoder.safetensors').write_bytes((digits[0]/'encoder.safetensors').read_bytes())
     assert 'says of which pictures it is: give a folder' in refused('finetune', 'alone')

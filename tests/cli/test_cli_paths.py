@@ -63,7 +63,6 @@ def test_no_path_is_refused(refused, folder, path):
     (('--size', 10**9), 'size=1000000000 must be a whole number from 2 to 8192'),
     (('--size', 10**30), 'must be a whole number'),
     (('--lr', '1e300'), '--lr=1e+300 must be a finite number above 0 and at most 1e+30'),
-    (('--batch-size', 10**12), 'bs=1000000000000 is larger than the training part of'),
     (('--batch-size', 10**30), 'must be a whole number from 2 to'),
 ])
 def test_numbers_that_no_machine_has(refused, folder, args, words):

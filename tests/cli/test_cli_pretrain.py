@@ -247,7 +247,6 @@ def test_batches_in_chunks(run, refused, folder):
     (('more',), 'more'),
     (('--cache',), 'leave cache (--cache) out'),
     (('--valid', 'x.tar'), "there is no shard 'x.tar'"),
-    (('--batch-size', 5000), 'bs=5000 is larger than the training part of digits (1400 pictures): choose a smaller bs'),
     (('--small-input', '--arch', 'vit_tiny_patch16_224'), 'small_input'),
 ])
 def test_options_out_of_range(refused, args, words):

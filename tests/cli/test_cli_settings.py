@@ -129,9 +129,10 @@ def test_the_repositorys_own_runs_are_valid(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     ini = configparser.ConfigParser()
     ini.read('settings.ini')
-    assert ini.sections()
+    runs = [name for name in ini.sections() if not name.startswith('sweep:')]
+    assert runs and len(runs) < len(ini.sections())
     made = set()
-    for name in ini.sections():
+    for name in runs:
         run = resolve({}, name)
         check_names(run)
         choice = (run.arch, run.method, run.loss, run.speedups, run.size or 32)

@@ -412,7 +412,6 @@ def test_a_shard_that_changes_during_training(root, workers):
     (dict(source='{root}/{{000..x.tar'), 'the braces in .* cannot be read'),
     (dict(labels=0.1), "labels=0.1 does not work with shards.*give None or 'all'"),
     (dict(labels='names.txt'), "labels=names.txt does not work with shards"),
-    (dict(bs=300), 'bs=300 is larger than the training part of .* .200 pictures'),
     (dict(valid='{root}/none'), "no validation folder '.*none'"),
     (dict(cache=True), 'leave cache .--cache. out'),
     (dict(valid='{root}/held'), "the validation data .*held has label 9, but training has 3 classes: give valid="),

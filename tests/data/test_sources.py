@@ -430,8 +430,9 @@ def test_a_batch_becomes_what_fits(capsys, how):
     dls = image_dls(Given(PICTURES), device='cpu', **how)
     assert dls.train.bs == N and len(dls.train) == 1 and len(everything(dls.train)[0]) == N
     assert capsys.readouterr().out == 'a batch has 12 pictures, as there are 12 to train on\n'
-    with pytest.raises(InputError, match='bs=256 is larger than the training part of Given .12 pictures.'):
-        image_dls(Given(PICTURES), bs=256, device='cpu', **how)
+    assert image_dls(Given(PICTURES), bs=N + 1, device='cpu', **how).train.bs == N  # of those that were asked for, too
+    assert capsys.readouterr().out == 'a batch has 12 pictures, as there are 12 to train on\n'
+    assert image_dls(Given(PICTURES), bs=N, device='cpu', **how).train.bs == N and not capsys.readouterr().out
     with pytest.raises(InputError, match='Given has 1 picture to train on'):
         image_dls(Given(PICTURES[:1]), device='cpu')
     held = image_dls((ARRAY, Y), valid=.25, device='cpu', **how)

@@ -142,6 +142,7 @@ def test_what_else_is_refused(encoder, tmp_path):
     train, _ = box_pictures(draw_rectangles(tmp_path, 4))
     said(['for 1 classes (cat)', 'have 2'], train_detector, detector(encoder, ['cat'], **TINY), train)
     said(['epochs=0'], train_detector, detector(encoder, CLASSES, **TINY), train, 0)
+    said(['the loss is', 'try a lower lr'], train_detector, detector(encoder, CLASSES, **TINY), train, 9, lr=1e20)
 
 
 # ---------------------------------------------------------------- what it learns

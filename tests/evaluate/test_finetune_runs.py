@@ -10,7 +10,7 @@ from helpers.refusals import said
 from helpers.stripes import encoder_for, loaders, stripes
 from torch import nn
 
-from fastcontrast.checkpoint import Checkpoint
+from fastcontrast.checkpoint import Checkpoint, size_of
 from fastcontrast.data import image_dls
 from fastcontrast.evaluate.finetune import classifier_learner, finetune, held_out
 from fastcontrast.evaluate.plots import read_history
@@ -115,6 +115,11 @@ def test_what_is_held_out():
     assert (len(learn.dls.train.data), len(learn.stop.held.data)) == (14, 2)
     assert not set(learn.stop.held.data.names) & {*learn.dls.train.data.names, *learn.dls.valid.data.names}
     assert '14 labels of 2 classes (2 more are held out to say when to stop)' in learn.labels
+
+
+def test_a_checkpoint_has_room_for_the_best_weights():
+    plain, patient = learner(labels=8), learner(labels=8, patience=2)
+    assert size_of(patient) - size_of(plain) == sum(t.nbytes for t in plain.model.state_dict().values())
 
 
 # ---------------------------------------------------------------- handed on

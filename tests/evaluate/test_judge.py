@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fastcontrast.core import InputError
 from fastcontrast.evaluate.judge import (
-    MEASURES, TABLES, Judged, confusion, judge_features, latex, long_table, wide_table)
+    MEASURES, TABLES, Judged, Score, confusion, judge_features, long_table, wide_table)
+from fastcontrast.evaluate.tables import latex
 from fastcontrast.evaluate.knn import knn_accuracy
 from fastcontrast.evaluate.linear import few_label_accuracy, linear_fit, linear_probe, standardised
 from fastcontrast.evaluate.metrics import alignment, uniformity
@@ -205,6 +206,18 @@ def test_numbers(results, tmp_path):
     assert read['encoders']['b']['linear, all labels']['confusion'] == dict(
         classes=[0, 7, 14, 21], counts=table.to_numpy().tolist())
     assert read['encoders']['b']['linear, 5 labels a class']['labels_a_class'] == 5
+
+
+def test_names_and_lists_in_json():
+    name = 'caf\udce9 [x]  y'
+    counts = confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), [name, 'b'])
+    score = Score(torch.ones(2, 3, dtype=torch.float64), confusion=counts)
+    text = TABLES['.json']({name: dict(kNN=score)}, data=name)
+    text.encode()  # it is UTF-8, whatever the names are
+    assert '"draws": [1.0, 1.0]' in text and '[1, 0],\n' in text
+    content = json.loads(text)
+    assert content['data'] == name and list(content['encoders']) == [name]
+    assert content['encoders'][name]['kNN']['confusion'] == dict(classes=[name, 'b'], counts=[[1, 0], [1, 1]])
 
 
 def test_tables_to_read(results):

@@ -100,7 +100,7 @@ def test_tsne_is_the_same_again_and_keeps_classes_together():
 def test_umap_if_it_is_installed(monkeypatch):
     h = torch.rand(6, 4)
     monkeypatch.setattr(neighbours.importlib.util, 'find_spec', lambda name: None)
-    said(['pip install umap-learn', 'pca'], plane, h, 'umap')
+    said(["pip install 'fastcontrast[embed]'", 'pca'], plane, h, 'umap')
     monkeypatch.undo()
     class UMAP:
         def __init__(self, **settings): self.settings = settings

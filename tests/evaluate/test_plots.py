@@ -6,7 +6,7 @@ import pytest
 
 from fastcontrast.core import InputError, MissingPath
 from fastcontrast.evaluate import METRICS
-from fastcontrast.evaluate.plots import compare_runs, plot_history, read_history
+from fastcontrast.evaluate.plots import compare_runs, draw_curves, joined, plot_history, read_history
 
 HISTORY = "epoch,train_loss,knn,lr,time\n0,5.5,,0.1,00:12\n1,4.5,0.5,0.2,00:12\n2,4.0,,0.1,00:12\n"
 
@@ -15,8 +15,8 @@ def test_plot_of_a_csv(tmp_path):
     (tmp_path / 'history.csv').write_text(HISTORY)
     figure = plot_history(tmp_path / 'history.csv', tmp_path / 'curves.png')
     lines = {a.get_title(): a.lines[0].get_xydata().tolist() for a in figure.axes}
-    assert lines == {'training loss': [[0, 5.5], [1, 4.5], [2, 4]], 'kNN accuracy': [[1, .5]],
-                     'learning rate': [[0, .1], [1, .2], [2, .1]]}
+    assert lines == {'training loss': [[1, 5.5], [2, 4.5], [3, 4]], 'kNN accuracy': [[2, .5]],
+                     'learning rate': [[1, .1], [2, .2], [3, .1]]}, "epochs are counted as compare does"
     assert all(a.get_xlabel() == 'epoch' and a.lines[0].get_marker() == 'o' for a in figure.axes)
     assert (tmp_path / 'curves.png').read_bytes()[:4] == b'\x89PNG'
 
@@ -38,7 +38,7 @@ def test_accuracy_is_drawn_against_what_a_run_has_taken():
     def row(e): return dict(epoch=e, train_loss=2., knn=.6, spread=.1, lr=.1, seconds=2. + e, tflop=.5 + e, note='x')
     rows = [row(e) for e in range(3)]
     drawn = [(a.get_title(), a.get_xlabel(), a.lines[0].get_xdata().tolist()) for a in plot_history(rows).axes]
-    epochs = [0, 1, 2]
+    epochs = [1, 2, 3]
     assert drawn == [('training loss', 'epoch', epochs), ('kNN accuracy', 'epoch', epochs),
                      ('kNN accuracy', 'seconds of training', [2, 3, 4]), ('kNN accuracy', 'TFLOP', [.5, 1.5, 2.5]),
                      ('spread of features', 'epoch', epochs), ('learning rate', 'epoch', epochs)]
@@ -51,6 +51,40 @@ def test_every_metric_is_drawn(monkeypatch):
     assert [a.get_title() for a in axes] == ['training loss', 'spread of features', 'sharpness']
     assert axes[1].get_ylim()[0] <= 0 and axes[1].get_ylim()[1] > .1, "how near to a collapse"
     assert list(read_history(rows)) == ['epoch', 'train_loss', 'spread']
+
+
+@pytest.mark.parametrize('spreads', [[.1, .05, 0.], [0., 0., 0.], [.04, .04, .04], [1e-9, 2e-9, 1e-9]])
+def test_the_line_of_the_spread_is_whole(spreads):
+    axis = plot_history([dict(epoch=e, train_loss=1., spread=s) for e, s in enumerate(spreads)]).axes[1]
+    line, zero = axis.lines
+    low, high = axis.get_ylim()
+    assert low < 0 and high > max(spreads) and line.get_ydata().tolist() == spreads
+    assert zero.get_zorder() < line.get_zorder(), "a collapse lies on the line of 0, and is seen there"
+
+
+def test_the_figure_of_a_run_has_its_name_and_its_controls(tmp_path):
+    controls = {'raw pixels': dict(knn=.95, few_labels=.8), 'untrained encoder': dict(knn=.8)}
+    results = controls | {'trained encoder': dict(knn=.99), 'classifier': dict(accuracy=.5)}
+    run = history(tmp_path/'_a$b$c', [.4, .7], config=dict(results=results))
+    figure = plot_history(run/'history.csv', tmp_path/'c.png')
+    assert figure.get_suptitle() == '_a$b$c' and not figure._suptitle.get_parse_math()
+    for axis in figure.axes:
+        lines = {line.get_label(): line.get_ydata()[0] for line in axis.lines[1:]}
+        drawn = controls if 'kNN' in axis.get_title() else {}
+        assert lines == {name: result['knn'] for name, result in drawn.items()}
+    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == list(controls)
+
+
+@pytest.mark.parametrize('config', [None, '[', '[]', dict(results=None), dict(results=[1]), dict(results=dict(a=1)),
+                                    dict(results=dict(a=dict(knn='x')))])
+def test_a_folder_without_controls_has_none_drawn(tmp_path, config):
+    run = history(tmp_path/'run', [.4, .7], config=config)
+    figure = plot_history(run/'history.csv')
+    assert figure.get_suptitle() == 'run' and [len(axis.lines) for axis in figure.axes] == [1] * len(figure.axes)
+
+
+def test_rows_have_no_name():
+    assert plot_history([dict(epoch=0, train_loss=1.)]).get_suptitle() == ''
 
 
 def test_plot_refuses(tmp_path):
@@ -96,11 +130,11 @@ def runs(tmp_path):
 
 def test_rows_of_runs(runs):
     figure, rows = compare_runs(runs)
-    assert rows[0] == dict(run='base', setup='moco_v3, DCL', state='finished', epochs=4, knn=.6, best=.7,
-                           target=.6, epochs_to=3, tflop_to=9, seconds_to=6)
-    assert rows[1] == dict(run='_a$b$c', setup='simclr, InfoNCE + A(2) + B()', state='stopped', epochs=5, knn=.9,
-                           best=.9, target=.6, epochs_to=3, tflop_to=3, seconds_to=12)
-    assert rows[2] == dict(run='old', setup='', state='', epochs=2, knn=.2, best=.2,
+    assert rows[0] == dict(run='base', setup='moco_v3, DCL', state='finished', runs=1, epochs=4, knn=.6,
+                           knn_std=None, best=.7, target=.6, epochs_to=3, tflop_to=9, seconds_to=6)
+    assert rows[1] == dict(run='_a$b$c', setup='simclr, InfoNCE + A(2) + B()', state='stopped', runs=1, epochs=5,
+                           knn=.9, knn_std=None, best=.9, target=.6, epochs_to=3, tflop_to=3, seconds_to=12)
+    assert rows[2] == dict(run='old', setup='', state='', runs=1, epochs=2, knn=.2, knn_std=None, best=.2,
                            target=.6, epochs_to=None, tflop_to=None, seconds_to=None)
     rows = compare_runs(runs, target=.2)[1]
     assert [row['epochs_to'] for row in rows] == [1, 1, 2] and rows[2]['tflop_to'] is None
@@ -124,6 +158,38 @@ def test_runs_of_one_name(tmp_path):
     for d in 'ab': (tmp_path/d).mkdir()
     rows = compare_runs([history(tmp_path/d/'run', [.5]) for d in 'ab'])[1]
     assert [r['run'] for r in rows] == [str(tmp_path/d/'run') for d in 'ab']
+
+
+def test_a_folder_of_runs_is_their_mean(runs, tmp_path):
+    (tmp_path/'many').mkdir()
+    said = dict(method='moco_v3', loss='DCL', state='finished')
+    for seed, knn in enumerate(([.2, .4, .6], [.4, .6, None, .9], [.6, .8, .9])):
+        record = dict(said, seed=seed, state='failed' if seed == 1 else 'finished')
+        history(tmp_path/'many'/str(seed), knn, 1 + seed, 2, record)
+    figure, rows = compare_runs([tmp_path/'many', runs[0]], target=.6)
+    row = rows[0]
+    assert (row['run'], row['runs'], row['state'], row['epochs']) == ('many', 3, 'finished, failed', 3)
+    assert row['knn'] == pytest.approx(.6) and row['knn_std'] == pytest.approx(.2), "of the last epoch that all have"
+    assert (row['epochs_to'], row['tflop_to'], row['seconds_to']) == (2, 4, 4)
+    band, = figure.axes[0].collections
+    assert band.get_paths()[0].get_extents().bounds == pytest.approx((1, .2, 1, .6))
+    assert compare_runs([runs[0], tmp_path/'many'])[1][1]['knn_std'] == pytest.approx(.2)
+    other = dict(said, seed=3, method='simclr')
+    history(tmp_path/'many/3', [.5], config=other)
+    with pytest.raises(InputError, match='differ in more than their seeds'): compare_runs([tmp_path/'many', runs[0]])
+
+
+def test_joined():
+    assert joined([dict(epoch=[1, 2], knn=[.5, .7], tflop=[1, 2])]) == dict(epoch=[1, 2], knn=[.5, .7], tflop=[1, 2])
+    got = joined([dict(epoch=[1., 2.], knn=[.5, .7], tflop=[1., 2.]), dict(epoch=[1., 2., 3.], knn=[.7, .7, .8])])
+    assert got['epoch'] == [1, 2] and got['knn'] == pytest.approx([.6, .7]) and 'tflop' not in got
+    assert got['knn_std'] == pytest.approx([.02 ** .5, 0])
+
+
+def test_more_curves_than_colours():
+    runs = [dict(epoch=[1, 2], knn=[.1, i / 20]) for i in range(12)]
+    lines = draw_curves(runs, [f'{i}' for i in range(12)]).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 12
 
 
 def test_runs_that_cannot_be_compared(runs, tmp_path):

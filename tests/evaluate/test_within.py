@@ -90,7 +90,7 @@ def test_the_column_says_so(a, b, capsys):
     assert re.search(r'train_loss +knn in b +spread', header) and len(header) == len(row)
     learn.dls.within = 'a data set with a long name'
     assert column_names(learn)[2] == 'knn in a data set with…'
-    assert in_columns([1, .5], ['x' * 12, 'y' * 11]) == f"{1:>12}  {.5:>11.4f}"
+    assert in_columns([1, .5], ['x' * 12, 'y' * 11]) == f"{1:>12}  {.5:>11.3f}"
     assert dls_of(a, valid=b.rename(b.with_name('\x1b[2J')), bs=4).within == '\\x1b[2J'
     learn.dls.within = ''
     assert column_names(learn) == learn.recorder.metric_names

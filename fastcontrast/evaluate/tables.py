@@ -1,0 +1,36 @@
+"""Tables as text for papers and pages; what stands in them may be called anything."""
+import pandas as pd
+
+from ..core import shown
+
+_TEX = str.maketrans({c: f'\\{c}' for c in '%&_#${}'} | {
+    '\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'\textless{}',
+    '>': r'\textgreater{}', '|': r'\textbar{}', '±': r'$\pm$', '−': r'$-$', '–': '--', 'τ': r'$\tau$',
+    'σ': r'$\sigma$'})
+
+
+def markdown(
+    table: pd.DataFrame, # cells are shown as their text
+) -> str:
+    "A table in Markdown"
+    rows = [[table.index.name, *table.columns], ['---'] * (1 + len(table.columns)), *table.reset_index().to_numpy()]
+    return '\n'.join(f"| {' | '.join(plain(cell) for cell in row)} |" for row in rows) + '\n'
+
+
+def plain(
+    cell: object,
+) -> str:
+    "Its text, in which Markdown finds neither the end of a cell nor a page's markup"
+    return shown(cell).replace('|', '/').replace('<', '&lt;')
+
+
+def latex(
+    table: pd.DataFrame, # alike
+) -> str:
+    "A table in LaTeX, with booktabs' rules"
+    rows = [[table.index.name, *table.columns], *table.reset_index().to_numpy()]
+    head, *body = (' & '.join(shown(cell).translate(_TEX) for cell in row) + r' \\' for row in rows)
+    columns = 'l' + 'r' * len(table.columns)
+    lines = [rf'\begin{{tabular}}{{{columns}}}', r'\toprule', head, r'\midrule', *body, r'\bottomrule',
+             r'\end{tabular}']
+    return '\n'.join(lines) + '\n'
