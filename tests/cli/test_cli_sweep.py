@@ -121,7 +121,7 @@ def test_options_say_what_settings_say():
                   valid='.3', unlabelled=True, column='c', label_column='l', channels=1, value_range='-1,3',
                   small_input=False, setting='small', precision='fp32', compile=True, accumulate=2, controls=False,
                   seed=5, workers=0, processes=2, cache=True, cache_folder='c', schedule='cosine',
-                  stop_on_collapse=True, checkpoint='none')
+                  stop_on_collapse=True, checkpoint='none', log='csv')
     def read(chosen):
         pretrain = typer.main.get_command(app).commands['pretrain']
         given = pretrain.make_context('pretrain', as_options(chosen)).params
