@@ -124,7 +124,6 @@ with =
 @pytest.mark.slow
 def test_a_sweep_that_was_broken_off_gives_the_same_report(run, folder):
     "2 x 2 settings with 2 seeds, ended in the middle of the second run and started again"
-    pytest.importorskip('fastcontrast.cli.sweep')
     (folder/'settings.ini').write_text(SWEEP)
     first = started('sweep', 'x', '--out', 'broken', cwd=folder)
     until(folder/'broken/loss=none--with=comb_patches--seed=0/history.csv')
