@@ -118,7 +118,7 @@ class Contestant:
 
 def contestants(libraries: Iterable[str], methods: list[str], factors: list[float], only: str, device: str
                 ) -> list[Contestant]:
-    """Who runs, by the names of families or contestants; all if there are none"""
+    """Who runs, by the names of families or contestants and in their order; all if there are none"""
     result = [Contestant(name) for name in OURS]
     precisions = ["fp32", "bf16"] if has_bf16(device) else ["fp32"]
     for library, method in product(libraries, methods):
@@ -127,7 +127,8 @@ def contestants(libraries: Iterable[str], methods: list[str], factors: list[floa
     usual = [c.name for c in result if c.library or c.method in USUAL]
     known = dict.fromkeys(name for c in result for name in (c.family, c.name))
     names = chosen(only, known, "contestant here") if only else usual
-    return [c for c in result if c.name in names or c.family in names]
+    def place(c: Contestant) -> int: return names.index(c.name if c.name in names else c.family)
+    return sorted((c for c in result if c.name in names or c.family in names), key=place)
 
 
 # ---- the measurement ----
@@ -146,7 +147,7 @@ def race(
     epochs: int = 10,       # of the other libraries' runs
     our_epochs: int | None = None, # of ours; as many if not given
     seeds: str = "0,1,2",   # with commas between them
-    only: str = "",         # who runs, with commas between them; all that see no labels if not given
+    only: str = "",         # who runs, in this order, with commas; all that see no labels if not given
     peers: str = "",        # other libraries, as NAME=PYTHON with commas between them: the interpreter that has it
     methods: str = "simclr", # of the other libraries, with commas between them
     lrs: str = "1",         # their learning rates, over the recommended ones, with commas between them
