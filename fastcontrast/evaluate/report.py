@@ -16,8 +16,8 @@ from ..core import InputError, clipped, number, shown, suggest
 from ..files import user_path
 from ..records import Run, find_runs, other_pictures, pictures_of, read_run
 from .ablation import (COLUMNS, PRODUCTS, Setting, choose_base, column, curves_of, finite, grouped, judged_values,
-                       last_knn, name_settings, read_sweep, summary, values_of)
-from .plots import joined, reached
+                       name_settings, read_sweep, summary, values_of)
+from .plots import joined, last_knn, reached
 
 
 @dataclass

@@ -103,7 +103,7 @@ def test_plot_refuses(tmp_path):
     csv.write_bytes(b'\xff\xfe\x00\x01')
     refused('cannot be read', csv)
     rows = [dict(epoch=0, train_loss=1.)]
-    refused('cannot be saved', rows, tmp_path / 'none' / 'a.png')
+    refused('cannot be saved', rows, csv / 'a.png')
     refused('cannot be saved', rows, tmp_path / 'a.nonsense')
 
 
@@ -207,4 +207,4 @@ def test_runs_that_cannot_be_compared(runs, tmp_path):
     refused(InputError, 'cannot be read', [*runs, tmp_path/'empty'])
     for target in (0, -1, 1.5, math.nan):
         refused(InputError, 'target=.* must be a finite number above 0 and at most 1', runs, target=target)
-    refused(InputError, 'cannot be saved', runs, path=tmp_path/'none'/'c.png')
+    refused(InputError, 'cannot be saved', runs, path=tmp_path/'empty/history.csv/c.png')
