@@ -287,11 +287,9 @@ def report(
     return made
 
 
-def _natural(path: Path) -> list[tuple[bool, int, str]]:
+def _natural(path: Path) -> list[str | int]:
     "By which names sort as a person would: 2 before 10"
-    parts = re.split(r'(\d+)', str(path))
-    return [(part.isdigit() and part.isascii(), int(part) if part.isdigit() and part.isascii() else 0, part)
-            for part in parts]
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r'(\d+)', str(path)))]
 
 
 def _none_finished(runs: Sequence[Run], folders: Sequence[Path]) -> str:
