@@ -129,7 +129,9 @@ def _columns_of(folder: Path) -> dict[str, list[float]]:
     if len({tuple(setting_of(known_record(run)).items()) for run in runs}) > 1:
         raise InputError(f"'{folder}' holds runs that differ in more than their seeds: give the folders of runs that "
                          f"don't, or see fastcontrast report {folder}.")
-    return joined([_columns_of_run(run) for run in runs])
+    columns = joined([_columns_of_run(run) for run in runs])
+    if not math.isnan(last_knn(columns)): return columns
+    raise InputError(f"the runs in '{folder}' have no epoch in common in which all were judged: give single runs.")
 
 def _columns_of_run(folder: Path) -> dict[str, list[float]]:
     "The history of a run that was judged"

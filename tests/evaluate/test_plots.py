@@ -177,6 +177,10 @@ def test_a_folder_of_runs_is_their_mean(runs, tmp_path):
     other = dict(said, seed=3, method='simclr')
     history(tmp_path/'many/3', [.5], config=other)
     with pytest.raises(InputError, match='differ in more than their seeds'): compare_runs([tmp_path/'many', runs[0]])
+    history(tmp_path/'many/4', [None, .5], config=said)
+    for n in (1, 2, 3): (tmp_path/f'many/{n}').rename(tmp_path/f'{n}')
+    history(tmp_path/'many/5', [.5], config=said)
+    with pytest.raises(InputError, match='no epoch in common'): compare_runs([tmp_path/'many', runs[0]])
 
 
 def test_joined():
