@@ -11,9 +11,9 @@ from fastcore.nbio import mk_cell, write_nb
 from nbdev.process import NBProcessor
 
 import reference
+from links import REPOSITORY, SITE
 
 ROOT = Path(__file__).parents[1]
-SITE = 'https://fastcontrast.github.io/fastcontrast'
 NUMBERED = re.compile(r'^(?:(\d+)_)?(\w+)$')
 TREE = { # from the numbers of notebooks; what no range has is the engine's
     'Start': (range(0, 100), [360, 480]),
@@ -53,7 +53,7 @@ def page_links(text: str, folder: Path) -> str:
     "Links to notebooks, to the published pages and to the repository's pictures as Sphinx checks them"
     text = re.sub(r'\]\((?:\d+_)?(\w+)\.(?:ipynb|html)(#[^)]*)?\)', r'](\1.ipynb\2)', text)
     text = re.sub(rf'\]\({SITE}/(\w+)\.html(?:\.md)?(#[^)]*)?\)', r'](\1.ipynb\2)', text)
-    return text.replace(f'({reference.REPOSITORY}/raw/main/', f'({os.path.relpath(ROOT, folder)}/')
+    return text.replace(f'({REPOSITORY}/raw/main/', f'({os.path.relpath(ROOT, folder)}/')
 
 
 class Names:
@@ -166,6 +166,6 @@ def write(folder: Path) -> list[Page]:
     "Write the pages of all notebooks"
     pages = [Page(path) for path in sorted((ROOT/'nbs').glob('*.ipynb'))]
     indexed: set[str] = set()
-    parts = tree([page.path for page in pages]) | {'Reference': ['api', f'Source code <{reference.REPOSITORY}>']}
+    parts = tree([page.path for page in pages]) | {'Reference': ['api', f'Source code <{REPOSITORY}>']}
     for page in pages: page.write(folder, indexed, toctrees(parts) if page.name == 'index' else '')
     return pages

@@ -23,10 +23,10 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 
 import fastcontrast.all as everything
+from links import REPOSITORY, SITE
 
 PACKAGE = Path(everything.__file__).parent
-REPOSITORY = 'https://github.com/fastcontrast/fastcontrast'
-LESSON = re.compile(r'^Docs: https://fastcontrast\.github\.io/fastcontrast/(\w+)\.html\.md', re.MULTILINE)
+LESSON = re.compile(rf'^Docs: {re.escape(SITE)}/(\w+)\.html\.md', re.MULTILINE)
 REST = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 WORDS = {'method', 'metric'} # a decorator's name that is an everyday word: a link only where it is called
 

@@ -127,13 +127,19 @@ def stateful(learn) -> dict[str, tuple[Callable[[], Any], Callable[[Any], None]]
     return found
 
 
+def losses_of(
+    recorder, # fastai's
+) -> Tensor:  # [steps], where the losses are kept
+    "The loss of each step"
+    return torch.stack([loss.detach().reshape(()) for loss in recorder.losses]) if recorder.losses else torch.empty(0)
+
+
 def _recorded(learn) -> dict[str, Any] | None:
     "What fastai's recorder has noted"
     recorder = getattr(learn, 'recorder', None)
     if recorder is None: return None
-    losses = torch.stack([loss.detach().reshape(()) for loss in recorder.losses]) if recorder.losses else torch.empty(0)
     smooth = recorder.smooth_loss
-    return dict(losses=losses, lrs=torch.tensor(recorder.lrs, dtype=torch.float64), iters=recorder.iters,
+    return dict(losses=losses_of(recorder), lrs=torch.tensor(recorder.lrs, dtype=torch.float64), iters=recorder.iters,
                 values=recorder.values, smooth=(smooth.count, smooth.val))
 
 

@@ -1,9 +1,13 @@
-"""Figures that a notebook shows as they are."""
+"""Figures that a notebook shows as they are, and their files."""
 import io
+from pathlib import Path
 
 from matplotlib import figure
 
-__all__ = ['Figure', 'png_of']
+from .core import InputError, clipped
+from .files import user_path, whole_file
+
+__all__ = ['Figure', 'png_of', 'save_figure']
 
 
 def png_of(
@@ -18,3 +22,17 @@ def png_of(
 class Figure(figure.Figure):
     "matplotlib's, which Jupyter shows as a picture even where nobody asked for `%matplotlib inline` or drew by pyplot"
     def _repr_png_(self) -> bytes: return png_of(self)
+
+
+def save_figure(
+    drawn: figure.Figure,
+    path: str | Path | None, # where to; the suffix (.png, .svg, .pdf) says how; None: nowhere
+) -> None:
+    "Write a figure to a file, whole or not at all; makes its folder. Raises `InputError` where that can't be"
+    if path is None: return
+    path = user_path(path, 'path')
+    try:
+        with whole_file(path) as partial: drawn.savefig(partial, dpi=150)
+    except (OSError, ValueError) as e:
+        raise InputError(f"the figure cannot be saved to '{path}' ({clipped(e)}): give a file in a folder that you may "
+                         "write to, ending in .png.") from e

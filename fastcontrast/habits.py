@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 from fastai.callback.progress import ProgressCallback, ShowGraphCallback
@@ -18,7 +17,7 @@ from fastai.learner import Recorder
 from torch import Tensor, nn
 
 from .bar import RunBar
-from .checkpoint import stateful
+from .checkpoint import losses_of, stateful
 from .core import InputError
 from .generators import generator_states, set_generators
 from .models import evaluating
@@ -27,6 +26,8 @@ from .optim import optimizer_name
 __all__ = ['Habits', 'Setting', 'check_habit', 'summary_of', 'trial']
 
 NO_LOSS = 'valid_loss' # what fastai's trackers watch where nobody says what
+_PROJECTS = (" shows what a classifier predicts from, and there are no predictions: draw_map(embed("
+             "learn.model.encoder, dls)) draws where pictures lie.")
 
 
 class Setting(str):
@@ -42,8 +43,7 @@ def check_habit(
         raise InputError(f"{name} mixes pictures and their labels, and a contrastive step has no labels to mix: leave "
                          "it out; views= takes any module that augments a batch of pictures.")
     if name == 'TensorBoardProjectorCallback':
-        raise InputError("TensorBoardProjectorCallback shows what a classifier predicts from, and there are no "
-                         "predictions: draw_map(embed(learn.model.encoder, dls)) draws where pictures lie.")
+        raise InputError(name + _PROJECTS)
 
 
 class Habits(Callback):
@@ -111,9 +111,7 @@ def _check_scheduled(habits: Habits, cb: ReduceLROnPlateau) -> None:
 
 
 def _tensorboard(habits: Habits, cb: Callback) -> None:
-    if cb.projector:
-        raise InputError("TensorBoardCallback(projector=True) shows what a classifier predicts from, and there are no "
-                         "predictions: draw_map(embed(learn.model.encoder, dls)) draws where pictures lie.")
+    if cb.projector: raise InputError('TensorBoardCallback(projector=True)' + _PROJECTS)
     habits.put(cb, trace_model=False, log_preds=False)  # a trace would move BatchNorm's statistics
 
 
@@ -135,7 +133,7 @@ def _draw_losses(learn) -> None:
     "The training losses so far, above the bar of a notebook"
     recorder, bar = learn.recorder, getattr(learn.progress, 'mbar', None)
     if bar is None or not recorder.losses: return
-    losses = torch.stack([loss.detach().reshape(()) for loss in recorder.losses]).tolist()
+    losses = losses_of(recorder).tolist()
     bar.update_graph([(list(range(len(losses))), losses)], (0, learn.n_epoch * learn.n_iter), (0, max(losses)))
 
 

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from fastai.callback.core import Callback
 from fastai.learner import Recorder, replacing_yield
 
+from .checkpoint import losses_of
 from .core import InputError
 from .files import write_whole
 from .step import Phase
@@ -28,8 +28,7 @@ class TrainRecorder(Recorder):
 
     def _on_the_host(self) -> AbstractContextManager:
         "A block in which the losses are plain numbers, wherever they are kept"
-        losses = torch.stack([loss.detach().reshape(()) for loss in self.losses]).tolist() if self.losses else []
-        return contextmanager(replacing_yield)(self, 'losses', losses)
+        return contextmanager(replacing_yield)(self, 'losses', losses_of(self).tolist())
 
     def plot_loss(self, skip_start: int = 5, with_valid: bool = False, **kwargs):
         "fastai's, of the training loss alone"

@@ -235,7 +235,7 @@ class MlflowLog(RunLog):
     def tell_settings(self, settings):
         self.service.log_params({_plain_name(name): value for name, value in settings.items()})
 
-    def tell_views(self, drawn): self.service.log_image(Image.open(io.BytesIO(png_of(drawn))), 'views.png')
+    def tell_views(self, drawn): self.service.log_figure(drawn, 'views.png')
 
     def close(self, failed):
         if self.own: self.service.end_run('FAILED' if failed else 'FINISHED')

@@ -24,8 +24,7 @@ from .core import InputError, clipped, is_whole, number, whole
 from .embed import Embedded
 from .evaluate.checks import unlabelled
 from .evaluate.neighbours import near_copies, nearest_others
-from .figures import Figure
-from .files import user_path, whole_file
+from .figures import Figure, save_figure
 from .views import as_colours, draw_pictures
 
 # %% ../nbs/358_search_pictures.ipynb #15514005
@@ -60,7 +59,8 @@ def retrieval_grid(
         axis.title.set_fontsize(9)
         if frame: axis.add_patch(Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, edgecolor=frame,
                                            linewidth=3, clip_on=False))
-    return _saved(figure, path)
+    save_figure(figure, path)
+    return figure
 
 _SIDE = 96 # pixels of a picture in a grid
 
@@ -77,16 +77,6 @@ def _some_of_each(
 def _agree(label: str, other: str) -> str:
     "The colour of a frame; '': one of the classes is unknown"
     return '' if not label or not other else 'tab:green' if label == other else 'tab:red'
-
-def _saved(figure: Figure, path: str | Path | None) -> Figure:
-    "The figure, which is also written whole to a file"
-    if path is None: return figure
-    path = user_path(path, 'path')
-    try:
-        with whole_file(path) as partial: figure.savefig(partial, dpi=150)
-    except (OSError, ValueError) as e:
-        raise InputError(f"the figure can't be saved to '{path}' ({clipped(e)}): give a file ending in .png.") from None
-    return figure
 
 # %% ../nbs/358_search_pictures.ipynb #e1930482
 def draw_map(
@@ -109,7 +99,8 @@ def draw_map(
     else: _draw_points(axis, places, colours)
     axis.set(xticks=[], yticks=[])
     if legend: _add_legend(figure, legend)
-    return _saved(figure, path)
+    save_figure(figure, path)
+    return figure
 
 MOST_CLASSES = 20
 _CANVAS, _CELLS = 1200, 24 # side of a map of pictures, in pixels and at most in pictures

@@ -27,8 +27,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from .core import InputError, clipped, one_of, whole
-from .figures import Figure
-from .files import user_path
+from .figures import Figure, save_figure
 
 # %% ../nbs/120_views.ipynb #62b7b3d8
 Probabilities = float | tuple[float, ...]  # one probability for all views, or one for each view
@@ -784,7 +783,7 @@ def _finished(
     if bands is not None:
         stretched = '' if ends is None else ', stretched'
         fig.supxlabel(f"channel{'s' * (len(bands) > 1)} {', '.join(map(str, bands))}{stretched}", fontsize=11)
-    if path is not None: fig.savefig(user_path(path, 'path'), dpi=120)
+    save_figure(fig, path)
     return fig
 
 def draw_views(

@@ -7,7 +7,7 @@ from typer import Argument, Option
 from ..core import number
 from ..files import user_path
 from ..records import known_record, other_pictures, pictures_of, runs_in
-from .output import console, errors, out_file
+from .output import DRAWINGS, console, errors, out_file
 from .verbs import verb
 
 @verb(90, "fastcontrast compare runs/moco_v3-resnet18-pictures runs/moco_v3+comb_patches-resnet18-pictures")
@@ -24,7 +24,7 @@ def compare(
     Many settings with many seeds are for [bold]fastcontrast report[/]."""
     from ..evaluate.plots import compare_runs
     if knn is not None: number(above=0, most=1, **{'--knn': knn})
-    _, rows = compare_runs(runs, out_file(out, '.png', '.svg', '.pdf'), target=knn)
+    _, rows = compare_runs(runs, out_file(out, *DRAWINGS), target=knn)
     for row in rows:
         state = '' if row['state'] in ('', 'finished') else f" ({row['state']})"
         seeds = f"the mean of {row['runs']} runs, " if row['runs'] > 1 else ''

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from ..core import InputError, moved
 from ..files import check_file, check_utf8, shown, sweep, user_path
-from ..records import LOCK, RECORD, read_record
+from ..records import LOCK, RECORD, known_record, read_record
 from .output import save_json
 
 try: import fcntl
@@ -169,8 +169,7 @@ def _foreign(path: Path) -> bool:
 
 
 def _refuse_second(path: Path) -> None:
-    record: dict[str, Any] = {}
-    with suppress(InputError): record = read_record(path)
+    record = known_record(path)
     owner = f"process {record['pid']} on {record.get('host')}" if 'pid' in record else "another process"
     raise InputError(f"{owner} is at work in {path}: wait for its end, or give another --out.")
 

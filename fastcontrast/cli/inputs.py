@@ -11,7 +11,7 @@ from typer import Option
 
 from ..core import InputError, MissingPath
 from ..files import user_path
-from ..records import read_record
+from ..records import known_record, read_record
 from .output import console, errors
 from .settings import Run, read_range
 
@@ -103,8 +103,7 @@ def split_of(
 
     Of other pictures it knows only the share; and those that judged it are held out of each other in the same way.
     Their range of values is their own, unless the run was given one."""
-    record: dict[str, Any] = {}
-    with suppress(InputError): record = read_record(encoder.parent)
+    record = known_record(encoder.parent)
     settings = record.get('settings') or record  # in those paths are found from anywhere; older runs have none
     valid, values, used = settings.get('valid', Run.valid), settings.get('value_range'), record.get('value_range')
     split = dict(seed=settings.get('seed', Run.seed), channels=record.get('channels'),

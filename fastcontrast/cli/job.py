@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..core import InputError
-from ..files import listed, megabytes, whole_file, write_whole
+from ..files import listed, megabytes, write_whole
 from ..records import HISTORY
 from ..signals import Interrupted, Signals
 from .folder import ERROR, LABELED, RunFolder, resume_command
@@ -155,7 +155,7 @@ class Job:
     def draw_curves(self) -> None:
         "Draw the history"
         from ..evaluate.plots import plot_history
-        with whole_file(self.folder/'curves.png') as file: plot_history(self.folder/HISTORY, file)
+        plot_history(self.folder/HISTORY, self.folder/'curves.png')
 
 
 def make_keeper(

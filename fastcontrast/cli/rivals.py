@@ -1,13 +1,12 @@
 """What is judged: an encoder's file, one of timm's, one that was never trained, or the pixels themselves."""
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..core import InputError
-from ..records import read_record
+from ..records import known_record
 from .inputs import encoder_file, encoder_name
 from .judging import PIXELS, file_embedder
 
@@ -46,8 +45,7 @@ def views_of_run(
 ) -> str | None:   # a kind of views, or the usual
     "The kind of views that an encoder was trained on"
     from ..views import VIEW_KINDS
-    record: dict[str, Any] = {}
-    with suppress(InputError): record = read_record(encoder.parent)
+    record = known_record(encoder.parent)
     recipe = record.get('recipe')
     kind = recipe.get('views') if isinstance(recipe, dict) else None
     return kind if isinstance(kind, str) and kind in VIEW_KINDS else usual

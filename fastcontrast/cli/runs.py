@@ -47,28 +47,22 @@ def run_row(
                accuracy=None, age=round(time.time() - changed(path)), resume=None)
     try: record = read_record(path)
     except InputError as e: return row | dict(reason=str(e))
-    history = history_rows(path)
+    history, settings = history_rows(path), record.get('settings') or {}
     state = state_of(path, record)
-    row |= dict(state=state, epochs_done=len(history), epochs=record.get('epochs', _settings(record).get('epochs')),
+    row |= dict(state=state, epochs_done=len(history), epochs=record.get('epochs', settings.get('epochs')),
                 knn=_judged(record, 'trained encoder', 'knn') or _last(history, 'knn'),
                 accuracy=_judged(record, 'classifier', 'accuracy') or _last(history, 'accuracy'),
                 reason=record.get('reason'))
     if state == 'running': row |= dict(pid=record.get('pid'), host=record.get('host'))
-    elif state != 'finished' and _settings(record):
+    elif state != 'finished' and settings:
         row |= dict(resume=resume_command(path, record.get('verb', 'pretrain')))
     return row
-
-
-def _settings(record: dict[str, Any]) -> dict[str, Any]:
-    settings = record.get('settings')
-    return settings if isinstance(settings, dict) else {}
 
 
 def _judged(record: dict[str, Any], product: str, measure: str) -> float | None:
     "How good what a finished run has made was found at its end"
     if record.get('state') != 'finished': return None
-    try: return float(record['results'][product][measure])
-    except (KeyError, TypeError, ValueError): return None
+    return (record.get('results') or {}).get(product, {}).get(measure)
 
 
 def _last(history: list[dict[str, str]], column: str) -> float | None:

@@ -3,7 +3,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import whole_file
 from ..signals import Interrupted, Signals
 from .folder import RunFolder
 from .inputs import read_pictures, tell_notes
@@ -125,7 +124,7 @@ def _prepare(training: Training) -> None:
 
 def _draw_views(training: Training) -> None:
     if training.goes_on and (training.folder/'views.png').exists(): return
-    with whole_file(training.folder/'views.png') as file: training.learn.show_views(path=file)
+    training.learn.show_views(path=training.folder/'views.png')
 
 
 def _announce(training: Training) -> None:

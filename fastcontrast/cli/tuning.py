@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core import InputError, number, one_of, whole
 from ..files import user_path
-from ..records import read_record
+from ..records import known_record, read_record
 from .folder import LABELED
 from .inputs import encoder_file, read_pictures, split_of, tell_notes
 from .job import Job
@@ -73,8 +73,8 @@ def resolve_tuning(
 
 def _from_run(config: Tuning) -> Tuning:
     "The settings, with what the run of the encoder knows in place of what was not given"
-    folder, record = Path(config.encoder).parent, {}
-    with suppress(InputError): record = read_record(folder)
+    folder = Path(config.encoder).parent
+    record = known_record(folder)
     settings = record.get('settings') or record
     own = settings.get('data')
     if not config.data:

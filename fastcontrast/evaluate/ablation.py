@@ -16,7 +16,7 @@ from scipy import stats
 from ..core import InputError, clipped
 from ..files import read_json
 from ..records import PLAN, RECORD, Run, given_settings, setting_of
-from .plots import read_history
+from .plots import EMPTY, read_history
 
 
 # --- what is measured
@@ -77,7 +77,7 @@ def values_of(
     cost = record.get('cost') if isinstance(record.get('cost'), dict) else {}
     values |= {name: cost[name] for name in _COSTS if name in cost}
     values |= {name: cell for name, cell in last.items()
-               if name and name not in values and name not in _FOR_ALL and cell not in (None, '', 'None')}
+               if name and name not in values and name not in _FOR_ALL and cell not in EMPTY}
     if 'seconds' in record: values['total_seconds'] = record['seconds']
     return {name: finite(value) for name, value in values.items()}
 
@@ -94,17 +94,9 @@ def finite(
 def curves_of(
     run: Run,
 ) -> dict[str, list[float]]: # none where there is nothing to draw
-    "The history of a run, its epochs counted from one"
-    try: columns = read_history(run.rows)
+    "The history of a run"
+    try: return read_history(run.rows)
     except InputError: return {}
-    return {**columns, 'epoch': [epoch + 1 for epoch in columns['epoch']]}
-
-
-def last_knn(
-    columns: Mapping[str, list[float]], # from `curves_of`
-) -> float: # NaN if it was never judged
-    "The last kNN accuracy of a history"
-    return next((value for value in reversed(columns.get('knn', ())) if not math.isnan(value)), math.nan)
 
 
 # --- means, deviations, differences

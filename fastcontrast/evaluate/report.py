@@ -16,8 +16,8 @@ from ..core import InputError, clipped, number, shown, suggest
 from ..files import user_path
 from ..records import Run, find_runs, other_pictures, pictures_of, read_run
 from .ablation import (COLUMNS, PRODUCTS, Setting, choose_base, column, curves_of, finite, grouped, judged_values,
-                       last_knn, name_settings, read_sweep, summary, values_of)
-from .plots import joined, reached
+                       name_settings, read_sweep, summary, values_of)
+from .plots import joined, last_knn, reached
 
 
 @dataclass
@@ -287,11 +287,9 @@ def report(
     return made
 
 
-def _natural(path: Path) -> list[tuple[bool, int, str]]:
+def _natural(path: Path) -> list[str | int]:
     "By which names sort as a person would: 2 before 10"
-    parts = re.split(r'(\d+)', str(path))
-    return [(part.isdigit() and part.isascii(), int(part) if part.isdigit() and part.isascii() else 0, part)
-            for part in parts]
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r'(\d+)', str(path)))]
 
 
 def _none_finished(runs: Sequence[Run], folders: Sequence[Path]) -> str:

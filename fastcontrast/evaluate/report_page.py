@@ -16,10 +16,11 @@ from PIL import Image
 
 from .. import __version__
 from ..core import InputError, clipped, shown
-from ..files import check_file, user_path, whole_file, write_whole
+from ..figures import save_figure
+from ..files import check_file, user_path, write_whole
 from ..records import VIEWS
-from .ablation import column, is_clear, last_knn
-from .plots import draw_curves, save_figure
+from .ablation import column, is_clear
+from .plots import draw_curves, last_knn
 from .report import Report, head, number_texts, seeds_text
 from .tables import latex, markdown, plain
 
@@ -334,7 +335,7 @@ def save_report(
             if name not in figures:
                 file.unlink(missing_ok=True)
                 continue
-            with whole_file(file) as partial: save_figure(figures[name], partial)
+            save_figure(figures[name], file)
             files.append(file)
     except OSError as e: raise InputError(f"the report can't be written to {folder}: {e.strerror or e}.") from None
     return files

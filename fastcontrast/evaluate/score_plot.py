@@ -6,9 +6,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ..core import InputError, clipped
-from ..figures import Figure
+from ..figures import Figure, save_figure
 from .judge import Score
-from .plots import save_figure
 
 Results = Mapping[str, Mapping[str, Score]] # by encoder and measure
 

@@ -5,7 +5,7 @@ import os
 import re
 
 import pytest
-from helpers.cli import config, started, until
+from helpers.cli import config
 from helpers.runs import run_folder
 
 
@@ -98,43 +98,3 @@ def test_real_runs(run, folder):
     assert {row['setting'] for row in rows} == {'simclr', '+ comb_patches', '+ suncet, labels=0.1'}
     assert float(rows[0]['eval: linear, 1% of the labels']) > .2
     assert (folder/'report/index.html').read_text().count('data:image/jpeg') == 3
-
-
-SWEEP = '''
-[tiny]
-data = digits
-method = simclr
-arch = test_resnet
-epochs = 2
-batch_size = 256
-controls = false
-
-[sweep: x]
-base = tiny
-seed = 0 1
-loss =
-    none
-    dcl
-with =
-    none
-    comb_patches
-'''
-
-
-@pytest.mark.slow
-def test_a_sweep_that_was_broken_off_gives_the_same_report(run, folder):
-    "2 x 2 settings with 2 seeds, ended in the middle of the second run and started again"
-    (folder/'settings.ini').write_text(SWEEP)
-    first = started('sweep', 'x', '--out', 'broken', cwd=folder)
-    until(folder/'broken/loss=none--with=comb_patches--seed=0/history.csv')
-    first.terminate()
-    assert first.wait(60) == 143
-    assert len(list(folder.glob('broken/*/config.json'))) == 2
-    assert [run('sweep', 'x', '--out', name)[0] for name in ('broken', 'whole')] == [0, 0]
-    for name in ('broken', 'whole'):
-        code, out, err = run('report', name, '-o', f'of-{name}')
-        assert code == 0 and 'the control is simclr, the control of the sweep' in out and 'not counted' not in out
-    each, other = (list(csv.DictReader((folder/f'of-{name}/runs.csv').open())) for name in ('broken', 'whole'))
-    timed = {'run', 'seconds', 'images_s', 'memory_mb', 'seconds_to', 'total_seconds'}
-    def lasting(rows): return [{key: cell for key, cell in row.items() if key not in timed} for row in rows]
-    assert len(each) == 8 and len(lasting(each)[0]) > 6 and lasting(each) == lasting(other)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 from helpers.cli import ENV, config, started
-from helpers.deaths import TIMES
+from helpers.deaths import TIMES, history
 from helpers.pretrained import PRETEND
 from helpers.refusals import refusal, said
 
@@ -548,17 +548,23 @@ def outcome(folder):
     left = {}
     for path in sorted(Path(folder).glob('*/config.json')):
         c = config(path.parent)
-        with (path.parent/'history.csv').open() as file:
-            rows = [{key: cell for key, cell in row.items() if key not in TIMES} for row in csv.DictReader(file)]
-        left[path.parent.name] = (c['state'], c['settings'], c['results'], rows)
+        left[path.parent.name] = (c['state'], c['settings'], c['results'], history(path.parent))
     return plan(folder), left
+
+
+def reported(run, folder):
+    "What a report has of each run, but for times and places"
+    assert run('report', folder, '-o', f'of-{folder}')[0] == 0
+    with open(f'of-{folder}/runs.csv') as file: rows = list(csv.DictReader(file))
+    return [{key: cell for key, cell in row.items() if key not in ('run', *TIMES) and 'seconds' not in key}
+            for row in rows]
 
 
 PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_killed_leaves_the_same(folder):
+def test_a_sweep_that_was_killed_leaves_the_same(run, folder):
     "2 x 2 settings with 2 seeds, of which one can't be combined: the machine goes down in the middle of the third run"
     settings('[small]\ndata = digits\nsize = 16\nepochs = 2\nbatch_size = 256\ncontrols = no\n'
              '[sweep: s]\nbase = small\nseed = 0 1\nmethod =\n  simclr\n  moco_v2\nloss =\n  none\n  nt_xent\n')
@@ -580,6 +586,8 @@ def test_a_sweep_that_was_killed_leaves_the_same(folder):
     assert len(runs) == 6 and all(state == 'finished' for state, *_ in runs.values())
     refused, = plan_of_it['refused']
     assert refused['setting'] == 'method=moco_v2--loss=nt_xent' and 'has no use for Queue' in refused['reason']
+    assert reported(run, 'killed') == reported(run, 'whole') and 'knn' in reported(run, 'whole')[0]
+    assert refused['reason'] in Path('of-killed/table.md').read_text()
 
 
 def test_a_sweep_on_the_digits(run):

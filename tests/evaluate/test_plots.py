@@ -103,7 +103,7 @@ def test_plot_refuses(tmp_path):
     csv.write_bytes(b'\xff\xfe\x00\x01')
     refused('cannot be read', csv)
     rows = [dict(epoch=0, train_loss=1.)]
-    refused('cannot be saved', rows, tmp_path / 'none' / 'a.png')
+    refused('cannot be saved', rows, csv / 'a.png')
     refused('cannot be saved', rows, tmp_path / 'a.nonsense')
 
 
@@ -177,6 +177,10 @@ def test_a_folder_of_runs_is_their_mean(runs, tmp_path):
     other = dict(said, seed=3, method='simclr')
     history(tmp_path/'many/3', [.5], config=other)
     with pytest.raises(InputError, match='differ in more than their seeds'): compare_runs([tmp_path/'many', runs[0]])
+    history(tmp_path/'many/4', [None, .5], config=said)
+    for n in (1, 2, 3): (tmp_path/f'many/{n}').rename(tmp_path/f'{n}')
+    history(tmp_path/'many/5', [.5], config=said)
+    with pytest.raises(InputError, match='no epoch in common'): compare_runs([tmp_path/'many', runs[0]])
 
 
 def test_joined():
@@ -207,4 +211,4 @@ def test_runs_that_cannot_be_compared(runs, tmp_path):
     refused(InputError, 'cannot be read', [*runs, tmp_path/'empty'])
     for target in (0, -1, 1.5, math.nan):
         refused(InputError, 'target=.* must be a finite number above 0 and at most 1', runs, target=target)
-    refused(InputError, 'cannot be saved', runs, path=tmp_path/'none'/'c.png')
+    refused(InputError, 'cannot be saved', runs, path=tmp_path/'empty/history.csv/c.png')

@@ -66,7 +66,7 @@ def test_what_is_not_there_is_not_drawn(tmp_path):
     right = plot_scores(dict(a=scores(3, .01, measures=['linear, all labels'])), tmp_path/'f.png')
     assert list(panels(right))[-1] == 'nothing is taken for anything else'
     said(['no accuracy to draw'], plot_scores, {})
-    with pytest.raises(InputError, match='cannot be saved'): plot_scores(dict(a=scores(3, 1.)), tmp_path/'no'/'a.png')
+    with pytest.raises(InputError, match='cannot be saved'): plot_scores(dict(a=scores(3, 1.)), tmp_path/'f.png/a.png')
 
 
 def test_largest_confusions():
