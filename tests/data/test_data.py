@@ -212,7 +212,7 @@ def test_labels_file_may_name_a_broken_picture(tmp_path):
 
 @pytest.mark.parametrize('kwargs, message', [
     (dict(bs=1), 'bs=1 must be a whole number of at least 2'), (dict(bs=2.5), 'bs=2.5 must be a whole number'),
-    (dict(bs=True), 'bs=True must be'), (dict(bs=100), 'bs=100 .*8 pictures'),
+    (dict(bs=True), 'bs=True must be'),
     (dict(size=0), 'size=0 must be a whole number from 1 to 8192'), (dict(size=32.), 'size=32.0 must be'),
     (dict(size='32'), "size='32' must be"),
     (dict(valid=1.0), 'valid=1.0 must be a finite number at least 0 and below 1'), (dict(valid=-.1), 'valid=-0.1 must'),
