@@ -143,7 +143,7 @@ def test_a_full_disk(folder):
     "Files may not be larger than a limit: checkpoints and encoder don't fit, and the run goes on"
     image_folder(folder/'p', dict(a=4, bb=4))
     def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     process = started('pretrain', 'p', *TINY, '--out', 'r', '--no-controls', cwd=folder, preexec_fn=limit, **PIPES)
     out, err = finish(process, 1)

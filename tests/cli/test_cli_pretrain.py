@@ -62,9 +62,9 @@ def test_what_a_run_prints(digits):
 
 def test_runs_get_names_and_numbers(run, folder):
     image_folder(folder/'my pictures', dict(a=4, bb=4))
-    for n in ('', '-2'): (folder/f'runs/fast-resnet10t-my pictures{n}').mkdir(parents=True)
+    for n in ('', '-2'): (folder/f'runs/fast-test_resnet-my pictures{n}').mkdir(parents=True)
     code, out, err = run('pretrain', 'my pictures', *TINY, '--no-controls')
-    assert (code, err) == (0, '') and out.endswith('are in runs/fast-resnet10t-my pictures-3\n')
+    assert (code, err) == (0, '') and out.endswith('are in runs/fast-test_resnet-my pictures-3\n')
 
 
 def test_an_empty_folder_is_taken(run, folder):
@@ -148,7 +148,7 @@ def test_labels(folder):
 
 def test_cache(run, folder):
     image_folder(folder/'p', dict(a=8, bb=8), size=(40, 40))
-    (folder/'settings.ini').write_text('[kept]\ndata = p\narch = resnet10t\nepochs = 1\nbatch_size = 4\n'
+    (folder/'settings.ini').write_text('[kept]\ndata = p\narch = test_resnet\nepochs = 1\nbatch_size = 4\n'
                                        'controls = no\ncache = true\n')
     said = f"decoding 16 pictures at 40 px into '{folder}/p.cache/p-all-40px.safetensors' (0.1 MB)\n"
     commands = ((('p', *TINY, '--no-controls', '--cache'), said), (('--run', 'kept'), ''),
@@ -173,7 +173,7 @@ def test_shards(run, folder):
     code, out, err = run('pretrain', 'shards/{000..003}.tar', *TINY, '--workers', 1)
     assert code == 0 and err == '' and out.startswith('24 pictures to train on, 8 to judge by')
     c, = (config(p) for p in (folder/'runs').iterdir())
-    assert (folder/'runs/fast-resnet10t-shards').exists()
+    assert (folder/'runs/fast-test_resnet-shards').exists()
     assert set(c['results']) == {'raw pixels', 'untrained encoder', 'trained encoder'}
     code, out, err = run('pretrain', 'shards/{000..002}.tar', '--valid', 'shards/003.tar', *TINY, '--no-controls',
                          '--workers', 0, '--out', 'r')
@@ -189,7 +189,7 @@ def test_shards(run, folder):
 def test_speedups_of_a_run(run, folder):
     "They train, name the folder, and are recorded, as are the pictures whose labels they used"
     image_folder(folder/'p', dict(a=10, bb=10))
-    command = ('pretrain', 'p', *TINY, '--no-controls', '--with')
+    command = ('pretrain', 'p', *TINY, '--arch', 'resnet10t', '--no-controls', '--with')  # patches as they are
     code, out, err = run(*command, 'comb_patches,suncet(weight=.5)', '--labels', .5)
     assert (code, err) == (0, '') and out.endswith('are in runs/fast+comb_patches+suncet-resnet10t-p\n')
     r = folder/'runs/fast+comb_patches+suncet-resnet10t-p'

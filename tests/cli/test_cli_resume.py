@@ -70,7 +70,7 @@ def test_the_same_command_goes_on(run, refused, folder, interrupted):
                          (('--seed', 3), 'was begun with --seed 0, and is now given 3'),
                          (('--lr', .1), 'was begun with the default of --lr, and is now given 0.1'),
                          (('--with', 'comb_patches'), 'with the default of --with, and is now given comb_patches'),
-                         (('--epochs', 1, '--arch', 'resnet18'), 'arch resnet10t')):
+                         (('--epochs', 1, '--arch', 'resnet18'), 'arch test_resnet')):
         assert words in refused(*COMMAND, *given, '--out', 'r')
         assert words in refused('pretrain', '--resume', 'r', *given)
     assert 'was begun with the data' in refused('pretrain', 'digits', '--out', 'r')

@@ -155,7 +155,7 @@ def test_the_size_that_pictures_are_kept_at(run, refused, folder):
     for name in ('a', 'b'):
         (folder/'p'/name).mkdir(parents=True)
         for i in range(8): picture(i, (40, 40)).resize((60, 40)).save(folder/f'p/{name}/{i}.png')
-    command = ('pretrain', 'p', '--arch', 'resnet10t', '--batch-size', 4, '--size', 24, '--no-controls')
+    command = ('pretrain', 'p', '--arch', 'test_resnet', '--batch-size', 4, '--size', 24, '--no-controls')
     code, out, err = run(*command, '--epochs', 1, '--store-size', 30, '--out', 'r')
     assert (code, err) == (0, '') and 'pictures are kept whole, at 30 px of their short side: 0.1 MB\n' in out
     assert config('r')['settings']['store_size'] == 30
@@ -165,7 +165,7 @@ def test_the_size_that_pictures_are_kept_at(run, refused, folder):
     assert code == 0 and 'at 30 px of their short side' in out
     assert run('eval', 'r', 'p', '-o', 'e.json')[0] == 0
     assert judged_knn('e.json') == config('r')['results']['trained encoder']['knn']
-    (folder/'settings.ini').write_text('[kept]\ndata = p\narch = resnet10t\nepochs = 1\nbatch_size = 4\nsize = 24\n'
+    (folder/'settings.ini').write_text('[kept]\ndata = p\narch = test_resnet\nepochs = 1\nbatch_size = 4\nsize = 24\n'
                                        'controls = no\nstore_size = 28\n')
     assert 'at 28 px of their short side' in run('pretrain', '--run', 'kept')[1]
     assert 'at 36 px of their short side' in run(*command, '--epochs', 1)[1]

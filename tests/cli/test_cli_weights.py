@@ -24,10 +24,10 @@ def first(tmp_path_factory):
     image_folder(folder/'data', dict(a=8, b=8))
     torch.manual_seed(0)
     dls = image_dls(folder/'data', size=32, bs=4, valid=0.2, device='cpu', workers=0)
-    learn = contrastive_learner(dls, 'resnet10t', small_input=True, knn_pictures=0)
+    learn = contrastive_learner(dls, 'test_resnet', small_input=True, knn_pictures=0)
     (folder/'run').mkdir()
     learn.export(folder/'run'/'encoder.safetensors')
-    (folder/'run'/'config.json').write_text(json.dumps(dict(arch='resnet10t', settings={})))
+    (folder/'run'/'config.json').write_text(json.dumps(dict(arch='test_resnet', settings={})))
     return folder
 
 
@@ -46,11 +46,11 @@ def test_a_run_from_the_weights_of_another(run, first, folder, form):
     code, out, err = run('pretrain', *rest(first), '--epochs', 2, '--weights', given, '--out', 'r')
     assert code == 0, err
     assert 'before training: knn' in out and 'the encoder stands still in the first epoch' in out
-    n = len(timm.create_model('resnet10t', num_classes=0).state_dict())
+    n = len(timm.create_model('test_resnet', num_classes=0).state_dict())
     assert f'{n} of {n} tensors' in out
     c = config('r')
-    assert c['arch'] == 'resnet10t' and c['small_input'] and c['weights'] == given and c['head_epochs'] is None
-    assert c['settings']['weights'] == str(first/form) and c['settings']['arch'] == 'resnet10t'
+    assert c['arch'] == 'test_resnet' and c['small_input'] and c['weights'] == given and c['head_epochs'] is None
+    assert c['settings']['weights'] == str(first/form) and c['settings']['arch'] == 'test_resnet'
     assert encoder_info('r/encoder.safetensors')['small_input']
     if form != 'run': return
     code, out, err = run('pretrain', '--resume', 'r', '--epochs', 3)
@@ -85,7 +85,7 @@ def test_a_run_goes_on_without_the_file_of_its_weights(run, first, folder, monke
     shutil.copytree(first/'run', folder/'run')
     file = folder/'run'/'encoder.safetensors'
     torch.save(load_file(file), folder/'w.pth')
-    arch = () if form == 'run' else ('--arch', 'resnet10t', '--small-input')
+    arch = () if form == 'run' else ('--arch', 'test_resnet', '--small-input')
     common = ('pretrain', *rest(first), *arch, '--weights', form, '--epochs', 3)
     assert run(*common, '--out', 'whole')[0] == 0
     with ended_after_an_epoch(monkeypatch): assert run(*common, '--out', 'cut')[0] == 143
@@ -144,7 +144,7 @@ def test_settings_take_them(run, first, folder):
     (folder/'settings.ini').write_text(f"[a]\nweights = {first/'run'}\nhead_epochs = 0\nepochs = 1\n")
     code, out, err = run('pretrain', *rest(first), '--run', 'a', '--out', 'r')
     assert code == 0, err
-    assert 'stands still' not in out and config('r')['head_epochs'] == 0 and config('r')['arch'] == 'resnet10t'
+    assert 'stands still' not in out and config('r')['head_epochs'] == 0 and config('r')['arch'] == 'test_resnet'
 
 
 def test_controls_judge_the_weights(run, first, folder):
@@ -161,7 +161,7 @@ def test_refusals(refused, first, folder):
     assert 'give --arch' in refused('pretrain', data, '--weights', 'w.pth')
     assert 'neither a file' in refused('pretrain', data, '--weights', 'nowhere.pth')
     assert 'neither a file' in refused('pretrain', data, '--arch', 'resnet18', '--weights', 'nowhere.pth')
-    assert 'fits' in refused('pretrain', data, '--batch-size', 4, '--arch', 'resnet10t', '--weights', 'w.pth')
+    assert 'fits' in refused('pretrain', data, '--batch-size', 4, '--arch', 'test_resnet', '--weights', 'w.pth')
     assert 'leave arch out' in refused('pretrain', data, '--batch-size', 4, '--arch', 'resnet18', '--weights',
                                        first/'run')
     assert 'there are none' in refused('pretrain', data, '--head-epochs', 1)
