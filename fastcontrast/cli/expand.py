@@ -4,6 +4,7 @@ They come from a section `[sweep: NAME]` of settings.ini, or from Python."""
 import ast
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -72,13 +73,13 @@ def told_apart(
 ) -> list[Setting]:
     "Settings with what differs among them, and with names that are not too long and no two alike"
     chosen = list(chosen)
-    names = [name for name, _ in chosen]
+    names = Counter(name for name, _ in chosen)
     keys = dict.fromkeys(key for _, given in chosen for key in given)
     varies = [key for key in keys if len({_written(given.get(key)) for _, given in chosen}) > 1]
     settings = []
     for name, given in chosen:
         differs = {key: given.get(key) for key in varies}
-        if names.count(name) > 1 or len(name.encode()) > LONGEST: name = _marked(name, differs)
+        if names[name] > 1 or len(name.encode()) > LONGEST: name = _marked(name, differs)
         settings.append(Setting(name, differs, {key: value for key, value in given.items() if value is not None}))
     return settings
 
@@ -260,7 +261,8 @@ def read_sweep(
 ) -> Sweep:
     "The sweep of a section of `settings.ini`. Raises `InputError` for a section, key or value that can't be"
     sections = read_sections(file, f"the sweep {name}", f'sweep: {name}')
-    sweeps = sweep_sections(sections)
+    try: sweeps = sweep_sections(sections)
+    except InputError as e: raise InputError(f"{file}: {e}") from None
     if not sweeps:
         raise InputError(f"{file} has no sweep: write a section that begins with [sweep: {name}].")
     if name not in sweeps: raise InputError(f"{file}: {suggest(name, sweeps, 'sweep')}")

@@ -165,16 +165,21 @@ def read_sections(
     ini.optionxform = lambda key: ALIASES.get(key.lower(), key.lower())
     try: ini.read_string(read_text(file), source=str(file))
     except (configparser.Error, ValueError, OSError) as e:
-        raise InputError(f"{file} can't be read: {' '.join(str(e).split())}") from None
+        raise InputError(f"{file} can't be read: {' '.join(str(e).split()).rstrip('.')}.") from None
     return {name: dict(ini[name]) for name in ini.sections()}
 
 
 def sweep_sections(
     sections: dict[str, dict[str, str]], # from `read_sections`
 ) -> dict[str, dict[str, str]]:
-    "Those that stand for many runs, by the names of the sweeps"
-    found = {match[1]: keys for name, keys in sections.items() if (match := _SWEEP.fullmatch(name.strip()))}
-    return {name.strip(): keys for name, keys in found.items()}
+    "Those that stand for many runs, by the names of the sweeps. Raises `InputError` for two of a name"
+    found: dict[str, dict[str, str]] = {}
+    for section, keys in sections.items():
+        match = _SWEEP.fullmatch(section.strip())
+        if match is None: continue
+        if match[1] in found: raise InputError(f"there are two sections of the sweep {match[1]}: leave one out.")
+        found[match[1]] = keys
+    return found
 
 
 def shared_settings(

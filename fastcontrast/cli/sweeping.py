@@ -335,10 +335,14 @@ class Work:
 def read_plan(
     folder: Path, # of a sweep's runs
 ) -> dict[str, Any]:
-    "What the folder says that its runs are, and which settings were refused; nothing where that can't be read"
+    "What the folder says that its runs are, and which settings were refused. Raises `InputError` for no sweep's file"
     plan: Any = None
-    with suppress(OSError, ValueError): plan = read_json(folder/PLAN)
-    if not isinstance(plan, dict): plan = {}
+    try: plan = read_json(folder/PLAN)
+    except (FileNotFoundError, NotADirectoryError): plan = dict(runs=[])
+    except (OSError, ValueError): pass
+    if not isinstance(plan, dict) or not isinstance(plan.get('runs'), list):  # somebody's, or damaged: it is kept
+        raise InputError(f"{folder/PLAN} can't be read as a sweep's, and would be replaced: move it away, or give the "
+                         "runs another --out.")
     return plan | {name: _usable(plan.get(name), kinds) for name, kinds in _ENTRIES.items()}
 
 

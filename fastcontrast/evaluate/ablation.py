@@ -249,7 +249,7 @@ def _sweep(folder: Path, content: dict[str, Any]) -> Sweep:
     base = next((entry['differs'] for entry in content['runs'] if entry['setting'] == control), {})
     refused = {str(entry['setting']): (', '.join(_differences(entry['differs'], base)) or str(entry['setting']),
                                        str(entry['reason'])) for entry in content['refused']}
-    return Sweep(folder, control, [*content['axes']], runs, refused)
+    return Sweep(folder, control, [*map(str, content['axes'])], runs, refused)
 
 
 # --- the control

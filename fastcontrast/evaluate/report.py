@@ -217,9 +217,13 @@ def _pairing_notes(report: Report) -> list[str]:
 
 def _comparability_notes(report: Report) -> list[str]:
     first, notes = pictures_of(report.settings[0].counted[0].record), []
-    for setting in report.settings[1:]:
-        other = other_pictures(first, pictures_of(setting.runs[0].record))
-        if other:
+    for setting in report.settings:
+        others = (other_pictures(first, pictures_of(run.record)) for run in setting.counted or setting.runs)
+        other = next(filter(None, others), '')
+        if other and setting is report.settings[0]:
+            notes.append(f"runs of the control have other pictures than its first, and a mean of them says little: "
+                         f"{other}.")
+        elif other:
             notes.append(f"{setting.name} has other pictures than the control, and accuracies can't be compared: "
                          f"{other}.")
     devices = report.facts.get('device', [])

@@ -25,6 +25,9 @@ from .report import Report, head, number_texts, seeds_text
 from .tables import latex, markdown, plain
 
 FIGURES = 'curves', 'differences'
+PAGE, TABLES = 'index.html', ('table.csv', 'runs.csv', 'table.md', 'table.tex')
+_SUFFIXES = '.png', '.pdf'
+_MARK = '<meta name="generator" content="fastcontrast report">' # by which a report knows an earlier one
 LARGEST = 640, 480 # pixels of a run's views in the page
 
 
@@ -278,7 +281,7 @@ def page(
         'runs.csv.</p>']
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+            f'{_MARK}<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
             f'<title>{_text(report.title)}</title><style>{_STYLE}</style></head><body><main>{"".join(parts)}</main>'
             f'<script>{_SCRIPT}</script></body></html>\n')
 
@@ -312,17 +315,29 @@ def long_csv(
     return pd.concat([report.table, refused]).to_csv(index=False)
 
 
+def _check_own(folder: Path) -> None:
+    "Raise `InputError` where a file of a report's name is there, and no report's: it would give way"
+    try: ours = _MARK in (folder/PAGE).read_text(encoding='utf-8')
+    except (OSError, ValueError): ours = False
+    figures = [f'{name}{suffix}' for name in FIGURES for suffix in _SUFFIXES]
+    there = [] if ours else [name for name in (PAGE, *TABLES, *figures) if (folder/name).exists()]
+    if there:
+        raise InputError(f"{folder} has a {there[0]} that is no earlier report's, and it would be replaced: give "
+                         "another folder.")
+
+
 def save_report(
     report: Report,
-    out: str | Path, # a folder; files of an earlier report give way
+    out: str | Path, # a folder; files of an earlier report give way, anybody else's do not
 ) -> list[Path]: # the files
     "Write a page, tables and figures. Raises `InputError` where that can't be"
     folder = user_path(out, 'out')
+    _check_own(folder)
     drawn = dict(curves=accuracy_curves(report), differences=difference_bars(report))
     figures = {name: figure for name, figure in drawn.items() if figure is not None}
     below = [f"The control is {report.base}, {report.why}.", *(f"Refused: {name}: {reason}" for name, reason in
              report.refused), *report.notes]
-    texts = {'index.html': page(report, figures), 'table.csv': long_csv(report),
+    texts = {PAGE: page(report, figures), 'table.csv': long_csv(report),
              'runs.csv': report.values.to_csv(index=False),
              'table.md': '\n'.join([markdown(report.wide()), *(f'- {plain(line)}' for line in below), '']),
              'table.tex': latex(report.wide()) + ''.join(f'% {line}\n' for line in below)}
@@ -330,7 +345,7 @@ def save_report(
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items(): write_whole(folder/name, text)
         files = [folder/name for name in texts]
-        for name, suffix in ((name, suffix) for name in FIGURES for suffix in ('.png', '.pdf')):
+        for name, suffix in ((name, suffix) for name in FIGURES for suffix in _SUFFIXES):
             file = (folder/name).with_suffix(suffix)
             if name not in figures:
                 file.unlink(missing_ok=True)

@@ -210,6 +210,8 @@ def test_a_misspelt_key_is_passed_over_nowhere(refused):
     ('[a]\nloss = dcl\n', 'has no sweep'),
     ('[sweep: b]\nloss = dcl\n', "unknown sweep 'a': there are b."),
     ('[sweep: a]\nloss = dcl\n[sweep: a]\n', 'already exists'),
+    ('[sweep: a]\nloss = dcl\n[sweep:a]\n', 'two sections of the sweep a: leave one out.'),
+    ('[sweep: a]\nwith = a\nspeedups = b\n', 'already exists.'),
     ('[sweep: a]\nlosses = dcl\n', "[sweep: a]: unknown key 'losses': did you mean loss"),
     ('[sweep: a]\nmodes = grid\n', "unknown key 'modes': did you mean mode"),
     ('[sweep: a]\nmode = grit\n', "[sweep: a]: unknown mode 'grit': did you mean grid?"),
@@ -351,6 +353,16 @@ def test_gpus_are_divided(monkeypatch):
     assert gpus(0, 1, 1) is None and gpus(1, 2, 2) is None  # one run at a time, or runs in several processes
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,7')
     assert gpus(1, 2, 1) == '7'
+
+
+@pytest.mark.parametrize('content', ['{', '[]', '{"program": "train.py"}'])
+def test_a_file_that_is_no_sweeps_is_kept(refused, pretend, content):
+    settings(TINY)
+    Path('runs/a').mkdir(parents=True)
+    Path('runs/a/sweep.json').write_text(content)
+    for more in ([], ['--dry-run']):
+        assert 'move it away, or give the runs another --out' in refused('sweep', 'a', *more)
+    assert os.listdir('runs/a') == ['sweep.json'] and Path('runs/a/sweep.json').read_text() == content
 
 
 def test_a_run_that_was_begun_otherwise_is_not_gone_on_with(run, refused, pretend):

@@ -359,6 +359,32 @@ def test_a_sweep_that_can_t_be_read(three, content):
     said(["sweep.json can't be read"], report, three)
 
 
+def test_axes_of_a_sweep_may_be_anything(three):
+    (three/'sweep.json').write_text('{"control": "c", "axes": [["x"]], "runs": [], "refused": []}')
+    assert report(three).settings
+
+
+def test_pictures_of_all_runs_of_a_setting_are_compared(tmp_path):
+    for name, loss, seed, n in [('a0', None, 0, 100), ('a1', None, 1, 50), ('b0', 'dcl', 0, 100), ('b1', 'dcl', 1, 50)]:
+        run_folder(tmp_path/name, settings=dict(seed=seed, loss=loss), n_train=n)
+    notes = '\n'.join(report(tmp_path).notes)
+    assert 'runs of the control have other pictures than its first' in notes
+    assert 'loss=dcl has other pictures than the control' in notes
+    assert notes.count('pictures to train on 50, not 100') == 2
+
+
+@pytest.mark.parametrize('name', ['index.html', 'curves.pdf', 'differences.png', 'table.csv'])
+def test_nobody_elses_file_gives_way(three, tmp_path, name):
+    out = tmp_path/'own'
+    out.mkdir()
+    (out/name).write_text('mine')
+    said([name, "no earlier report's", 'another folder'], report, three, out)
+    assert [file.name for file in out.iterdir()] == [name] and (out/name).read_text() == 'mine'
+    (out/name).rename(out/'notes.txt')
+    for _ in range(2): report(three, out)
+    assert (out/'notes.txt').read_text() == 'mine'
+
+
 def test_what_a_sweep_varies_tells_runs_apart(tmp_path):
     "Also the machine's settings"
     for workers in (1, 2): run_folder(tmp_path/'r'/str(workers), settings=dict(workers=workers))
