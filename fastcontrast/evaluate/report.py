@@ -18,11 +18,12 @@ from ..records import Run, find_runs, other_pictures, pictures_of, read_run
 from .ablation import (COLUMNS, PRODUCTS, Setting, choose_base, column, curves_of, finite, grouped, judged_values,
                        name_settings, read_sweep, summary, values_of)
 from .plots import joined, last_knn, reached
+from .tables import markdown
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
-    "What runs say together; `save` writes it to a folder"
+    "What runs say together; `save` writes it to a folder, and a notebook shows its table"
     title: str
     settings: list[Setting]    # the control first
     why: str                   # it is the control
@@ -31,6 +32,10 @@ class Report:
     refused: list[tuple[str, str]] # combinations of a sweep that can't be, and why
     knn: float | None = None   # the accuracy to be reached; None: the control's last, of the same seed
     chosen: Sequence[str] = () # columns of the tables to read; none: the main ones
+
+    def __repr__(self): return f'{self.counts}; the control is {self.base}, {self.why}\n{self.wide().T.to_string()}'
+
+    def _repr_markdown_(self): return markdown(self.wide())
 
     @property
     def base(self) -> str:

@@ -409,6 +409,15 @@ def test_the_folder(three, tmp_path):
     assert 'differences.png' not in left and 'mine.txt' in left, "no figure of an earlier report stays"
     lines = (out/'table.md').read_text().splitlines()
     assert lines[0].startswith('| setting | runs | kNN, % |') and lines[2].startswith('| simclr | 3 | 53.0 ± 3.6 |')
+    tex = (out/'table.tex').read_text()
+    assert r'\usepackage{booktabs}' in tex
+    for text in ('\n'.join(lines), tex): assert 'standard deviation over seeds; in parentheses' in text
+
+
+def test_a_report_shows_its_table(three):
+    made = report(three)
+    assert repr(made).startswith(f'{made.counts}; the control is simclr') and '53.0 ± 3.6' in repr(made)
+    assert made._repr_markdown_().startswith('| setting | runs | kNN, % |') and 'identity' not in repr(made)
 
 
 def test_columns_of_the_tables_to_read(three, tmp_path):
