@@ -290,6 +290,13 @@ class ContrastiveLearner(ResumableLearner):
         "fastai's; afterwards all is as it was before: model, places in the data and in the support batches, all draws"
         with trial(self, _RESTING): return super().lr_find(*args, **kwargs)
 
+    def fit_one_cycle(self, n_epoch: int, lr_max: float | None = None, *args, **kwargs):
+        "fastai's, with one learning rate for all: an `InputError` for a slice of them"
+        if isinstance(lr_max, slice):
+            raise InputError(f"lr_max={lr_max} has several learning rates, and the groups of parameters are those with "
+                             "and without weight decay, no layers: give one number.")
+        return super().fit_one_cycle(n_epoch, lr_max, *args, **kwargs)
+
     def freeze_to(self, n: int):
         "Not for groups that are no layers: an `InputError`, but for `unfreeze()`"
         if n == 0: return super().freeze_to(n)

@@ -63,6 +63,9 @@ HABITS = dict(
         Habit('learn.fit(2, 1e-3)', "without a schedule", true="len(learn.recorder.values) == 2"),
         Habit('learn.fit_one_cycle(2, 1e-3)', "`learn.fit_contrastive(2)` has the method's own schedule",
               true="len(learn.recorder.values) == 2"),
+        Habit('learn.fit_one_cycle(2, slice(1e-4, 1e-3))', says="lr_max=slice(0.0001, 0.001, None) has several "
+              "learning rates, and the groups of parameters are those with and without weight decay, no layers: give "
+              "one number."),
         Habit('learn.fit_flat_cos(2, 1e-3)', "as in fastai", true="len(learn.recorder.values) == 2"),
         Habit('learn.fit_sgdr(1, 2, 1e-3)', "as in fastai", true="len(learn.recorder.values) == 2"),
         Habit('learn.fine_tune(2)', says="a contrastive learner has no classes to be tuned for: "

@@ -223,7 +223,8 @@ def compare_runs(
     folders = [user_path(folder, 'folder') for folder in folders]
     if len(folders) < 2:
         raise InputError(f"{'one run' if folders else 'no run'} was given: "
-                         "give the folders of two or more, the base first")
+                         "give the folders of two or more, the base first. For the runs of one folder "
+                         "there is fastcontrast report.")
     runs = [_columns_of(folder) for folder in folders]
     names = [folder.resolve().name for folder in folders]
     names = [name if names.count(name) == 1 else str(folder) for name, folder in zip(names, folders)]

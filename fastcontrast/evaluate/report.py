@@ -18,11 +18,12 @@ from ..records import Run, find_runs, other_pictures, pictures_of, read_run
 from .ablation import (COLUMNS, PRODUCTS, Setting, choose_base, column, curves_of, finite, grouped, judged_values,
                        name_settings, read_sweep, summary, values_of)
 from .plots import joined, last_knn, reached
+from .tables import markdown
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
-    "What runs say together; `save` writes it to a folder"
+    "What runs say together; `save` writes it to a folder, and a notebook shows its table"
     title: str
     settings: list[Setting]    # the control first
     why: str                   # it is the control
@@ -31,6 +32,10 @@ class Report:
     refused: list[tuple[str, str]] # combinations of a sweep that can't be, and why
     knn: float | None = None   # the accuracy to be reached; None: the control's last, of the same seed
     chosen: Sequence[str] = () # columns of the tables to read; none: the main ones
+
+    def __repr__(self): return f'{self.counts}; the control is {self.base}, {self.why}\n{self.wide().T.to_string()}'
+
+    def _repr_markdown_(self): return markdown(self.wide())
 
     @property
     def base(self) -> str:
@@ -264,7 +269,7 @@ def report(
     """What runs say together: means over seeds, and paired differences to a control. Raises `InputError` where there is
     no finished run, for a column that none has, and for a folder that can't be written"""
     number(above=0, most=1, optional=True, knn=knn)
-    folders = [user_path(folder, 'folder') for folder in ([folders] if isinstance(folders, str | Path) else folders)]
+    folders = [user_path(folder, 'folder') for folder in _several('folders', folders, str | Path)]
     if not folders: raise InputError("no folder was given: give one of runs.")
     found = {path.resolve(): path for folder in folders for path in sorted(find_runs(folder), key=_natural)}
     places = dict.fromkeys([*folders, *(path.parent for path in found.values())])
@@ -284,11 +289,18 @@ def report(
                             for sweep in sweeps for name, reason in sweep.refused.values())
     missing = [str(path) for sweep in sweeps for path in sweep.missing]
     title = ', '.join(folder.resolve().name for folder in folders)
-    made = Report(clipped(title), settings, why, runs, missing, list(refused), knn, columns or ())
+    chosen = _several('columns', columns or (), str)
+    made = Report(clipped(title), settings, why, runs, missing, list(refused), knn, chosen)
     for name in made.chosen:
         if name not in made.measures: raise InputError(suggest(name, made.measures, 'column'))
     if out is not None: made.save(out)
     return made
+
+
+def _several(name: str, given: Any, kind: type) -> list[Any]:
+    found = [given] if isinstance(given, kind) else given
+    if isinstance(found, list | tuple) and all(isinstance(item, kind) for item in found): return list(found)
+    raise InputError(f"{name}={clipped(repr(given), 60)} must be a text, or a list of such.")
 
 
 def _natural(path: Path) -> list[str | int]:

@@ -287,11 +287,13 @@ def page(
 
 
 _LABELS = dict(curves="accuracy against epochs, seconds and TFLOP", differences="paired differences to the control")
-_HOW = ("Mean ± standard deviation over seeds; below it the mean difference to the control's runs of the same seeds ± "
-        "its standard error, coloured where zero lies outside of its 95% interval (Student's t; not corrected for the "
-        "number of comparisons). Costs to the control's kNN are those of the first epoch that has the last accuracy of "
-        "the control's run of the same seed, or more; seeds that never have it are missing from the mean, which says "
-        "so.")
+_CELL = ("Mean ± standard deviation over seeds; {} the mean difference to the control's runs of the same seeds ± its "
+         "standard error")
+_HOW = (_CELL.format("below it") + ", coloured where zero lies outside of its 95% interval (Student's t; not corrected "
+        "for the number of comparisons). Costs to the control's kNN are those of the first epoch that has the last "
+        "accuracy of the control's run of the same seed, or more; seeds that never have it are missing from the mean, "
+        "which says so.")
+_PACKAGE = r"The rules need \usepackage{booktabs}."
 _REFERENCES = ("What the same pictures say of features that were not trained here, over the control's seeds: an "
                "accuracy alone says little.")
 _BARS = "Bars are mean differences to the runs of the same seeds, lines their standard errors."
@@ -335,12 +337,13 @@ def save_report(
     _check_own(folder)
     drawn = dict(curves=accuracy_curves(report), differences=difference_bars(report))
     figures = {name: figure for name, figure in drawn.items() if figure is not None}
-    below = [f"The control is {report.base}, {report.why}.", *(f"Refused: {name}: {reason}" for name, reason in
-             report.refused), *report.notes]
+    below = [_CELL.format("in parentheses") + "; [1 of 2]: one of two runs has a number.",
+             f"The control is {report.base}, {report.why}.",
+             *(f"Refused: {name}: {reason}" for name, reason in report.refused), *report.notes]
     texts = {PAGE: page(report, figures), 'table.csv': long_csv(report),
              'runs.csv': report.values.to_csv(index=False),
              'table.md': '\n'.join([markdown(report.wide()), *(f'- {plain(line)}' for line in below), '']),
-             'table.tex': latex(report.wide()) + ''.join(f'% {line}\n' for line in below)}
+             'table.tex': latex(report.wide()) + ''.join(f'% {line}\n' for line in (*below, _PACKAGE))}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items(): write_whole(folder/name, text)

@@ -1,4 +1,6 @@
 """Tables as text for papers and pages; what stands in them may be called anything."""
+import re
+
 import pandas as pd
 
 from ..core import shown
@@ -27,10 +29,14 @@ def plain(
 def latex(
     table: pd.DataFrame, # alike
 ) -> str:
-    "A table in LaTeX, with booktabs' rules"
+    "A table in LaTeX, with booktabs' rules, and minus signs before numbers"
     rows = [[table.index.name, *table.columns], *table.reset_index().to_numpy()]
-    head, *body = (' & '.join(shown(cell).translate(_TEX) for cell in row) + r' \\' for row in rows)
+    head, *body = (' & '.join(_tex(cell) for cell in row) + r' \\' for row in rows)
     columns = 'l' + 'r' * len(table.columns)
     lines = [rf'\begin{{tabular}}{{{columns}}}', r'\toprule', head, r'\midrule', *body, r'\bottomrule',
              r'\end{tabular}']
     return '\n'.join(lines) + '\n'
+
+
+def _tex(cell: object) -> str:
+    return re.sub(r'(?<![\w.-])-(?=\d)', '$-$', shown(cell).translate(_TEX))  # a hyphen else

@@ -421,8 +421,9 @@ def test_a_run_that_another_process_makes_is_waited_for(run, pretend, monkeypatc
 
 def test_pretrain_with_several_seeds(run, refused, pretend):
     code, out, err = run('pretrain', '--epochs', 1, '--arch', 'test_resnet', '--seeds', 0, 1)
-    assert (code, err) == (0, '') and out.startswith('2 runs, in runs/fast-test_resnet-digits-seeds\n1 of 2  seed=0: kNN')
-    assert [config(f'runs/fast-test_resnet-digits-seeds/seed={seed}')['settings']['seed'] for seed in (0, 1)] == [0, 1]
+    folder = 'runs/fast-test_resnet-digits-seeds'
+    assert (code, err) == (0, '') and out.startswith(f'2 runs, in {folder}\n1 of 2  seed=0: kNN')
+    assert [config(f'{folder}/seed={seed}')['settings']['seed'] for seed in (0, 1)] == [0, 1]
     code, out, err = run('pretrain', '--epochs', 1, '--arch', 'test_resnet', '--seeds', '0,1,2')
     assert code == 0 and '; 2 are finished' in out
     assert run('pretrain', 'digits', '--epochs', 1, '--seeds', '3', '--out', 'r')[0] == 0 and Path('r/seed=3').exists()

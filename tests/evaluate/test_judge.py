@@ -229,4 +229,6 @@ def test_tables_to_read(results):
     lines = TABLES['.md'](results).splitlines()
     assert len(lines) == 2 + len(table) and {line.count('|') for line in lines} == {4}
     tex = latex(table)
+    signs = latex(pd.DataFrame({'a-b': ['-1.0 (-2)', 'x-1, 1e-3']}, pd.Index(['n', 'm'], name='s')))
+    for line in (r's & a-b \\', r'n & $-$1.0 ($-$2) \\', r'm & x-1, 1e-3 \\'): assert line in signs
     assert tex.count(r'\\') == 1 + len(table) and '±' not in tex and 'τ' not in tex and r'\%' in tex

@@ -199,7 +199,7 @@ def test_more_curves_than_colours():
 def test_runs_that_cannot_be_compared(runs, tmp_path):
     def refused(error, match, folders, **kwargs):
         with pytest.raises(error, match=match): compare_runs(folders, **kwargs)
-    refused(InputError, 'one run was given', runs[:1])
+    refused(InputError, r'one run was given.* fastcontrast report\.$', runs[:1])
     refused(InputError, 'no run was given', [])
     refused(MissingPath, "no folder '.*nowhere'", [*runs, tmp_path/'nowhere'])
     refused(MissingPath, "no folder '.*history.csv'", [runs[0], runs[1]/'history.csv'])

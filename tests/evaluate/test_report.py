@@ -289,7 +289,9 @@ def test_nothing_to_report(three, tmp_path):
     run_folder(tmp_path/'s/a', state='interrupted')
     said(['no run in', 'is finished (1 interrupted)', 'fastcontrast runs'], report, tmp_path/'s', out=tmp_path/'out')
     assert not (tmp_path/'out').exists()
-    said(["unknown column 'kn': did you mean"], report, three, columns=['kn'])
+    for columns in (['kn'], 'kn'): said(["unknown column 'kn': did you mean"], report, three, columns=columns)
+    for wrong in (None, 5, [None], [three, 5]): said(['folders=', 'must be a text, or a list of such'], report, wrong)
+    said(['columns=5 must be a text'], report, three, columns=5)
     (tmp_path/'file').write_text('')
     said(["the report can't be written to"], report, three, out=tmp_path/'file')
 
@@ -435,6 +437,15 @@ def test_the_folder(three, tmp_path):
     assert 'differences.png' not in left and 'mine.txt' in left, "no figure of an earlier report stays"
     lines = (out/'table.md').read_text().splitlines()
     assert lines[0].startswith('| setting | runs | kNN, % |') and lines[2].startswith('| simclr | 3 | 53.0 ± 3.6 |')
+    tex = (out/'table.tex').read_text()
+    assert r'\usepackage{booktabs}' in tex
+    for text in ('\n'.join(lines), tex): assert 'standard deviation over seeds; in parentheses' in text
+
+
+def test_a_report_shows_its_table(three):
+    made = report(three)
+    assert repr(made).startswith(f'{made.counts}; the control is simclr') and '53.0 ± 3.6' in repr(made)
+    assert made._repr_markdown_().startswith('| setting | runs | kNN, % |') and 'identity' not in repr(made)
 
 
 def test_columns_of_the_tables_to_read(three, tmp_path):
