@@ -59,7 +59,7 @@ def dls(): return dots()
 def digits(): return image_dls('digits', size=16, bs=128, device='cpu')
 
 
-def make(dls, arch='resnet10t', **kwargs):
+def make(dls, arch='test_resnet', **kwargs):
     "A learner that is quick on a CPU"
     return contrastive_learner(dls, arch, **{'small_input': False, **kwargs})
 
@@ -528,7 +528,7 @@ def test_the_loss_falls_on_digits(digits):
     assert len(losses) == 2 * len(digits.train) and sum(losses[-4:]) / 4 < sum(losses[:4]) / 4 - 0.5
 
 
-@pytest.mark.parametrize('method', ['simclr', 'moco_v3'])
+@pytest.mark.parametrize('method', ['simclr', pytest.param('moco_v3', marks=pytest.mark.slow)])
 def test_a_seed_repeats_a_run(method):
     def run(seed):
         torch.manual_seed(seed)
@@ -553,7 +553,7 @@ def test_other_encoders_train(arch, size):
 
 def test_embed_knn_probe_export(tmp_path):
     dls = dots(40, bs=8)
-    learn = make(dls, precision='fp32')
+    learn = make(dls, 'resnet10t', precision='fp32')
     learn.create_mbar = False
     learn.fit_contrastive(1)
     h, y = learn.embed()

@@ -443,6 +443,7 @@ def test_what_a_part_started_ends_with_it(tmp_path):
 # ---- headlines ----
 
 
+@pytest.mark.slow
 def test_a_headline_that_is_broken_off_goes_on(tmp_path, monkeypatch):
     from trials import OnLabels
     arguments = ["headlines", "suncet", "--quick", "--device=cpu", f"--out={tmp_path}"]

@@ -122,6 +122,7 @@ def test_what_a_run_without_its_weights_still_needs(run, first, folder, monkeypa
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_half_of_an_encoder(run, first, folder, monkeypatch):
     torch.save(timm.create_model('resnet18', num_classes=0).state_dict(), 'w.pth')
     common = ('pretrain', *rest(first), '--arch', 'resnet34', '--no-small-input', '--weights', 'w.pth')

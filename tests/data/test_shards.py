@@ -373,18 +373,21 @@ def test_a_file_that_becomes_a_pipe(root):
         list(train.ordered())
 
 
-@pytest.mark.parametrize('change', [
+LIES = [
     dict(count=10**12), dict(count=0), dict(count=-5), dict(count='70'), dict(marks=[]), dict(marks=[0]),
     dict(marks=[0, 10**15]), dict(marks=[-512, 512]), dict(marks=[512, 0]), dict(marks=[0.5, 512]), dict(y=[0]),
     dict(y=['a'] * 70), dict(y=[-7] * 70), dict(y=[[0]] * 70), dict(y=None), dict(marks=None), dict(count=None),
-])
-def test_an_index_that_lies_is_not_believed(root, change):
+]
+
+
+def test_an_index_that_lies_is_not_believed(root):
     expected = numbers(dls_of(root).train.ordered())
-    index = json.loads((root/INDEX).read_text())
-    index['shards']['000.tar'] |= change
-    (root/INDEX).write_text(json.dumps(index))
-    assert numbers(dls_of(root).train.ordered()) == expected
-    assert json.loads((root/INDEX).read_text())['shards']['000.tar']['count'] == 70
+    for change in LIES:
+        index = json.loads((root/INDEX).read_text())
+        index['shards']['000.tar'] |= change
+        (root/INDEX).write_text(json.dumps(index))
+        assert numbers(dls_of(root).train.ordered()) == expected, change
+        assert json.loads((root/INDEX).read_text())['shards']['000.tar']['count'] == 70, change
 
 
 def test_an_index_that_is_no_list_of_shards(root):
