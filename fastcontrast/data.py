@@ -498,7 +498,8 @@ def _make_loader(
         if resident and device.type == 'cuda': make = partial(ResidentLoader, load_rows(pixels, rows, device))
         else: make = partial(MappedLoader, pixels, rows)
     elif resident:
-        images, good, failed = decode_all(pictures, form, device, settings.strict)
+        images, good, failed = decode_all(pictures, form, device, settings.strict,
+                                          settings.builders // local_world_size())
         make = partial(ResidentLoader, images)
     else: make = partial(StreamingLoader, PictureStream(pictures, form), settings.workers, settings.strict)
     names = pictures.names if good.all() else pictures.subset(np.flatnonzero(good)).names

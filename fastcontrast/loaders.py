@@ -5,9 +5,10 @@ import contextlib
 import copy
 import os
 import random
+import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from .core import InputError, shown, whole
 from .distributed import rank, world_size
@@ -194,29 +195,71 @@ class ImageLoader:
 
 # --- all pictures in the device's memory
 
+class DecodedChunks(Dataset):
+    """Chunks of the pictures, in order: those that can be decoded, `[n, *form.shape]`, and why each picture can't be
+
+    Of large pictures threads decode some at a time. Of small ones so little is spent outside the interpreter lock that
+    threads would only wait for one another: processes do it, where they save more time than they take to begin."""
+    size = 256          # pictures
+    threads_from = 128  # pixels of a side
+    worth = 2.          # seconds of work for one process that several are begun for
+    def __init__(self,
+        pictures: Pictures,
+        form: PixelFormat, # what they become
+        workers: int,      # processes at most; 0: this one
+    ):
+        self.pictures, self.form, self.workers = pictures, form, workers
+
+    def __len__(self): return -(-len(self.pictures) // self.size)
+    def __getitem__(self, k: int) -> tuple[torch.Tensor, list[str | None]]: return self._chunk(k, map)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, list[str | None]]]:
+        if self.pictures.threaded and self.form.side >= self.threads_from:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                yield from (self._chunk(k, pool.map) for k in range(len(self)))
+        elif len(self):
+            yield self[0]  # in which libraries load what they need
+            yield from self._the_others(range(1, len(self)))
+
+    def _the_others(self, chunks: range) -> Iterator[tuple[torch.Tensor, list[str | None]]]:
+        if chunks and self.pictures.threaded and self.workers > 1:
+            start, first = time.monotonic(), self[chunks[0]]
+            one, chunks = time.monotonic() - start, chunks[1:]
+            yield first
+            if one * len(chunks) > self.worth:
+                yield from Workers(Subset(self, chunks), self.workers, batch_size=None)
+                return
+        yield from (self[k] for k in chunks)
+
+    def _chunk(self, k: int, through: Callable) -> tuple[torch.Tensor, list[str | None]]:
+        indices = range(k * self.size, min((k + 1) * self.size, len(self.pictures)))
+        tried = list(through(lambda i: attempt(self.pictures.pixels, i, self.form), indices))
+        pixels = [x for x, _ in tried if x is not None]
+        shape = len(pixels), *self.form.shape
+        why = [reason if x is None else None for x, reason in tried]
+        return torch.from_numpy(np.array(pixels, self.form.array_type).reshape(shape)), why
+
+
 def decode_all(
     pictures: Pictures,
     form: PixelFormat,     # what they become
     device: torch.device,  # where they go
     strict: bool,          # is a picture that cannot be decoded an error?
+    workers: int = 0,      # processes at most
 ) -> tuple[torch.Tensor, np.ndarray, dict[str, str]]: # [n, *form.shape]; bool [N]; the others and why
     "All pictures that can be decoded, in one tensor, and which they are"
-    n, chunk = len(pictures), 256
+    chunks, n = DecodedChunks(pictures, form, workers), len(pictures)
     images = torch.empty(n, *form.shape, dtype=form.dtype, device=device)
-    good, failed = np.zeros(n, dtype=bool), {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # of a small picture so little is spent outside the interpreter lock that threads only wait for one another
-        through = pool.map if pictures.threaded and form.side >= 128 else map
-        for start in progress(range(0, n, chunk), f"decoding {n:,} pictures"):
-            indices, done, pixels = range(start, min(start + chunk, n)), good.sum(), []
-            tried = through(lambda i: attempt(pictures.pixels, i, form), indices)
-            for i, (x, reason) in zip(indices, tried, strict=True):
-                good[i] = x is not None
-                if good[i]: pixels.append(x)
-                else: failed[pictures.shown(i)] = reason
-            check_decoded(failed, strict)
-            if pixels: images[done:done + len(pixels)] = torch.from_numpy(np.stack(pixels))
-    return images[:good.sum()], good, failed
+    reasons, done = [], 0
+    for pixels, of_chunk in progress(chunks, f"decoding {n:,} pictures"):
+        broken = {pictures.shown(i): why for i, why in enumerate(of_chunk, len(reasons)) if why is not None}
+        check_decoded(broken, strict)
+        reasons += of_chunk
+        images[done:done + len(pixels)] = pixels
+        done += len(pixels)
+    good = np.array([why is None for why in reasons], dtype=bool)
+    failed = {pictures.shown(i): reasons[i] for i in np.flatnonzero(~good)}
+    return images[:done], good, failed
 
 
 def chosen_rows(

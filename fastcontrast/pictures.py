@@ -313,7 +313,7 @@ class Names(Sequence[str]):
 
 class Pictures:
     "Many pictures, each with a name and a class, read at any place; `size` and `pixels` raise whatever decoders raise"
-    threaded = False # may several threads read at once? Of a stranger's data set nothing promises it
+    threaded = False # may several threads or processes read at once? Of a stranger's data set nothing promises it
     def __init__(self,
         names: Sequence[str], # [N]
         y: np.ndarray,    # int64 [N], classes; -1: none

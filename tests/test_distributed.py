@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from helpers.forks import start
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -114,7 +114,7 @@ def process(r, folder):
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp('processes')
-    spawned, end = mp.spawn(process, args=(str(folder),), nprocs=WORLD, join=False), time.monotonic() + 60
+    spawned, end = start(process, str(folder), count=WORLD), time.monotonic() + 60
     try:
         while not spawned.join(timeout=1):
             if time.monotonic() > end: pytest.fail('the processes did not finish within 60 s')

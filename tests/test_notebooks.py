@@ -1,18 +1,13 @@
 """Every notebook is a test: its lessons assert."""
-import multiprocessing
 import os
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.forks import CONTEXT
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
-
-# One process imports what takes long; each notebook runs in a fork of it, so that none sees what another one imported,
-# registered or seeded
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["fastcontrast.all", "matplotlib.pyplot", "nbdev.showdoc", "nbdev.test"])
 
 
 def run(notebook, report):
@@ -30,7 +25,8 @@ def run(notebook, report):
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook(notebook, tmp_path):
     report = tmp_path / "report.txt"
-    process = PROCESSES.Process(target=run, args=(notebook, report))
+    # none sees what another one imported, registered or seeded
+    process = CONTEXT.Process(target=run, args=(notebook, report))
     process.start()
     process.join(600)
     if process.is_alive(): process.kill()

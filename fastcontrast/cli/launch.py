@@ -78,10 +78,11 @@ def launch(
 def _places() -> tuple[int, int]:
     "GPUs and cores of this machine; those of the former that may not talk to each other directly are told so"
     import torch
-    from accelerate.utils import check_cuda_p2p_ib_support
     gpus = torch.cuda.device_count()
-    if gpus and not check_cuda_p2p_ib_support():  # as accelerate's own launcher has it
-        for name in ('NCCL_P2P_DISABLE', 'NCCL_IB_DISABLE'): os.environ.setdefault(name, '1')
+    if gpus:
+        from accelerate.utils import check_cuda_p2p_ib_support  # as accelerate's own launcher has it
+        if not check_cuda_p2p_ib_support():
+            for name in ('NCCL_P2P_DISABLE', 'NCCL_IB_DISABLE'): os.environ.setdefault(name, '1')
     return gpus, os.cpu_count() or 1
 
 

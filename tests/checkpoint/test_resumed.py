@@ -25,7 +25,7 @@ from fastcontrast.speedups.regions import HardRegions
 from fastcontrast.speedups.suncet import SuNCEt, SupervisedTerm
 from fastcontrast.targets import Queue
 
-EPOCHS, BATCHES = 3, 4
+EPOCHS, BATCHES = 2, 4
 SPEEDUPS = dict(
     none=list, comb_patches=lambda: [CombinePatches()], patch_variants=lambda: [PatchVariants(patches='sample')],
     intermediate=lambda: [IntermediateLoss()], partial=lambda: [IntermediateLoss(), PartialBackprop()],
@@ -54,7 +54,7 @@ def check(tmp_path, make, deaths=2):
     broken = run(make, tmp_path/'broken', EPOCHS, *died)
     same_state(whole, broken)
     rows = history(tmp_path/'broken')
-    assert rows == history(tmp_path/'whole') and [row['epoch'] for row in rows] == ['0', '1', '2']
+    assert rows == history(tmp_path/'whole') and [row['epoch'] for row in rows] == ['0', '1']
     assert sorted(path.name for path in (tmp_path/'broken').rglob('*')) == sorted(
         path.name for path in (tmp_path/'whole').rglob('*'))
 

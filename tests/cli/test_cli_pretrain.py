@@ -189,8 +189,8 @@ def test_shards(run, folder):
 def test_speedups_of_a_run(run, folder):
     "They train, name the folder, and are recorded, as are the pictures whose labels they used"
     image_folder(folder/'p', dict(a=10, bb=10))
-    command = ('pretrain', 'p', *TINY, '--arch', 'resnet10t', '--no-controls', '--with')  # patches as they are
-    code, out, err = run(*command, 'comb_patches,suncet(weight=.5)', '--labels', .5)
+    command = ('pretrain', 'p', *TINY, '--no-controls', '--with')
+    code, out, err = run(*command, 'comb_patches,suncet(weight=.5)', '--labels', .5, '--arch', 'resnet10t')
     assert (code, err) == (0, '') and out.endswith('are in runs/fast+comb_patches+suncet-resnet10t-p\n')
     r = folder/'runs/fast+comb_patches+suncet-resnet10t-p'
     c, names = config(r), (r/'labeled.txt').read_text().split()

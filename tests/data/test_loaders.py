@@ -4,6 +4,7 @@ import struct
 import zlib
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from helpers.folders import STREAM, Given, as_process, dls_of, everything, image_folder, picture, same
@@ -12,7 +13,7 @@ from PIL import Image
 
 from fastcontrast.core import InputError
 from fastcontrast.data import image_dls
-from fastcontrast.loaders import StratifiedLoader
+from fastcontrast.loaders import DecodedChunks, StratifiedLoader, Workers
 from fastcontrast.pictures import by_reason
 
 
@@ -179,6 +180,34 @@ def test_decoding_in_chunks_with_holes():
     assert 'item 50 of Holes, item 150 of Holes, item 250 of Holes and 3 more (cannot be read)' in dls.report()
     for name, pixels, label in zip(map(int, dls.train.data.names), x, y, strict=True):
         assert label == name % 3 and np.array_equal(pixels.permute(1, 2, 0), np.asarray(pictures[name]))
+
+
+@pytest.mark.parametrize('how', ['processes', 'threads', 'few pictures', 'no workers'])
+@pytest.mark.parametrize('deep', [False, True])
+def test_however_they_are_decoded_they_are_the_same(tmp_path, monkeypatch, how, deep):
+    "In their order, without those that cannot be decoded; and whoever helped has ended"
+    root = image_folder(tmp_path, dict(a=23, b=8), (16, 16))
+    if deep:
+        for path in root.rglob('*.png'):
+            values = np.random.default_rng(int(path.stem)).integers(0, 65536, (16, 16), dtype=np.uint16)
+            Image.fromarray(values).save(path)
+    spoil(root/'a')
+    plain, begun = dls_of(root, valid=0, workers=0), []
+    def workers(data, n, **kwargs):
+        begun.append(n)
+        return Workers(data, n, **kwargs)
+    monkeypatch.setattr('fastcontrast.loaders.Workers', workers)
+    monkeypatch.setattr(DecodedChunks, 'size', 4)
+    if how != 'few pictures': monkeypatch.setattr(DecodedChunks, 'worth', 0.)
+    if how == 'threads': monkeypatch.setattr(DecodedChunks, 'threads_from', 16)
+    children = psutil.Process().children()
+    dls = dls_of(root, valid=0, workers=0 if how == 'no workers' else 2)
+    assert begun == ([2] if how == 'processes' else []) and psutil.Process().children() == children
+    assert dls.train.images.dtype == (torch.uint16 if deep else torch.uint8)
+    same(plain.train.ordered(), dls.train.ordered())
+    assert dls.train.data.names == plain.train.data.names and dls.report() == plain.report()
+    with pytest.raises(InputError, match='bad0.png could not be decoded'): dls_of(root, valid=0, workers=2, strict=True)
+    assert psutil.Process().children() == children
 
 
 @pytest.mark.parametrize('how', [{}, STREAM])

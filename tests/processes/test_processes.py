@@ -12,9 +12,9 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from fastai.callback.core import Callback
 from timm.layers import GroupNorm1
+from helpers.forks import start
 from helpers.pictures import Dots20
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -278,7 +278,7 @@ def process(r, folder):
 def results(tmp_path_factory):
     "Waits for what the two processes leave under a name"
     folder = tmp_path_factory.mktemp('processes')
-    spawned, end = mp.spawn(process, args=(folder,), nprocs=2, join=False), time.monotonic() + 400
+    spawned, end = start(process, folder), time.monotonic() + 400
     def wait(name):
         file = folder/f'{name}.pt'
         while not file.exists():

@@ -5,8 +5,8 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from helpers.deaths import history, run, same_state
+from helpers.forks import CONTEXT, start
 from helpers.learners import small
 from helpers.pictures import ARCH, Dots
 
@@ -56,9 +56,8 @@ def process(r, folder, told):
 
 def test_two_processes(tmp_path, capsys):
     "All that two processes do here they do in one launch"
-    context = mp.get_context('spawn')
-    told = context.SimpleQueue()
-    spawned = mp.spawn(process, args=(tmp_path, told), nprocs=2, join=False)
+    told = CONTEXT.SimpleQueue()
+    spawned = start(process, tmp_path, told)
     results = [told.get(), told.get()]
     spawned.join()
     assert results == ['', ''], '\n'.join(results)

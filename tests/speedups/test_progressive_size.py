@@ -95,9 +95,8 @@ def test_steps_of_encoders(arch, small_input, steps):
     assert size_steps(make_encoder(arch, small_input=small_input, size=64)) == steps
 
 
-@pytest.mark.parametrize('until', [0.75, 0.5, 1, 0.1, 1 / 3])
+@pytest.mark.parametrize('until, epochs', [(0.75, 3), (0.5, 1), (1, 3), (0.1, 1), (1 / 3, 3)])
 @pytest.mark.parametrize('steps', [None, 2, 4, (16, 24, 24, 28), (8, 32)], ids=str)
-@pytest.mark.parametrize('epochs', [1, 3])
 def test_the_size_of_every_step(until, steps, epochs):
     learn = learner(ProgressiveSize(until=until, steps=steps), seen := Sizes())
     learn.fit(epochs, 1e-3)
