@@ -12,7 +12,7 @@ from .folder import claimed
 from .launch import hear_signals, launch, rank
 from .output import this_command
 from .resume import begun_with, check_changes, kept_start, run_to_resume
-from .settings import DIGITS, SETTINGS, SETTINGS_FILE, Run, named_run, read_calls, resolve
+from .settings import DIGITS, SETTINGS, SETTINGS_FILE, Run, folder_of, named_run, read_calls, resolve
 from .sweeping import carry_out, conclude
 from .training import accompany, train
 from .verbs import verb
@@ -161,6 +161,7 @@ def pretrain(
         begun = begun_with(path) if path else {}
         settings = resolve(given, run, begun, file)
         if path: check_changes(path, begun, settings)
+        elif run and out is None: folder_of(run)
         if rank() is None and settings.processes > 1:
             return launch(settings.processes, signals)
         kept = kept_start(path, settings) if path else None

@@ -4,7 +4,7 @@ from typing import Annotated
 from rich.table import Column, Table
 from typer import Argument, Option
 
-from ..core import number
+from ..core import InputError, number
 from .output import console, errors
 from .verbs import verb
 
@@ -39,7 +39,10 @@ def report(
     from ..evaluate.report import report as make
     if knn is not None: number(above=0, most=1, **{'--knn': knn})
     names = [name.strip() for name in (columns or '').split(';')]
-    made = make(runs, out, base, knn, [name for name in names if name])
+    try: made = make(runs, out, base, knn, [name for name in names if name])
+    except InputError as e:  # names of columns have commas themselves
+        if len(names) > 1 or ',' not in names[0] or 'column' not in str(e): raise
+        raise InputError(f"{e} Several have semicolons between them.") from None
     console.print(f"{made.counts}; the control is {made.base}, {made.why}")
     console.print(_table(made))
     for name, reason in made.refused: console.print(f"refused: {name}: {reason}")

@@ -182,6 +182,15 @@ def sweep_sections(
     return found
 
 
+def folder_of(
+    name: str, # of a section
+) -> Path:
+    "Where runs go that are called so. Raises `InputError` for a name that leads anywhere else"
+    if Path(name).name == name != '..': return Path('runs')/name
+    raise InputError(f"'{clipped(name)}' can't be the name of a folder in runs: call the section otherwise, or give "
+                     "--out.")
+
+
 def shared_settings(
     sections: dict[str, dict[str, str]], # from `read_sections`
 ) -> dict[str, str]:

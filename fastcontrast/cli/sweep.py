@@ -1,5 +1,4 @@
 """`fastcontrast sweep`: an ablation, from a section of settings.ini to its runs."""
-from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
@@ -7,7 +6,7 @@ from typer import Argument, Option
 from ..files import user_path
 from .expand import read_seeds, read_sweep
 from .output import this_command
-from .settings import SETTINGS_FILE
+from .settings import SETTINGS_FILE, folder_of
 from .sweeping import carry_out, conclude, show_plan
 from .verbs import verb
 
@@ -45,6 +44,6 @@ def sweep(
     are finished it has nothing to do, others are taken up where they ended, and what can't be combined is noted in
     sweep.json, with the reason."""
     made = read_sweep(name, config, None if seeds is None else read_seeds(seeds))
-    folder = Path('runs')/name if out is None else user_path(out, '--out')
+    folder = folder_of(name) if out is None else user_path(out, '--out')
     if dry_run: return show_plan(made, folder)
     conclude(carry_out(made, folder, jobs), this_command())

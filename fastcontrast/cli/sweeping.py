@@ -16,7 +16,7 @@ from typing import Any
 from rich.live import Live
 from rich.table import Column, Table
 
-from ..core import InputError, whole
+from ..core import InputError, clipped, whole
 from ..files import read_json, user_path
 from ..records import PLAN, RECORD, history_rows, owner_lives, read_record
 from ..signals import Interrupted, Signals, watched
@@ -73,7 +73,10 @@ def planned(
 ) -> list[Planned]:
     "The runs of a sweep. Raises `InputError` for a setting that can't be, or another one than a run was begun with"
     if (folder/RECORD).exists(): raise InputError(f"{folder} is the folder of a run: give the runs another --out.")
-    for setting in sweep.search.corners() if sweep.search else sweep.settings: check_names(resolve(setting.chosen))
+    for setting in sweep.search.corners() if sweep.search else sweep.settings:
+        try: check_names(resolve(setting.chosen))
+        except InputError as e:
+            raise InputError(f"sweep {sweep.name}{setting.name and f', {setting.name}'}: {e}") from None
     runs = [plan_run(setting, seed, folder) for setting, seed in sweep.runs]
     for run in runs:
         if not (run.path/RECORD).exists(): continue
@@ -366,9 +369,19 @@ class _Plan:
         def known(entry): return settings.get(entry['setting']) == entry['differs']
         # other seeds of the same settings stay in it, and so does what was refused until it is tried again
         names = {run.path.name for run in runs}
+        self._check_owner(before, names)
         self.others = [entry for entry in before['runs'] if known(entry) and entry['run'] not in names
                        and (folder/entry['run']/RECORD).exists()]
         self.refused = {entry['setting']: entry for entry in before['refused'] if known(entry)}
+
+    def _check_owner(self, before: dict[str, Any], names: set[str]) -> None:
+        "Runs of another sweep would no longer be anybody's"
+        other = before.get('name')
+        lost = [entry['run'] for entry in before['runs'] if entry['run'] not in names
+                and (self.file.with_name(entry['run'])/RECORD).exists()]
+        if other == self.sweep.name or not lost: return
+        raise InputError(f"{self.file.parent} holds runs of the sweep {clipped(str(other))}, like {clipped(lost[0])}: "
+                         "give the runs another --out.")
 
     def save(self) -> None:
         "Write it. Raises `InputError` where that can't be"

@@ -149,7 +149,7 @@ def reached(
     target: float,                   # accuracy
 ) -> dict[str, float | None]: # 'epochs_to', 'tflop_to' and 'seconds_to'; None: it was not reached, or not recorded
     "What it took to reach an accuracy: the first epoch that has it or more, with no interpolation"
-    at = next((i for i, accuracy in enumerate(columns['knn']) if accuracy >= target), None)
+    at = next((i for i, accuracy in enumerate(columns['knn']) if math.inf > accuracy >= target), None)
     def cost(column):
         value = math.nan if at is None or column not in columns else columns[column][at]
         return None if math.isnan(value) else value

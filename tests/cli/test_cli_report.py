@@ -54,6 +54,7 @@ def test_what_report_refuses(refused, sweep, folder):
     assert '--knn=90.0 must be' in refused('report', 'runs/x', '--knn', 90)
     assert "can't be written to file" in refused('report', 'runs/x', '-o', 'file')
     assert "unknown column 'kn'" in refused('report', 'runs/x', '--columns', 'kn')
+    assert refused('report', 'runs/x', '--columns', 'knn, rankme').endswith(' Several have semicolons between them.\n')
     assert 'is finished (1 interrupted)' in refused('report', 'runs/x/dcl--seed=2')
     assert not (folder/'report').exists()
 

@@ -220,8 +220,8 @@ def test_a_misspelt_key_is_passed_over_nowhere(refused):
     ('[sweep: a]\nbase = c\n[c]\nepoch = 1\n', "[c]: unknown key 'epoch'"),
     ('[sweep: a]\nseed = 0 x\n', "[sweep: a]: seed: '0 x' should be whole numbers"),
     ('[sweep: a]\nepochs = 1\n  two\n', '[sweep: a]: epochs = two is not a whole number'),
-    ('[sweep: a]\nepochs = 1\n  0\n', '--epochs=0 must be a whole number of at least 1'),
-    ('[sweep: a]\nloss = dcl\n  dlc\n', "unknown loss 'dlc': did you mean dcl"),
+    ('[sweep: a]\nepochs = 1\n  0\n', 'sweep a, epochs=0: --epochs=0 must be a whole number of at least 1'),
+    ('[sweep: a]\nloss = dcl\n  dlc\n', "sweep a, loss=dlc: unknown loss 'dlc': did you mean dcl"),
     ('[sweep: a]\nwith = none\n  suncet(wieght=1)\n', "unknown argument of suncet 'wieght'"),
     ('[sweep: a]\nwith = none\n  partial\n  none\n', 'with has the value None twice'),
     ('[sweep: a]\narch = resnet10\n', "unknown architecture 'resnet10'"),
@@ -376,6 +376,24 @@ def test_a_run_that_was_begun_otherwise_is_not_gone_on_with(run, refused, preten
     settings(TINY)
     own = refused('sweep', 'a', '-o', 'runs/a/loss=dcl--seed=0')
     assert 'is the folder of a run: give the runs another --out' in own
+
+
+def test_the_runs_of_another_sweep_stay_its_own(run, refused, pretend):
+    settings(TINY + '[sweep: b]\nepochs = 3\nmethod =\n  fast\n  byol\n')
+    assert run('sweep', 'a')[0] == 0
+    before = Path('runs/a/sweep.json').read_text()
+    for more in ([], ['--dry-run']):
+        words = refused('sweep', 'b', '-o', 'runs/a', *more)
+        assert 'runs/a holds runs of the sweep a, like loss=none--seed=0: give the runs another --out' in words
+    assert Path('runs/a/sweep.json').read_text() == before
+
+
+@pytest.mark.parametrize('name', ['../../x', 'a/b', '..', '.', '/tmp/x'])
+def test_a_name_that_leads_out_of_runs(run, refused, pretend, name):
+    settings(f'[sweep: {name}]\nepochs = 3\n[{name}]\nepochs = 3\n')
+    for command in (('sweep', name), ('sweep', name, '--dry-run'), ('pretrain', '--run', name)):
+        assert f"'{name}' can't be the name of a folder in runs: call the section otherwise" in refused(*command)
+    assert run('sweep', name, '-o', 'r')[0] == 0 and Path('r/sweep.json').exists()
 
 
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=['INT', 'TERM'])

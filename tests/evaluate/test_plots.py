@@ -6,7 +6,7 @@ import pytest
 
 from fastcontrast.core import InputError, MissingPath
 from fastcontrast.evaluate import METRICS
-from fastcontrast.evaluate.plots import compare_runs, draw_curves, joined, plot_history, read_history
+from fastcontrast.evaluate.plots import compare_runs, draw_curves, joined, plot_history, reached, read_history
 
 HISTORY = "epoch,train_loss,knn,lr,time\n0,5.5,,0.1,00:12\n1,4.5,0.5,0.2,00:12\n2,4.0,,0.1,00:12\n"
 
@@ -138,6 +138,11 @@ def test_rows_of_runs(runs):
                            target=.6, epochs_to=None, tflop_to=None, seconds_to=None)
     rows = compare_runs(runs, target=.2)[1]
     assert [row['epochs_to'] for row in rows] == [1, 1, 2] and rows[2]['tflop_to'] is None
+
+
+@pytest.mark.parametrize('before', [float('inf'), float('nan')])
+def test_a_number_that_is_none_reaches_nothing(before):
+    assert reached(dict(knn=[before, .7], seconds=[1, 2]), .6) == dict(epochs_to=2, tflop_to=None, seconds_to=2)
 
 
 @pytest.mark.filterwarnings('error')
