@@ -155,6 +155,32 @@ def listing(
     run.save(dict(goal="ratio at most 2", **got))
 
 
+@group.measurement(quick=dict(n=40, classes=2, workers=2, rounds=1))
+def small(
+    run: Run,
+    n: int = 50_000,    # pictures
+    classes: int = 10,  # folders in which they lie
+    size: int = 32,     # their side, and that which a model sees
+    workers: int = 2,   # processes that decode
+    rounds: int = 3,    # measurements of each
+) -> None:
+    """How long does `image_dls` take to bring many small files into memory, over one process that decodes?
+
+    Both times have everything that comes before the first batch. The pictures are noise.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        draws = np.random.default_rng(0)
+        for i in range(n):
+            path = Path(folder, str(i % classes), f"{i}.png")
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(draws.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+
+        def read(processes): return image_dls(folder, size=size, bs=n // 4, workers=processes, tell=lambda note: None)
+        got = alternate(lambda: read(workers), lambda: read(0), rounds)
+        print(f"{n:,} files: {got['a_s']:.1f} s with {workers} processes, {got['b_s']:.1f} s with one: {spelled(got)}")
+    run.save(got)
+
+
 def kept_side(size: int, width: int = 500, height: int = 375) -> int:
     """The side of the square that pictures of this shape are kept as for a model that sees `size` pixels"""
     short, long = sorted((width, height))

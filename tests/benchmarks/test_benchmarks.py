@@ -58,6 +58,7 @@ FIGURES = dict(
     crops=lambda r: [x for part in (r, r["square"]) for x in (
         *(part["shares"][name]["pixels"] for name in ("authors", "before", "after")), part["ratio"], part["a_s"])],
     listing=lambda r: [r["a_s"], r["b_s"]],
+    small=lambda r: [r["a_s"], r["b_s"], r["ratio"]],
     odd=lambda r: [1 + r["alone_mb"] / 10, 1 + r["eight_mb"] / 10],
     processes=lambda r: r["ratios"] + r["one_s"] + r["two_s"],
     epoch_time=lambda r: [r["ratio"], r["checkpoint_mib"]],
