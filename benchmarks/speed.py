@@ -2,6 +2,7 @@
 import functools
 import gc
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
+import timm.optim.muon
 import torch
 import torch.nn.functional as F
 from common import (BENCHMARKS, LR, Group, Lacking, Run, alternate, apart, autocast, chosen, flops,
@@ -28,6 +31,7 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+import fastcontrast.muon
 from fastcontrast.all import (MEASURES, MultiCrop, Queue, contrastive_learner, image_dls, judge_features, knn_accuracy,
                               linear_probe, moco_v2, simclr, swav)
 from fastcontrast.evaluate.linear import standardised
@@ -638,6 +642,27 @@ def import_time(
     print(f"{first} {got['a_s']:.2f} s, {second} {got['b_s']:.2f} s: {got['ratio']:.2f}")
     run.save(dict(goal="ratio at most 1.3", ours_s=got["a_s"], fastai_s=got["b_s"], ratio=got["ratio"],
                   ratio_quartiles=got["ratio_quartiles"]))
+
+
+@group.measurement(quick=dict(arch="test_resnet", rounds=1))
+def muon(
+    run: Run,
+    arch: str = "resnet18", # whose parameters move
+    bf16: bool = True,      # has this CPU instructions for bfloat16? Without, ours does without; see below
+    rounds: int = 3,        # measurements of each
+) -> None:
+    """How long does a step of Muon take, over timm's?
+
+    On a CPU; with ONEDNN_MAX_CPU_ISA=AVX2 in the environment, and --no-bf16, as on one without instructions for it.
+    """
+    if not bf16: fastcontrast.muon.has_bf16 = lambda device: False
+    params = [p for p in timm.create_model(arch, num_classes=0).parameters() if p.ndim > 1]
+    for p in params: p.grad = torch.randn_like(p)
+    ours, timms = (kind(params, lr=1e-3) for kind in (fastcontrast.muon.Muon, timm.optim.muon.Muon))
+    got = alternate(ours.step, timms.step, rounds)
+    print(f"Muon for {arch}: {got['a_s']:.3f} s, timm's {got['b_s']:.3f} s: {spelled(got)}")
+    label = [] if bf16 else ["no_bf16", os.environ.get("ONEDNN_MAX_CPU_ISA", "as_it_is").lower()]
+    run.save(got, *label)
 
 
 @group.measurement(quick=dict(n=400, queries=100, dim=16, k=20, rounds=1))

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from fastai.optimizer import Optimizer, OptimWrapper, set_item_pg
 from timm.optim.lars import Lars
-from timm.optim.muon import Muon
 from torch import Tensor, nn
 
 from .core import InputError, Registry, clipped
+from .muon import Muon
 
 __all__ = ['OPTIMIZERS', 'SCHEDULES', 'AdamW', 'JointLars', 'Sgd', 'cosine', 'groups_of', 'lars', 'muon', 'optimizer',
            'optimizer_name', 'parameter_groups', 'schedule_words', 'schedules', 'stable_until', 'steps', 'warmup_then',
@@ -118,7 +118,7 @@ def muon(
     params,
     **kwargs, # of timm's `Muon`
 ) -> Muon:
-    """timm's: a matrix moves along its orthogonalized momentum (Jordan et al. 2024)
+    """timm's (see `Muon` for CPUs): a matrix moves along its orthogonalized momentum (Jordan et al. 2024)
 
     The step is made as long as AdamW's, by 0.2 and the root of the longer side (Liu et al. 2025). Filters are
     matrices too, flattened to `[out, in * height * width]`. Biases, norms and whatever else has no weight decay move by

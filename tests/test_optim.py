@@ -2,14 +2,16 @@
 import math
 
 import pytest
+import timm.optim.muon
 import torch
 from fastai.optimizer import OptimWrapper
 from timm.optim.lars import Lars
-from timm.optim.muon import Muon
 from torch import nn
 
+from fastcontrast import muon
 from fastcontrast.core import InputError
 from fastcontrast.models import ContrastiveModel, Head, make_encoder, mlp
+from fastcontrast.muon import QUINTIC, Muon, by_gram_matrix, orthogonalized
 from fastcontrast.optim import (OPTIMIZERS, SCHEDULES, AdamW, JointLars, Sgd, optimizer, parameter_groups,
                                 schedule_words, schedules, stable_until, warmup_then)
 from fastcontrast.recipes import simclr
@@ -152,12 +154,13 @@ def test_schedules_have_words_and_take_others():
 
 # --- Muon
 
+assert QUINTIC == timm.optim.muon._COEFFICIENTS['quintic']
 COEFFICIENTS = ((4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037),
                 (2.8769, -3.1427, 1.2046), (2.8366, -3.0525, 1.2012))
 
 
-def orthogonalized(m: torch.Tensor) -> torch.Tensor:
-    "Newton-Schulz, as it is written down: every singular value of a matrix comes near one"
+def newton_schulz(m: torch.Tensor) -> torch.Tensor:
+    "As it is written down: every singular value of a matrix comes near one"
     x = m / m.norm()
     for a, b, c in COEFFICIENTS:
         gram = x @ x.T
@@ -165,9 +168,77 @@ def orthogonalized(m: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def with_singular_values(rows: int, columns: int, least: float) -> torch.Tensor:
+    "A matrix in float64 whose singular values go from 1 down to the least"
+    u, v = (torch.linalg.qr(torch.randn(n, min(rows, columns), dtype=torch.float64)).Q for n in (rows, columns))
+    return u * torch.logspace(0, math.log10(least), min(rows, columns), dtype=torch.float64) @ v.T
+
+
+@pytest.mark.parametrize('rows,columns', [(64, 576), (576, 64), (16, 27), (40, 40), (1, 9)])
+@pytest.mark.parametrize('least', [1., 1e-2, 1e-5])
+def test_powers_of_the_gram_matrix(rows, columns, least):
+    "The same polynomial, without its errors adding up; directions that are hardly there too"
+    torch.manual_seed(0)
+    x = 37 * with_singular_values(rows, columns, least)
+    whole, got = newton_schulz(x), by_gram_matrix(x.float())
+    assert got.dtype == torch.float32 and (got - whole).norm() < 2e-3 * whole.norm()
+    assert not by_gram_matrix(torch.zeros(rows, columns)).any()
+
+
+@pytest.mark.parametrize('bf16', [False, True])
+@pytest.mark.parametrize('shape', [(8, 72), (72, 8), (8, 24), (8, 9)])
+def test_every_way_gives_the_same(monkeypatch, bf16, shape):
+    monkeypatch.setattr(muon, 'has_bf16', lambda device: bf16)
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    assert (orthogonalized(x) - newton_schulz(x.double())).norm() < (2e-2 if bf16 else 1e-5) * min(shape) ** 0.5
+    assert orthogonalized(x).dtype == (torch.bfloat16 if bf16 and max(shape) < 6 * min(shape) else torch.float32)
+
+
+@pytest.mark.parametrize('args', [{}, dict(nesterov=True, adjust_lr_fn='original'), dict(adjust_lr_fn=None),
+                                  dict(ns_steps=3), dict(algo='adamuon'), dict(conv_mode='batched'),
+                                  dict(ns_coefficients='original')], ids=str)
+@pytest.mark.parametrize('flag', [{}, dict(use_fallback=True), dict(use_muon=False)], ids=str)
+@pytest.mark.parametrize('bf16', [False, True])
+def test_steps_are_timms(monkeypatch, args, bf16, flag):
+    "But for rounding, with the same state; what is not usual is timm's own, and so is a step with a closure"
+    monkeypatch.setattr(muon, 'has_bf16', lambda device: bf16)
+    torch.manual_seed(0)
+    shapes, usual = [(6, 8, 3, 3), (8, 80), (5, 7), (7,)], set(args) <= {'nesterov', 'adjust_lr_fn'}
+    ours, theirs = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    one, other = (make([dict(params=ps, **flag)], lr=0.1, weight_decay=0.1, **args)
+                  for make, ps in ((Muon, ours), (timm.optim.muon.Muon, theirs)))
+    for step in range(4):
+        for p, q in zip(ours, theirs, strict=True): p.grad = q.grad = torch.randn(p.shape)
+        if step == 1: ours[0].grad = theirs[0].grad = None
+        grads = [p.grad for p in ours]
+        if step < 3: assert one.step() is other.step() is None
+        else: assert one.step(lambda: 5.) == other.step(lambda: 5.) == 5.
+        assert all(p.grad is grad for p, grad in zip(ours, grads, strict=True))
+        for p, q in zip(ours, theirs, strict=True):
+            assert (p - q).norm() <= (0.01 * (step + 1) * (q - 1).norm() if usual else 0)
+    mine, timms = one.state_dict(), other.state_dict()
+    assert mine['param_groups'] == timms['param_groups']
+    for n, state in mine['state'].items():
+        assert state.keys() == timms['state'][n].keys()
+        for key, t in state.items(): torch.testing.assert_close(t, timms['state'][n][key])
+
+
+def test_a_step_that_fails_leaves_the_gradients(monkeypatch):
+    p = nn.Parameter(torch.ones(4, 40))
+    opt, p.grad = Muon([p], lr=0.1), torch.ones(4, 40)
+    opt.step()
+    def broken(*args): raise MemoryError
+    monkeypatch.setattr(muon, 'orthogonalized', broken)
+    with pytest.raises(MemoryError): opt.step()
+    assert torch.equal(p.grad, torch.ones(4, 40))
+
+
+@pytest.mark.parametrize('bf16', [False, True])
 @pytest.mark.parametrize('channels_last', [False, True])
-def test_muon_by_hand(channels_last):
-    "Filters and matrices by Newton-Schulz in float64 (timm's is in bfloat16), all else by PyTorch's AdamW"
+def test_muon_by_hand(channels_last, bf16, monkeypatch):
+    "Filters and matrices by Newton-Schulz in float64, all else by PyTorch's AdamW"
+    monkeypatch.setattr(muon, 'has_bf16', lambda device: bf16)
     torch.manual_seed(0)
     net = model(predictor=False)
     if channels_last: net.to(memory_format=torch.channels_last)
@@ -183,7 +254,7 @@ def test_muon_by_hand(channels_last):
         for p, other in zip(rest, copies, strict=True): other.grad = p.grad.clone()
         for p, (w, m) in matrices.items():
             m = beta * m + (1 - beta) * p.grad.double().flatten(1)
-            matrices[p] = (1 - lr * wd) * w - lr * 0.2 * max(w.shape) ** 0.5 * orthogonalized(m), m
+            matrices[p] = (1 - lr * wd) * w - lr * 0.2 * max(w.shape) ** 0.5 * newton_schulz(m), m
         before = {p: p.detach().double().flatten(1) for p in matrices}
         opt.step()
         adamw.step()

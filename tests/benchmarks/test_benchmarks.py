@@ -37,6 +37,7 @@ FIGURES = dict(
     queue_share=lambda r: [r["sizes"]["32"]["share"]],
     import_time=lambda r: [r["ratio"], r["ours_s"], r["fastai_s"]],
     knn=lambda r: [r["ratio"], r["accuracy"], r["a_s"], r["b_s"]],
+    muon=lambda r: [r["ratio"], r["a_s"], r["b_s"]],
     linear=lambda r: [r["ratio"], r["accuracy"], r["sklearn_accuracy"], r["a_s"], r["b_s"]],
     judging=lambda r: [r["median_s"], *r["each_s"].values(), r["means"]["linear, all labels"]],
     comb_patches=lambda r: [r["ratio"], r["without_views"]["ratio"]],
