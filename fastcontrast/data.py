@@ -251,7 +251,8 @@ class _Settings:
     channels: int | None
     tell: Callable[[str], None] # gets each note
     training: bool         # or are pictures only looked at?
-    builders: int = field(init=False) # processes that decode, or look into shards, before that
+    builders: int = field(init=False) # processes that decode into a cache, or look into shards, before that
+    decoders: int = field(init=False) # processes that decode into memory, of each that trains
     notes: list[str] = field(default_factory=list, init=False) # that were told
 
     def __post_init__(self):
@@ -265,7 +266,8 @@ class _Settings:
                              f"choose a multiple of {world_size()}")
         self.device = _device(own if self.device is None else self.device)
         self.builders = os.cpu_count() if self.workers is None else self.workers
-        if self.workers is None: self.workers = min(8, max(1, os.cpu_count() // local_world_size()))
+        self.decoders = max(1, os.cpu_count() // local_world_size()) if self.workers is None else self.workers
+        if self.workers is None: self.workers = min(8, self.decoders)
 
     def _check(self):
         whole(size=self.size, most=LARGEST_SIDE, optional=True)
@@ -498,8 +500,7 @@ def _make_loader(
         if resident and device.type == 'cuda': make = partial(ResidentLoader, load_rows(pixels, rows, device))
         else: make = partial(MappedLoader, pixels, rows)
     elif resident:
-        images, good, failed = decode_all(pictures, form, device, settings.strict,
-                                          settings.builders // local_world_size())
+        images, good, failed = decode_all(pictures, form, device, settings.strict, settings.decoders)
         make = partial(ResidentLoader, images)
     else: make = partial(StreamingLoader, PictureStream(pictures, form), settings.workers, settings.strict)
     names = pictures.names if good.all() else pictures.subset(np.flatnonzero(good)).names
@@ -735,7 +736,7 @@ def image_dls(
     labels: None | str | Path | float | bool = None, # training may know: None, 'all', a share, or those in a file
     valid: float | Any = 0.2,   # a share in [0, 1); or a source of its own, or two: (bank, queries), see below
     seed: int = 0,              # of the split, the choice of labels and the shuffle, 0 or more
-    workers: int | None = None, # processes that decode when streaming, of each that trains; None: its cores, at most 8
+    workers: int | None = None, # processes that decode, of each that trains; None: its cores, at most 8 in training
     memory: float = 0.25,       # share of the device's free memory, in [0, 1], that resident pictures may fill; 0: none
     strict: bool = False,       # is a picture that cannot be decoded an error?
     device: str | torch.device | None = None, # where the batches go; None: the GPU if there is one

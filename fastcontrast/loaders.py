@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
+from multiprocessing import current_process, get_start_method
 from pathlib import Path
 from typing import Any
 
@@ -199,10 +200,10 @@ class DecodedChunks(Dataset):
     """Chunks of the pictures, in order: those that can be decoded, `[n, *form.shape]`, and why each picture can't be
 
     Of large pictures threads decode some at a time. Of small ones so little is spent outside the interpreter lock that
-    threads would only wait for one another: processes do it, where they save more time than they take to begin."""
+    threads would only wait for one another: processes do it, where they are forks, and have enough to do."""
     size = 256          # pictures
     threads_from = 128  # pixels of a side
-    worth = 2.          # seconds of work for one process that several are begun for
+    worth = 1.          # seconds of work that a process is begun for
     def __init__(self,
         pictures: Pictures,
         form: PixelFormat, # what they become
@@ -211,33 +212,34 @@ class DecodedChunks(Dataset):
         self.pictures, self.form, self.workers = pictures, form, workers
 
     def __len__(self): return -(-len(self.pictures) // self.size)
-    def __getitem__(self, k: int) -> tuple[torch.Tensor, list[str | None]]: return self._chunk(k, map)
+    def __getitem__(self, k: int) -> tuple[np.ndarray, list[str | None]]: return self._chunk(k, map)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, list[str | None]]]:
+    def __iter__(self) -> Iterator[tuple[np.ndarray, list[str | None]]]:
         if self.pictures.threaded and self.form.side >= self.threads_from:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 yield from (self._chunk(k, pool.map) for k in range(len(self)))
-        elif len(self):
-            yield self[0]  # in which libraries load what they need
-            yield from self._the_others(range(1, len(self)))
-
-    def _the_others(self, chunks: range) -> Iterator[tuple[torch.Tensor, list[str | None]]]:
-        if chunks and self.pictures.threaded and self.workers > 1:
-            start, first = time.monotonic(), self[chunks[0]]
-            one, chunks = time.monotonic() - start, chunks[1:]
-            yield first
-            if one * len(chunks) > self.worth:
-                yield from Workers(Subset(self, chunks), self.workers, batch_size=None)
+            return
+        for k in range(len(self)):
+            start, chunk, left = time.monotonic(), self[k], range(k + 1, len(self))
+            seconds = (time.monotonic() - start) * len(left)
+            yield chunk
+            # the second tells how long one takes: in the first, libraries load what they need
+            if k == 1 and self.pictures.threaded and (n := min(self.workers, int(seconds / self.worth), len(left))) > 1:
+                # not as tensors, for which machines may have too little shared memory
+                yield from Workers(Subset(self, left), n if _can_fork() else 0, batch_size=None, collate_fn=tuple)
                 return
-        yield from (self[k] for k in chunks)
 
-    def _chunk(self, k: int, through: Callable) -> tuple[torch.Tensor, list[str | None]]:
+    def _chunk(self, k: int, through: Callable) -> tuple[np.ndarray, list[str | None]]:
         indices = range(k * self.size, min((k + 1) * self.size, len(self.pictures)))
         tried = list(through(lambda i: attempt(self.pictures.pixels, i, self.form), indices))
         pixels = [x for x, _ in tried if x is not None]
-        shape = len(pixels), *self.form.shape
-        why = [reason if x is None else None for x, reason in tried]
-        return torch.from_numpy(np.array(pixels, self.form.array_type).reshape(shape)), why
+        pixels = np.array(pixels, self.form.array_type).reshape(len(pixels), *self.form.shape)
+        return pixels, [reason if x is None else None for x, reason in tried]
+
+
+def _can_fork() -> bool:
+    "Whether a process begins at once, with all that is imported; one of a pool may begin none"
+    return get_start_method() == 'fork' and not current_process().daemon
 
 
 def decode_all(
@@ -248,18 +250,16 @@ def decode_all(
     workers: int = 0,      # processes at most
 ) -> tuple[torch.Tensor, np.ndarray, dict[str, str]]: # [n, *form.shape]; bool [N]; the others and why
     "All pictures that can be decoded, in one tensor, and which they are"
-    chunks, n = DecodedChunks(pictures, form, workers), len(pictures)
-    images = torch.empty(n, *form.shape, dtype=form.dtype, device=device)
-    reasons, done = [], 0
-    for pixels, of_chunk in progress(chunks, f"decoding {n:,} pictures"):
-        broken = {pictures.shown(i): why for i, why in enumerate(of_chunk, len(reasons)) if why is not None}
+    n, done = len(pictures), 0
+    images, good, failed = torch.empty(n, *form.shape, dtype=form.dtype, device=device), [], {}
+    for pixels, reasons in progress(DecodedChunks(pictures, form, workers), f"decoding {n:,} pictures"):
+        broken = {pictures.shown(i): why for i, why in enumerate(reasons, len(good)) if why is not None}
         check_decoded(broken, strict)
-        reasons += of_chunk
-        images[done:done + len(pixels)] = pixels
+        failed |= broken
+        images[done:done + len(pixels)] = torch.from_numpy(pixels)
         done += len(pixels)
-    good = np.array([why is None for why in reasons], dtype=bool)
-    failed = {pictures.shown(i): reasons[i] for i in np.flatnonzero(~good)}
-    return images[:done], good, failed
+        good += [why is None for why in reasons]
+    return images[:done], np.array(good, dtype=bool), failed
 
 
 def chosen_rows(

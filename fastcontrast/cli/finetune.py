@@ -58,7 +58,7 @@ def finetune(
     seed: Annotated[int | None, Option(
         help="Seed of the choice of labels and of all draws", show_default="as in the run, else 0")] = None,
     workers: Annotated[int | None, Option(
-        help="Processes that decode, where the pictures do not fit in memory",
+        help="Processes that decode: while it trains, where the pictures do not fit in memory, else before",
         show_default="one a core, at most 8")] = None,
     device: Annotated[str | None, Option(
         help="Where to train, like cpu or cuda:1", show_default="a GPU if there is one")] = None,

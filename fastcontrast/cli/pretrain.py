@@ -115,7 +115,7 @@ def pretrain(
     seeds: Annotated[str | None, Option(
         help="Make a run with each of these seeds, like [bold]--seeds 0 1 2[/]", show_default="one run")] = None,
     workers: Annotated[int | None, Option(
-        help="Processes that decode, where the pictures do not fit in memory",
+        help="Processes that decode: while it trains, where the pictures do not fit in memory, else before",
         show_default="one a core, at most 8")] = None,
     processes: Annotated[int | None, Option(
         help="Train in so many processes, one on each GPU, or on a CPU sharing its cores; "

@@ -41,7 +41,7 @@ def report(
     names = [name.strip() for name in (columns or '').split(';')]
     try: made = make(runs, out, base, knn, [name for name in names if name])
     except InputError as e:  # names of columns have commas themselves
-        if len(names) > 1 or ',' not in names[0] or 'column' not in str(e): raise
+        if len(names) > 1 or ',' not in names[0] or 'unknown column' not in str(e): raise
         raise InputError(f"{e} Several have semicolons between them.") from None
     console.print(f"{made.counts}; the control is {made.base}, {made.why}")
     console.print(_table(made))

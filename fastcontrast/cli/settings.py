@@ -46,7 +46,7 @@ class Run:
     value_range: str | None = None  # values that become 0 and 1, like '0, 4095'; 0 and 255 or found if not given
     controls: bool = True           # also judge raw pixels and the untrained encoder
     seed: int = 0                   # of the split, the weights and the views
-    workers: int | None = None      # processes that decode pictures which do not fit in memory
+    workers: int | None = None      # processes that decode
     processes: int = 1              # that train together, one a GPU, or sharing the CPU's cores
     cache: bool = False             # keep the pictures decoded on the disk, in a folder beside theirs
     cache_folder: str | None = None # …or in this one

@@ -73,10 +73,11 @@ def planned(
 ) -> list[Planned]:
     "The runs of a sweep. Raises `InputError` for a setting that can't be, or another one than a run was begun with"
     if (folder/RECORD).exists(): raise InputError(f"{folder} is the folder of a run: give the runs another --out.")
-    for setting in sweep.search.corners() if sweep.search else sweep.settings:
+    for i, setting in enumerate(sweep.search.corners() if sweep.search else sweep.settings):
         try: check_names(resolve(setting.chosen))
         except InputError as e:
-            raise InputError(f"sweep {sweep.name}{setting.name and f', {setting.name}'}: {e}") from None
+            # what is wrong in the first may be so in all
+            raise type(e)(f"{setting.name}: {e}" if i and setting.name else str(e)) from None
     runs = [plan_run(setting, seed, folder) for setting, seed in sweep.runs]
     for run in runs:
         if not (run.path/RECORD).exists(): continue
@@ -369,19 +370,14 @@ class _Plan:
         def known(entry): return settings.get(entry['setting']) == entry['differs']
         # other seeds of the same settings stay in it, and so does what was refused until it is tried again
         names = {run.path.name for run in runs}
-        self._check_owner(before, names)
-        self.others = [entry for entry in before['runs'] if known(entry) and entry['run'] not in names
-                       and (folder/entry['run']/RECORD).exists()]
+        there = [entry for entry in before['runs']
+                 if entry['run'] not in names and (folder/entry['run']/RECORD).exists()]
+        self.others = [entry for entry in there if known(entry)]
+        if len(self.others) < len(there) and before.get('name') != sweep.name:  # they would no longer be anybody's
+            lost = next(entry['run'] for entry in there if not known(entry))
+            raise InputError(f"{folder} holds runs of another sweep, like {clipped(lost)}: give the runs another "
+                             "--out.")
         self.refused = {entry['setting']: entry for entry in before['refused'] if known(entry)}
-
-    def _check_owner(self, before: dict[str, Any], names: set[str]) -> None:
-        "Runs of another sweep would no longer be anybody's"
-        other = before.get('name')
-        lost = [entry['run'] for entry in before['runs'] if entry['run'] not in names
-                and (self.file.with_name(entry['run'])/RECORD).exists()]
-        if other == self.sweep.name or not lost: return
-        raise InputError(f"{self.file.parent} holds runs of the sweep {clipped(str(other))}, like {clipped(lost[0])}: "
-                         "give the runs another --out.")
 
     def save(self) -> None:
         "Write it. Raises `InputError` where that can't be"

@@ -42,7 +42,7 @@ class Tuning:
     value_range: str | None = None  # values that become 0 and 1
     precision: str = 'auto'         # of the model's arithmetic
     seed: int | None = None         # of the choice of labels and of all draws; as in the encoder's run if not given
-    workers: int | None = None      # processes that decode pictures which do not fit in memory
+    workers: int | None = None      # processes that decode
     device: str | None = None       # where it trains; a GPU if there is one
     checkpoint: str = 'epoch, 10 minutes' # when the run's whole state is kept
     log: str | None = None          # who else is told of the run

@@ -220,8 +220,8 @@ def test_a_misspelt_key_is_passed_over_nowhere(refused):
     ('[sweep: a]\nbase = c\n[c]\nepoch = 1\n', "[c]: unknown key 'epoch'"),
     ('[sweep: a]\nseed = 0 x\n', "[sweep: a]: seed: '0 x' should be whole numbers"),
     ('[sweep: a]\nepochs = 1\n  two\n', '[sweep: a]: epochs = two is not a whole number'),
-    ('[sweep: a]\nepochs = 1\n  0\n', 'sweep a, epochs=0: --epochs=0 must be a whole number of at least 1'),
-    ('[sweep: a]\nloss = dcl\n  dlc\n', "sweep a, loss=dlc: unknown loss 'dlc': did you mean dcl"),
+    ('[sweep: a]\nepochs = 1\n  0\n', 'epochs=0: --epochs=0 must be a whole number of at least 1'),
+    ('[sweep: a]\nloss = dcl\n  dlc\n', "loss=dlc: unknown loss 'dlc': did you mean dcl"),
     ('[sweep: a]\nwith = none\n  suncet(wieght=1)\n', "unknown argument of suncet 'wieght'"),
     ('[sweep: a]\nwith = none\n  partial\n  none\n', 'with has the value None twice'),
     ('[sweep: a]\narch = resnet10\n', "unknown architecture 'resnet10'"),
@@ -384,7 +384,7 @@ def test_the_runs_of_another_sweep_stay_its_own(run, refused, pretend):
     before = Path('runs/a/sweep.json').read_text()
     for more in ([], ['--dry-run']):
         words = refused('sweep', 'b', '-o', 'runs/a', *more)
-        assert 'runs/a holds runs of the sweep a, like loss=none--seed=0: give the runs another --out' in words
+        assert 'runs/a holds runs of another sweep, like loss=none--seed=0: give the runs another --out' in words
     assert Path('runs/a/sweep.json').read_text() == before
 
 

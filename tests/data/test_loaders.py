@@ -182,7 +182,7 @@ def test_decoding_in_chunks_with_holes():
         assert label == name % 3 and np.array_equal(pixels.permute(1, 2, 0), np.asarray(pictures[name]))
 
 
-@pytest.mark.parametrize('how', ['processes', 'threads', 'few pictures', 'no workers'])
+@pytest.mark.parametrize('how', ['processes', 'threads', 'few pictures', 'no workers', 'no forks'])
 @pytest.mark.parametrize('deep', [False, True])
 def test_however_they_are_decoded_they_are_the_same(tmp_path, monkeypatch, how, deep):
     "In their order, without those that cannot be decoded; and whoever helped has ended"
@@ -198,11 +198,12 @@ def test_however_they_are_decoded_they_are_the_same(tmp_path, monkeypatch, how, 
         return Workers(data, n, **kwargs)
     monkeypatch.setattr('fastcontrast.loaders.Workers', workers)
     monkeypatch.setattr(DecodedChunks, 'size', 4)
-    if how != 'few pictures': monkeypatch.setattr(DecodedChunks, 'worth', 0.)
+    monkeypatch.setattr(DecodedChunks, 'worth', 1e9 if how == 'few pictures' else 1e-9)
+    if how == 'no forks': monkeypatch.setattr('fastcontrast.loaders._can_fork', lambda: False)
     if how == 'threads': monkeypatch.setattr(DecodedChunks, 'threads_from', 16)
     children = psutil.Process().children()
     dls = dls_of(root, valid=0, workers=0 if how == 'no workers' else 2)
-    assert begun == ([2] if how == 'processes' else []) and psutil.Process().children() == children
+    assert begun == {'processes': [2], 'no forks': [0]}.get(how, []) and psutil.Process().children() == children
     assert dls.train.images.dtype == (torch.uint16 if deep else torch.uint8)
     same(plain.train.ordered(), dls.train.ordered())
     assert dls.train.data.names == plain.train.data.names and dls.report() == plain.report()
