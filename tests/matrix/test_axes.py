@@ -25,8 +25,12 @@ def _seed(): torch.manual_seed(7)
 TARGETS = [SharedTarget, StopGradTarget, EMATarget]
 
 
-@pytest.mark.parametrize('target', TARGETS)
-@pytest.mark.parametrize('name', METHODS)
+def own_target(name) -> type: return type(RECIPES[name].resolve('cifar').target())
+
+
+@pytest.mark.parametrize('name,target', [
+    pytest.param(name, target, marks=[] if target is own_target(name) or name == 'moco_v3' else pytest.mark.slow)
+    for name in METHODS for target in TARGETS])
 def test_every_loss_trains_with_every_method_and_target_or_is_refused(name, target):
     table = refused_pairs('cifar')
     listed = dict(zip(*(table[table.recipe == name][c] for c in ('loss', 'why')), strict=True))
@@ -40,6 +44,11 @@ def test_every_loss_trains_with_every_method_and_target_or_is_refused(name, targ
         assert loss in why and name in why and '\n' not in why and why.endswith('.')
         # sizes of memories are made smaller for few pictures; the rest is the listed sentence
         assert why.split('Queue(')[0] == listed[loss].split('Queue(')[0]
+
+
+@pytest.mark.parametrize('target', TARGETS)
+@pytest.mark.parametrize('name', METHODS)
+def test_every_method_takes_every_target(name, target): train_two_steps(quick(name, cbs=target))
 
 
 @pytest.mark.parametrize('name', METHODS)
