@@ -7,7 +7,7 @@ import json
 import pickle
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -127,11 +127,11 @@ def stateful(learn) -> dict[str, tuple[Callable[[], Any], Callable[[Any], None]]
     return found
 
 
-def losses_of(
-    recorder, # fastai's
-) -> Tensor:  # [steps], where the losses are kept
-    "The loss of each step"
-    return torch.stack([loss.detach().reshape(()) for loss in recorder.losses]) if recorder.losses else torch.empty(0)
+def stacked(
+    losses: Sequence[Tensor], # of steps, as a recorder keeps them
+) -> Tensor:                  # [steps], where they are kept
+    "The losses of some steps as one tensor"
+    return torch.stack([loss.detach().reshape(()) for loss in losses]) if losses else torch.empty(0)
 
 
 def _recorded(learn) -> dict[str, Any] | None:
@@ -139,8 +139,8 @@ def _recorded(learn) -> dict[str, Any] | None:
     recorder = getattr(learn, 'recorder', None)
     if recorder is None: return None
     smooth = recorder.smooth_loss
-    return dict(losses=losses_of(recorder), lrs=torch.tensor(recorder.lrs, dtype=torch.float64), iters=recorder.iters,
-                values=recorder.values, smooth=(smooth.count, smooth.val))
+    return dict(losses=stacked(recorder.losses), lrs=torch.tensor(recorder.lrs, dtype=torch.float64),
+                iters=recorder.iters, values=recorder.values, smooth=(smooth.count, smooth.val))
 
 
 def _record_again(learn, recorded: dict[str, Any] | None) -> None:
@@ -583,7 +583,7 @@ class Checkpoint(StepCallback):
             manifests = _manifests(self.directory)
             kept = {_step_of(path) for i, path in enumerate(manifests)
                     if i < self.keep or _is_pinned(path)}
-            oldest = min(map(_step_of, manifests[:self.keep]))
+            oldest = min(map(_step_of, manifests[:self.keep]), default=0)  # none where the folder was removed
             stale = [path for path in _files(self.directory) if _step_of(path) not in kept]
             # manifests first: without one, a part counts for nothing
             for path in sorted(stale, key=lambda path: path.suffix != '.json'):

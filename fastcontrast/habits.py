@@ -17,7 +17,7 @@ from fastai.learner import Recorder
 from torch import Tensor, nn
 
 from .bar import RunBar
-from .checkpoint import losses_of, stateful
+from .checkpoint import stacked, stateful
 from .core import InputError
 from .generators import generator_states, set_generators
 from .models import evaluating
@@ -133,7 +133,7 @@ def _draw_losses(learn) -> None:
     "The training losses so far, above the bar of a notebook"
     recorder, bar = learn.recorder, getattr(learn.progress, 'mbar', None)
     if bar is None or not recorder.losses: return
-    losses = losses_of(recorder).tolist()
+    losses = stacked(recorder.losses).tolist()
     bar.update_graph([(list(range(len(losses))), losses)], (0, learn.n_epoch * learn.n_iter), (0, max(losses)))
 
 

@@ -9,37 +9,65 @@ from typing import Any
 from fastai.callback.core import Callback
 from fastai.learner import Recorder, replacing_yield
 
-from .checkpoint import losses_of
+from .bar import DeviceLoss
+from .checkpoint import stacked
 from .core import InputError
 from .files import write_whole
 from .step import Phase
 
 
-class TrainRecorder(Recorder):
-    "fastai's, of a run without a validation loss: what the metrics say stands with the training loss, once an epoch"
+class DeviceRecorder(Recorder):
+    "fastai's, which keeps the losses where they are computed, and those of an epoch that has ended in one piece"
     name = 'recorder'
 
-    def __init__(self, smooth_loss: Any):
-        super().__init__(train_metrics=True, valid_metrics=False)
-        self.smooth_loss = smooth_loss
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.smooth_loss = DeviceLoss()
         self.values = []  # there are none before the first fit
 
-    def after_cancel_train(self): pass  # the steps that an epoch had, as with `ShortEpochCallback`, have a row as well
+    @classmethod
+    def into(cls,
+        learn, # a fastai `Learner`, which has fastai's
+        **kwargs,
+    ):
+        "Have a learner note by this one"
+        learn.remove_cbs(Recorder)
+        learn.add_cb(cls(**kwargs))
+
+    def before_train(self):
+        super().before_train()
+        self.begun = len(self.losses)
+
+    def after_train(self):
+        super().after_train()
+        # a tensor for itself lies, small and for long, between what a step frees: the heap would grow with every step
+        self.losses[self.begun:] = stacked(self.losses[self.begun:]).unbind()
 
     def _on_the_host(self) -> AbstractContextManager:
         "A block in which the losses are plain numbers, wherever they are kept"
-        return contextmanager(replacing_yield)(self, 'losses', losses_of(self).tolist())
+        return contextmanager(replacing_yield)(self, 'losses', stacked(self.losses).tolist())
+
+    def plot_loss(self, *args, **kwargs):
+        "fastai's, wherever the losses are kept"
+        with self._on_the_host(): return super().plot_loss(*args, **kwargs)
+
+    def plot_lr_find(self, *args, **kwargs):
+        "fastai's, wherever the losses are kept"
+        with self._on_the_host(): return super().plot_lr_find(*args, **kwargs)
+
+
+class TrainRecorder(DeviceRecorder):
+    "Of a run without a validation loss: what the metrics say stands with the training loss, once an epoch"
+    def __init__(self): super().__init__(train_metrics=True, valid_metrics=False)
+
+    def after_cancel_train(self): pass  # the steps that an epoch had, as with `ShortEpochCallback`, have a row as well
 
     def plot_loss(self, skip_start: int = 5, with_valid: bool = False, **kwargs):
         "fastai's, of the training loss alone"
         if with_valid:
             raise InputError("there is no validation loss to draw: leave with_valid out, and look at the epoch table's "
                              "knn, which curves.png of a run draws.")
-        with self._on_the_host(): return super().plot_loss(skip_start, with_valid=False, **kwargs)
-
-    def plot_lr_find(self, *args, **kwargs):
-        "fastai's, wherever the losses are kept"
-        with self._on_the_host(): return super().plot_lr_find(*args, **kwargs)
+        return super().plot_loss(skip_start, with_valid=False, **kwargs)
 
 
 class History(Callback):

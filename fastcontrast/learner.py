@@ -23,14 +23,13 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.data.core import DataLoaders
 from fastai.imports import noop
-from fastai.learner import Recorder
 from fastcore.basics import PrettyString
 from fastcore.foundation import L
 from torch import Tensor, nn
 
 from .accumulate import Accumulate
 from .artefact import training_facts
-from .bar import DeviceLoss, teller
+from .bar import teller
 from .build import KeptStart, Parts, choose_encoder, choose_parts, gradient_clips, head_warmup, make_model
 from .checkpoint import Checkpoint
 from .core import InputError, number, whole
@@ -476,8 +475,8 @@ def _number_format(precision: str, device: torch.device, parts: Parts) -> list[C
 def _reporting(learn: ContrastiveLearner) -> ContrastiveLearner:
     "The learner, which tells of its epochs as its surroundings allow: a bar, a line an epoch, or nothing"
     # the table's metrics are read once an epoch, after training; there is no validation loss
-    learn.remove_cbs(Recorder)
-    learn.add_cbs([TrainRecorder(DeviceLoss()), Habits()])
+    TrainRecorder.into(learn)
+    learn.add_cb(Habits())
     own = None if rank() else teller()
     if rank() or own: learn.remove_cbs(ProgressCallback)
     if rank(): learn.logger = noop  # process 0 tells

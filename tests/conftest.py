@@ -1,10 +1,16 @@
-"""The tests run side by side, one process a core (`pytest -n 0`: one after the other); a process uses one thread."""
+"""The tests run side by side in one process more than there are cores (`pytest -n 0`: one after the other); each uses a
+thread."""
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+
+def pytest_xdist_auto_num_workers():
+    "One more than there are cores: a test waits as well, for a program that it has started, or for the disk"
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
 
 
 @pytest.fixture(autouse=True)

@@ -17,11 +17,12 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
-from ..bar import DeviceLoss, teller
+from ..bar import teller
 from ..core import InputError, number, whole
 from ..device import Autocast, reuse_memory
 from ..distributed import world_size
 from ..guards import FiniteScores
+from ..history import DeviceRecorder
 from ..models import evaluating
 from ..optim import optimizer, warmup_then
 from ..precision import autocast, pick_precision
@@ -91,7 +92,7 @@ def train_detector(
         learn = Learner(dls, model.to(device), total, optimizer('sgd'), lr=peak,
                         splitter=lambda model: param_groups_weight_decay(model, DECAY),
                         cbs=[WithTargets(), FiniteScores(), *number_format, *L(cbs)])
-        learn.recorder.smooth_loss, learn.recorder.valid_metrics = DeviceLoss(), False
+        DeviceRecorder.into(learn, valid_metrics=False)
         if own := teller():
             learn.remove_cbs(ProgressCallback)
             learn.add_cb(own)

@@ -30,7 +30,7 @@ from fastcore.foundation import L
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
-from ..bar import DeviceLoss, teller
+from ..bar import teller
 from ..core import InputError, MissingPath, Registry, clipped, is_number, is_whole, number, whole
 from ..data import named_pictures, pictures_in_list, stratified
 from ..device import Autocast
@@ -41,6 +41,7 @@ from ..export import folder_tensors, write_folder
 from ..files import user_path
 from ..generators import OwnDraws
 from ..guards import FiniteScores
+from ..history import DeviceRecorder
 from ..loaders import ImageData, ImageLoader, ImageLoaders, empty_loader
 from ..models import architecture, evaluating
 from ..optim import cosine, optimizer
@@ -491,7 +492,7 @@ def _learner(model: Classifier, parts: ImageLoaders, maker: Views, protocol: Pro
     learn = ClassifierLearner(parts, model, nn.CrossEntropyLoss(), optimizer(protocol.opt, protocol.opt_args), lr=lr,
                               splitter=lambda model: rate_groups(model, protocol), metrics=[accuracy, *stops],
                               cbs=[shown, FiniteScores(), *number_format, *cbs], path=path)
-    learn.recorder.smooth_loss, learn.recorder.values = DeviceLoss(), []  # there are none before the first fit
+    DeviceRecorder.into(learn)
     if own := teller():
         learn.remove_cbs(ProgressCallback)
         learn.add_cb(own)

@@ -335,6 +335,17 @@ def test_a_folder_that_is_removed_is_made_again(tmp_path):
     assert newest(tmp_path/'run')['step'] == 12
 
 
+def test_a_folder_that_is_removed_just_after_a_checkpoint(tmp_path, monkeypatch):
+    commit = Checkpoint._commit
+    def removed(self, stem, *args):
+        commit(self, stem, *args)
+        if stem == 'step-000000006': shutil.rmtree(tmp_path)
+    monkeypatch.setattr(Checkpoint, '_commit', removed)
+    keeper = Checkpoint('2 steps')
+    learner().fit_contrastive(3, cbs=keeper, resume=tmp_path)
+    assert newest(tmp_path)['step'] == 12 and keeper.problems == []
+
+
 def test_what_a_kill_while_writing_leaves_counts_for_nothing_and_goes(tmp_path):
     folder = died(tmp_path/'a', 7)
     whole = (folder/'step-000000006.0.pt').read_bytes()

@@ -19,7 +19,7 @@ def test_an_encoder_of_other_channels(refused, run, monkeypatch, tmp_path):
         encoder = make_encoder('test_resnet', in_chans=channels)
         path = export_encoder(encoder, tmp_path/f'{channels}', 'test_resnet', 32, [.5] * channels, [.5] * channels)
         if channels == 4:
-            code, out, err = run('eval', path, 'p', '--against', 'untrained,pixels')
+            code, out, err = run('eval', path, 'p', '--against', 'untrained,pixels', '--draws', 2)
             assert (code, err) == (0, '') and 'untrained' in out
         else:
             said = refused('eval', path, 'p')

@@ -164,7 +164,7 @@ def test_a_decoding_worker_is_killed(folder):
         for i in range(16): tar.write(dict(__key__=str(i), png=picture(i), cls=i % 2))
     process = started('pretrain', 's.tar', *TINY[:2], '--batch-size', 4, '--epochs', 5000, '--workers', 1, '--out', 'r',
                       '--no-controls', cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    until(folder/'r/history.csv')
+    until(process, folder/'r/history.csv')
     while process.poll() is None:  # each epoch has one of its own
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(process.pid).children(): child.kill()
@@ -179,7 +179,7 @@ def test_a_terminal_that_is_closed(folder):
     image_folder(folder/'p', dict(a=4, bb=4))
     process = started('pretrain', 'p', *TINY[:2], '--batch-size', 4, '--epochs', 5000, '--out', 'r', '--no-controls',
                       cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    until(folder/'r/history.csv')
+    until(process, folder/'r/history.csv')
     process.send_signal(signal.SIGHUP)
     _, err = finish(process, 129)
     assert re.match(r'interrupted after \d+ of 5000 epochs: the encoder as it was then is in r/enc', err), err

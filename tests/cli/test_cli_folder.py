@@ -38,7 +38,7 @@ def test_a_folder_has_one_owner(run, refused, folder):
     "Until it ends, also while pictures are read; one that was killed leaves it to the next"
     image_folder(folder/'p', dict(a=4, bb=4))
     owner = started('pretrain', 'p', *LONG, '--out', 'r', cwd=folder, **PIPES)
-    until(folder/'r/history.csv')
+    until(owner, folder/'r/history.csv')
     c = config('r')
     assert (c['state'], c['pid'], c['host']) == ('running', owner.pid, socket.gethostname()) and c['started']
     assert c['settings']['data'] == str(folder/'p') and c['settings']['epochs'] == 5000 and c['data'] == 'p'
@@ -101,9 +101,9 @@ def test_a_file_system_without_locks(folder, monkeypatch):
 def test_a_folder_that_vanishes_is_made_again(folder):
     image_folder(folder/'p', dict(a=4, bb=4))
     process = started('pretrain', 'p', *LONG, '--out', 'r', cwd=folder, **PIPES)
-    until(folder/'r/history.csv')
+    until(process, folder/'r/history.csv')
     shutil.rmtree('r', ignore_errors=True)
-    until(folder/'r/history.csv', epochs=2)
+    until(process, folder/'r/history.csv', epochs=2)
     process.send_signal(signal.SIGTERM)
     _, err = finish(process, 143)
     assert 'warning: r was removed while the run was going on, and has been made again.\n' in err

@@ -119,7 +119,7 @@ def test_at_once_where_16_bits_are_kept(tmp_path, kinds):
         elif kind == 'npy': np.save(tmp_path/'a.npy', np.zeros((SIDE, SIDE), np.uint16))
         else: Image.new(kind[0].upper(), (SIDE, SIDE)).save(tmp_path/f'{kind}.tif')
     grown, reasons = growth(sorted(tmp_path.iterdir()) * 2, 100 * MB, bits=16)
-    assert not any(reasons) and grown < 160 * MB, grown
+    assert not any(reasons) and grown < 190 * MB, grown  # 232 MB and more without a limit
 
 
 def test_a_bomb_is_refused_before_it_takes_memory(tmp_path):

@@ -37,10 +37,11 @@ def finish(process, code):
     return out, err
 
 
-def until(history, epochs=1):
-    "Wait until a run has done so many epochs"
+def until(process, history, epochs=1):
+    "Wait until the run of a process has done so many epochs"
     end = time.monotonic() + 60
     while not history.exists() or history.read_text().count('\n') <= epochs:
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.02)
 
