@@ -6,17 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
-import torch
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.imports import noop
-from fastai.learner import AvgSmoothLoss
 from fastprogress.fastprogress import IN_NOTEBOOK
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from .core import moved
 from .evaluate import METRICS, needs_labels
 from .step import Phase
+
+__getattr__ = moved('bar', DeviceLoss='history')
 
 
 def clock(
@@ -208,14 +209,3 @@ def teller() -> Callback | None:
     "What tells of a run here: `RunBar` on a terminal, a table in a notebook, `EpochLines` elsewhere"
     if IN_NOTEBOOK: return NotebookTable()
     return RunBar() if shows_bar() else EpochLines()
-
-
-class DeviceLoss(AvgSmoothLoss):
-    "fastai's smoothed loss, kept on the device: reading it there in every step would make the host wait"
-    def reset(self): self.count, self.val = 0, None
-    @property
-    def value(self): return torch.tensor(torch.nan) if self.val is None else super().value
-    def accumulate(self, learn):
-        loss = learn.loss.detach().float()
-        self.count += 1
-        self.val = torch.lerp(loss, torch.zeros_like(loss) if self.val is None else self.val, self.beta)

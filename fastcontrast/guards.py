@@ -214,4 +214,4 @@ class ClipEach(StepCallback):
         torch._foreach_mul_(grads, shares)
 
 
-__getattr__ = moved('guards', EpochLines='bar', shows_bar='bar', DeviceLoss='bar')
+__getattr__ = moved('guards', EpochLines='bar', shows_bar='bar', DeviceLoss='history')

@@ -6,14 +6,25 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from fastai.callback.core import Callback
-from fastai.learner import Recorder, replacing_yield
+from fastai.learner import AvgSmoothLoss, Recorder, replacing_yield
 
-from .bar import DeviceLoss
 from .checkpoint import stacked
 from .core import InputError
 from .files import write_whole
 from .step import Phase
+
+
+class DeviceLoss(AvgSmoothLoss):
+    "fastai's smoothed loss, kept on the device: reading it there in every step would make the host wait"
+    def reset(self): self.count, self.val = 0, None
+    @property
+    def value(self): return torch.tensor(torch.nan) if self.val is None else super().value
+    def accumulate(self, learn):
+        loss = learn.loss.detach().float()
+        self.count += 1
+        self.val = torch.lerp(loss, torch.zeros_like(loss) if self.val is None else self.val, self.beta)
 
 
 class DeviceRecorder(Recorder):
