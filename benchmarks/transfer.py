@@ -114,7 +114,7 @@ def judged(encoder: torch.nn.Module, dls) -> dict[str, Any]:
     def embed(dl): return extract_features(encoder, dl, dls.size, cfg["mean"], cfg["std"])
     valid = dls.valid.ordered()
     features = *embed(dls.train.ordered()), *embed(valid)
-    return judge_features(*features, views=view_features(embed, valid, dls.size),
+    return judge_features(*features, views=view_features(embed, valid, dls.size), classes=dls.classes,
                           changed=changed_features(embed, valid, dls.size, dls.channels))[0]
 
 

@@ -13,11 +13,8 @@ from fastprogress.fastprogress import IN_NOTEBOOK
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from .core import moved
 from .evaluate import METRICS, needs_labels
 from .step import Phase
-
-__getattr__ = moved('bar', DeviceLoss='history')
 
 
 def clock(

@@ -28,39 +28,56 @@ class DeviceLoss(AvgSmoothLoss):
 
 
 class DeviceRecorder(Recorder):
-    "fastai's, which keeps the losses where they are computed, and those of an epoch that has ended in one piece"
+    "fastai's, which keeps the losses where they are computed, in a few pieces of memory"
     name = 'recorder'
+    every = 100  # steps whose losses become one piece
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.smooth_loss = DeviceLoss()
+        self.smooth_loss = DeviceLoss(self.smooth_loss.beta)
         self.values = []  # there are none before the first fit
 
     @classmethod
     def into(cls,
-        learn, # a fastai `Learner`, which has fastai's
+        learn, # a fastai `Learner`
         **kwargs,
     ):
-        "Have a learner note by this one"
-        learn.remove_cbs(Recorder)
+        "Replace a learner's recorder by one of these"
+        learn.remove_cbs([cb for cb in learn.cbs if type(cb) is Recorder])
         learn.add_cb(cls(**kwargs))
 
-    def before_train(self):
-        super().before_train()
-        self.begun = len(self.losses)
+    def before_fit(self):
+        super().before_fit()
+        self.packed = 0
+
+    def after_batch(self):
+        super().after_batch()
+        if len(self.losses) - self.packed >= self.every: self._pack()
 
     def after_train(self):
         super().after_train()
-        # a tensor for itself lies, small and for long, between what a step frees: the heap would grow with every step
-        self.losses[self.begun:] = stacked(self.losses[self.begun:]).unbind()
+        self._pack()
+
+    def _pack(self):
+        # one by one, these small tensors stay between the blocks that a step frees, and the heap grows with every step
+        self.losses[self.packed:] = stacked(self.losses[self.packed:]).unbind()
+        self.packed = len(self.losses)
 
     def _on_the_host(self) -> AbstractContextManager:
         "A block in which the losses are plain numbers, wherever they are kept"
         return contextmanager(replacing_yield)(self, 'losses', stacked(self.losses).tolist())
 
-    def plot_loss(self, *args, **kwargs):
+    def plot_loss(self,
+        skip_start: int = 5, # steps to leave out
+        with_valid: bool | None = None, # the validation loss too; None: if there is one
+        **kwargs,
+    ):
         "fastai's, wherever the losses are kept"
-        with self._on_the_host(): return super().plot_loss(*args, **kwargs)
+        if with_valid and not self.valid_metrics:
+            raise InputError("there is no validation loss to draw: leave with_valid out, and look at the epoch table, "
+                             "which has what is measured instead.")
+        with self._on_the_host():
+            return super().plot_loss(skip_start, self.valid_metrics if with_valid is None else with_valid, **kwargs)
 
     def plot_lr_find(self, *args, **kwargs):
         "fastai's, wherever the losses are kept"
@@ -72,13 +89,6 @@ class TrainRecorder(DeviceRecorder):
     def __init__(self): super().__init__(train_metrics=True, valid_metrics=False)
 
     def after_cancel_train(self): pass  # the steps that an epoch had, as with `ShortEpochCallback`, have a row as well
-
-    def plot_loss(self, skip_start: int = 5, with_valid: bool = False, **kwargs):
-        "fastai's, of the training loss alone"
-        if with_valid:
-            raise InputError("there is no validation loss to draw: leave with_valid out, and look at the epoch table's "
-                             "knn, which curves.png of a run draws.")
-        return super().plot_loss(skip_start, with_valid=False, **kwargs)
 
 
 class History(Callback):

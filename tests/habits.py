@@ -82,7 +82,7 @@ HABITS = dict(
         Habit('learn.fit(1, 1e-3)\nlearn.recorder.plot_loss()', "that of training, as there is no other",
               true="len(result.lines) == 1"),
         Habit('learn.recorder.plot_loss(with_valid=True)', says="there is no validation loss to draw: leave with_valid "
-              "out, and look at the epoch table's knn, which curves.png of a run draws."),
+              "out, and look at the epoch table, which has what is measured instead."),
         Habit('learn.fit_contrastive(1)\nlearn.recorder.plot_sched()', "as in fastai",
               true="len(learn.recorder.hps['lr']) == len(dls.train)"),
         Habit('learn.validate()', "the epoch table's columns but the loss: kNN accuracy, spread, RankMe",

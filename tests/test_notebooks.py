@@ -12,7 +12,7 @@ NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 
 
 def run(notebook, report, skipped):
-    "Run a notebook in this process, but the cells with one of these flags, and end it"
+    "Run a notebook in this process, all but the cells with one of these flags, and end it"
     from nbdev.test import test_nb
     os.environ["MPLBACKEND"] = "Agg"
     os.chdir(ROOT)
@@ -46,4 +46,4 @@ def test_whole_notebook(notebook, tmp_path): passes(notebook, tmp_path, [])
 
 
 def test_there_are_notebooks():
-    assert len(NOTEBOOKS) >= 10
+    assert len(NOTEBOOKS) >= 10 and SLOW
