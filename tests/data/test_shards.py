@@ -381,12 +381,13 @@ LIES = [
 
 
 def test_an_index_that_lies_is_not_believed(root):
-    expected = numbers(dls_of(root).train.ordered())
+    paths = sorted(root.glob('*.tar'))
+    expected = Shards(paths, 0).index
     for change in LIES:
         index = json.loads((root/INDEX).read_text())
         index['shards']['000.tar'] |= change
         (root/INDEX).write_text(json.dumps(index))
-        assert numbers(dls_of(root).train.ordered()) == expected, change
+        assert Shards(paths, 0).index == expected, change
         assert json.loads((root/INDEX).read_text())['shards']['000.tar']['count'] == 70, change
 
 

@@ -37,7 +37,7 @@ class Projections(Callback):
 
 
 # those that take long, and are like another here
-LONG = ('byol', 'fast_moco', 'moco_v1', 'moco_v2', 'nnclr', 'simsiam', 'vicreg')
+LONG = ('barlow_twins', 'byol', 'fast_moco', 'moco_v1', 'moco_v2', 'moco_v3', 'nnclr', 'simsiam', 'vicreg')
 
 
 @pytest.mark.parametrize('name', [

@@ -249,7 +249,7 @@ def support():
                                                        for kind in (SuNCEt, supcon))
 
 
-def process(r, folder):
+def process(r, folder, names):
     "One of the two"
     torch.set_num_threads(1)
     Views.forward = views_by_picture
@@ -261,7 +261,7 @@ def process(r, folder):
         torch.save(what, folder/'part')
         os.replace(folder/'part', folder/f'{name}.pt')
     try:
-        for name in RUNS:
+        for name in names:
             result = train(name)
             mine = (result['losses'], result['table'],
                     hashlib.sha256(b''.join(t.numpy().tobytes() for t in result['weights'].values())).hexdigest(),
@@ -275,10 +275,12 @@ def process(r, folder):
 
 
 @pytest.fixture(scope='module')
-def results(tmp_path_factory):
+def results(request, tmp_path_factory):
     "Waits for what the two processes leave under a name"
     folder = tmp_path_factory.mktemp('processes')
-    spawned, end = start(process, folder), time.monotonic() + 400
+    tests = [test for test in request.session.items if test.module is request.module and hasattr(test, 'callspec')]
+    asked = {test.callspec.params.get('name') for test in tests}
+    spawned, end = start(process, folder, [name for name in RUNS if name in asked]), time.monotonic() + 400
     def wait(name):
         file = folder/f'{name}.pt'
         while not file.exists():
@@ -294,7 +296,13 @@ def results(tmp_path_factory):
 
 
 # --- two processes do what one does
-@pytest.mark.parametrize('name', RUNS)
+# like another of them in what processes exchange
+ALIKE = ('dclw with a queue', 'multi_view, one way', 'patch_variants sampled', 'regions after two stages',
+         'regions, negative cosines', 'supervised', 'whole pictures', 'in parts')
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in RUNS])
 def test_two_processes_make_the_steps_of_one(results, name, monkeypatch):
     monkeypatch.setattr(Views, 'forward', views_by_picture)
     one = train(name)
