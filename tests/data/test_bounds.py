@@ -95,10 +95,10 @@ MB = 2**20
 SIDE = 2500  # 6.25 million pixels: 25 MB at four bytes each, which was taken four times and more
 
 
-# how often each, and MB that are between what they take with a limit and what they would take without
+# how often each, and MB that lie between what they take with a limit and what they take without, also on busy cores
 @pytest.mark.parametrize('kinds, times, most', [
-    (list(PNGS)[:4], 6, 200), (list(PNGS)[4:8], 2, 130), (list(PNGS)[8:], 2, 140),
-    (['jpg', 'progressive', 'ppm', 'bmp'], 6, 205), (['tif', 'float', 'gif', 'tga'], 2, 130),
+    (list(PNGS)[:4], 6, 213), (list(PNGS)[4:8], 6, 225), (list(PNGS)[8:], 6, 250),
+    (['jpg', 'progressive', 'ppm', 'bmp'], 6, 235), (['tif', 'float', 'gif', 'tga'], 6, 265),
 ])
 def test_at_once_they_take_no_more_than_one_may(tmp_path, kinds, times, most):
     for kind in kinds:
@@ -112,7 +112,7 @@ def test_at_once_they_take_no_more_than_one_may(tmp_path, kinds, times, most):
 
 
 @pytest.mark.parametrize('kinds, times, most', [
-    (['grey16', 'grey8', 'rgb8'], 6, 175), (['float', 'int', 'npy'], 2, 190), (['rgb16'], 2, 165),
+    (['grey16', 'grey8', 'rgb8'], 12, 325), (['float', 'int', 'npy'], 6, 385), (['rgb16'], 6, 400),
 ])
 def test_at_once_where_16_bits_are_kept(tmp_path, kinds, times, most):
     for kind in kinds:
