@@ -97,7 +97,7 @@ class Raster:
     def memory(self) -> int:
         "Bytes that reading it takes, about; 0 for little. Raises `ValueError` for more than a process may have"
         width, height = self.size
-        need = 9 * width * height
+        need = (13 if self.alpha and self.deep else 9) * width * height
         if self.held: return min(need, MEMORY.limit) if need > 4 * SMALL else 0
         need += math.prod(self.shape) * self.dtype.itemsize + self.beside
         if need > MEMORY.limit:
@@ -314,23 +314,22 @@ def _open_png(picture: Image.Image, mode: str, file: Any) -> Raster:
 
 
 def _read_png(file: Any) -> np.ndarray:
-    with _opened(file) as content, Image.open(content, formats=('PNG',)) as picture:
-        mode = picture.tile[0].args.partition(';')[0]
-        high = _unpacked(picture, 'RGBA' if mode == 'LA' else f'{mode};16B')
+    high, mode = _unpacked(file, '16B')
     if mode == 'LA': high, low = high[..., ::2], high[..., 1::2]  # as long as four bytes
-    else:
-        with _opened(file) as content, Image.open(content, formats=('PNG',)) as picture:
-            low = _unpacked(picture, f'{mode};16L')  # so that it takes the lower byte of two for the higher one
+    else: low, _ = _unpacked(file, '16L')  # so that Pillow takes the lower byte of two for the higher one
     x = high.astype(np.uint16)
     x <<= 8
     x |= low
     return x
 
 
-def _unpacked(picture: Image.Image, kind: str) -> np.ndarray:
-    "The bytes of a PNG, of 16 bits and not decoded yet, that Pillow keeps where it takes its pixels for another kind"
-    picture._mode, picture.tile = kind.partition(';')[0], [picture.tile[0]._replace(args=kind)]
-    return np.asarray(picture)
+def _unpacked(file: Any, order: str) -> tuple[np.ndarray, str]:
+    "The bytes of a PNG of 16 bits that Pillow keeps where it takes its pixels for another kind, and the real kind"
+    with _opened(file) as content, Image.open(content, formats=('PNG',)) as picture:
+        mode = picture.tile[0].args.partition(';')[0]
+        kind = 'RGBA' if mode == 'LA' else f'{mode};{order}'
+        picture._mode, picture.tile = kind.partition(';')[0], [picture.tile[0]._replace(args=kind)]
+        return np.asarray(picture), mode
 
 
 def _open_ppm(picture: Image.Image, file: Any) -> Image.Image | Raster:

@@ -119,7 +119,11 @@ def unit_plane(
     out = np.empty(x.shape, np.float32)
     for band, share in zip(row_bands(x), row_bands(out), strict=True):
         share[:] = ((band.astype(np.float64) - span.low) / (span.high - span.low)).clip(0, 1)
-    return out if seen is None else out * seen + (1 - seen)
+    if seen is None: return out
+    for share, part in zip(row_bands(out), row_bands(seen), strict=True):
+        share *= part
+        share += 1 - part
+    return out
 
 
 def seen_share(
@@ -127,7 +131,9 @@ def seen_share(
 ) -> np.ndarray:   # float32 [H, W], 0 where the picture is transparent, 1 where it is not
     "How much is seen of a picture"
     seen = x[..., -1].astype(np.float32)
-    return seen.clip(0, 1) if x.dtype.kind == 'f' else seen / np.iinfo(x.dtype).max
+    if x.dtype.kind == 'f': return seen.clip(0, 1, out=seen)
+    seen /= np.iinfo(x.dtype).max
+    return seen
 
 
 def stretched(
