@@ -11,7 +11,9 @@ def seed_generators(
 ) -> None:
     "Seed all generators by a few numbers: what is drawn next depends on these alone"
     torch_seed, numpy_seed, python_seed = np.random.SeedSequence(numbers).generate_state(3, np.uint64).tolist()
-    torch.manual_seed(torch_seed)  # of all devices
+    # those of all devices; where there is none, this one would note the stack for each kind of device, every step
+    if torch.accelerator.is_available(): torch.manual_seed(torch_seed)
+    else: torch.default_generator.manual_seed(torch_seed)
     np.random.seed(numpy_seed % 2**32)
     random.seed(python_seed)
 

@@ -151,7 +151,7 @@ def own_stream(
 ) -> Iterator[None]:
     "Random numbers from a stream of their own, by name and `torch.manual_seed`: what is drawn elsewhere stays the same"
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed((torch.initial_seed() + zlib.crc32(name.encode())) % 2**63)
+        torch.default_generator.manual_seed((torch.initial_seed() + zlib.crc32(name.encode())) % 2**63)
         yield
 
 @contextmanager
