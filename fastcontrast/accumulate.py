@@ -20,10 +20,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from .core import InputError, is_whole
+from .generators import generator_states, set_generators
 from .models import Embedding, untracked
 from .step import Phase, StepCallback
 
 # %% ../nbs/190_accumulate.ipynb #5008b50e
+_CPU = torch.device('cpu')
+
 class Replay:
     "A context with the same random numbers every time; from the second time on it leaves the generators as they were"
     def __init__(self,
@@ -32,15 +35,17 @@ class Replay:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
+        everybodys, kind = generator_states(_CPU), self.like.device.type
         if self.states is None:
-            self.states = torch.get_rng_state(), *get_device_states(self.like)
+            self.states = everybodys, *get_device_states(self.like)
             yield
             return
-        (cpu, devices, states), kind = self.states, self.like.device.type
+        own, devices, states = self.states
         with torch.random.fork_rng(devices, device_type=kind):
-            torch.set_rng_state(cpu)
+            set_generators(own, _CPU)
             set_device_states(devices, states, device_type=kind)
-            yield
+            try: yield
+            finally: set_generators(everybodys, _CPU)
 
 # %% ../nbs/190_accumulate.ipynb #cee9de04
 class Chunks:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader, Dataset
 
 from .core import InputError, shown
-from .files import check_file, check_utf8, megabytes, user_path
+from .files import NotAFile, check_file, check_utf8, megabytes, user_path
 from .formats import PixelFormat
 from .pictures import Files, attempt, by_reason, check_decoded
 
@@ -64,7 +64,8 @@ def open_store(
             content, fault = store.read()
             if content is None:  # nobody else was faster
                 store.build(workers, strict, fault)
-                content, _ = store.read()
+                content, fault = store.read()
+                if content is None: raise InputError(f"the cache '{path}' {fault or 'was removed'} once it was built.")
     pixels, failed, outside = content
     if store.count is not None: store.count.add_(outside)
     check_decoded(store.named(failed), strict)
@@ -178,9 +179,12 @@ class _Store:
                 warnings.simplefilter('ignore')  # nobody may write to it: that is meant
                 pixels = torch.from_numpy(np.memmap(self.path, self.form.array_type, 'r', HEADER, self.shape))
             return (pixels, failed, outside), ''
-        except FileNotFoundError: return None, ''
+        except (FileNotFoundError, NotADirectoryError): return None, ''
+        except NotAFile: return None, _NO_STORE
+        except OSError as e:  # the system's: the store may be a good one
+            raise InputError(f"the cache '{self.path}' can't be read: {e.strerror or e}.") from None
         # the values are those of a header that promises something else
-        except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError): return None, _NO_STORE
+        except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError): return None, _NO_STORE
 
     def _is_shaped(self, file: Any) -> bool:
         "Do the header's tensors have the shapes, types and places that `_header` gives them?"

@@ -467,7 +467,8 @@ class Checkpoint(StepCallback):
     def after_batch(self):
         last = self.iter + 1 == self.n_iter
         wish = self._wish(last)
-        if self.consensus: wish = self.consensus(wish, last)
+        # where all know that they wish for one, they have that of this step
+        if self.consensus: wish = self.consensus(wish, last or self._is_due())
         if wish: self._save()
         if wish > _SAVE:
             self._finish()
@@ -487,10 +488,15 @@ class Checkpoint(StepCallback):
     def _wish(self, last: bool) -> int:
         "What this process wants after a step: nothing, a checkpoint, or an end"
         if self.signals.caught is not None: return self.signals.caught + 1
-        when, step = self.moments, self.train_iter
+        when = self.moments
         if last and (when.epoch or self.epoch + 1 == self.n_epoch): return _SAVE
-        if step == self.pin_at or when.steps and step % when.steps == 0: return _SAVE
+        if self._is_due(): return _SAVE
         return _SAVE if when.seconds and not rank() and time.monotonic() - self.last >= when.seconds else 0
+
+    def _is_due(self) -> bool:
+        "Whether a checkpoint is due for the number of steps"
+        step, every = self.train_iter, self.moments.steps
+        return step == self.pin_at or bool(every) and step % every == 0
 
     def after_fit(self):
         if self.writer is None: return

@@ -59,7 +59,7 @@ class _Convolutions:
         for m in self.convs: m.forward = partial(_convolution, m)
 
     def remove(self) -> None:
-        for m in self.convs: del m.forward
+        for m in self.convs: vars(m).pop('forward', None)
         self.convs.clear()
 
 # %% ../nbs/180_device.ipynb #c03a076c
@@ -138,10 +138,10 @@ class _Compiled:
         self.eager, self.name, self.failed = function, name, failed
         self.fast = torch.compile(function, backend=backend)
 
-    def __call__(self, *args):
+    def __call__(self, *args, **kwargs):
         # a stage is compiled together with what calls it, if that is being compiled
-        if self.fast is None or torch.compiler.is_compiling(): return self.eager(*args)
-        try: return self.fast(*args)
+        if self.fast is None or torch.compiler.is_compiling(): return self.eager(*args, **kwargs)
+        try: return self.fast(*args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as e:
             self.fast = None
             # one message; what is part of it, or fails as well, has most likely the same reason
@@ -149,7 +149,7 @@ class _Compiled:
                 reason = shorten(str(e), 160, placeholder=' …')
                 print(f"compile: {self.name} runs as it is, since it can't be compiled ({reason})", flush=True)
             self.failed.append(self.name)
-            return self.eager(*args)
+            return self.eager(*args, **kwargs)
 
 class _CompiledModule(_Compiled):
     "A module's forward pass in training, compiled; as it was in evaluation"
@@ -157,7 +157,8 @@ class _CompiledModule(_Compiled):
         super().__init__(module.forward, *args)
         self.module = module
 
-    def __call__(self, x): return super().__call__(x) if self.module.training else self.eager(x)
+    def __call__(self, *args, **kwargs):  # some stages take more than maps
+        return (super().__call__ if self.module.training else self.eager)(*args, **kwargs)
 
 def _check_compiler(
     device: str, # its type
@@ -190,6 +191,7 @@ class Compile(StepCallback):
         if self.backend == 'inductor': _check_compiler(next(self.model.parameters()).device.type)
 
     def before_fit(self):
+        self.after_fit()  # of a fit that was refused
         # every stage, with and without gradient, is one more version of the same code; and hooks come and go
         self.config = torch._dynamo.config.patch(recompile_limit=128, skip_nnmodule_hook_guards=False)
         self.config.__enter__()
@@ -209,7 +211,7 @@ class Compile(StepCallback):
                 module.forward = _CompiledModule(module, f"stage '{stage.module}'", self.backend, failed)
 
     def after_fit(self):
-        for module in self.compiled_stages: del module.forward
+        for module in self.compiled_stages: vars(module).pop('forward', None)
         for net in self.model.modules():
             if isinstance(net, ContrastiveModel): net.compiled = None
         self.compiled_stages.clear()

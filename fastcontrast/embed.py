@@ -252,7 +252,7 @@ def embed(
                          "load_encoder(…), timm's, or learn.model.encoder.")
     channels, size = cfg['input_size'][0], cfg['input_size'][-1]
     if not isinstance(source, ImageLoaders):
-        asked = dict(bs=2, valid=0., size=size, channels=channels) | settings
+        asked = dict(bs=2, valid=0., size=size, channels=channels, training=False) | settings
         source = image_dls(source, **asked)
     elif source.channels != channels:
         raise InputError(f"the encoder takes pictures with {channels} channels, and these have {source.channels}.")
@@ -309,8 +309,7 @@ def embed_picture(
         if path.is_dir() or path.suffix == '.tar': raise InputError(f"'{path}' is no picture but has many: give one.")
         picture = path.absolute()
     quiet = dict(tell=lambda note: None, workers=0, unlabelled=True)
-    # twice: loaders are made for training, in which a picture needs another to be told from
-    return embed(encoder, [picture, picture], precision, **quiet | settings).only([0])
+    return embed(encoder, [picture], precision, **quiet | settings)
 
 # %% ../nbs/357_embed.ipynb #585f2872
 def load_embedded(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .bar import RunBar
 from .checkpoint import stacked, stateful
 from .core import InputError
+from .distributed import rank
 from .generators import generator_states, set_generators
 from .models import evaluating
 from .optim import optimizer_name
@@ -93,7 +94,7 @@ def _watch(habits: Habits, cb: TrackerCallback) -> None:
     if cb.monitor not in (*columns, NO_LOSS):
         raise InputError(f"{name} watches '{cb.monitor}', and the epoch table has no such column: give monitor one of "
                          f"{', '.join(columns)}.")
-    if isinstance(cb, ReduceLROnPlateau): _check_scheduled(habits, cb)
+    if isinstance(cb, ReduceLROnPlateau): _check_scheduled(habits)
     if cb.monitor in columns: return
     monitor = 'knn' if 'knn' in columns else 'train_loss'
     values = dict(monitor=monitor)
@@ -102,7 +103,7 @@ def _watch(habits: Habits, cb: TrackerCallback) -> None:
     habits.tell(f"{name} watches {monitor}, as there is no validation loss")
 
 
-def _check_scheduled(habits: Habits, cb: ReduceLROnPlateau) -> None:
+def _check_scheduled(habits: Habits) -> None:
     "Raise `InputError` where a schedule would set the learning rate anew in every step"
     for other in habits.learn.cbs:
         if isinstance(other, ParamScheduler) and not isinstance(other, LRFinder) and 'lr' in other.scheds:
@@ -151,12 +152,16 @@ def trial(
     device, train = next(learn.model.parameters()).device, learn.dls.train
     generators, place, had_opt = generator_states(device), (train.epoch, train.begin), learn.opt is not None
     kept = [(take, copy.deepcopy(give())) for give, take in stateful(learn).values()]
+    if rank():  # fastai puts back what it has saved, which it does in the first process alone
+        kept += [(part.load_state_dict, copy.deepcopy(part.state_dict())) for part in (learn.model, learn.opt) if part]
+    rates = [hyper['lr'] for hyper in learn.opt.hypers] if had_opt else []  # it saves those that it begins with
     still = [cb for cb in learn.cbs if isinstance(cb, resting)]
     for cb in still: cb.run = False
     try: yield
     finally:
         for cb in still: cb.run = True
         for take, state in kept: take(state)
+        for hyper, rate in zip(learn.opt.hypers if had_opt else [], rates): hyper['lr'] = rate
         set_generators(generators, device)
         train.epoch, train.begin = place
         if not had_opt: learn.opt = None

@@ -3,6 +3,7 @@ run is taken up."""
 import csv
 import io
 from contextlib import AbstractContextManager, contextmanager
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +98,23 @@ class History(Callback):
 
     def __init__(self,
         path: str | Path, # of the file
-    ): self.path_of_file, self.rows, self.problem = Path(path), [], ''
+    ):
+        self.path_of_file, self.rows, self.problem = Path(path), [], ''
+        self.epochs_told = inf # of the recorder's
 
     def before_fit(self): self.rows = []
+    def before_epoch(self): self.epochs_told = len(self.recorder.values)
 
     def after_epoch(self):
+        self.epochs_told = len(self.recorder.values)
         row = zip(self.recorder.metric_names, self.recorder.log, strict=True)
         self.rows.append({name: value if isinstance(value, int | float) else str(value) for name, value in row
                           if value is not None})
         self.write()
+
+    def after_fit(self):
+        if self.epochs_told < len(self.recorder.values): self.after_epoch()  # at its end another one has ended the fit
+        self.epochs_told = inf
 
     def write(self):
         "Write the file; a full disk costs the file, which the next epoch writes anew, and not the run"

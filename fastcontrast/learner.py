@@ -156,17 +156,19 @@ class ContrastiveLearner(ResumableLearner):
         check_folder(resume)
         cbs = L(cbs)
         logs = make_logs(check_logs(log), [*self.cbs, *cbs])
+        usual, bs = self.recipe, self.dls.train.bs
         if schedule is not None:
             SCHEDULES.find(schedule)
-            self.recipe = replace(self.recipe, schedule=schedule)
-        r, bs = self.recipe, self.dls.train.bs
+            self.recipe = replace(usual, schedule=schedule)
+        r = self.recipe
         peak = r.lr * bs / 256 if lr is None else lr
         origin = f"{r.lr:g} x {bs}/256" if lr is None else "given"
         if self.logger is not noop: self._announce(n_epoch, peak, origin)
         if self.opt is None: self.create_opt()
         plan = schedules(groups_of(self.opt), peak, self._warmup(n_epoch), r.schedule, r.warmup_from, r.wd,
                          r.wd_end, r.lr_end)
-        self._fit_from(n_epoch, peak, [ParamScheduler(plan), *cbs, *logs], resume)
+        try: self._fit_from(n_epoch, peak, [ParamScheduler(plan), *cbs, *logs], resume)
+        finally: self.recipe = usual
 
     def _warmup(self, n_epoch: int) -> float:
         "The share of a fit that warms up"

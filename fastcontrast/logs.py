@@ -18,6 +18,7 @@ from .distributed import rank
 from .figures import Figure, png_of
 from .generators import OwnDraws
 from .history import History
+from .records import HISTORY
 from .step import Phase
 
 LOGS = Registry('log') # by name: what is called without arguments and gives a callback; `needs` is a package
@@ -251,9 +252,9 @@ class CsvLog(History):
     "The epoch table in the run's `history.csv`"
     needs, same = '', History
 
-    def __init__(self): super().__init__('history.csv')
+    def __init__(self): super().__init__(HISTORY)
 
     def before_fit(self):
         super().before_fit()
-        self.path_of_file = place_of(self.learn)/'history.csv'
+        self.path_of_file = place_of(self.learn)/HISTORY
         self.run = not rank()

@@ -406,14 +406,14 @@ def _off_diagonal(a: Tensor, b: Tensor) -> Tensor:
         return c.square().sum()
     return ((a @ a.mT) * (b @ b.mT)).sum() - (a * b).sum(-2).square().sum()
 
-def _standardize(z: Tensor, eps: float = 1e-5) -> Tensor:
-    "Columns of `[..., B, D]` with mean 0 and variance 1 (the biased one, to which eps is added), as BatchNorm does"
+def _standardize(z: Tensor) -> Tensor:
+    "Columns of `[..., B, D]` with mean 0 and variance 1 (the biased one, to which 1e-5 is added), as BatchNorm does"
     # dividing z² and eps by the same constant changes nothing, but keeps the square of a large number in range
     top = z.detach().abs().amax(-2, keepdim=True).clamp_min(1)
     z = z / top
     z = z - z.mean(-2, keepdim=True)
     floor = torch.finfo(z.dtype).eps ** 3  # far below the rounding of z², far above the smallest number
-    return z / (z.square().mean(-2, keepdim=True) + (eps / top / top).clamp_min(floor)).sqrt()
+    return z / (z.square().mean(-2, keepdim=True) + (1e-5 / top / top).clamp_min(floor)).sqrt()
 
 @LOSSES.register('barlow_twins')
 class BarlowTwins(Loss):

@@ -246,7 +246,14 @@ def _fastais(
     for own, group in zip(opt.opt.param_groups if wrapped else opt.hypers, groups, strict=True):
         said = {key: value for key, value in group.items() if key != 'params'}
         own.update(said if wrapped else said | dict(wd=said.pop('weight_decay')))
-    return Wrapped(opt=opt.opt) if wrapped else opt
+    if wrapped: return Wrapped(opt=opt.opt)
+    opt.zero_grad = partial(_drop_gradients, opt)
+    return opt
+
+
+def _drop_gradients(opt: Optimizer) -> None:
+    "As PyTorch's do: fastai's zeroes would have a step move what it leaves out, by momentum and weight decay"
+    for p, *_ in opt.all_params(with_grad=True): p.grad = None
 
 
 @SCHEDULES.register('cosine')

@@ -42,9 +42,9 @@ def owner_lives(
     path: Path, # a run's folder
 ) -> bool:      # also where that can't be told
     "Whether a process is at work in a run's folder; not to be asked by that process"
-    if fcntl is None: return True
     try:
         check_file(path/LOCK)
+        if fcntl is None: return True
         with (path/LOCK).open() as handle:  # to read, which a folder of another user's allows too
             fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
@@ -107,9 +107,11 @@ def changed(
     path: Path, # a run's folder
 ) -> float:
     "When something in a run's folder was last written, in seconds since 1970"
-    times = [path.stat().st_mtime]
-    for file in path.iterdir():
-        with suppress(OSError): times.append(file.stat().st_mtime)  # gone meanwhile
+    times = [0.]
+    with suppress(OSError):  # gone meanwhile
+        times.append(path.stat().st_mtime)
+        for file in path.iterdir():
+            with suppress(OSError): times.append(file.stat().st_mtime)
     return max(times)
 
 
@@ -233,7 +235,8 @@ def read_run(
     try: record = read_record(path)
     except InputError as e: return Run(path, 'broken', str(e))
     encoder = (record.get('settings') or {}).get('encoder')
-    origin = known_record(Path(encoder).parent) if isinstance(encoder, str) and encoder else {}
+    begun = Path(encoder).parent if isinstance(encoder, str) and encoder else None
+    origin = {} if begun is None or _is_exported(begun) else known_record(begun)
     return Run(path, state_of(path, record), record.get('reason') or '', record, history_rows(path), origin,
                _judged(path/JUDGED))
 

@@ -123,6 +123,7 @@ class ResumableLearner(Learner):
         if keeper is None: return
         keeper.taken, keeper.pin_at = None, self._stable(n_epoch)
         if folder is None: return
+        if self.opt is None: self.create_opt()  # callbacks for this fit have parameters of their own
         self.opt.set_hyper('lr', peak)
         notes = keeper.take_up(n_epoch, self._stable)
         self.goes_on = bool(notes)

@@ -4,8 +4,10 @@ what is left behind; what is refused.
 
 Where a whole batch is the measure, BatchNorm is replaced by GroupNorm and views depend on their picture alone."""
 import copy
+import random
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastcontrast.accumulate import Accumulate, Replay
 from fastcontrast.device import Autocast
 from fastcontrast.evaluate.cost import Cost
+from fastcontrast.generators import seed_generators
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.losses import DCL, DCLW, NegCosine, NTXent
 from fastcontrast.models import Embedding
@@ -197,13 +200,28 @@ def test_speedups_are_those_of_the_whole_batch(name, what, monkeypatch):
     ('moco_v3', 'loss'), ('moco_v2', 'loss'), ('byol', 'loss'), ('simsiam', 'loss'), ('moco_v3', 'unlike'),
     ('simclr', 'unlike'), ('moco_v2', 'texture')])
 def test_regions_are_chosen_among_the_keys_of_the_whole_batch(name, score, more):
+    seen = looked_for(name, score, more)
+    # no negatives; or noise, which is alike everywhere but at the border
+    assert len(seen) > 1 or name in ('byol', 'simsiam') or score != 'loss'
+
+
+@pytest.mark.parametrize('name, more, changes', [
+    ('dino', (), dict(multi_crop=None)), ('moco_v3', (MultiView(4),), {}), ('nnclr', (EMATarget(0.9),), {})],
+    ids=['scores', 'means', 'neighbours'])
+def test_others_put_something_in_the_place_of_the_keys(name, more, changes):
+    "After regions were chosen among them, and before parts run again"
+    assert len(looked_for(name, 'loss', more, **changes)) > 1
+
+
+def looked_for(name, score, more, **changes):
+    "Where regions were found, in parts as in the whole batch"
     seen = {}
     class Look(Callback):
         order = 46
         def after_pred(self): self.store.append((self.hard_regions.heat, self.hard_regions.kept))
     def run(*cbs):
         look = Look()
-        learn = made(name, [*more, HardRegions('layer1', score=score), *cbs], norm=False)
+        learn = made(name, [*more, HardRegions('layer1', score=score), *cbs], norm=False, **changes)
         look.store = seen.setdefault(bool(cbs), [])
         learn.add_cb(look)
         learn.fit(1, LR)
@@ -218,9 +236,8 @@ def test_regions_are_chosen_among_the_keys_of_the_whole_batch(name, score, more)
         assert kept[2:] == other_kept[2:] and torch.equal(kept[0], other_kept[0])
         assert torch.equal(kept[1], other_kept[1])
         places |= {*zip(*(t.tolist() for t in kept[:2]))}
-    # no negatives; or noise, which is alike everywhere but at the border
-    assert len(places) > 1 or name in ('byol', 'simsiam') or score != 'loss'
     assert all(heat.std(0).max() > 1e-6 for heat, _ in seen[True] if heat is not None)
+    return places
 
 
 @pytest.mark.parametrize('name', ['simclr', 'moco_v3', 'dino'])
@@ -316,10 +333,10 @@ def test_autocast_is_as_it_was(name):
 
 
 def test_random_numbers_come_again():
-    def draw(): return torch.rand(2).tolist()
-    torch.manual_seed(0)
+    def draw(): return [*torch.rand(2).tolist(), np.random.rand(), random.random()]
+    seed_generators(0)
     plain = [draw() for _ in range(4)]
-    torch.manual_seed(0)
+    seed_generators(0)
     replay = Replay(torch.zeros(1))
     with replay(): first = draw()
     drawn = [first, draw()]

@@ -16,7 +16,7 @@ from torch import nn
 from fastcontrast import device
 from fastcontrast.all import (CombinePatches, EMATarget, HardRegions, InputError, IntermediateLoss, PartialBackprop,
                               contrastive_learner, moco_v3, simsiam)
-from fastcontrast.device import Autocast, Compile, _glibc, reuse_memory
+from fastcontrast.device import Autocast, Compile, _CompiledModule, _glibc, reuse_memory
 from fastcontrast.precision import has_bf16
 from fastcontrast.views import OPERATIONS, Views
 
@@ -182,6 +182,44 @@ def test_a_compiled_step_is_the_same_step(name, monkeypatch):
     assert len(versions) == 2 if name in ('nothing', 'patches') else len(versions) >= 4
     assert learn.model.compiled is None and 'forward' not in vars(learn.model.encoder.layer1)
     assert torch._dynamo.config.recompile_limit != 128
+
+
+def test_stages_that_take_more_than_maps(dls):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, 4)
+        def forward(self, x, power, scale=1.): return self.conv(x) ** power * scale
+
+    class Net(nn.Module):
+        num_features = 8
+        def __init__(self):
+            super().__init__()
+            self.layer1, self.layer2 = Scaled(), nn.Conv2d(8, 8, 1)
+        def forward(self, x): return self.layer2(self.layer1(x, 2, scale=.5)).mean((2, 3))
+    compiled = _CompiledModule(net := Scaled(), 'it', 'eager', [])
+    x = torch.rand(2, 3, 8, 8)
+    for module in (net.train(), net.eval()): assert torch.equal(compiled(x, 2, scale=.5), module(x, 2, scale=.5))
+    learner(dls, arch=Net(), cbs=[Compile('eager')], precision='fp32').fit_contrastive(1)
+
+
+@pytest.mark.skipif(not has_bf16('cpu'), reason="this CPU has no instructions for bfloat16")
+def test_a_fit_that_was_refused_leaves_the_next_one_alone():
+    "Also where a stage is a convolution, which autocast had changed before"
+    class Refuses(Callback):
+        order = 90
+        def before_fit(self): raise InputError('no.')
+
+    class Net(nn.Module):
+        num_features = 8
+        def __init__(self):
+            super().__init__()
+            self.layer1, self.layer2 = nn.Conv2d(3, 8, 3, 4), nn.Conv2d(8, 8, 3)
+        def forward(self, x): return self.layer2(self.layer1(x)).mean((2, 3))
+    learn = learner(pictures(32, 32, 16), arch=Net(), cbs=[Compile('eager')], precision='bf16')
+    with pytest.raises(InputError, match='no.'): learn.fit(1, 1e-3, cbs=Refuses())
+    for _ in range(2): learn.fit(1, 1e-3)
+    assert 'forward' not in vars(learn.model.encoder.layer1)
 
 
 def test_half_precision_is_compiled_as_one_graph_too(dls):

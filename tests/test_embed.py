@@ -127,6 +127,11 @@ def test_a_single_picture_is_seen_like_any_other(encoder, folder):
         assert embedded.search(query, encoder, k=1).index.tolist() == [2]
 
 
+def test_a_folder_of_a_single_picture(encoder, folder):
+    alone = embed(encoder, folder/'valid/a', precision='fp32')
+    assert alone.paths == ['000.png'] and len(alone.features) == 1
+
+
 def test_a_single_picture_that_is_none(encoder, folder, tmp_path):
     (tmp_path/'text.png').write_text('nothing')
     content = (folder/'train/a/000.png').read_bytes()

@@ -27,6 +27,7 @@ from fastcontrast.history import History
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.logs import check_logs
 from fastcontrast.recipes import moco_v3, simclr
+from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
 from fastcontrast.speedups.suncet import SuNCEt
 
 ROWS = [row for rows in HABITS.values() for row in rows]
@@ -312,6 +313,29 @@ def test_fastais_optimizers_keep_groups_and_schedules(dls, names):
     assert decayed['lr'] == others['lr'] < 1e-4
     norms = [p for p in learn.opt.param_lists[1]]
     assert all(p.ndim < 2 for p in norms) and all(p.ndim > 1 for p in learn.opt.param_lists[0])
+
+
+def test_fastais_optimizers_leave_alone_what_a_step_leaves_out(dls, names):
+    "As PyTorch's do: neither momentum nor weight decay move it"
+    learn = quietly(small(dls, method=simclr(projector=(32, 16), opt=names['Adam'], lr=1e-3, wd=.1),
+                          cbs=[IntermediateLoss(), PartialBackprop(seed=0), moved := Moved()]))
+    learn.fit_contrastive(2)
+    assert {level for level, _ in moved.seen} >= {'layer1', 'final'}
+    for level, those in moved.seen:
+        ahead = [name for name in those if name.startswith(('encoder.layer4', 'heads.final'))]
+        assert those and bool(ahead) == (level == 'final'), (level, those)
+
+
+class Moved(Callback):
+    "To which level a step went, and which parameters it has moved"
+    order = 100
+    def before_fit(self): self.seen = []
+    def before_step(self): self.before = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+    def after_step(self):
+        if not self.opt.hypers[0]['lr']: return  # the first of a warm-up
+        level = next(reversed(self.pred['views']))
+        now = dict(self.model.named_parameters())
+        self.seen.append((level, {name for name, p in self.before.items() if not torch.equal(p, now[name])}))
 
 
 @pytest.mark.parametrize('name', ['Adam', 'ranger'])

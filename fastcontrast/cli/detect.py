@@ -62,7 +62,8 @@ def detect(
     table has average precision as COCO defines it, over ten overlaps of the found box with the true one from 50 to
     95 % (AP), and at 50 % and 75 % alone (AP50, AP75), each as the mean ± standard deviation over the seeds. Without
     --against it says little: how far does the same architecture come that has learned nothing before? The results are
-    written after every training: the same command goes on with those that are there, also for more seeds or others."""
+    written after every training: the same command goes on with those that are there, also for more seeds or others,
+    and keeps them."""
     from fastai.torch_core import default_device
     from ..artefact import looking_for
     from ..bar import clock
@@ -77,11 +78,12 @@ def detect(
     for start in contenders:
         with looking_for(start.source, weights=start.pretrained and not os.path.exists(start.source)):
             detector(start.source, train.classes, size, start.pretrained)  # or say why it can't be
-    console.print(f"{train} to train with, {judged} to judge by")
     settings = dict(data=data, epochs=epochs, batch_size=batch_size, lr=lr, size=size, valid=valid, seed=seed,
                     precision=precision, n_train=len(train), n_valid=len(judged))
     weights = {start.name: start.weights for start in contenders}
-    results = _written_before(file, settings, weights)
+    results, others = _written_before(file, settings, weights)
+    weights |= others
+    console.print(f"{train} to train with, {judged} to judge by")
     began, runs = time.monotonic(), [(k, start) for k in range(seeds) for start in contenders
                                      if k >= len(results[start.name])]
     if there := seeds * len(contenders) - len(runs):
@@ -123,15 +125,21 @@ def _written_before(
     file: Path,
     settings: dict[str, Any], # of all trainings
     weights: dict[str, str],  # that each begins with, by name
-) -> dict[str, list[dict[str, Any]]]: # what the seeds from 0 on had, by name
-    "What a file has of trainings with these settings that begin with these weights"
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]: # what the seeds from 0 on had; others' weights; by names
+    "What a file has of trainings with these settings. Raises `InputError` for one of others, or of something else"
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in weights}
     try:
         old = read_json(file)
-        if any(old[name] != value for name, value in settings.items()): return results
-        return results | {name: _rows(summary) for name, summary in old['encoders'].items()
-                          if weights.get(name) == old['weights'][name]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError): return results  # it is of something else
+        changed = {name: (old[name], value) for name, value in settings.items() if old[name] != value}
+        there = {name: (old['weights'][name], _rows(summary)) for name, summary in old['encoders'].items()}
+    except FileNotFoundError: return results, {}  # a new one
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise InputError(f"{file} is no table of detectors, and would be replaced: give another --out.") from None
+    if changed:
+        words = ', '.join(f'{name} {before}, now {now}' for name, (before, now) in changed.items())
+        raise InputError(f"{file} has trainings with other settings ({words}): give another --out.")
+    results |= {name: rows for name, (begins, rows) in there.items() if begins == weights.get(name, begins)}
+    return results, {name: begins for name, (begins, _) in there.items() if name not in weights}
 
 
 def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:

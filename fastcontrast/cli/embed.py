@@ -143,7 +143,8 @@ def _from_run(encoder: str, data: str | None, asked: _Asked, given: dict[str, An
     if data is None: raise InputError("the pictures are missing: give their folder, or 'digits', behind the encoder.")
     model = load_encoder(path)
     channels, size = model.pretrained_cfg['input_size'][0], model.pretrained_cfg['input_size'][-1]
-    dls = read_pictures(data, 2, size=size, **split_of(path, data) | given | dict(valid=0., channels=channels))
+    settings = split_of(path, data) | given | dict(valid=0., channels=channels, training=False)
+    dls = read_pictures(data, 2, size=size, **settings)
     if asked.out and asked.out.suffix.lower() == '.parquet':  # before the work
         for loader in dls.loaders: check_names(loader.data.names, loader.data.classes)
     model = model.to(dls.device)
@@ -162,12 +163,10 @@ def _from_features(path: str, data: str | None, by: str | None, asked: _Asked, g
     model = load_encoder(encoder_file(by)) if by else None
     if data is not None and asked.draws(bool(embedded.classes)):
         seen = {} if model is None else dict(channels=model.pretrained_cfg['input_size'][0])
-        dls = read_pictures(data, 2, **dict(valid=0.) | seen | given)
+        dls = read_pictures(data, 2, **dict(valid=0., training=False) | seen | given)
         embedded = embedded.with_pictures(dls)
     if model is not None:
-        known = {} if dls is None else dict(value_range=dls.value_range)
-        settings = known | {key: given[key] for key in ('value_range',) if key in given}
-        query = embed_picture(model, asked.search, **settings)
+        query = embed_picture(model, asked.search, value_range=dls.value_range if dls else given.get('value_range'))
     elif asked.search: query = [embedded.row(asked.search)]
     if dls is not None: tell_notes(dls)
     return embedded, query, dls

@@ -109,11 +109,14 @@ def _grid(base: dict[str, Any], axes: dict[str, list]) -> Points:
 
 
 def _one_at_a_time(base: dict[str, Any], axes: dict[str, list]) -> Points:
-    at_base = asdict(Run(**{**suited_to(base), **base}))
+    def settings(given):
+        given = {key: value for key, value in given.items() if value is not None}
+        return {key: _written(value) for key, value in asdict(Run(**{**suited_to(given), **given})).items()}
+    at_base = settings(base)
     yield 'base', {}
     for key, values in axes.items():
         for value in values:
-            if _written(value) != _written(at_base[key]): yield _name({key: value}), {key: value}
+            if settings(base | {key: value}) != at_base: yield _name({key: value}), {key: value}
 
 
 def _leave_one_out(base: dict[str, Any], axes: dict[str, list]) -> Points:
@@ -186,8 +189,9 @@ class Search:
         point: dict[str, Any], # a value for each axis
     ) -> Setting:
         several = {key: value for key, value in point.items() if len(self.axes[key]) > 1 or self.range(key)}
-        setting, = told_apart([(_name(several), self.base | point)])
-        return Setting(setting.name, several, setting.chosen)
+        setting, = told_apart([('', self.base | point)])
+        name = _name(several)
+        return Setting(_marked(name, several) if len(name.encode()) > LONGEST else name, several, setting.chosen)
 
     def range(self, key: str) -> Range | None:
         first = self.axes[key][0]

@@ -52,9 +52,8 @@ def _facts(file: Path) -> dict[str, Any] | None:
     from ..artefact import training_facts
     try: record = read_record(file.parent)
     except InputError: return None
-    results = record.get('results')
-    result = results.get('trained encoder') if isinstance(results, dict) else None
-    judged = {name: value for name, value in (result or {}).items() if is_number(value)}
+    result = (record.get('results') or {}).get('trained encoder') or {}
+    judged = {name: value for name, value in result.items() if is_number(value)}
     return training_facts(
         record.get('loss'), record.get('speedups'), record.get('n_train'), record.get('epochs_done'),
         record.get('seconds'), judged.get('knn'), judged.get('few_labels'), judged.get('per_class'))
@@ -65,8 +64,7 @@ def _tuned_facts(file: Path) -> dict[str, Any] | None:
     from ..artefact import facts_beside
     try: record = read_record(file.parent.parent)
     except InputError: return None
-    results = record.get('results')
-    judged = results.get('classifier') if isinstance(results, dict) else None
-    if record.get('verb') != 'finetune' or not isinstance(judged, dict) or 'accuracy' not in judged: return None
+    judged = (record.get('results') or {}).get('classifier') or {}
+    if record.get('verb') != 'finetune' or 'accuracy' not in judged: return None
     pictures = record.get('n_valid') or 0
     return facts_beside(file) | dict(accuracy=f"{judged['accuracy']:.1%} of {pictures:,} other pictures")

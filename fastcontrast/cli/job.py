@@ -234,7 +234,7 @@ def _keep(job: Job, problem: BaseException | None) -> BaseException | None:
         if not folder.worth_keeping: return problem
     if job.begun and job.product is None: job.hold(job.save_finite)
     if job.epochs_done: job.hold(job.draw_curves)
-    if problem is None and job.unsaved: problem = Failure(job.unsaved)
+    if problem is None and (job.unsaved or job.product is None): problem = Failure(job.unsaved or job.notes[-1])
     job.hold(lambda: _write_error(job, problem))
     job.hold(lambda: folder.save('pid', 'host', 'reason', **_outcome(job, problem)))
     if folder.vanished: job.note(f"{folder} was removed while the run was going on, and has been made again")

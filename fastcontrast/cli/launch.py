@@ -71,8 +71,39 @@ def launch(
                 team.start(processes, max(1, cores // processes))
                 team.watch(signals)
                 team.end()
-        finally: team.kill()
+        finally: kill_all(team.processes)
         if team.code: fail(*team.told())
+
+
+def end_all(
+    processes: list[subprocess.Popen],
+    number: int, # of the signal that tells them
+) -> None:
+    "Have processes end that have not, and wait until they have saved what they have"
+    try:
+        _send(processes, number)
+        _wait(processes, PATIENCE)
+    except Interrupted as e: # somebody waits no longer
+        _send(processes, e.number)
+        _wait(processes, 5)
+
+
+def kill_all(
+    processes: list[subprocess.Popen],
+) -> None:
+    "End those that are still there"
+    _send(processes, getattr(signal, 'SIGKILL', signal.SIGTERM))
+    for process in processes: process.wait()
+
+
+def _send(processes: list[subprocess.Popen], number: int) -> None:
+    for process in processes:
+        if process.poll() is None: process.send_signal(number)
+
+
+def _wait(processes: list[subprocess.Popen], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while any(process.poll() is None for process in processes) and time.monotonic() < end: time.sleep(0.02)
 
 
 def _places() -> tuple[int, int]:
@@ -133,15 +164,7 @@ class _Team:
     def end(self) -> None:
         "Have all end that have not, and wait for them"
         if self.signal is None: self._tell_who_ended()
-        self._send(self.signal or signal.SIGTERM)
-        try: self._wait(time.monotonic() + PATIENCE)
-        except Interrupted as e: self._send(e.number)  # somebody waits no longer
-        self._wait(time.monotonic() + 5)
-
-    def kill(self) -> None:
-        "End those that are still there"
-        self._send(signal.SIGKILL)
-        for process in self.processes: process.wait()
+        end_all(self.processes, self.signal or signal.SIGTERM)
 
     def _tell_who_ended(self) -> None:
         self.ended = next((i for i, process in enumerate(self.processes) if process.poll()), None)
@@ -153,13 +176,6 @@ class _Team:
         name = f"process {rank} of {len(self.processes)} was ended"
         if code < 0: return f"{name} by {signal.Signals(-code).name}"
         return f"{name}: {message}" if message else f"{name} with code {code}"
-
-    def _send(self, number: int) -> None:
-        for process in self.processes:
-            if process.poll() is None: process.send_signal(number)
-
-    def _wait(self, end: float) -> None:
-        while any(process.poll() is None for process in self.processes) and time.monotonic() < end: time.sleep(0.02)
 
     @property
     def code(self) -> int:

@@ -153,6 +153,8 @@ def pretrain(
     Several runs, by --seeds or --run, are made one after the other, as those of a sweep are: the same command goes on
     with them, and begins none anew that is finished."""
     given = {key: value for key, value in locals().items() if key in SETTINGS}
+    if config is not None and run is None:
+        raise InputError(f"--config {config} says where the section of --run is: give --run NAME too.")
     file = SETTINGS_FILE if config is None else config
     with watched() as signals:
         hear_signals()
@@ -186,6 +188,6 @@ def _several(given: dict[str, Any], run: str | None, file: str, seeds: str | Non
 
 def _name(config: Run) -> str:
     "What a run is called that was not given a name: method and speedups, architecture, pictures"
-    method = '+'.join([config.method, *(name for name, *_ in read_calls(config.speedups))])
+    method = '+'.join([plain(config.method), *(name for name, *_ in read_calls(config.speedups))])
     folder = Path(config.data).parent if config.data.endswith('.tar') else Path(config.data)  # shards are many
-    return f"{method}-{config.arch}-{folder.resolve().name or 'pictures'}"
+    return f"{method}-{plain(config.arch)}-{folder.resolve().name or 'pictures'}"

@@ -50,13 +50,16 @@ def run_row(
     history, settings = history_rows(path), record.get('settings') or {}
     state = state_of(path, record)
     row |= dict(state=state, epochs_done=len(history), epochs=record.get('epochs', settings.get('epochs')),
-                knn=_judged(record, 'trained encoder', 'knn') or _last(history, 'knn'),
-                accuracy=_judged(record, 'classifier', 'accuracy') or _last(history, 'accuracy'),
+                knn=_known(_judged(record, 'trained encoder', 'knn'), _last(history, 'knn')),
+                accuracy=_known(_judged(record, 'classifier', 'accuracy'), _last(history, 'accuracy')),
                 reason=record.get('reason'))
     if state == 'running': row |= dict(pid=record.get('pid'), host=record.get('host'))
     elif state != 'finished' and settings:
         row |= dict(resume=resume_command(path, record.get('verb', 'pretrain')))
     return row
+
+
+def _known(at_end: float | None, before: float | None) -> float | None: return before if at_end is None else at_end
 
 
 def _judged(record: dict[str, Any], product: str, measure: str) -> float | None:

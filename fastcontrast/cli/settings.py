@@ -132,7 +132,8 @@ def given_value(
 ) -> Any:
     "The value of a setting. Raises `InputError` for one that can't be"
     if isinstance(value, os.PathLike): value = os.fspath(value)
-    if value is None or isinstance(value, str): return value and read_value(key, value, place)
+    if isinstance(value, str): return read_value(key, value, place)
+    if value is None: return None
     kinds = _TYPES[key]
     if bool in kinds and isinstance(value, bool): return value
     if float in kinds and is_number(value): return float(value)

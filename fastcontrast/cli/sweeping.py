@@ -21,7 +21,7 @@ from ..files import read_json, user_path
 from ..records import PLAN, RECORD, history_rows, owner_lives, read_record
 from ..signals import Interrupted, Signals, watched
 from .expand import BETWEEN, TRIALS, Setting, Sweep, make_sweep, plain, run_name
-from .launch import PATIENCE, rank
+from .launch import end_all, kill_all, rank
 from .output import Ended, console, save_json
 from .resume import MAY_CHANGE, begun_with, check_same
 from .runs import run_row
@@ -225,10 +225,16 @@ class Work:
                 while signals.caught is None and self.step():
                     show(self.now())
                     time.sleep(0.1)
-                self.end(signals)
+                if signals.caught is not None: end_all(self.processes, signals.caught)
+        except BaseException:  # of one of them, or a full disk: the others save what they have
+            end_all(self.processes, signal.SIGTERM)
+            raise
         finally:
             self.signal = signals.caught
-            self.kill()
+            kill_all(self.processes)
+
+    @property
+    def processes(self) -> list[subprocess.Popen]: return [child.process for child in self.children]
 
     def more(self) -> bool:
         "Whether there are runs now, that wait, which were not known before"
@@ -312,28 +318,6 @@ class Work:
             at_pace = child.left()
             left.append(max(0., whole_run(child.run) - child.seconds) if at_pace is None else at_pace)
         return _clock(sum(left)/max(1, min(self.jobs, len(left))))
-
-    def end(self, signals: Signals) -> None:
-        "Have those that run end, as a signal asks, and wait until they have saved what they have"
-        if signals.caught is None: return
-        self.send(signals.caught)
-        try: self.wait(PATIENCE)
-        except Interrupted as e:  # somebody waits no longer
-            self.send(e.number)
-            self.wait(5)
-
-    def send(self, number: int) -> None:
-        for child in self.children:
-            if child.process.poll() is None: child.process.send_signal(number)
-
-    def wait(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while any(child.process.poll() is None for child in self.children) and time.monotonic() < end: time.sleep(0.05)
-
-    def kill(self) -> None:
-        "End those that are still there"
-        self.send(getattr(signal, 'SIGKILL', signal.SIGTERM))
-        for child in self.children: child.process.wait()
 
 
 def read_plan(
@@ -427,7 +411,7 @@ def _environment(slot: int, jobs: int, processes: int) -> dict[str, str]:
     import torch
     environment = dict(os.environ)
     if jobs == 1: return environment
-    environment.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//jobs)))
+    environment.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//(jobs*processes))))
     gpus = torch.cuda.device_count()
     if gpus > 1 and processes == 1:
         visible = environment.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(gpus)))).split(',')

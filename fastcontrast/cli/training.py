@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..records import VIEWS
 from ..signals import Interrupted, Signals
 from .folder import RunFolder
 from .inputs import read_pictures, tell_notes
@@ -123,8 +124,8 @@ def _prepare(training: Training) -> None:
 
 
 def _draw_views(training: Training) -> None:
-    if training.goes_on and (training.folder/'views.png').exists(): return
-    training.learn.show_views(path=training.folder/'views.png')
+    if training.goes_on and (training.folder/VIEWS).exists(): return
+    training.learn.show_views(path=training.folder/VIEWS)
 
 
 def _announce(training: Training) -> None:

@@ -302,6 +302,8 @@ class ClassifierLearner(ResumableLearner):
     known: int = 0      # pictures that have one, used or not
     judge_every: int = 1 # epochs between two looks at the validation part; the last epoch has one
 
+    def _split(self, b): self.xb, self.yb = b[:-1], b[-1:] # fastai takes all parts to have aspects, or none
+
     def fit(self, n_epoch, *args, **kwargs):
         "fastai's `fit`; everybody's generators stay where they are"
         with self.draws: super().fit(n_epoch, *args, **kwargs)

@@ -225,6 +225,7 @@ class HardRegions(StepCallback):
         self.places = (stage,) if stages is None else tuple(stages)
         self.choices: list[Choice] = []
         self.role, self.n_views = 'views', 0  # of the step
+        self.compared: tuple[dict | None, dict] | None = None # the step's keys, and what they are for, as it found them
         self.shape: tuple[int, int] | None = None # height and width of the views that it was tried out with
 
     @staticmethod
@@ -318,7 +319,7 @@ class HardRegions(StepCallback):
         if self.choices: self.try_out(self.learn.plan.seen_shape(size))
 
     def before_batch(self):
-        step, route = self.step, self.step.route
+        step, route, self.compared = self.step, self.step.route, None
         for choice in self.choices: choice.begin()
         for choice in self.choices:
             level = choice.stage.level
@@ -360,13 +361,16 @@ class HardRegions(StepCallback):
     ) -> Look:
         "What a score goes by"
         step, level, lead = self.step, choice.stage.level, maps.shape[:-choice.inner]
+        # parts of a batch run again when others may have put scores or means in their place
+        if self.compared is None: self.compared = step.keys, step.queries
+        keys, _ = self.compared
         # keys made on the way come later; a part of a batch that runs again has to choose as it did without them
-        ready = self.rule.keys and step.keys_first and step.keys is not None
+        ready = self.rule.keys and step.keys_first and keys is not None
         return Look(
             grid=choice.stage.grid(maps.flatten(0, len(lead) - 1)), lead=lead, tokens=choice.tokens,
             cells=self.cells and max(1, round(self.cells / math.prod(lead[1:-1]) ** 0.5)), head=self.model.heads[level],
             loss=self.loss_func.losses[level], meets=partial(self.meets, first),
-            made_keys=step.keys[level].roll(-start, 1) if ready else None)  # those of these pictures first
+            made_keys=keys[level].roll(-start, 1) if ready else None)  # those of these pictures first
 
     def meets(self,
         first: int,
@@ -374,7 +378,7 @@ class HardRegions(StepCallback):
         key: int,   # view
     ) -> bool:
         "Whether two views are compared"
-        return MEETS[self.step.queries[self.role]](first + query, key)
+        return MEETS[self.compared[1][self.role]](first + query, key)
 
     @property
     def heat(self) -> Tensor | None:

@@ -30,7 +30,9 @@ from fastcontrast.history import History
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.losses import DCL
 from fastcontrast.signals import Interrupted
-from fastcontrast.speedups.suncet import SuNCEt
+from fastcontrast.speedups.intermediate import IntermediateLoss
+from fastcontrast.speedups.regions import HardRegions
+from fastcontrast.speedups.suncet import SuNCEt, SupervisedTerm
 from fastcontrast.step import Phase
 
 
@@ -215,6 +217,25 @@ def test_a_longer_run_is_as_if_it_had_been_planned_so(tmp_path):
     assert short.recorder.lrs[-1] < short.recorder.lrs[0]
     grown = resume(tmp_path/'grown', make, epochs=8)
     same_state(grown, resume(tmp_path/'whole', make, epochs=8))
+
+
+@pytest.mark.parametrize('make', [IntermediateLoss, lambda: HardRegions('layer1'), lambda: SupervisedTerm('ce')])
+def test_callbacks_for_a_fit_that_have_parameters(tmp_path, make):
+    def cbs(): return [make(), Checkpoint('2 steps')]
+    whole = resume(tmp_path/'whole', epochs=2, cbs=cbs())
+    with pytest.raises(Death): resume(tmp_path/'broken', epochs=2, cbs=[*cbs(), DieAt(5)])
+    again = resume(tmp_path/'broken', epochs=2, cbs=cbs())
+    assert again.train_iter == whole.train_iter
+    for name, t in whole.model.state_dict().items(): assert torch.equal(t, again.model.state_dict()[name]), name
+
+
+def test_a_schedule_is_of_one_fit():
+    learn = learner()
+    for schedule, usual in (('wsd', 'cosine'), (None, 'cosine')):
+        learn.fit_contrastive(2, schedule=schedule)
+        assert learn.recipe.schedule == usual
+        peak = max(learn.recorder.lrs)
+        assert (learn.recorder.lrs.count(peak) > 2) == (schedule == 'wsd')
 
 
 def test_a_shorter_run_is_no_stable_one(tmp_path, capsys):

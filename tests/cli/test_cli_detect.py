@@ -32,6 +32,14 @@ def test_detect(run, refused, folder):
         'run (2)': encoders['run']}
     export_encoder(make_encoder(ARCH), folder/'run/encoder.safetensors', ARCH, 32, [.5] * 3, [.2] * 3)  # another
     assert 'already' not in run('detect', 'run', 'shapes', *QUICK, '--seeds', 1, '-o', 'new/d.json')[1]
+    kept = json.loads((folder/'new/d.json').read_text())
+    assert [*kept['encoders']] == [*kept['weights']] == ['run', 'random', 'run (2)']  # what others have had
+    assert kept['encoders']['random'] == encoders['random'] and kept['encoders']['run'] != encoders['run']
+    other = refused('detect', 'run', 'shapes', *QUICK[:-1], 2, '-o', 'new/d.json')
+    assert 'new/d.json has trainings with other settings (batch_size 4, now 2): give another --out.' in other
+    (folder/'mine.json').write_text('{"mine": 1}')
+    assert 'mine.json is no table of detectors' in refused('detect', 'run', 'shapes', *QUICK, '-o', 'mine.json')
+    assert (folder/'mine.json').read_text() == '{"mine": 1}' and json.loads((folder/'new/d.json').read_text()) == kept
     names = [start.name for start in starts('run', 'random, run/encoder.safetensors,resnet18,run,,untrained')]
     assert names == ['run', 'random', 'run (2)', 'resnet18', 'random (2)']
     assert 'no folder nothing' in refused('detect', 'run', 'nothing')

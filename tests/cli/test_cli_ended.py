@@ -26,6 +26,7 @@ from fastcontrast.cli import training
 from fastcontrast.cli.job import Job
 from fastcontrast.cli.problems import sentence
 from fastcontrast.export import load_encoder
+from fastcontrast.learner import ContrastiveLearner
 
 
 def test_diverging_run(run, folder):
@@ -101,6 +102,18 @@ def test_interrupted_after_training(run, folder, monkeypatch):
     monkeypatch.setattr(training, 'file_embedder', interrupt)
     code, _, err = run('pretrain', 'p', *TINY, '--out', 'r', '--no-controls')
     assert code == 130 and 'interrupted after 1 of 1 epochs' in err and config('r')['epochs_done'] == 1
+    load_encoder('r/encoder.safetensors')
+
+
+def test_a_run_without_its_encoder_is_not_finished(run, folder, monkeypatch):
+    image_folder(folder/'p', dict(a=4, bb=4))
+    def export(*args, **kwargs): raise MemoryError
+    with monkeypatch.context() as m:
+        m.setattr(ContrastiveLearner, 'export', export)
+        code, out, err = run('pretrain', 'p', *TINY, '--out', 'r', '--no-controls')
+    assert code == 1 and err.startswith('warning: this machine is out of memory') and config('r')['state'] == 'failed'
+    assert not Path('r/encoder.safetensors').exists() and 'encoder.safetensors' not in out
+    assert run('pretrain', '--resume', 'r')[0] == 0 and config('r')['state'] == 'finished'
     load_encoder('r/encoder.safetensors')
 
 

@@ -16,12 +16,16 @@ from pathlib import Path
 import pytest
 from helpers.cli import ENV, TINY, config, finish, started, until
 from helpers.folders import image_folder
+from helpers.pictures import ARCH
 
+from fastcontrast import records
 from fastcontrast.cli import training
 from fastcontrast.cli.folder import claimed
 from fastcontrast.cli.runs import find_runs, in_words, run_row
 from fastcontrast.core import InputError
-from fastcontrast.export import load_encoder
+from fastcontrast.export import export_encoder, load_encoder
+from fastcontrast.models import make_encoder
+from fastcontrast.records import changed, owner_lives, read_run, setting_of
 
 LONG = (*TINY[:2], '--batch-size', 4, '--epochs', 5000, '--no-controls')
 PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -53,6 +57,39 @@ def test_a_folder_has_one_owner(run, refused, folder):
     done = (folder/'r/history.csv').read_text().count('\n') - 1
     assert run('pretrain', '--resume', 'r', '--epochs', done + 1)[0] == 0
     assert config('r')['state'] == 'finished' and not [file for file in (folder/'r').iterdir() if file.name[0] == '.']
+
+
+def test_a_run_that_is_gone_meanwhile(folder):
+    assert changed(folder/'gone') == 0 and not owner_lives(folder/'gone')
+
+
+def test_where_nobody_can_lock_a_new_run_is_nobodys(folder, monkeypatch):
+    "As on Windows"
+    monkeypatch.setattr(records, 'fcntl', None)
+    (folder/'r').mkdir()
+    assert not owner_lives(folder/'r')
+    (folder/'r/.lock').touch()
+    assert owner_lives(folder/'r')
+
+
+def test_an_accuracy_of_nothing_is_one(folder):
+    results = {'trained encoder': dict(knn=0.), 'classifier': dict(accuracy=0.)}
+    record('r', state='finished', settings={}, results=results)
+    (folder/'r/history.csv').write_text('epoch,knn,accuracy\n0,.5,.5\n')
+    row = run_row(folder/'r')
+    assert (row['knn'], row['accuracy']) == (0, 0)
+
+
+def test_encoders_that_were_exported_are_told_apart(folder):
+    "Their config.json is timm's, and no record of a run"
+    runs = []
+    for name in 'ab':
+        export_encoder(make_encoder(ARCH), folder/name, ARCH, 32, [.5] * 3, [.2] * 3)
+        file = str(folder/name/'model.safetensors')
+        record(f'tuned-{name}', state='finished', verb='finetune', settings=dict(encoder=file, data='p'))
+        runs.append(read_run(folder/f'tuned-{name}'))
+    a, b = (setting_of(run.record, origin=run.origin) for run in runs)
+    assert a != b and all(run.origin == {} for run in runs)
 
 
 def test_a_lock_left_behind_is_taken_over(folder):

@@ -12,12 +12,15 @@ import pytest
 import typer
 from helpers.cli import ENV, config, started
 from helpers.deaths import TIMES, history
+from helpers.folders import image_folder
 from helpers.pretrained import PRETEND
 from helpers.refusals import refusal, said
 
 from fastcontrast.all import sweep
 from fastcontrast.cli import app, sweeping
-from fastcontrast.cli.expand import LONGEST, Range, expand, make_sweep, plain, read_seeds, read_sweep, run_name
+from fastcontrast.cli.expand import (LONGEST, Range, Search, expand, make_sweep, plain, read_seeds, read_sweep,
+                                     run_name)
+from fastcontrast.core import InputError
 from fastcontrast.records import history_rows, owner_lives
 from fastcontrast.cli.settings import Run, as_options, check_names, named_run, resolve
 
@@ -62,6 +65,8 @@ def test_one_at_a_time():
     assert names(made) == ['base', 'loss=info_nce', 'method=byol', 'batch_size=32']
     assert made[0].chosen == dict(loss='dcl') and made[2].chosen == dict(loss='dcl', method='byol')
     assert made[2].differs == dict(loss='dcl', method='byol', batch_size=None)
+    made = expand(dict(data='digits'), dict(epochs=[None, 25, 50], precision=['auto', None]), 'one_at_a_time')
+    assert names(made) == ['base', 'epochs=50']
 
 
 @pytest.mark.parametrize('base, axes', [
@@ -90,6 +95,9 @@ def test_names_are_told_apart_and_not_too_long():
     made = expand({}, dict(data=['p/q', 'p-q', 'p' * 300, 'p' * 301]))
     assert len(set(names(made))) == 4 and all(len(name) <= LONGEST for name in names(made))
     assert names(made) == names(expand({}, dict(data=['p/q', 'p-q', 'p' * 300, 'p' * 301])))
+    search = Search(dict(data='p'), dict(speedups=['suncet, ' * 20, 'partial'], lr=[Range(.001, 1., True)]), [0], 4)
+    chosen = [search.setting(dict(speedups='suncet, ' * 20, lr=lr)).name for lr in (.1, .01, .1)]
+    assert chosen[0] != chosen[1] and chosen[0] == chosen[2] and len(chosen[0]) <= LONGEST
 
 
 @pytest.mark.parametrize('mode, axes, words', [
@@ -196,6 +204,17 @@ def test_what_is_not_ours_is_passed_over():
     settings(NBDEV + '[x]\nsize = 16\n[sweep: a]\nbase = x\nloss = dcl\n')
     assert named_run('x') == dict(size=16, epochs=3)
     assert read_sweep('a').settings[0].chosen == dict(size=16, epochs=3, loss='dcl')
+
+
+def test_a_file_of_settings_and_no_section(refused):
+    assert 'give --run NAME too' in refused('pretrain', 'p', '--config', 'own.ini')
+    assert not os.listdir()
+
+
+def test_an_architecture_with_a_slash_leaves_no_folder(refused, folder):
+    image_folder(folder/'p', dict(a=4, b=4))
+    assert 'hf-hub:timm/resnet18' in refused('pretrain', 'p', '--arch', 'hf-hub:timm/resnet18')
+    assert os.listdir() == ['p']
 
 
 def test_a_misspelt_key_is_passed_over_nowhere(refused):
@@ -396,6 +415,20 @@ def test_a_name_that_leads_out_of_runs(run, refused, pretend, name):
     assert run('sweep', name, '-o', 'r')[0] == 0 and Path('r/sweep.json').exists()
 
 
+def test_an_error_of_the_sweep_has_its_runs_end_whole(pretend, monkeypatch):
+    "They are told, and waited for, as at a signal"
+    settings(TINY.replace('epochs = 3', 'epochs = 60'))
+    monkeypatch.setenv('EPOCH', '0.1')
+    first, now, seen = Path('runs/a/loss=none--seed=0'), sweeping.Work.now, []
+    def breaks(work):
+        if len(history_rows(first)) < 2: return now(work)
+        seen.extend(work.processes)
+        raise InputError('the disk is full.')
+    monkeypatch.setattr(sweeping.Work, 'now', breaks)
+    with pytest.raises(InputError, match='the disk is full'): sweeping.carry_out(read_sweep('a'), Path('runs/a'), 2)
+    assert [process.returncode for process in seen] == [143, 143] and 1 < len(history_rows(first)) < 60
+
+
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=['INT', 'TERM'])
 def test_interrupted(run, pretend, monkeypatch, number, code):
     "What is under way ends whole, and the last line says how to go on"
@@ -476,6 +509,7 @@ def test_in_python(pretend, folder):
              'with =\n  none\n  partial, intermediate\n')
     made, of_section = (make_sweep('s', base, axes, (0, 1)) for base in (named_run('x'), dict(data='digits', epochs=2)))
     assert made.runs == of_section.runs == read_sweep('s').runs
+    assert make_sweep('s', {}, dict(size=['', 64])).settings[0].chosen == {}  # as an empty line of a section
     assert len(sweep('x', dict(loss='dcl'))) == 1 and sorted(os.listdir('runs/x--loss')) == ['seed=0', 'sweep.json']
 
 

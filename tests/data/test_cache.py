@@ -1,4 +1,5 @@
 "The store of decoded pictures: the same tensors, built once, believed only when it is whole and of now"
+import errno
 import json
 import os
 import resource
@@ -15,6 +16,7 @@ import pytest
 import torch
 from helpers.folders import everything, image_folder, picture, same
 from helpers.odd import KINDS, no_file, within
+from helpers.refusals import said
 from PIL import Image
 from safetensors import safe_open
 
@@ -397,6 +399,18 @@ def test_the_disk_writes_while_pictures_are_decoded(root, monkeypatch):
         steps.append(step)
         time.sleep(.01)
     assert steps == list(range(3 * cache_module.BEHIND + 1)) and len(calls) == 3 and calls[0] >= cache_module.BEHIND
+
+
+def test_a_store_that_the_system_cannot_read_now_is_kept(root, monkeypatch):
+    "It may be a good one: memory for it is short, or a disk is not there for a moment"
+    dls_of(root)
+    before = store(root).stat()
+    def fails(*args, **kwargs): raise OSError(errno.ENOMEM, 'Cannot allocate memory')
+    with monkeypatch.context() as m:
+        m.setattr(np, 'memmap', fails)
+        said([f"the cache '{store(root)}' can't be read: Cannot allocate memory."], dls_of, root)
+    assert store(root).stat() == before
+    dls_of(root)
 
 
 def test_a_disk_that_fails_while_it_writes_is_said(root, monkeypatch):

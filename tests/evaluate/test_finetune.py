@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from helpers.folders import dls_of, image_folder
 from helpers.pictures import ARCH
 from helpers.refusals import refusal, said
 from helpers.stripes import encoder_for, loaders, stripes
@@ -178,6 +179,19 @@ def test_it_learns(channels):
     assert accuracy > 0.8
     scores, y = learn.get_preds()
     assert scores.argmax(1).eq(y).float().mean().item() == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize('sizes', [((40, 40), (60, 40)), ((60, 40), (40, 40))], ids=str)
+def test_one_part_of_squares_and_one_of_whole_pictures(tmp_path, sizes):
+    "Their batches have aspects or not, each its own"
+    train, valid = (image_folder(tmp_path/name, dict(a=5, b=5), size=size) for name, size in zip('xy', sizes))
+    dls = dls_of(train, valid=valid)
+    assert sorted([dls.train.whole, dls.valid.whole]) == [False, True]
+    tuned = finetune(encoder_for(dls), dls, 'all', epochs=1, bs=4)
+    loss, accuracy = tuned.validate()
+    seen, y = tuned.get_preds()
+    assert accuracy == seen.argmax(1).eq(y).float().mean().item() and y.tolist() == [0] * 5 + [1] * 5
+    assert [*tuned.recorder.values[-1][-2:]] == pytest.approx([loss, accuracy])
 
 
 @pytest.mark.parametrize('protocol', PROTOCOLS)

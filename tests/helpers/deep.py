@@ -10,12 +10,11 @@ from PIL import Image
 
 from fastcontrast.core import InputError
 
+from .odd import chunk
+
 
 def png16(x):
     "The file of a PNG of 16 bits: [H, W, C], C of 1 to 4"
-    def chunk(name, content):
-        return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
-
     height, width, channels = x.shape
     rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in x)
     header = struct.pack('>IIBBBBB', width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)

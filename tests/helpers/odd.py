@@ -39,11 +39,13 @@ PNGS = dict(grey1=(0, 1, 1), grey8=(0, 8, 1), grey16=(0, 16, 1), rgb8=(2, 8, 3),
             rgb_alpha16=(6, 16, 4))
 
 
+def chunk(name, content):
+    "A part of a PNG"
+    return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
+
+
 def png(width, height, kind):
     "The file of a picture of zeros; a palette is half transparent"
-    def chunk(name, content):
-        return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
-
     colour, depth, samples = PNGS[kind]
     row, pack = b'\0' * (1 + -(-width * depth * samples // 8)), zlib.compressobj(1)
     packed = b''.join([pack.compress(row) for _ in range(height)]) + pack.flush()

@@ -1,11 +1,13 @@
 """Two processes that died go on as if they had not; and one goes on where two were, with a word about it."""
+import copy
+import os
 import traceback
 from datetime import timedelta
 from functools import partial
 
 import torch
 import torch.distributed as dist
-from helpers.deaths import history, run, same_state
+from helpers.deaths import history, run, same_state, tensors
 from helpers.forks import CONTEXT, start
 from helpers.learners import small
 from helpers.pictures import ARCH, Dots
@@ -49,9 +51,39 @@ def process(r, folder, told):
             whole = run(partial(learner, name), folder/name/'whole', 2)
             broken = run(partial(learner, name), folder/name/'broken', 2, *DEATHS.get(name, USUAL))
             same_state(whole, broken)  # in each process, its own statistics of BatchNorm too
+        planned_longer(folder/'longer')
+        rate_is_looked_for()
         told.put('')
     except BaseException: told.put(traceback.format_exc())
     finally: dist.destroy_process_group()
+
+
+def planned_longer(folder):
+    "What begins to depend on the length of the run is kept in both, in the middle of an epoch too"
+    def make():
+        torch.manual_seed(0)
+        dls = image_dls(Dots(40), bs=8, valid=0, workers=0, device='cpu')
+        return contrastive_learner(dls, ARCH, small('simclr', 'cifar', warmup=0), small_input=False, knn_pictures=0)
+    for length in (4, 6):
+        grown = make()
+        grown.fit_contrastive(length, resume=folder/'grown', schedule='wsd')
+    whole = make()
+    whole.fit_contrastive(6, resume=folder/'whole', schedule='wsd')
+    same_state(grown, whole)
+
+
+def rate_is_looked_for():
+    "All processes have afterwards what they had before"
+    learn = learner('dino in bfloat16')
+    learn.fit_contrastive(1)
+    before = copy.deepcopy([learn.model.state_dict(), learn.opt.state_dict()])
+    os.environ['RANK'] = str(rank())  # by which fastai saves in one process alone, as launchers set it
+    learn.lr_find(num_it=5, show_plot=False)
+    del os.environ['RANK']
+    kept, now = (tensors(state) for state in (before, [learn.model.state_dict(), learn.opt.state_dict()]))
+    assert kept.keys() == now.keys()
+    for name, t in kept.items(): assert torch.equal(t, now[name]) if torch.is_tensor(t) else t == now[name], name
+    learn.fit_contrastive(1)
 
 
 def test_two_processes(tmp_path, capsys):

@@ -19,6 +19,7 @@ from fastcontrast.core import InputError
 from fastcontrast.data import image_dls
 from fastcontrast.evaluate.metrics import spread
 from fastcontrast.guards import Collapse, FiniteLoss, batch_spread, chance_level
+from fastcontrast.history import History
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.losses import InfoNCE, NegCosine, NTXent
 from fastcontrast.pairs import PairLoss
@@ -261,10 +262,21 @@ def test_levels_that_only_some_steps_have(capsys):
     assert set(learn.collapse.start) <= set(learn.model.levels())
 
 
-def test_the_fit_ends_if_that_is_wished():
+def test_the_fit_ends_if_that_is_wished(tmp_path):
+    "After an epoch, which stands in its table too"
     learn = contrastive_learner(alike(), ARCH, stop_on_collapse=True, **SILENT)
-    with pytest.raises(InputError, match='one and the same picture'): learn.fit(3, LR)
-    assert len(learn.recorder.values) == 1 and step_is_over(learn)
+    table = History(tmp_path/'history.csv')
+    for _ in range(2):
+        with pytest.raises(InputError, match='one and the same picture'): learn.fit(3, LR, cbs=table)
+        assert len(learn.recorder.values) == 1 and step_is_over(learn)
+        assert [row['epoch'] for row in table.rows] == [0] and (tmp_path/'history.csv').read_text().count('\n') == 2
+        with pytest.raises(InputError): learn.fit(1, LR, cbs=[table, Refuses()])
+        assert len(table.rows) == 1
+
+
+class Refuses(Callback):
+    order = -100
+    def before_fit(self): raise InputError('no.')
 
 
 def test_it_looks_in_a_levels_first_step_every_fifty_and_the_last_of_an_epoch(monkeypatch):
