@@ -100,20 +100,20 @@ class History(Callback):
         path: str | Path, # of the file
     ):
         self.path_of_file, self.rows, self.problem = Path(path), [], ''
-        self.epochs_told = inf # of the recorder's
+        self.epochs_told = inf # of the recorder's, when an epoch has ended that is not among them
 
     def before_fit(self): self.rows = []
-    def before_epoch(self): self.epochs_told = len(self.recorder.values)
+    def after_train(self): self.epochs_told = len(self.recorder.values)
 
     def after_epoch(self):
-        self.epochs_told = len(self.recorder.values)
+        self.epochs_told = inf
         row = zip(self.recorder.metric_names, self.recorder.log, strict=True)
         self.rows.append({name: value if isinstance(value, int | float) else str(value) for name, value in row
                           if value is not None})
         self.write()
 
     def after_fit(self):
-        if self.epochs_told < len(self.recorder.values): self.after_epoch()  # at its end another one has ended the fit
+        if self.epochs_told < len(self.recorder.values): self.after_epoch()  # another one has ended the fit first
         self.epochs_told = inf
 
     def write(self):
