@@ -153,7 +153,8 @@ def trial(
     generators, place, had_opt = generator_states(device), (train.epoch, train.begin), learn.opt is not None
     kept = [(take, copy.deepcopy(give())) for give, take in stateful(learn).values()]
     if rank():  # fastai puts back what it has saved, which it does in the first process alone
-        kept += [(part.load_state_dict, copy.deepcopy(part.state_dict())) for part in (learn.model, learn.opt) if part]
+        parts = [learn.model, learn.opt] if had_opt else [learn.model]
+        kept += [(part.load_state_dict, copy.deepcopy(part.state_dict())) for part in parts]
     rates = [hyper['lr'] for hyper in learn.opt.hypers] if had_opt else []  # it saves those that it begins with
     still = [cb for cb in learn.cbs if isinstance(cb, resting)]
     for cb in still: cb.run = False

@@ -163,11 +163,12 @@ class ContrastiveLearner(ResumableLearner):
         r = self.recipe
         peak = r.lr * bs / 256 if lr is None else lr
         origin = f"{r.lr:g} x {bs}/256" if lr is None else "given"
-        if self.logger is not noop: self._announce(n_epoch, peak, origin)
-        if self.opt is None: self.create_opt()
-        plan = schedules(groups_of(self.opt), peak, self._warmup(n_epoch), r.schedule, r.warmup_from, r.wd,
-                         r.wd_end, r.lr_end)
-        try: self._fit_from(n_epoch, peak, [ParamScheduler(plan), *cbs, *logs], resume)
+        try:
+            if self.logger is not noop: self._announce(n_epoch, peak, origin)
+            if self.opt is None: self.create_opt()
+            plan = schedules(groups_of(self.opt), peak, self._warmup(n_epoch), r.schedule, r.warmup_from, r.wd,
+                             r.wd_end, r.lr_end)
+            self._fit_from(n_epoch, peak, [ParamScheduler(plan), *cbs, *logs], resume)
         finally: self.recipe = usual
 
     def _warmup(self, n_epoch: int) -> float:
