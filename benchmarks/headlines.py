@@ -67,8 +67,8 @@ HELP = """
 JUDGED = {"knn": "kNN", "labelled": "a linear classifier that sees the labels which SuNCEt may use"}
 TUNED = """
     At its end every run's encoder is fine-tuned with these labels, by a protocol of `learn.finetune`, full or semi:
-    what `fastcontrast pretrain --labels 0.1` and the fine-tuning after it come to, with SuNCEt and without, and without
-    it in twice the epochs.
+    what `fastcontrast pretrain --method simclr --labels 0.1` and the fine-tuning after it come to, with SuNCEt and
+    without, and without it in twice the epochs.
 """
 QUICK = dict(data="digits", arch="test_resnet", size=16, bs=256, epochs=1, seeds="3", small_input=False)
 

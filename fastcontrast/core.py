@@ -43,6 +43,7 @@ class InputError(ValueError):
         message: str, # one sentence: what was wrong, with which value or file, and what to do
     ):
         self.message = shown(message)  # it names files and classes, which may be called anything
+        if not self.message.endswith(('.', '!', '?')): self.message += '.'
         super().__init__(self.message)
 
     # the sentence stays as it is: fastai rewrites arguments of what a callback raises, and `OSError` has its own form
