@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .decoding import MEMORY, SMALL, decoding_memory
+from .decoding import MEMORY, ORIENTATION, SMALL, decoding_memory
 from .files import check_file, megabytes
 from .values import Unfit, row_bands
 
 ARRAY_SUFFIXES = '.npy', '.npz'
 NAMES = 'image', 'img', 'picture', 'x', 'arr_0' # of the picture among several arrays of an .npz
 KINDS = 'buif' # of numbers that are values of pixels: bool, integers, floats
-_SAMPLES, _BITS, _KIND, _ORIENTATION = 277, 258, 339, 274 # tags of TIFF, and the last of EXIF too
+_SAMPLES, _BITS, _KIND = 277, 258, 339 # tags of TIFF
 _MISREAD = (8, 2), (32, 1) # bits and kinds (1: from 0 up, 2: with a sign) that Pillow takes for the other kind
 
 def _unheard(record: logging.LogRecord) -> bool: return 'samples per pixel' not in str(record.msg).lower()
@@ -124,8 +124,9 @@ def _divided(
 def orientation_of(
     picture: Image.Image,
 ) -> int: # as EXIF counts; 1: upright
-    "How a picture lies"
-    return picture.getexif().get(_ORIENTATION, 1)
+    "How a picture lies; upright where what says so is damaged"
+    try: return picture.getexif().get(ORIENTATION, 1)
+    except (SyntaxError, ValueError, struct.error): return 1  # Pillow's, and the picture is good
 
 
 def oriented(
@@ -135,7 +136,7 @@ def oriented(
     "Say how a picture lies"
     if orientation != 1:
         exif = Image.Exif()
-        exif[_ORIENTATION] = orientation
+        exif[ORIENTATION] = orientation
         picture.info['exif'] = exif.tobytes()
     return picture
 
@@ -439,7 +440,7 @@ def open_tiff(
         if math.prod(page.chunks) * series.dtype.itemsize > MEMORY.limit:
             raise ValueError("has parts that are too large")
         extra = [int(kind) for kind in page.extrasamples]
-        orientation = page.tags.valueof(_ORIENTATION, 1)
+        orientation = page.tags.valueof(ORIENTATION, 1)
     channel = [i - len(shape) for i, axis in enumerate(axes) if axis not in 'YX']
     whole = tuple(n for n, axis in zip(shape, axes) if axis in 'YX') + tuple(shape[k] for k in channel)
     alpha = bool(channel) and whole[-1] in (2, 4) and extra in ([1], [2]) and series.dtype.kind in 'uf'

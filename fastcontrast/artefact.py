@@ -186,7 +186,8 @@ def write_files(
     partial = folder.with_name(f'.{folder.name}.{os.getpid()}.partial')
     try:
         for name, content in files.items(): write_whole(partial/name, content)
-        if not folder.is_dir() or not os.listdir(folder): os.replace(partial, folder)
+        if folder.is_dir() and not os.listdir(folder): folder.rmdir()  # Windows replaces no folder
+        if not folder.is_dir(): os.replace(partial, folder)
         elif not _swap(partial, folder): _move_aside(partial, folder)
     finally: shutil.rmtree(partial, ignore_errors=True)
 

@@ -313,8 +313,8 @@ def _from_module(dls, module: nn.Module, small_input: bool | None, pretrained: b
                          "with its weights: leave it out, and give head_epochs=1 if they are worth keeping.")
     encoder, notes = as_encoder(module, dls.size, dls.channels)
     check_trains(encoder, name, dls.size, dls.channels)
-    name = timm_name(encoder, dls.size, dls.channels)
-    arch, small = plain_name(name) if name else (MODULE + class_path(encoder), False)
+    known = timm_name(encoder, dls.size, dls.channels)
+    arch, small = plain_name(known) if known else (MODULE + class_path(encoder), False)
     if weights is None: return Start(encoder, arch, small, notes=notes, module=True)
     if timm_source(weights) is not None:
         raise InputError(f"weights='{clipped(weights)}' are of a model that timm makes, and arch={name}(…) is one "

@@ -16,15 +16,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader, Dataset
 
 from .core import InputError, shown
 from .files import NotAFile, check_file, check_utf8, megabytes, user_path
 from .formats import PixelFormat
-from .pictures import Files, attempt, by_reason, check_decoded
+from .pictures import Files, attempt, by_reason, check_decoded, progress
 
 FORMAT = 'fastcontrast pictures 1' # another one whenever the same files would be decoded to other bytes
 HEADER = 4096                      # bytes before the first picture, so that their places are known before anything else
@@ -244,8 +242,7 @@ class _Store:
         chunks = _Chunks(self.pictures, self.form, file)
         workers = min(workers, len(chunks)) if len(chunks) > 1 else 0
         chunks = DataLoader(chunks, batch_size=None, num_workers=workers, generator=torch.Generator())
-        if sys.stderr.isatty(): chunks = track(chunks, "decoding", console=Console(stderr=True), transient=True)
-        for broken, error in _written_behind(file, chunks):
+        for broken, error in _written_behind(file, progress(chunks, "decoding")):
             if error: raise _unwritable(self.path, error)
             failed.update(broken)
             check_decoded(self.named(broken), strict)

@@ -78,14 +78,15 @@ _STORED = {'1': 1, 'L': 1, 'P': 1, 'I;16': 2, 'I;16L': 2, 'I;16B': 2, 'I;16N': 2
 _BESIDE = {'WEBP': 14, 'AVIF': 12, 'jpeg2k': 17}
 _IN_PYTHON = 8 # …of those that are written in Python
 _JPEGS = ('JPEG', 'MPO')
-_ORIENTATION, _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_LENGTH = 274, 278, 322, 323 # TIFF's tags
+ORIENTATION = 274 # a tag of EXIF and of TIFF
+_ROWS_PER_STRIP, _TILE_WIDTH, _TILE_LENGTH = 278, 322, 323 # TIFF's
 
 
 def decoding_memory(
     picture: Image.Image, # not decoded yet, or already: then it takes nothing more
 ) -> int:                 # bytes, about; 0 for a small one
     "What decoding a picture takes. Raises `ValueError` for one that would take more than a process may"
-    if not isinstance(picture, ImageFile.ImageFile): return 0
+    if not isinstance(picture, ImageFile.ImageFile) or picture.fp is None: return 0
     width, height = picture.size
     scale = picture.decoderconfig[0] if picture.decoderconfig and picture.format in _JPEGS else 1  # by `draft`
     if width * height * scale**2 <= SMALL and picture.format != 'TIFF': return 0
@@ -103,7 +104,7 @@ def _needed(picture: ImageFile.ImageFile, pixels: int, scale: int) -> int:
     codec = picture.tile[0][0] if picture.tile else ''
     if codec == 'fits_gzip': raise ValueError("FITS that is packed with gzip is not read")  # its size is nowhere told
     beside = _BESIDE.get(picture.format) or _BESIDE.get(codec) or (_IN_PYTHON if codec in Image.DECODERS else 0)
-    turned = picture.format == 'TIFF' and picture.tag_v2.get(_ORIENTATION, 1) != 1  # Pillow makes another one
+    turned = picture.format == 'TIFF' and picture.tag_v2.get(ORIENTATION, 1) != 1  # Pillow makes another one
     rows = 16 * picture.width  # two, of at most 64 bits a pixel
     return stored * (1 + turned) + pixels * beside + rows + (8 * _piece(picture) if codec == 'libtiff' else 0)
 

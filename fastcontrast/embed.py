@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from fastai.data.core import DataLoaders
 from torch import Tensor, nn
 
 from .core import InputError, MissingPath, clipped, is_whole, whole
@@ -253,6 +254,9 @@ def embed(
     channels, size = cfg['input_size'][0], cfg['input_size'][-1]
     if not isinstance(source, ImageLoaders):
         asked = dict(bs=2, valid=0., size=size, channels=channels, training=False) | settings
+        # the same value means the same as in training; fastai's loaders scale pictures themselves
+        if asked.get('value_range') is None and not isinstance(source, DataLoaders):
+            asked['value_range'] = getattr(encoder, 'value_range', None)
         source = image_dls(source, **asked)
     elif source.channels != channels:
         raise InputError(f"the encoder takes pictures with {channels} channels, and these have {source.channels}.")

@@ -32,6 +32,7 @@ from .files import check_utf8, user_path, whole_file, write_whole
 from .models import SOURCES, evaluating, make_encoder
 from .modules import MODULE, as_encoder
 from .stems import marked, plain_name, small_name
+from .values import range_of
 
 # %% ../nbs/350_export.ipynb #bbc0c059
 def digest(
@@ -345,6 +346,7 @@ def _load(path: str | Path, model: nn.Module | None) -> tuple[nn.Module, dict[st
     # in place: timm keeps the same dict as `default_cfg`
     made.pretrained_cfg.update(mean=tuple(info['mean']), std=tuple(info['std']),
                                input_size=(info['in_chans'], info['size'], info['size']))
+    made.value_range = range_of(info['extra'])
     return made.eval(), info
 
 def _check_tensors(path: Path, info: dict[str, Any]) -> None:
@@ -400,7 +402,8 @@ def _try_torchvision(encoder: nn.Module, info: dict[str, Any]) -> None:
     if info['in_chans'] != 3: raise InputError(f"{refusal} for {info['in_chans']} channels: export it for timm.")
     if arch not in list_models(): raise InputError(f"{refusal}: export it for timm.")
     model = get_model(arch, weights=None).eval()
-    if isinstance(getattr(model, 'fc', None), nn.Linear): model.fc = nn.Identity()
+    if isinstance(getattr(model, 'fc', None), nn.Linear):
+        model.fc = nn.Linear(model.fc.in_features, len(info['classes'])) if info['classes'] else nn.Identity()
     x = torch.rand(2, info['in_chans'], info['size'], info['size'], generator=torch.Generator().manual_seed(0))
     try:
         model.load_state_dict(encoder.state_dict(), strict=True)

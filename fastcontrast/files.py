@@ -119,7 +119,7 @@ def read_json(
 
 def _to_disk(path: Path) -> None:
     "Wait until what is in a file, or which files a folder has, is on the disk"
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if os.name == 'nt' else os.O_RDONLY)  # Windows wants to write what it syncs
     try: os.fsync(handle)
     finally: os.close(handle)
 

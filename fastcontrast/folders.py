@@ -264,7 +264,8 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 def _overlap(a: str, b: str) -> bool:
     "Is one of two real folders the other, or in it?"
-    return os.path.commonpath((a, b)) in (a, b)
+    try: return os.path.commonpath((a, b)) in (a, b)
+    except ValueError: return False  # on two drives
 
 
 def _looks_like_one(path: str) -> bool:

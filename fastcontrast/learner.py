@@ -425,6 +425,7 @@ def contrastive_learner(
     table = EpochTable(dls, metrics, knn_pictures)
     normalize = Normalize(encoder.pretrained_cfg['mean'], encoder.pretrained_cfg['std'])
     encoder.pretrained_cfg.update(input_size=(dls.channels, dls.size, dls.size)) # what `embed` shows it
+    encoder.value_range = dls.value_range
     watch = Collapse(stop_on_collapse, chance_level(dls.valid.ordered(knn_pictures).labels()))
     frame = [Contrast(views, normalize, recipe.one_way), FiniteLoss(), table, watch]
     if world_size() > 1: frame.append(Together())

@@ -433,25 +433,28 @@ class Workers:
 class PictureStream(Dataset):
     """What the worker processes run: item `i` is picture `i`, its index, and the failures on the way to it
 
-    The next picture that can be decoded stands in for one that can't; where too many fail in a row the index is -1."""
+    The next picture that can be decoded stands in for one that can't; where too many fail in a row the index is -1. A
+    refusal is a failure without a name: raised here, it would arrive with a traceback in its sentence."""
     def __init__(self,
         pictures: Pictures,
         form: PixelFormat, # what they become
     ):
         self.pictures, self.form = pictures, form
 
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, int, list[tuple[str, str]]]:
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int, list[tuple[str | None, str]]]:
         failures, n = [], len(self.pictures)
-        for j in range(i, i + min(n, TRIES)):
-            x, reason = attempt(self.pictures.pixels, j % n, self.form)
-            if x is not None: return torch.from_numpy(x), j % n, failures
-            failures.append((self.pictures.shown(j % n), reason))
+        try:
+            for j in range(i, i + min(n, TRIES)):
+                x, reason = attempt(self.pictures.pixels, j % n, self.form)
+                if x is not None: return torch.from_numpy(x), j % n, failures
+                failures.append((self.pictures.shown(j % n), reason))
+        except InputError as e: failures.append((None, e.message))
         return torch.zeros(self.form.shape, dtype=self.form.dtype), -1, failures
 
     @staticmethod
     def collate(
         items: list[tuple],
-    ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]: # [B, *form.shape]; int64 [B]; all failures
+    ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[str | None, str]]]: # [B, *form.shape]; int64 [B]; all failures
         "A batch of items"
         images, indices, failures = zip(*items, strict=True)
         return PictureStream.stacked(images), torch.tensor(indices), list(chain.from_iterable(failures))
@@ -509,6 +512,8 @@ class StreamingLoader(DecodingLoader):
 
     def _images(self, order):
         for images, indices, failures in self._read(order.split(self.share)):
+            for name, refusal in failures:
+                if name is None: raise InputError(refusal)
             batch = self._arrived(images, indices, failures)
             if indices.min() < 0:
                 failed = dict(failures)

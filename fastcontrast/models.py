@@ -25,7 +25,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
-from timm.models import load_model_config_from_hf
+from timm.models import get_deprecated_models, load_model_config_from_hf
 from timm.models._hub import load_model_config_from_path
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -75,7 +75,8 @@ def pretrained_config(
         return dict(config, architecture=name)
     name, _, tag = arch.partition('.')
     if not timm.is_model(name): raise InputError(suggest(arch, timm.list_models(), 'architecture'))
-    try: config = timm.get_pretrained_cfg(arch)
+    # of a former name timm knows no more than the name of today
+    try: config = timm.get_pretrained_cfg(get_deprecated_models().get(arch) or arch)
     except RuntimeError:
         tags = [known.partition('.')[2] for known in timm.list_pretrained(f'{name}.*')]
         raise InputError(suggest(tag, tags, f"tag of '{name}'") if tags else

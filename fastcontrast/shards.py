@@ -56,7 +56,8 @@ def shard_paths(
         return _listed(source)
     if not isinstance(source, (str, Path)): return None
     pattern = os.fspath(source)
-    if not pattern.endswith('.tar'): return sorted(user_path(pattern, 'source').glob('*.tar')) or None
+    # what begins with a dot is a system's, as macOS writes beside files
+    if not pattern.endswith('.tar'): return sorted(user_path(pattern, 'source').glob('[!.]*.tar')) or None
     return _expanded(pattern)
 
 
@@ -221,7 +222,8 @@ def _write_index(folder: Path, known: dict[Path, Shard]):
 
 def _unchanged(path: Path, shard: Shard | None) -> bool:
     "Is a shard still what the index says?"
-    stat = path.stat()
+    try: stat = path.stat()
+    except OSError: return False
     return shard is not None and (shard.size, shard.mtime) == (stat.st_size, stat.st_mtime_ns)
 
 
@@ -292,7 +294,7 @@ class Shards:
                 file.seek(self.index[k].marks[mark])
                 with tarfile.open(fileobj=file, mode='r:', tarinfo=_Member) as tar:
                     members = (dict(fname=m.name, data=m, __url__=path) for m in _members(tar))
-                    found = ((s['__key__'], _picture(s)) for s in group(members) if _picture(s) is not None)
+                    found = ((s['__key__'], x) for s in group(members) if (x := _picture(s)) is not None)
                     for key, picture in islice(found, start - mark * MARK, stop - mark * MARK):
                         yield int(self.starts[k]) + number, f'{path}/{key}', tar.extractfile(picture).read()
                         number += 1

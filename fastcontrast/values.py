@@ -86,14 +86,21 @@ def count_outside(
     if span.outside is not None and (low < span.low or high > span.high): span.outside.add_(1)
 
 
+def range_of(
+    extra: Mapping[str, Any],       # of an exported encoder's header
+) -> tuple[float, float] | None: # None: those of bytes, or it does not say it
+    "The values that became 0 and 1 when an encoder was trained"
+    there = extra.get('value_range')
+    return tuple(there) if isinstance(there, list) and len(there) == 2 and all(map(is_number, there)) else None
+
+
 def other_range(
     extra: Mapping[str, Any],         # of an exported encoder's header
     here: tuple[float, float] | None, # the values that become 0 and 1 in pictures; None: those of bytes
 ) -> str:
     "'' or what is to be said of an encoder that was trained with another range of values"
-    there = extra.get('value_range')
-    if here is None or not isinstance(there, list) or len(there) != 2 or not all(map(is_number, there)): return ''
-    if tuple(there) == tuple(here): return ''
+    there = range_of(extra)
+    if here is None or there is None or there == tuple(here): return ''
     low, high = there
     return (f"it was trained with {low:,g} to {high:,g} as 0 to 1, and here it is {here[0]:,g} to {here[1]:,g}: where "
             f"the same value means the same, give value_range (--range) {low:g},{high:g}")

@@ -816,10 +816,9 @@ def draw_views(
 # %% ../nbs/120_views.ipynb #dd15e5e9
 def as_colours(
     images: Tensor, # [B, C, H, W], uint8, uint16 or float in [0, 1]
-    bands: Sequence[int] | None = None, # channels drawn as red, green and blue, or one as grey; None: see `draw_views`
 ) -> np.ndarray:    # [B, H, W, 3] in [0, 1]
     "Pictures as `draw_pictures` draws them, for drawings of another kind"
-    bands = _chosen_bands(images.shape[1], bands)
+    bands = _chosen_bands(images.shape[1], None)
     ends = None if bands is None else _stretch(images, bands)
     drawn = (_drawable(picture, bands, ends) for picture in images)
     return np.stack([x if x.ndim == 3 else x[..., None].repeat(3, -1) for x in drawn])

@@ -21,6 +21,7 @@ from huggingface_hub import constants, errors
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torchvision.models import get_model
 
 from fastcontrast import artefact
 from fastcontrast.artefact import check_free, find_encoder, push_folder, training_facts, usage, write_files
@@ -217,6 +218,15 @@ def test_classifiers(exported, tmp_path, monkeypatch):
     close(load_encoder(export_copy(folder, tmp_path/'e.safetensors'))(x), h)
     again = write_folder(model, tmp_path/'again', **FRAME, **MADE[kind], classes=CLASSES)
     close(load_classifier(again)(x), head(h))
+
+
+def test_a_classifier_for_torchvision(tmp_path):
+    encoder = timm.create_model('resnet18', num_classes=0)
+    folder = write_folder(encoder, tmp_path/'net', 'resnet18', **FRAME, head=nn.Linear(512, 3), classes=CLASSES)
+    copy = export_copy(folder, tmp_path/'copy', 'torchvision')
+    theirs, x = get_model('resnet18', num_classes=3).eval(), torch.rand(2, 3, SIDE, SIDE)
+    theirs.load_state_dict(load_file(copy/'model.safetensors'))
+    close(theirs(x), load_classifier(copy)(x))
 
 
 def test_classifiers_refused(tiny, tmp_path, folder):

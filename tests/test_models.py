@@ -9,7 +9,7 @@ from torch import nn
 
 from fastcontrast.core import InputError
 from fastcontrast.models import (ContrastiveModel, Embedding, Head, Route, architecture, drop_paths, encoder_stages,
-                                 feature_dim, find_stage, make_encoder, mlp, patch_side)
+                                 feature_dim, find_stage, make_encoder, mlp, patch_side, pretrained_config)
 
 ARCHS = {  # features, and the stages' modules, channels and strides, as the papers' tables give them
     'resnet18': (512, dict(act1=(64, 2), layer1=(64, 4), layer2=(128, 8), layer3=(256, 16), layer4=(512, 32))),
@@ -103,6 +103,10 @@ def test_in_chans():
     assert feature_dim(encoder, 32, in_chans=1) == 512
     assert 'size=32' in sentence(feature_dim, encoder, 32)
     assert '-1 channels' in sentence(make_encoder, 'resnet10t', in_chans=-1)
+
+
+def test_a_former_name_of_a_model():
+    assert pretrained_config('vit_base_patch16_224_in21k') == pretrained_config('vit_base_patch16_224.augreg_in21k')
 
 
 def test_wrong_encoders_are_refused_in_a_sentence():

@@ -117,6 +117,11 @@ class Classifier(nn.Module):
         "What it expects of pictures: mean, std and size of its encoder's"
         return self.encoder.pretrained_cfg
 
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        "The values that are 0 and 1 in its pictures; None: 0 and 255"
+        return self.encoder.value_range
+
 # %% ../../nbs/315_finetune.ipynb #3af4ba37
 def rate_groups(
     model: Classifier,
@@ -417,6 +422,7 @@ def classifier_learner(
         torch.manual_seed(seed)
         model = Classifier(encoder, width, data.classes, still=not protocol.encoder_lr).to(dls.device)
         encoder.pretrained_cfg.update(input_size=(dls.channels, dls.size, dls.size))  # of what it is trained on
+        encoder.value_range = dls.value_range
         learn = _learner(model, parts, maker, protocol, peak, precision, [*L(cbs), *L(stop)], path)
     learn.protocol, learn.peak, learn.views_seen, learn.draws, learn.stop = protocol, peak, maker, draws, stop
     learn.epochs = epochs or max(protocol.epochs, -(-STEPS // len(parts.train)))

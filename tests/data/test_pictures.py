@@ -4,8 +4,10 @@ import io
 import numpy as np
 import pytest
 from helpers.folders import dls_of, everything, picture
+from helpers.odd import chunk
 from PIL import Image
 
+from fastcontrast.decoding import SMALL, decoding_memory
 from fastcontrast.formats import PixelFormat
 from fastcontrast.pictures import progress, square_pixels
 
@@ -60,6 +62,25 @@ def test_exif_rotation():
     exif[0x112] = 6     # to be turned by 90 degrees clockwise: what was right is then below
     pixels = square_pixels(saved(Image.fromarray(lying), format='PNG', exif=exif), PixelFormat(10))
     assert (pixels[:, 7:] == 255).all() and (pixels[:, :7] == 0).all()
+
+
+def test_exif_that_is_damaged_costs_no_picture():
+    file = io.BytesIO()
+    Image.fromarray(GREY).save(file, 'PNG')
+    content = file.getvalue()
+    header = len(b'\x89PNG\r\n\x1a\n') + 25
+    for exif in (b'none at all', b'Exif\0\0MM', b'II*\0\xff'):
+        damaged = Image.open(io.BytesIO(content[:header] + chunk(b'eXIf', exif) + content[header:]))
+        assert (square_pixels(damaged, PixelFormat(8)) == GREY).all()
+
+
+def test_large_jpegs_that_are_decoded_already():
+    "As those of Hugging Face's data sets"
+    loaded = saved(Image.new('RGB', (1100, 1000), 'red'), format='JPEG')
+    loaded.load()
+    assert loaded.width * loaded.height > SMALL and decoding_memory(loaded) == 0
+    dls = dls_of([loaded] * 3, size=8, bs=2, valid=0)
+    assert len(dls.train.data) == 3 and dls.report() == ''
 
 
 def test_animation_shows_its_first_frame():

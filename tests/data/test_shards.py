@@ -208,6 +208,15 @@ def broken(path, at, n=10, bad=b'not a picture'):
     return path
 
 
+def test_what_lies_in_a_folder_of_shards(tmp_path):
+    broken(tmp_path/'0.tar', ())
+    (tmp_path/'._0.tar').write_bytes(b'of macOS')
+    assert len(dls_of(tmp_path).train.data) == 10
+    (tmp_path/'1.tar').symlink_to(tmp_path/'gone')
+    with pytest.raises(InputError, match="^the shard '.*1.tar' cannot be read: No such file or directory[.]$"):
+        dls_of(tmp_path)
+
+
 @pytest.mark.parametrize('workers', [0, 2])
 def test_undecodable_pictures_are_replaced(tmp_path, workers):
     path = broken(tmp_path/'0.tar', (0, 4, 5, 9))

@@ -176,6 +176,8 @@ def test_paths_from_anywhere(files, tmp_path, monkeypatch):
     assert dls.report() == '' and len(set(dls.train.data.names)) == 4
     dls = dls_of(table(files/'up.csv', ['path'], [f'../{files.name}/data/00.png', str(tmp_path/'far.png')]))
     assert torch.equal(everything(dls.train.ordered())[0], x[[0, 1]])
+    dls = dls_of([f'/{tmp_path}/far.png', f'//{files}/data/00.png'])
+    assert torch.equal(everything(dls.train.ordered())[0], x[[1, 0]])
     (tmp_path/'link').symlink_to(files/'data')
     dls = dls_of([tmp_path/f'link/../data/{i:02}.png' for i in (0, 2)])  # not beside the link
     assert torch.equal(everything(dls.train.ordered())[0], TENSOR[[0, 2]])

@@ -14,7 +14,8 @@ from PIL import Image
 from fastcontrast import sample
 from fastcontrast.core import InputError
 from fastcontrast.data import image_dls
-from fastcontrast.export import encoder_info
+from fastcontrast.embed import embed, embed_picture
+from fastcontrast.export import encoder_info, load_encoder
 from fastcontrast.formats import PixelFormat, Span
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.pictures import square_pixels
@@ -274,6 +275,30 @@ def test_the_first_of_its_kind_is_refused_by_name(tmp_path, monkeypatch):
     dls = dls_of(tmp_path)
     assert len(dls.train.data) == 2 and '001.png (has more than 8 bits' in dls.report()
     refuses(['item 1 of list', 'value_range'], dls_of, [grey, deep, grey])
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_it_is_refused_in_a_sentence_by_workers_too(monkeypatch, workers):
+    monkeypatch.setattr(sample, 'SAMPLE', 2)
+    grey, deep = np.rint(RAMP * 255).astype(np.uint8), np.rint(RAMP * 4095).astype(np.uint16)
+    dls = dls_of([grey, grey, deep, grey], **STREAM, workers=workers)
+    for _ in range(2):
+        with pytest.raises(InputError, match='^item 2 of list has more than 8 bits.*become 0 and 1[.]$'):
+            list(dls.train.ordered())
+
+
+def test_an_encoder_sees_one_picture_as_it_saw_those_of_its_training(tmp_path):
+    x = np.rint(RAMP * 4095).astype(np.uint16)
+    source = folder_of(tmp_path/'p', [x, x // 5, x // 2, x], 'png')
+    learn = contrastive_learner(dls_of(source), ARCH, method=small('simclr'), **BARE)
+    alone = tmp_path/'p/001.png'
+    for encoder in (learn.model.encoder, load_encoder(learn.export(tmp_path/'encoder'))):
+        embedded = embed(encoder, source, precision='fp32')
+        assert embedded.pictures.value_range == (0, 4095)
+        seen = embed_picture(encoder, alone, precision='fp32').features[0]
+        torch.testing.assert_close(seen, embedded.features[1], rtol=1e-4, atol=1e-5)
+        own = embed_picture(encoder, alone, precision='fp32', value_range=(0, 1023)).features[0]
+        assert not torch.allclose(own, seen, rtol=1e-2)
 
 
 def test_the_sample_is_spread_and_bounded(tmp_path, monkeypatch):
