@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import (Group, Lacking, Run, chosen, embedded, seconds_a_step, seconds_of, sync, table_of, train,
-                    with_library, words)
+from common import (Group, Lacking, Run, chosen, embedded, hiding_gpus, seconds_a_step, seconds_of, steps_to_time, sync,
+                    table_of, train, with_library, words)
 from fastai.callback.core import Callback, CancelFitException
 from matplotlib.figure import Figure
 from trials import CONFIGS, Trial, needs
@@ -49,7 +49,7 @@ def digits(
             command = [sys.executable, "-m", "fastcontrast", "pretrain", "--seed", seed, "--method", method]
             command += ["--out", f"{folder}/run"] + (["--epochs", str(epochs)] if epochs else [])
             start = time.time()
-            subprocess.run(command, check=True, env=with_library())
+            subprocess.run(command, check=True, env=with_library(hiding_gpus(run.device)))
             config = json.loads(Path(folder, "run", "config.json").read_text())
             rows.append(dict(seed=int(seed), wall_s=round(time.time() - start, 1),
                              training_s=round(config["cost"]["seconds"], 1), epochs=config["epochs"],
@@ -339,7 +339,7 @@ def fitting(budget: Budget, epochs: int, learn) -> int:
     """How many epochs, with their evaluations, fit into what is left of the minutes; at most `epochs`"""
     batches = len(learn.dls.train)
     warm = min(8, batches // 3)
-    step = seconds_a_step(learn, warm, batches - warm - 1 if batches < 40 else 30, lr=None)
+    step = seconds_a_step(learn, warm, steps_to_time(learn, warm, 30), lr=None)
     judged(learn)
     epoch = batches * step + seconds_of(lambda: judged(learn)) / budget.eval_every
     return max(1, min(epochs, int((0.9 * 60 * budget.minutes - budget.decode_s) / epoch)))
@@ -392,12 +392,13 @@ def speedups(
 
     `..._to_base` in the table is what it took until the kNN was reached at which the base method ends. Runs that
     were made at different times, beside other work, have seconds that can't be compared: --seconds measures all
-    configurations in turn instead, some steps of each in every round, and table and figure then use these.
+    configurations in turn instead, some steps of each in every round, and table and figure then use these; --configs
+    has to name all that have run.
     """
     if threads: torch.set_num_threads(threads)
     needs(data)
     names = chosen(configs, CONFIGS, "configuration")
     trial = Trial(run, data, arch, size, bs, epochs, small_input, setting, pictures, valid_pictures)
     if plot: return trial.draw()
-    if seconds: return trial.write(epoch_s=trial.seconds_of_epochs(names))
+    if seconds: return trial.time_epochs(names)
     trial.sit(names, map(int, words(seeds)), linear, minutes)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from common import Group, Run, alternate, apart, noise_folder, random_dls, spelled, train, with_library
+from common import (Group, Run, alternate, apart, chosen, hiding_gpus, noise_folder, random_dls, spelled, train,
+                    with_library)
 from fastai.callback.core import Callback, CancelFitException
 
 from fastcontrast.all import contrastive_learner, image_dls
@@ -87,7 +88,7 @@ def size(
     Goal: at most 1.05.
     """
     ratios = {}
-    for method in methods.split(","):
+    for method in chosen(methods, METHODS, "method"):
         learn = learner(method, arch, size, bs, 2, run.device)
         with tempfile.TemporaryDirectory() as folder:
             train(learn, cbs=Checkpoint("epoch", folder=folder))
@@ -205,15 +206,16 @@ def kills(
     """
     draw, outcomes, moments = random.Random(seed), [], []
     options = ("--processes", str(processes)) if processes > 1 else ()
+    env = with_library(hiding_gpus(run.device))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         source = noise_folder(folder/"pictures", pictures, 32)
         began = time.perf_counter()
-        subprocess.run(pretrain(source, folder/"whole", *options), check=True, capture_output=True, env=with_library())
+        subprocess.run(pretrain(source, folder/"whole", *options), check=True, capture_output=True, env=env)
         length, expected = time.perf_counter() - began, judged(folder/"whole")
         while len(moments) < kills:
             out = folder/f"run{len(outcomes)}"
-            died = kill_and_resume(source, out, options, draw, length, kills - len(moments))
+            died = kill_and_resume(source, out, env, options, draw, length, kills - len(moments))
             moments += died
             same, left = judged(out) == expected, left_over(out)
             outcomes.append(dict(kills=died, same=same, left=left))
@@ -225,15 +227,15 @@ def kills(
              *([f"{processes}_processes"] if processes > 1 else []))
 
 
-def kill_and_resume(source: Path, out: Path, options: tuple, draw: random.Random, length: float, most: int
-                    ) -> list[float]:
+def kill_and_resume(source: Path, out: Path, env: dict[str, str], options: tuple, draw: random.Random, length: float,
+                    most: int) -> list[float]:
     """Seconds after its start at which each process of a run was killed; at the end it ends by itself"""
     died: list[float] = []
     while True:
         begun = state_of(out) is not None
         command = [*pretrain(source, out)[:4], "--resume", str(out)] if begun else pretrain(source, out, *options)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                   env=with_library(), start_new_session=True)
+                                   env=env, start_new_session=True)
         moment = draw.uniform(0, length) if len(died) < most else None
         try: said, _ = process.communicate(timeout=moment)
         except subprocess.TimeoutExpired:

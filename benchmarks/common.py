@@ -359,6 +359,11 @@ def with_library(environ: dict[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, **(environ or {})}
 
 
+def hiding_gpus(device: str) -> dict[str, str]:
+    """For the environment of a program that takes a GPU wherever it finds one: on a CPU it finds none"""
+    return dict(CUDA_VISIBLE_DEVICES="") if device == "cpu" else {}
+
+
 # ---- pictures and learners ----
 
 
@@ -429,6 +434,15 @@ def seconds_a_step(learn, warm: int, steps: int, lr: float | None = LR, cbs: Ite
     return clock.seconds / steps
 
 
+def steps_to_time(learn, warm: int, most: int) -> int:
+    """How many steps of one epoch a clock can have after `warm`, at most `most`. Raises `Lacking` if none"""
+    batches = len(learn.dls.train)
+    steps = min(most, batches - warm - 1)  # the last batch is fetched and not trained on
+    if steps < 1:
+        raise Lacking(f"an epoch of {batches} batches is too short to be timed: give more pictures or a smaller --bs")
+    return steps
+
+
 def autocast(device: str | torch.device):
     """What `precision='auto'` of the learner does, for a loop that is compared with it"""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=has_bf16(device))
@@ -466,7 +480,7 @@ def views_in_step(learn) -> Tensor:
 
 def settled_learner(dls, arch: str, method: str, small_input: bool | None = False, rows: int | None = None,
                     setting: str = "cifar", changes: dict[str, Any] | None = None, **options):
-    """A learner as it is in most of a long run: its memory full-sized and in use, its prototypes moving
+    """A learner as in most of a long run, which judges nothing: its memory full-sized and in use, its prototypes moving
 
     rows: of its memory, if it has one (None: as many as the recipe says); changes: of other fields of the recipe.
     """
@@ -475,7 +489,7 @@ def settled_learner(dls, arch: str, method: str, small_input: bool | None = Fals
     memory = make_part(recipe.resolve(setting).memory)
     if memory is not None: memory.size = rows or memory.size  # a callback's isn't cut to the number of pictures
     if isinstance(memory, Queue): memory.start = 0
-    return contrastive_learner(dls, arch, recipe, cbs=memory, small_input=small_input, **options)
+    return contrastive_learner(dls, arch, recipe, cbs=memory, small_input=small_input, knn_pictures=0, **options)
 
 
 def queue_and_loss(learn) -> tuple[Any, nn.Module]:

@@ -72,7 +72,8 @@ def seconds_together(method: str, arch: str, size: int, bs: int, warm: int, step
     """Seconds a step, as this process (of those that train together) sees them"""
     torch.set_num_threads(threads)
     dls = random_dls(4 * bs, size, bs, "cpu")
-    return seconds_a_step(contrastive_learner(dls, arch, method, small_input=False), warm, steps)
+    learn = contrastive_learner(dls, arch, method, small_input=False, knn_pictures=0)
+    return seconds_a_step(learn, warm, steps)
 
 
 # ---- waits of the host ----

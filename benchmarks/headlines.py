@@ -99,7 +99,7 @@ def measure(
     needs(data)
     trial = Trial(run, data, arch, size, bs, epochs, small_input, setting, pictures, valid_pictures, headline.labels,
                   Path(state or run.folder / "runs"), headline.metric, protocol, tune_epochs)
-    if seconds: trial.write(epoch_s=trial.seconds_of_epochs(headline.configs))
+    if seconds: trial.time_epochs(headline.configs)
     elif not plot: trial.sit(headline.configs, list(map(int, words(seeds))), linear=True, minutes=minutes)
     table = trial.sheet.read()["table"]
     print(f"\n{spelled_table(table, LABELLED if headline.labels else COLUMNS)}\n")

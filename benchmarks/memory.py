@@ -56,7 +56,7 @@ def peak_of_steps(by_hand: bool, arch: str, size: int, bs: int, device: str) -> 
     """Bytes at the peak of four steps"""
     dls = random_dls(bs * 4, size, bs, device)
     before = resident()
-    learn = contrastive_learner(dls, arch, moco_v3(setting="cifar"), small_input=False)
+    learn = contrastive_learner(dls, arch, moco_v3(setting="cifar"), small_input=False, knn_pictures=0)
     if by_hand: Loop(learn, copied=False).epoch()
     else: train(learn, lr=0.1)
     return peak_since(before, device)
@@ -183,7 +183,7 @@ def time_and_faults(method: str, arch: str, size: int, bs: int, warm: int, steps
     before, faults = resident(), Faults()
     speedups = []
     if method == "moco_v3": speedups = [IntermediateLoss(), PartialBackprop(), CombinePatches(), HardRegions("layer2")]
-    learn = contrastive_learner(dls, arch, method, cbs=[*speedups, faults], small_input=False)
+    learn = contrastive_learner(dls, arch, method, cbs=[*speedups, faults], small_input=False, knn_pictures=0)
     if not reused: never_reuse()
     seconds = seconds_a_step(learn, warm, steps, lr=LR)
     return dict(step_s=seconds, faults_a_step=(faults.counts[-1] - faults.counts[warm]) / steps,

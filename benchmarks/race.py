@@ -43,6 +43,8 @@ OURS = {
     "simclr": Config("simclr"),
     "simclr+progressive_size": Config("simclr", "progressive_size"),
     "simclr+multi_view": Config("simclr", "multi_view"),
+    "simclr+multi_view half": Config("simclr", "multi_view, progressive_size(0.5, end=0.5)"), # of half the side
+    "simclr+multi_view+progressive_size": Config("simclr", "multi_view, progressive_size"),
     "simclr+dcl": Config("simclr", dcl=True),
     "simclr+comb_patches": Config("simclr", PATCHES),
     "simclr+partial": Config("simclr", PARTIAL),
@@ -151,7 +153,7 @@ def race(
     peers: str = "",        # other libraries, as NAME=PYTHON with commas between them: the interpreter that has it
     methods: str = "simclr", # of the other libraries, with commas between them
     lrs: str = "1",         # their learning rates, over the recommended ones, with commas between them
-    reference: str = "lightly bf16", # whose last kNN is the goal, at its best learning rate
+    reference: str = "lightly bf16", # whose last kNN is the goal, at its best learning rate; best: whichever ends best
     k: int = 200,           # neighbours of the kNN that counts: 20 or 200
     setting: str = "",      # of our recipes (by the pictures if not given)
     pictures: int = 0,      # of train/, a stratified choice; 0: all
@@ -190,8 +192,11 @@ def race(
     rules = Rules(arch, bs, epochs, our_epochs or epochs, setting, pictures, valid_pictures, workers)
     courses = [Course(run, Path(folder), size, rules, base, reference, k, interpreters, threads)
                for folder, size in zip(words(data), sizes_of(words(data), words(sizes)), strict=True)]
-    if not plot: hold(courses, who, list(map(int, words(seeds))), minutes)
-    draw(run, [course for course in courses if course.sheet.path.exists()])
+    failed = [] if plot else hold(courses, who, list(map(int, words(seeds))), minutes)
+    there = [course for course in courses if course.sheet.path.exists()]
+    for course in there: course.conclude()
+    if failed: raise SystemExit(f"failed: {', '.join(failed)}")
+    draw(run, there)
 
 
 def noise_parts(folder: Path, size: int) -> Path:
@@ -210,8 +215,8 @@ def sizes_of(folders: list[str], sizes: list[str]) -> list[int]:
     return [SIZES[name] for name in names]
 
 
-def hold(courses: list['Course'], who: list[Contestant], seeds: list[int], minutes: float | None) -> None:
-    """Have everybody run who has not yet; whoever fails is left for the next sitting"""
+def hold(courses: list['Course'], who: list[Contestant], seeds: list[int], minutes: float | None) -> list[str]:
+    """Have everybody run who has not yet. Returns the names of those who failed, for the next sitting"""
     start, failed = time.perf_counter(), []
     for seed, course, contestant in product(seeds, courses, who):
         if course.row(contestant, seed).get("done"): continue
@@ -222,8 +227,7 @@ def hold(courses: list['Course'], who: list[Contestant], seeds: list[int], minut
         except Failed as e:
             print(e, flush=True)
             failed.append(contestant.name)
-    for course in courses: course.conclude()
-    if failed: raise SystemExit(f"failed: {', '.join(dict.fromkeys(failed))}")
+    return list(dict.fromkeys(failed))
 
 
 # ---- a data set, and the runs on it ----
@@ -250,7 +254,7 @@ class Course:
     size: int
     rules: Rules
     state: Path       # folder of unfinished runs
-    reference: str    # family of contestants
+    reference: str    # family of contestants, or 'best'
     k: int            # neighbours of the kNN that counts
     interpreters: dict[str, str]
     threads: int | None
@@ -300,14 +304,16 @@ class Course:
     def conclude(self) -> None:
         """Make the table of what is there"""
         rows = self.sheet.kept()["rows"]
-        table = standings(rows, self.reference, self.metric)
-        if rows: self.sheet.write(**self.sheet.kept(), reference=self.reference, metric=self.metric, table=table)
-        print(f"\n{', '.join(self.names)}\n\n{spelled_table(table, COLUMNS)}\n", flush=True)
-        if not best_of(rows, self.reference, self.metric):
-            print(f"there is no goal: {self.reference}, the reference, has not finished a run")
+        table, goal = standings(rows, self.reference, self.metric), best_of(rows, self.reference, self.metric)
+        reference = goal[0]["family"] if goal else self.reference
+        self.sheet.redo(reference=reference, metric=self.metric, table=table)
+        print(f"\n{', '.join(self.names)}\n\n{spelled_table(table, COLUMNS)}\n")
+        print(f"the reference is {goal[0]['name']}" if goal else
+              f"there is no goal: no run of the reference, {reference}, has finished", flush=True)
 
     def train(self, contestant: Contestant, seed: int) -> None:
         """Have a contestant run, from the beginning or from where it was, and judge it after every epoch"""
+        self.sheet.check_threads()
         folder = self.state / slug(*self.names, contestant.name, "seed", seed)
         folder.mkdir(parents=True, exist_ok=True)
         command, settings = self.command(contestant, seed, folder)
@@ -472,8 +478,10 @@ COLUMNS = {
 
 
 def best_of(rows: list[dict], family: str, metric: str) -> list[dict]:
-    """The finished runs of the contestant of a family that ends with the highest mean"""
-    runs = [row for row in rows if row["family"] == family and row.get("done") and "stopped" not in row]
+    """The finished runs of the contestant of a family, or ('best') of all other libraries, that ends with the highest
+    mean"""
+    def among(row): return row["library"] if family == "best" else row["family"] == family
+    runs = [row for row in rows if among(row) and row.get("done") and "stopped" not in row]
     by_name = {row["name"]: [r for r in runs if r["name"] == row["name"]] for row in runs}
     return max(by_name.values(), default=[], key=lambda runs: mean(run["epochs"][-1][metric] for run in runs))
 

@@ -152,6 +152,12 @@ def measure_peer(name: str, device: str, interpreters: dict[str, str], settings:
     return last_line([interpreters[name], str(BENCHMARKS / "peers" / PEERS[name]), json.dumps(settings)])
 
 
+def simclr_learner(dls, arch: str, small_input: bool, precision: str, cbs: Callback | None = None):
+    """What is compared with others: as wide as they are, and it judges nothing either"""
+    method = simclr(opt="sgd", projector=(HIDDEN, OUT))
+    return contrastive_learner(dls, arch, method, cbs=cbs, small_input=small_input, precision=precision, knn_pictures=0)
+
+
 def ours(data: str, arch: str, size: int, bs: int, warm: int, steps: int, device: str, precision: str,
          small_input: bool) -> dict[str, float]:
     """Training from files, as a user runs it"""
@@ -159,8 +165,7 @@ def ours(data: str, arch: str, size: int, bs: int, warm: int, steps: int, device
     start = time.perf_counter()
     dls = image_dls(data, size=size, bs=bs, valid=0, device=device)
     decoding = time.perf_counter() - start
-    method = simclr(opt="sgd", projector=(HIDDEN, OUT))
-    learn = contrastive_learner(dls, arch, method, small_input=small_input, precision=precision)
+    learn = simclr_learner(dls, arch, small_input, precision)
     return dict(images_per_s=bs / seconds_a_step(learn, warm, steps, lr=0.06), decode_s=decoding)
 
 
@@ -186,8 +191,7 @@ def encoder(data: str, arch: str, size: int, bs: int, warm: int, steps: int, dev
             small_input: bool) -> dict[str, float]:
     """The encoder alone and whole steps by turns, so that both see the same machine, on pictures in memory"""
     dls, alone = random_dls(bs * (warm + steps + 1), size, bs, device), EncoderAlone()
-    method = simclr(opt="sgd", projector=(HIDDEN, OUT))
-    learn = contrastive_learner(dls, arch, method, small_input=small_input, precision=precision, cbs=alone)
+    learn = simclr_learner(dls, arch, small_input, precision, alone)
     both = steps * seconds_a_step(learn, warm, steps, lr=0.06)
     seconds = sum(alone.seconds[warm:warm + steps])
     return dict(images_per_s=steps * bs / seconds, step_over_encoder=seconds / (both - seconds))
@@ -392,8 +396,7 @@ def step_share(
     setting = "cifar" if size <= 64 else "imagenet"
     for method in chosen(methods, METHODS, "method"):
         dls = random_dls(bs * (warm + 3 * steps + 1), size, bs, run.device)
-        options = dict(precision=precision, compile=compile, knn_pictures=0)
-        learn = settled_learner(dls, arch, method, small_input, rows, setting, **options)
+        learn = settled_learner(dls, arch, method, small_input, rows, setting, precision=precision, compile=compile)
         row = result[method] = shares(learn, Stamps(run.device), warm, steps)
         parts = ", ".join(f"{part.replace('_', ' ')} {share:.1%}" for part, share in row["share"].items() if share)
         kind = "kernels" if "kernels" in row else "operators"
@@ -546,7 +549,8 @@ def multi_crop(
     learners = []
     for crops in (MultiCrop((2, large, (0.14, 1.0)), (6, small, (0.05, 0.14))), None):
         dls = random_dls(bs * steps, large, bs, run.device)
-        learners.append(contrastive_learner(dls, arch, swav(setting="imagenet", multi_crop=crops, memory=None)))
+        recipe = swav(setting="imagenet", multi_crop=crops, memory=None)
+        learners.append(contrastive_learner(dls, arch, recipe, knn_pictures=0))
 
     def passes(learn):
         roles = views_of(learn, learn.dls.train.one_batch()[0])
@@ -596,7 +600,7 @@ def queue_share(
     result: dict[str, Any] = dict(goal="share at most .02 (resnet50, 224 px)", sizes={})
     for size in map(int, words(sizes)):
         dls = random_dls(bs * steps, size, bs, run.device)
-        learn = contrastive_learner(dls, arch, moco_v2(setting="imagenet"), cbs=Queue(queue))
+        learn = contrastive_learner(dls, arch, moco_v2(setting="imagenet"), cbs=Queue(queue), knn_pictures=0)
         ring, loss = queue_and_loss(learn)
         q, k = torch.randn(2, bs, ring.rows.shape[1], device=dls.device)
         q.requires_grad_()

@@ -107,11 +107,12 @@ def comb_patches(
 
     The ratio is a step with it over one without. Goal: at most 1.07.
     """
-    plain, patches = (learner(run, arch, size, bs, steps, moco_v3, *cbs) for cbs in ((), (CombinePatches(),)))
+    combining = CombinePatches()
+    plain, patches = (learner(run, arch, size, bs, steps, moco_v3, *cbs) for cbs in ((), (combining,)))
     times, gflop = take_turns({
         "moco_v3": (lambda: train(plain), steps), "comb_patches": (lambda: train(patches), steps),
         "views": (making_views(plain), 1)}, rounds)
-    finish(run, dict(goal="ratio at most 1.07", **described(times, gflop),
+    finish(run, dict(goal="ratio at most 1.07", combinations=len(combining.subsets), **described(times, gflop),
                      **over(times, gflop, "comb_patches", "moco_v3", ("views", "views"))))
 
 
@@ -148,8 +149,10 @@ def together(
 
     The ratio is the mean of the levels, which are drawn alike, over a step without the four. Goal: at most 0.60.
     """
-    speedups = CombinePatches(), IntermediateLoss(), HardRegions("layer2")
-    finish(run, of_levels(run, (arch, size, bs, steps), rounds, "ratio at most 0.60", *speedups))
+    combining = CombinePatches()
+    speedups = combining, IntermediateLoss(), HardRegions("layer2")
+    result = of_levels(run, (arch, size, bs, steps), rounds, "ratio at most 0.60", *speedups)
+    finish(run, dict(result, combinations=len(combining.subsets)))
 
 
 class LevelCount(Callback):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Clock, Group, Lacking, Run, table_of, train, turns, words
+from common import Clock, Group, Lacking, Run, steps_to_time, table_of, train, turns, words
 from trials import Sheet, deviation, needs, provenance, sources_of, spelled_table
 
 from fastcontrast.all import (Cost, Protocol, box_pictures, classifier_learner, contrastive_learner,
@@ -96,13 +96,12 @@ def seconds_of_epochs(unlabelled: Callable[[], Any], labelled: Callable[[int], A
     """Seconds of an epoch without labels and with them, by round, from some of its steps"""
     took: dict[str, list[float]] = {"simclr": [], "labelled": []}
     for _, name in turns(took, 1 if quick else 3):
-        clock = Clock(2, 2 if quick else 12)
+        learn = unlabelled() if name == "simclr" else labelled(1)
+        clock = Clock(2, steps_to_time(learn, 2, 2 if quick else 12))
         if name == "simclr":
-            learn = unlabelled()
             learn.remove_cbs(Cost)  # it counts operations, which takes time
             train(learn, cbs=clock)
         else:
-            learn = labelled(1)
             with learn.no_logging(), learn.no_bar(): learn.fit_protocol(clock)
         took[name].append(clock.seconds / clock.steps * len(learn.dls.train))
     return took

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import (Lacking, Run, embedded, environment, loss_temperature, seconds_a_step, table_of, train, turns)
+from common import (Lacking, Run, embedded, environment, loss_temperature, seconds_a_step, steps_to_time, table_of,
+                    train, turns)
 from fastai.callback.core import Callback
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,6 +25,7 @@ from fastcontrast.all import (DCL, Cost, InputError, NTXent, SuNCEt, contrastive
                               linear_probe)
 from fastcontrast.cli.settings import parse_speedups
 from fastcontrast.data import VALID_FOLDERS, stratified
+from fastcontrast.files import write_whole
 from fastcontrast.recipes import METHODS, pick_setting
 
 AXES = dict(epoch="epochs", seconds="seconds of training", tflop="TFLOP")
@@ -165,9 +167,21 @@ class Sheet:
             raise Lacking(f"'{self.path}' has the results of other settings: {', '.join(differs)}; give another --out")
         return {key: old[key] for key in self.own if key in old}
 
+    def check_threads(self) -> None:
+        """Raise `Lacking` if earlier runs on a CPU had another number of threads, and so other seconds"""
+        now = torch.get_num_threads()
+        others = {row["threads"] for row in self.kept()["rows"] if row.get("threads", now) != now}
+        if self.run.device == "cpu" and others:
+            raise Lacking(f"'{self.path}' has runs with {min(others)} threads, not {now}: give --threads={min(others)} "
+                          "or another --out")
+
     def write(self, **results) -> None:
         """Write what sittings have added, and what was made of it"""
         self.run.save(dict(self.settings, **results), *self.names)
+
+    def redo(self, **made) -> None:
+        """Write anew what is made of the results; where and when they were added stays"""
+        write_whole(self.path, json.dumps(self.read() | made, indent=1) + "\n")
 
 
 def provenance(device: str) -> dict[str, Any]:
@@ -255,6 +269,7 @@ class Trial:
             if minutes and time.perf_counter() - start > 60 * minutes:
                 print(f"{minutes:g} minutes are over before {name}, seed {seed}")
                 return False
+            self.sheet.check_threads()
             row = self.train(name, seed, linear) | provenance(self.run.device)
             print(spelled_run(row), flush=True)
             self.write(rows=[*self.sheet.kept()["rows"], row])
@@ -310,6 +325,12 @@ class Trial:
         tuned = learn.finetune(protocol=self.protocol, epochs=self.tune_epochs or None, seed=seed)
         return tuned.recorder.values[-1][-1]
 
+    def time_epochs(self, names: Sequence[str]) -> None:
+        """Measure the seconds of an epoch of each configuration. Raises `Lacking` if others have run, too"""
+        if others := {row["config"] for row in self.sheet.kept()["rows"]} - set(names):
+            raise Lacking(f"{', '.join(sorted(others))} ran, too, and all are measured in turn: name it in --configs")
+        self.write(epoch_s=self.seconds_of_epochs(names))
+
     def seconds_of_epochs(self, names: Iterable[str], steps: int = 10, rounds: int = 3) -> dict[str, list[float]]:
         """Seconds of an epoch of each configuration, by round, from some of its steps"""
         learners = {name: self.learner(name, 0)[0] for name in names}
@@ -317,8 +338,9 @@ class Trial:
             learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, Cost)])  # it counts operations, which takes time
         got: dict[str, list[float]] = {name: [] for name in learners}
         for number, name in turns(learners, rounds):
-            batches = len(learners[name].dls.train)
-            got[name].append(batches * seconds_a_step(learners[name], 2, min(steps, batches - 3), lr=None))
+            learn = learners[name]
+            step = seconds_a_step(learn, 2, steps_to_time(learn, 2, steps), lr=None)
+            got[name].append(len(learn.dls.train) * step)
             print(f"round {number + 1}: {name} {got[name][-1]:.1f} s", flush=True)
         return got
 
@@ -399,8 +421,9 @@ class Unknown(str):
 
 def draw(rows: list[dict], path: Path, metric: str = "knn") -> None:
     """A metric against epochs, seconds and TFLOP: means over the seeds, within a band from the lowest to the highest;
-    a row of panels for each base method"""
-    rows = [r for r in rows if r["epochs"]]
+    a row of panels for each base method. Runs that stopped are not in it"""
+    rows = [r for r in rows if "stopped" not in r]
+    if not rows: return
     there = [name for name in CONFIGS if any(r["config"] == name for r in rows)]
     kinds = list(dict.fromkeys(CONFIGS[name].figure for name in there))
     figure = Figure(figsize=(13, 3.8 * len(kinds)), layout="constrained")

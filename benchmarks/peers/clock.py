@@ -116,7 +116,8 @@ class Race:
         weights = {name: t.detach().cpu() for name, t in encoder.state_dict().items()}
         generators = torch.get_rng_state(), np.random.get_state(), random.getstate()
         partial = self.file.with_suffix(".partial")
-        state = dict(encoder=weights, epoch=self.epoch, seconds=self.seconds, generators=generators, **rest)
+        state = dict(encoder=weights, epoch=self.epoch, seconds=self.seconds, steps=self.steps, generators=generators,
+                     **rest)
         torch.save(state, partial)
         os.replace(partial, self.file)
         self.report()
@@ -148,6 +149,10 @@ class RacingCallback:
     def checkpoint(self) -> str | None:
         """Lightning's checkpoint to go on from"""
         return str(Path(self.race.a.folder, self.race.state["checkpoint"])) if self.race.state else None
+
+    def on_fit_start(self, trainer, module):
+        race = self.race  # a training that is over does not start again, and its end may not have been heard of
+        if race.state and race.state["epoch"] == race.a.epochs: race.start(race.state["steps"])
 
     def on_train_start(self, trainer, module): self.race.start(trainer.num_training_batches)
 

@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import common
 import pytest
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 
 import fastcontrast.step
 from fastcontrast.data import image_dls
+from fastcontrast.evaluate.finetune import Protocol, classifier_learner
 from fastcontrast.learner import contrastive_learner
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -40,9 +42,9 @@ FIGURES = dict(
     muon=lambda r: [r["ratio"], r["a_s"], r["b_s"]],
     linear=lambda r: [r["ratio"], r["accuracy"], r["sklearn_accuracy"], r["a_s"], r["b_s"]],
     judging=lambda r: [r["median_s"], *r["each_s"].values(), r["means"]["linear, all labels"]],
-    comb_patches=lambda r: [r["ratio"], r["without_views"]["ratio"]],
+    comb_patches=lambda r: [r["ratio"], r["without_views"]["ratio"], r["combinations"]],
     partial=lambda r: [r["ratio"], r["drawn"]["ratio"], r["over_all_levels"]["ratio"]],
-    together=lambda r: [r["ratio"], r["drawn"]["ratio"]],
+    together=lambda r: [r["ratio"], r["drawn"]["ratio"], r["combinations"]],
     regions=lambda r: [r["ratio"], r["step"]["ratio"], r["with_cutting"]["ratio"]],
     suncet=lambda r: [r[method]["without_views"]["ratio"] for method in ("simclr", "moco_v3")],
     methods=lambda r: [x for row in r["rows"] for x in (
@@ -209,6 +211,12 @@ def check_speedups(result, file):
     invoke(*again)
     assert "mark" in json.loads(file.read_text())
     assert "other settings: bs (512, now 64)" in CliRunner().invoke(make_app(), [*again, "--bs=64"]).stderr
+    # seconds are measured of all that have run, and of epochs that have steps enough
+    seconds = [*again, "--seconds"]
+    assert "moco_v3+all ran, too" in CliRunner().invoke(make_app(), [*seconds, "--configs=simclr+suncet"]).stderr
+    assert "batches is too short" in CliRunner().invoke(make_app(), seconds).stderr
+    file.write_text(json.dumps(result | dict(rows=[dict(row, threads=99) for row in result["rows"]])))
+    assert "runs with 99 threads" in CliRunner().invoke(make_app(), [*again, "--seeds=4"]).stderr
 
 
 def check_race(result, file):
@@ -291,6 +299,7 @@ def test_a_trial_keeps_nothing_unless_it_is_told_where():
     ("speed throughput --peers lightly2=python", "'lightly2' is none of lightly"),
     ("speed throughput --peers solo-learn=nowhere/python", "no interpreter 'nowhere/python'"),
     ("speed step-time --methods nothing", "nothing is no method with a loop"),
+    ("checkpoints size --methods nothing", "nothing is no method: there are"),
     ("accuracy curves", "--data=FOLDER"), ("accuracy time-to-knn --data=digits", "give --target --bs --epochs"),
     ("race", "--data=FOLDER"), ("race --data=nowhere", "no folder 'nowhere'"),
     ("race --data=. --k=5", "k is 20 or 200"), ("race --data=.", "give --sizes"),
@@ -357,9 +366,11 @@ def test_digits_runs_what_a_newcomer_runs(tmp_path, monkeypatch):
     import accuracy
     results = {"trained encoder": dict(knn=0.5)}
     commands = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
 
     def pretrain(command, **options):
         if "pretrain" not in command: return run(command, **options)
+        assert options["env"]["CUDA_VISIBLE_DEVICES"] == ""  # a CPU is measured
         commands.append(command)
         folder = Path(command[command.index("--out") + 1])
         folder.mkdir()
@@ -371,6 +382,21 @@ def test_digits_runs_what_a_newcomer_runs(tmp_path, monkeypatch):
     runs = json.loads((tmp_path / "accuracy_digits_fast_cpu.json").read_text())["runs"]
     assert [(r["seed"], r["trained encoder"]) for r in runs] == [(0, dict(knn=0.5)), (3, dict(knn=0.5))]
     assert commands[1][1:8] == ["-m", "fastcontrast", "pretrain", "--seed", "3", "--method", "fast"]
+
+
+def test_who_is_killed_on_a_cpu_sees_no_gpu(monkeypatch):
+    import checkpoints
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(checkpoints, "judged", lambda out: {})
+    seen = []
+
+    def start(command, env, **options):
+        seen.append(env["CUDA_VISIBLE_DEVICES"])
+        if len(seen) == 2: raise RuntimeError
+    monkeypatch.setattr(checkpoints.subprocess, "run", start)
+    monkeypatch.setattr(checkpoints.subprocess, "Popen", start)
+    with pytest.raises(RuntimeError): invoke("checkpoints", "kills", "--quick", "--device=cpu")
+    assert seen == ["", ""]  # the run that nobody kills, and the first of those that are killed
 
 
 def test_waits_are_found_where_they_are():
@@ -516,6 +542,55 @@ def run_of(name, seed, seconds, knn, family=None):
                 done=True, epochs=epochs)
 
 
+def test_what_is_there_of_a_race_is_put_into_its_table(tmp_path, monkeypatch):
+    from race import Course
+    monkeypatch.setattr(Course, "small", False)
+    settings = dict(data="noise", size=16, small_stem=False, arch="test_resnet", bs=16, epochs=2, our_epochs=2,
+                    setting="", pictures=0, valid_pictures=0, workers=0)
+    rows = [run_of("simclr", 0, 10, (0.3, 0.4)), dict(run_of("x", 0, 10, (0.3, 0.5)), library="lightly", threads=99)]
+    file = tmp_path / "race_noise_16_test_resnet_cpu.json"
+    file.write_text(json.dumps(settings | dict(rows=rows, table=[], commit="then")))
+    arguments = ["race", "--quick", "--device=cpu", f"--out={tmp_path}"]
+    assert "the reference is simclr" in invoke(*arguments, "--plot")
+    result = json.loads(file.read_text())
+    assert [row["name"] for row in result["table"]] == ["simclr", "x"] and result["table"][0]["sooner"] == 1
+    assert result["commit"] == "then" and result["rows"] == rows  # where and when it was measured stays
+    assert file.with_suffix(".png").stat().st_size > 10_000
+    assert "the reference is x" in invoke(*arguments, "--plot", "--reference=best")
+    result = json.loads(file.read_text())
+    assert result["reference"] == "x" and ["sooner" in row for row in result["table"]] == [False, True]
+    assert "runs with 99 threads" in CliRunner().invoke(make_app(), [*arguments, "--seeds=1"]).stderr
+
+
+def test_four_views_of_half_the_side():
+    from race import OURS
+    speedups = OURS["simclr+multi_view half"].make_speedups(0)
+    learn = contrastive_learner(common.random_dls(4, 32, 2, "cpu"), "test_resnet", cbs=speedups, knn_pictures=0)
+    assert learn.plan.views.main.n == 4 and speedups[1].sizes == (16,)
+
+
+def test_a_peer_that_ended_before_it_was_judged_tells_of_its_end(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS / "peers")
+    import clock
+    told = []
+    monkeypatch.setattr(clock, "tell", lambda **report: told.append(report))
+
+    def taken_up():
+        race = clock.Race(SimpleNamespace(folder=tmp_path, epochs=2, bs=4, device="cpu"))
+        race.tflop_a_step = 1.0
+        clock.RacingCallback(race, None).on_fit_start(None, None)  # all that Lightning calls of a training that is over
+        return race
+    race = taken_up()
+    race.start(3)
+    for reports in (1, 2):
+        race.end_epoch(torch.nn.Linear(1, 1))
+        assert len(told) == reports
+        if reports == 1: taken_up()
+    assert len(told) == 2  # a training that goes on starts by itself
+    taken_up()
+    assert told[2] == told[1] and (told[2]["epoch"], told[2]["tflop"]) == (2, 6)
+
+
 def test_standings():
     from race import accuracy_at, standings
     rows = [run_of("b", 0, 10, (0.3, 0.4, 0.4)), run_of("b", 1, 12, (0.3, 0.5, 0.6)),
@@ -540,7 +615,55 @@ def test_what_is_not_known_is_a_dash():
     assert text.splitlines()[2:] == ["| a | 50% ± 1% |", "| b | – |"]
 
 
+def test_figures_leave_out_what_stopped(tmp_path, monkeypatch):
+    import trials
+    path, draw_runs, drawn = tmp_path / "figure.png", trials.draw_runs, []
+
+    def note(axis, x, runs, *rest, **style):
+        drawn.append(len(runs))
+        draw_runs(axis, x, runs, *rest, **style)
+    monkeypatch.setattr(trials, "draw_runs", note)
+    run = dict(config="simclr", epochs=[dict(epoch=1, seconds=2, tflop=3, knn=0.5)])
+    trials.draw([dict(run, stopped="it collapsed")], path)
+    assert not path.exists() and not drawn  # nothing is there to draw
+    trials.draw([run, run, dict(run, stopped="it collapsed")], path)
+    assert path.exists() and drawn == [2, 2, 2]
+
+
 # ---- parts of measurements ----
+
+
+# an epoch's end would be on the clock, and its features at the peak of memory
+@pytest.mark.parametrize("words", [
+    "speed throughput --only=ours", "speed throughput --only=encoder", "speed step-time", "speed step-share",
+    "speed utilisation", "speed multi-crop", "speed queue-share", "speedups partial", "memory step",
+    "memory accumulate", "devices processes", "checkpoints epoch-time"])
+def test_what_is_timed_judges_nothing(words, monkeypatch):
+    class Made(Exception): pass
+    def made(*arguments, knn_pictures=None, **options): raise Made(knn_pictures)
+    for name in ("common", "speed", "speedups", "memory", "devices", "checkpoints"):
+        module = importlib.import_module(name)
+        monkeypatch.setattr(module, "contrastive_learner", made)
+        monkeypatch.setattr(module, "apart", lambda function, *_, **given: function(**given), raising=False)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    with pytest.raises(Made, match="^0$"): invoke(*words.split(), "--quick", "--device=cpu")
+
+
+def test_an_epoch_of_few_batches_is_timed_by_those_it_has():
+    from transfer import seconds_of_epochs
+    dls = image_dls("digits", size=16, bs=256, device="cpu")
+
+    def unlabelled(): return contrastive_learner(dls, "test_resnet", knn_pictures=0)
+
+    def labelled(n):
+        protocol = Protocol(n, 0.1, 0.1, wd=5e-4, bs=128, scaled=False)
+        return classifier_learner(unlabelled().model.encoder, dls, "all", protocol, epochs=n, judge_every=n)
+    assert len(dls.train) < 15  # of which two go before the clock starts, and twelve are asked for
+    took = seconds_of_epochs(unlabelled, labelled, quick=False)
+    assert all(len(seconds) == 3 and 0 < min(seconds) <= max(seconds) < 100 for seconds in took.values())
+    for batches in (2, 3):
+        short = SimpleNamespace(dls=SimpleNamespace(train=range(batches)))
+        with pytest.raises(common.Lacking, match=f"{batches} batches is too short"): common.steps_to_time(short, 2, 9)
 
 
 def test_the_trial_says_how_many_epochs_fit():
