@@ -20,8 +20,8 @@ from fastai.callback.core import Callback
 from matplotlib.figure import Figure
 from peers.clock import MARK, tell
 from speed import interpreters_of
-from trials import (PARTIAL, PATCHES, REGIONS, SUNCET, Chosen, Config, Sheet, deviation, draw_runs, needs, parts_of,
-                    provenance, reach, slug, spelled_table)
+from trials import (CONFIGS, PARTIAL, PATCHES, REGIONS, SUNCET, Chosen, Config, Sheet, deviation, draw_runs, needs,
+                    parts_of, provenance, reach, slug, spelled_table)
 
 from fastcontrast.all import (DCL, Cost, InputError, contrastive_learner, image_dls, knn_accuracy, linear_probe,
                               make_encoder)
@@ -40,18 +40,13 @@ SIZES = {"imagenette-128": 96, "cifar10": 32, "fashion": 28}  # sides of picture
 
 # Ours; whoever sees labels runs when asked for by name
 OURS = {
-    "simclr": Config("simclr"),
-    "simclr+progressive_size": Config("simclr", "progressive_size"),
-    "simclr+multi_view": Config("simclr", "multi_view"),
-    "simclr+multi_view half": Config("simclr", "multi_view, progressive_size(0.5, end=0.5)"), # of half the side
-    "simclr+multi_view+progressive_size": Config("simclr", "multi_view, progressive_size"),
-    "simclr+dcl": Config("simclr", dcl=True),
+    **{name: CONFIGS[name] for name in (
+        "simclr", "simclr+progressive_size", "simclr+multi_view", "simclr+multi_view half-size",
+        "simclr+multi_view+progressive_size", "simclr+dcl", "fast", "simclr+suncet")},
     "simclr+comb_patches": Config("simclr", PATCHES),
     "simclr+partial": Config("simclr", PARTIAL),
     "simclr+regions": Config("simclr", f"intermediate, {REGIONS}"),
     "simclr+all": Config("simclr", f"{PARTIAL}, {PATCHES}, {REGIONS}, progressive_size"),
-    "fast": Config("fast"),
-    "simclr+suncet": Config("simclr", SUNCET),
     "simclr+progressive_size+suncet": Config("simclr", f"progressive_size, {SUNCET}"),
 }
 USUAL = [name for name, config in OURS.items() if SUNCET not in config.speedups]

@@ -80,6 +80,11 @@ CONFIGS: dict[str, Config] = {
     "simclr": Config("simclr"),
     "simclr+suncet": Config("simclr", SUNCET),
     "simclr+dcl": Config("simclr", dcl=True),
+    "simclr+progressive_size": Config("simclr", "progressive_size"),
+    "simclr+multi_view": Config("simclr", "multi_view"),
+    "simclr+multi_view half-size": Config("simclr", "multi_view, progressive_size(0.5, end=0.5)"),
+    "simclr+multi_view+progressive_size": Config("simclr", "multi_view, progressive_size"),
+    "fast": Config("fast"),
     **{f"simclr{'+dcl' * dcl} bs{bs}": Config("simclr", dcl=dcl, bs=bs)
        for bs in (16, 32, 64, 256) for dcl in (False, True)},
     **{f"simclr{'+dcl' * dcl} bs32 temp{temp}": Config("simclr", dcl=dcl, bs=32, temp=temp)

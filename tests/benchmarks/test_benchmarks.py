@@ -564,7 +564,7 @@ def test_what_is_there_of_a_race_is_put_into_its_table(tmp_path, monkeypatch):
 
 def test_four_views_of_half_the_side():
     from race import OURS
-    speedups = OURS["simclr+multi_view half"].make_speedups(0)
+    speedups = OURS["simclr+multi_view half-size"].make_speedups(0)
     learn = contrastive_learner(common.random_dls(4, 32, 2, "cpu"), "test_resnet", cbs=speedups, knn_pictures=0)
     assert learn.plan.views.main.n == 4 and speedups[1].sizes == (16,)
 
