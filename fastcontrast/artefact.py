@@ -29,8 +29,8 @@ from .models import quiet_hub
 from .stems import SUFFIX
 
 __all__ = ['CARD', 'CONFIG', 'FORMAT', 'HUB', 'LOCAL', 'OURS', 'VERSION', 'WEIGHTS', 'card', 'check_config',
-           'check_free', 'check_repo', 'config_of', 'facts_beside', 'find_encoder', 'hub_file', 'is_ours',
-           'looking_for', 'metadata_of', 'push_folder', 'training_facts', 'usage', 'write_files']
+           'check_free', 'check_repo', 'config_of', 'facts_beside', 'find_encoder', 'hub_file', 'is_file_name',
+           'is_ours', 'looking_for', 'metadata_of', 'push_folder', 'training_facts', 'usage', 'write_files']
 
 FORMAT = 'fastcontrast-encoder' # how a file says that this library wrote it
 VERSION = 2 # of its header; 1 had no `classes`, and 'format' in place of 'kind'
@@ -142,6 +142,16 @@ def is_ours(
     "Whether this library wrote a file of weights"
     metadata = metadata_of(file)
     return FORMAT in (metadata.get('kind'), metadata.get('format'))  # the latter in those of version 1
+
+
+_FILES = '.safetensors', '.onnx', '.pth', '.pt', '.ckpt', '.bin', '.pkl' # of weights; the first two are written
+
+
+def is_file_name(
+    path: Path, # where an encoder is to be written
+) -> bool:
+    "Whether a name is that of a file, by its ending; any other, as of encoder-v1.2, is a part of a folder's name"
+    return path.suffix.lower() in _FILES
 
 
 def check_no_pickle(

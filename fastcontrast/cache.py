@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader, Dataset
 
-from .core import InputError, shown
-from .files import NotAFile, check_file, check_utf8, megabytes, user_path
+from .core import InputError, NoSpace, shown
+from .files import FULL, NotAFile, check_file, check_utf8, megabytes, user_path
 from .formats import PixelFormat
 from .pictures import Files, attempt, by_reason, check_decoded, progress
 
@@ -90,8 +90,8 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _unwritable(path: Path, reason: str | None) -> InputError:
-    return InputError(f"the cache '{path}' cannot be written ({reason}): "
-                      "give cache (--cache-folder) a folder that can")
+    kind = NoSpace if reason in map(os.strerror, FULL) else InputError
+    return kind(f"the cache '{path}' cannot be written ({reason}): give cache (--cache-folder) a folder that can")
 
 
 class _Chunks(Dataset):
@@ -224,9 +224,9 @@ class _Store:
     def _check_space(self):
         free = shutil.disk_usage(self.path.parent).free
         if self.end <= free: return
-        raise InputError(f"the cache '{self.path}' of {len(self.pictures):,} pictures takes {megabytes(self.end)} "
-                         f"and its disk has {megabytes(free)} left: give cache (--cache-folder) a folder on another "
-                         "disk, or a smaller size")
+        raise NoSpace(f"the cache '{self.path}' of {len(self.pictures):,} pictures takes {megabytes(self.end)} "
+                      f"and its disk has {megabytes(free)} left: give cache (--cache-folder) a folder on another "
+                      "disk, or a smaller size")
 
     def _announce(self, fault: str):
         path = shown(self.path)

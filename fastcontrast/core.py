@@ -54,6 +54,10 @@ class MissingPath(InputError, FileNotFoundError):
     "A file or folder that the user named is not there"
 
 
+class NoSpace(InputError):
+    "A disk has no room for what is to be written, whatever the settings are"
+
+
 def clipped(
     value: Any,     # what a message speaks of; somebody else's name, error or object
     most: int = 160, # characters

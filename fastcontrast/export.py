@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .artefact import (CARD, CONFIG, FORMAT, VERSION, WEIGHTS, card, check_config, check_free,
-                                   check_no_pickle, check_repo, config_of, facts_beside, find_encoder, push_folder,
-                                   usage, write_files)
+                                   check_no_pickle, check_repo, config_of, facts_beside, find_encoder, is_file_name,
+                                   push_folder, usage, write_files)
 from .core import LARGEST_SIDE, InputError, MissingPath, clipped, is_number, is_whole, one_of
 from .files import check_utf8, user_path, whole_file, write_whole
 from .models import SOURCES, evaluating, make_encoder
@@ -66,14 +66,14 @@ def export_encoder(
     there is no folder for it. Raises `InputError` where it can't be written, or could not be loaded again."""
     path = user_path(path, 'path')
     check_utf8(path, 'path')
-    if not path.suffix:
+    if not is_file_name(path):
         return write_folder(encoder, path, arch, size, mean, std, small_input, recipe=recipe, extra=extra, facts=facts,
                             push=push)
     check_no_pickle(path)
     if path.suffix != '.safetensors':
         raise InputError(f"an encoder is exported as .safetensors, not as '{path.name}': "
-                         "give a file name with that suffix, or a folder's name with none.")
-    if push is not None: raise InputError(f"push='{clipped(push)}' uploads a folder: give a path without a suffix.")
+                         "give a file name with that suffix, or the name of a folder.")
+    if push is not None: raise InputError(f"push='{clipped(push)}' uploads a folder: give the name of one.")
     arch, small_input = plain_name(arch, small_input)
     tensors = _copied(encoder)
     header = _header(arch, size, mean, std, small_input, None, recipe, extra)
@@ -388,7 +388,8 @@ def export_copy(
     if to == 'torchvision': _try_torchvision(model, info)
     fields = {k: info[k] for k in ('arch', 'size', 'mean', 'std', 'small_input', 'recipe', 'extra')}
     facts = facts_beside(path) if facts is None else facts
-    if not out.suffix: return write_folder(model, out, **fields, classes=info['classes'], facts=facts, push=push)
+    if not is_file_name(out):
+        return write_folder(model, out, **fields, classes=info['classes'], facts=facts, push=push)
     if info['classes']: model.reset_classifier(0)
     return export_encoder(model, out, **fields, push=push)
 

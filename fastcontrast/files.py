@@ -116,6 +116,8 @@ def read_json(
 
 # --- what is written
 
+FULL = errno.ENOSPC, errno.EDQUOT # what a disk without room answers
+
 
 def _to_disk(path: Path) -> None:
     "Wait until what is in a file, or which files a folder has, is on the disk"

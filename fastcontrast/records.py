@@ -123,6 +123,32 @@ def runs_in(
     return sorted(file.parent for file in folder.glob(f'*/{HISTORY}')) or [folder]
 
 
+# what readers rely on in the plan of a sweep
+_ENTRIES: dict[str, dict[str, type]] = dict(runs=dict(run=str, setting=str, seed=int, differs=dict),
+                                            refused=dict(setting=str, differs=dict, reason=str))
+
+
+def read_plan(
+    folder: Path, # of a sweep's runs
+    remedy: str = "move it away", # from a file that can't be read, for the message
+) -> dict[str, Any] | None: # None: it is no sweep's
+    "What a folder says that its runs are, and which settings were refused. Raises `InputError` for no sweep's file"
+    file = folder/PLAN
+    try: plan = read_json(file)
+    except (FileNotFoundError, NotADirectoryError): return None
+    except (OSError, ValueError) as e: raise InputError(f"{file} can't be read ({e}): {remedy}.") from None
+    if not isinstance(plan, dict) or not isinstance(plan.get('axes'), dict | list) or not all(
+            _are_entries(plan.get(name), kinds) for name, kinds in _ENTRIES.items()):
+        raise InputError(f"{file} can't be read, as it is no sweep's: {remedy}.")
+    return plan
+
+
+def _are_entries(value: Any, kinds: dict[str, type]) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
+        for entry in value)
+
+
 def known_record(
     path: Path, # a run's folder
 ) -> dict[str, Any]:
@@ -133,9 +159,9 @@ def known_record(
 
 # --- what a run is
 
-# settings by which a run is carried out or looked at, and not what it is
-_CARRIED_OUT = {'seed', 'controls', 'cache', 'cache_folder', 'checkpoint', 'workers', 'processes', 'device',
-                'stop_on_collapse'}
+# settings by which a run is carried out or looked at, and not what it is; they may change while it goes on
+CARRIED_OUT = {'controls', 'cache', 'cache_folder', 'checkpoint', 'workers', 'processes', 'device', 'stop_on_collapse',
+               'log'}
 # what a record says as the run had it, where the settings leave it to a default; of pictures they say it better
 _RESOLVED = ('verb', 'method', 'arch', 'loss', 'speedups', 'epochs', 'size', 'batch_size', 'lr', 'small_input',
              'setting', 'precision', 'channels', 'target', 'memory', 'multi_crop', 'recipe', 'protocol',
@@ -149,7 +175,7 @@ def given_settings(
     "The settings that make a run what it is, as they were given: without its seed and what is the machine's"
     settings = record.get('settings') or {key: record[key] for key in ('data', *_RESOLVED) if key in record}
     return {key: value for key, value in settings.items()
-            if value is not None and (key in keep or key not in _CARRIED_OUT)}
+            if value is not None and (key in keep or key not in CARRIED_OUT | {'seed'})}
 
 
 def setting_of(

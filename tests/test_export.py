@@ -143,7 +143,7 @@ def test_refusals_before_writing(small, tmp_path):
     def refused(match, path='e', arch='resnet10t', **kw):
         with pytest.raises(InputError, match=match):
             export_encoder(small, tmp_path / path, arch, 32, **RGB, **kw)
-    refused('.safetensors', path='e.pth')
+    refused('.safetensors', path='e.pth')  # a file, and not a folder of that name
     refused("does not fit the architecture 'resnet18'", arch='resnet18')
     refused("unknown architecture", arch='resnet10x')
     refused('JSON', extra=dict(a=object()))

@@ -16,6 +16,7 @@ import typer
 from ..core import InputError, import_all
 from ..signals import Interrupted
 from .output import Ended, console, errors, fail, launched, make_lenient
+from .problems import exit_code, sentence
 from .settings import parse_speedups
 from .verbs import app
 
@@ -27,7 +28,7 @@ _UsageError = typer.BadParameter.__base__  # click's; newer releases of typer ha
 
 
 def main() -> None:
-    "The `fastcontrast` program: a user's mistake is one sentence and exit code 2, Ctrl-C is one and 130"
+    "The `fastcontrast` program: a user's mistake is one sentence and exit code 2, a full disk one and 1, Ctrl-C 130"
     make_lenient()
     if int(os.environ.get('RANK', 0)):
         console.quiet = errors.quiet = True  # of several processes, the first tells what happens
@@ -38,7 +39,7 @@ def main() -> None:
         with command.make_context('fastcontrast', sys.argv[1:] or ['--help']) as context: command.invoke(context)
     except typer.Exit as e: sys.exit(e.exit_code)
     except Ended as e: fail(_apart(str(e), e.code), e.code)
-    except InputError as e: fail(f"error: {e}", 2)
+    except InputError as e: fail(f"error: {e}", exit_code(e))
     except _UsageError as e:
         path = e.ctx.command_path if e.ctx else 'fastcontrast'
         message = e.format_message().rstrip('.')
@@ -49,9 +50,10 @@ def main() -> None:
     except BrokenPipeError:  # nobody reads on, as with `| head`; nor may Python's last flush fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception:
-        if not launched(): raise
-        fail(traceback.format_exc(), 1)
+    except Exception as e:
+        if launched(): fail(traceback.format_exc(), 1)
+        if not isinstance(e, OSError): raise
+        fail(f"error: {sentence(e, 'this machine')}.", 1)  # a full disk, or a file that is gone
 
 
 def _apart(sentence: str, code: int) -> str:

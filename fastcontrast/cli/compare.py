@@ -29,6 +29,7 @@ def compare(
         state = '' if row['state'] in ('', 'finished') else f" ({row['state']})"
         seeds = f"the mean of {row['runs']} runs, " if row['runs'] > 1 else ''
         console.print(f"{row['run']}{state}: {seeds}{row['setup'] or 'there is no config.json that says what it is'}")
+        if row['left_out']: console.print(f"left out of {row['run']}: {', '.join(row['left_out'])}")
     console.print(comparison_table(rows))
     pictures = [_pictures_of(run) for run in runs]
     for row, own in zip(rows, pictures):

@@ -93,11 +93,11 @@ def detect(
         scores = detection_transfer(start.source, train, judged, size, start.pretrained, k, epochs=epochs, lr=lr,
                                     bs=batch_size, precision=precision)
         results[start.name].append(scores)
-        save_json(file, dict(settings, weights=weights,
-                             encoders={name: _summary(rows) for name, rows in results.items() if rows}))
         to_go = (time.monotonic() - began) / done * (len(runs) - done)
         said = ', '.join(f'{measure} {100 * scores[measure]:.1f}' for measure in MEASURES)
-        console.print(f"{start.name}, seed {k}: {said}; {clock(to_go)} to go")
+        console.print(f"{start.name}, seed {k}: {said}; {clock(to_go)} to go")  # before the disk may refuse them
+        save_json(file, dict(settings, weights=weights,
+                             encoders={name: _summary(rows) for name, rows in results.items() if rows}))
     console.print(_table(results))
     console.print(f"results in {file}")
 
@@ -107,10 +107,12 @@ def starts(
     against: str | None, # others, with commas between them
 ) -> list[Start]:        # each with a name of its own
     "What detectors begin with. Raises `InputError` where that can't be told"
-    first, *others = dict.fromkeys([encoder, *filter(None, map(str.strip, (against or '').split(',')))])
-    if first in RANDOM: raise InputError(f"{first} of which architecture? Give an encoder first, and it as --against.")
+    names = [encoder, *filter(None, map(str.strip, (against or '').split(',')))]
+    first, *others = dict.fromkeys(RANDOM[0] if name in RANDOM else name for name in names)
+    if first in RANDOM:
+        raise InputError(f"{encoder} of which architecture? Give an encoder first, and it as --against.")
     found = [_start(first)]
-    found += [Start(RANDOM[0], found[0].source, False) if given in RANDOM else _start(given) for given in others]
+    found += [Start(given, found[0].source, False) if given in RANDOM else _start(given) for given in others]
     return told_apart(found)
 
 

@@ -278,7 +278,8 @@ def read_sweep(
             for key, text in texts.items()}
     chosen = named_run(base or None, file)
     if trials and mode != SEARCH: raise InputError(f"{place}: trials are of mode = search: leave them out.")
-    many = read_seeds(trials, f"{place}: trials")[0] if trials else TRIALS
+    try: many = int(trials or TRIALS)
+    except ValueError: raise InputError(f"{place}: trials = {clipped(trials)} is not a whole number.") from None
     try: return make_sweep(name, chosen, axes, seeds, mode or 'grid', base, many)
     except InputError as e: raise InputError(f"{place}: {e}") from None
 

@@ -29,6 +29,7 @@ def export(
 
     A folder has config.json, model.safetensors and a README.md that tells what was trained and how it is loaded. The
     page 'use everywhere' shows it in timm, fastai, torchvision, transformers, segmentation-models-pytorch and ONNX."""
+    from ..artefact import is_file_name
     from ..export import encoder_info, export_copy
     from ..predict import find_classifier
     if out is None and push is None: raise InputError("there is nowhere to export to: give --out, or --push.")
@@ -38,7 +39,7 @@ def export(
     thing, load = ('classifier', f"predict('hf-hub:{push}', pictures)") if tuned else (
         'encoder', f"load_encoder('hf-hub:{push}')")
     if out is not None:
-        place = out_file(out, '.safetensors', '.onnx') if Path(out).suffix else out
+        place = out_file(out, '.safetensors', '.onnx') if is_file_name(Path(out)) else out
         written = export_copy(file, place, to=to, facts=facts, push=push)
         console.print(f"the {thing} is in {written}")
     else:

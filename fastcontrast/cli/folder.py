@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from ..core import InputError, moved
 from ..files import check_file, check_utf8, shown, sweep, user_path
 from ..records import LOCK, RECORD, known_record, read_record
-from .output import save_json
+from .output import save_json, unwritable
 
 try: import fcntl
 except ImportError: fcntl = None  # Windows
@@ -191,7 +191,7 @@ def claimed(
         if not resumed and _foreign(path):
             lock.release()
             raise InputError(f"--out {path} already holds files: give a new folder, or remove it.")
-    except OSError as e: raise InputError(f"the run folder {path} can't be written: {e.strerror or e}.") from None
+    except OSError as e: raise unwritable(f"the run folder {path}", e) from None
     folder = RunFolder(path, lock, new)
     try:
         if resumed: folder.take_up(read_record(path))

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..core import InputError
+from ..core import InputError, NoSpace
 from ..files import listed, megabytes, write_whole
 from ..records import HISTORY
 from ..signals import Interrupted, Signals
 from .folder import ERROR, LABELED, RunFolder, resume_command
 from .inputs import tell_undecodable
 from .launch import ended_peer, rank
-from .output import Ended, errors
-from .problems import NOBODY_READS, is_peers, sentence
+from .output import Ended, errors, unwritable
+from .problems import NOBODY_READS, exit_code, is_peers, sentence
 
 KEPT = 2  # checkpoints
 _NEVER = 1e12 # seconds between them, where only the end of the run is kept
@@ -113,7 +113,7 @@ class Job:
         self.goes_on = self.folder.resumed and has_checkpoint(self.folder)
 
     def begin(self, record: dict[str, Any]) -> None:
-        "Write what is known before it trains. Raises `InputError` where the disk has no room for what follows"
+        "Write what is known before it trains. Raises `NoSpace` where the disk has no room for what follows"
         _check_space(self)
         self.folder.worth_keeping = True
         self.folder.save(**record, unjudged=self.unjudged)
@@ -180,7 +180,7 @@ def carry_out(
     "A whole run. Raises `Ended` if it ended early, after all that it has was kept"
     folder, signals, problem = job.folder, job.signals, None
     try: folder.running(job.kept_settings(), job.verb)
-    except OSError as e: raise InputError(f"the run folder {folder} can't be written: {e.strerror or e}.") from None
+    except OSError as e: raise unwritable(f"the run folder {folder}", e) from None
     try: job.work()
     except BaseException as e: problem = e
     try:
@@ -210,7 +210,7 @@ def _cause(job: Job, problem: BaseException) -> BaseException:
 
 
 def _check_space(job: Job) -> None:
-    "Raise `InputError` unless the disk has room for what the run will write"
+    "Raise `NoSpace` unless the disk has room for what the run will write"
     from ..checkpoint import size_of
     path = job.folder.path
     product = sum(tensor.nbytes for tensor in job.trained().state_dict().values())
@@ -222,8 +222,8 @@ def _check_space(job: Job) -> None:
     if checkpoint:
         parts += f", and {KEPT + 1} checkpoints of {megabytes(checkpoint)}, of which the last {KEPT} are kept"
     advice = ", or --checkpoint none" if checkpoint else ''
-    raise InputError(f"the disk of {path} has {megabytes(free)} free, and this run needs {megabytes(needed)} "
-                     f"({parts}): make room, or give --out on another disk{advice}.")
+    raise NoSpace(f"the disk of {path} has {megabytes(free)} free, and this run needs {megabytes(needed)} "
+                  f"({parts}): make room, or give --out on another disk{advice}.")
 
 
 def _keep(job: Job, problem: BaseException | None) -> BaseException | None:
@@ -293,11 +293,11 @@ def _told(job: Job, problem: BaseException) -> BaseException:
         if job.learn is None and not folder.resumed: return Ended("interrupted", code)
         parts = [f"interrupted after {job.epochs_done} of {job.epochs} epochs: {_saved(job)}"]
     else:
-        code = 2 if isinstance(problem, InputError) else 1
+        code = exit_code(problem)
         reason = _reason(job, problem)
-        if code == 2 and not folder.worth_keeping and not folder.resumed: return problem
+        if isinstance(problem, InputError) and not folder.worth_keeping and not folder.resumed: return problem
         parts = [f"error: {reason}", _saved(job)]
-    if code == 1 and (folder/ERROR).exists(): parts.append(f"the traceback is in {folder/ERROR}")
+    if _is_failure(problem) and (folder/ERROR).exists(): parts.append(f"the traceback is in {folder/ERROR}")
     if job.begun and code != 2 and not has_checkpoint(folder):
         parts.append("without a checkpoint it can only begin anew")
     if code == 2 or not has_checkpoint(folder): return Ended('; '.join(parts) + '.', code)

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from ..core import InputError
-from ..files import check_file, shown, user_path, write_whole
+from ..core import InputError, NoSpace
+from ..files import FULL, check_file, shown, user_path, write_whole
 
 # folders may have any name: no markup, no :emoji:, and no line broken
 _PLAIN = dict(soft_wrap=True, markup=False, emoji=False, highlight=False)
@@ -30,7 +30,7 @@ class _Terminal(Console):
 console, errors = _Terminal(**_PLAIN), _Terminal(stderr=True, **_PLAIN)
 
 
-_DROPPED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # full disks; a terminal that is gone
+_DROPPED = {*FULL, errno.EFBIG, errno.EIO}  # full disks; a terminal that is gone
 
 
 class _Lenient(io.FileIO):
@@ -110,8 +110,17 @@ def out_file(
         if not new: check_file(path)
         with path.open('ab'): pass
         if new: path.unlink()
-    except OSError as e: raise InputError(f"{option} {path} can't be written: {e.strerror or e}.") from None
+    except OSError as e: raise unwritable(f"{option} {path}", e) from None
     return path
+
+
+def unwritable(
+    what: str, # a file or folder, in words
+    error: OSError,
+) -> InputError:
+    "What says that it can't be written"
+    kind = NoSpace if error.errno in FULL else InputError
+    return kind(f"{what} can't be written: {error.strerror or error}.")
 
 
 def save_json(

@@ -114,7 +114,8 @@ def pretrain(
     seed: Annotated[int | None, Option(
         help="Seed of the split, the weights and the views", show_default=_default('seed'))] = None,
     seeds: Annotated[str | None, Option(
-        help="Make a run with each of these seeds, like [bold]--seeds 0 1 2[/]", show_default="one run")] = None,
+        help="Make a run with each of these seeds, like [bold]--seeds 0 1 2[/]; the data stand before it",
+        show_default="one run")] = None,
     workers: Annotated[int | None, Option(
         help="Processes that decode: while it trains, where the pictures do not fit in memory, else before",
         show_default="one a core, at most 8")] = None,

@@ -1,8 +1,8 @@
 """What ended a run that was no wish of its user's, in a sentence."""
-import errno
 import re
 
-from ..core import InputError
+from ..core import InputError, NoSpace
+from ..files import FULL
 
 NOBODY_READS = BrokenPipeError, SystemExit  # as with `| head`; the latter is rich's
 
@@ -18,6 +18,13 @@ def is_peers(
 ) -> bool:
     "Whether it is what the end of another process looks like from here"
     return isinstance(problem, RuntimeError) and bool(_PEER.search(str(problem)))
+
+
+def exit_code(
+    problem: BaseException,
+) -> int:
+    "What the program ends with: 2 for a user's mistake, 1 for what else went wrong, want of space among it"
+    return 2 if isinstance(problem, InputError) and not isinstance(problem, NoSpace) else 1
 
 
 def sentence(
@@ -49,7 +56,7 @@ def _decoding(problem: BaseException) -> str | None:
 def _file(problem: BaseException) -> str | None:
     if not isinstance(problem, OSError) or problem.errno is None: return None
     name = f" '{problem.filename}'" if problem.filename else ''
-    if problem.errno in (errno.ENOSPC, errno.EDQUOT): return f"no space is left on the disk{name and f' for{name}'}"
+    if problem.errno in FULL: return f"no space is left on the disk{name and f' for{name}'}"
     return f"the file{name} can't be used: {problem.strerror}" if name else None
 
 

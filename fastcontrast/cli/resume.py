@@ -7,12 +7,11 @@ from typing import Any, get_args
 
 from ..core import InputError, is_number
 from ..files import user_path
-from ..records import RECORD, history_rows, read_record
+from ..records import CARRIED_OUT, RECORD, history_rows, read_record
 from .settings import Run, number_or_name, option
 
-# they change how a run is carried out or judged, or how long it is, but not what it has learned so far
-MAY_CHANGE = {'epochs', 'processes', 'precision', 'workers', 'compile', 'controls', 'cache', 'cache_folder',
-              'checkpoint', 'stop_on_collapse', 'log'}
+# beside how a run is carried out: how long it is, and its rounding; none of them is what it has learned so far
+MAY_CHANGE = CARRIED_OUT | {'epochs', 'precision', 'compile'}
 
 # what a run that goes on takes from config.json, and its types
 _KEPT = dict(epochs_done=int, seconds=int | float, results=dict)
@@ -141,7 +140,7 @@ def check_changes(
     config: Run, # the settings that it is to go on with
 ) -> None:
     "Raise `InputError`, which names the setting, for one that can't change any more, and for a run that is done"
-    check_same(path, begun, config, MAY_CHANGE)
+    check_same(path, begun, config)
     record = read_record(path)
     done = max(len(history_rows(path)), record.get('epochs_done') or 0)
     if config.epochs < done:
@@ -155,7 +154,7 @@ def check_same(
     path: Path,            # a run's folder
     begun: dict[str, Any], # from `begun_with`
     config: Any,           # the settings that it is to go on with
-    may_change: Collection[str], # those that may differ
+    may_change: Collection[str] = MAY_CHANGE, # those that may differ
     remedy: str = "leave that out, or begin a new run with another --out and no --resume",
 ) -> None:
     "Raise `InputError`, which names it, for a setting that differs"

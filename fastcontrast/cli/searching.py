@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core import InputError
 from .expand import Range, Search, Setting, Sweep
-from .sweeping import Work, plan_run, read_plan
+from .sweeping import Work, plan_before, plan_run
 
 _TRIES = 100  # for a setting that there is not yet
 
@@ -28,7 +28,7 @@ def with_earlier(
 ) -> Sweep:
     "A search with what it has chosen before, in that order. Raises `InputError` for a folder of another one"
     _optuna()
-    before, search = read_plan(folder), sweep.search
+    before, search = plan_before(folder), sweep.search
     entries = {entry['setting']: entry['differs'] for entry in before['runs'] + before['refused']}
     if entries and before.get('axes') != sweep.origin['axes']:
         raise InputError(f"{folder} has the runs of other axes: give the runs another --out.")
@@ -55,20 +55,16 @@ class Searching(Work):
 
     def more(self) -> bool:
         search, settings = self.sweep.search, self.sweep.settings
-        while len(settings) < search.trials and not self.spent:
-            setting = self.choose()
-            self.spent = setting is None
-            if self.spent: break
-            settings.append(setting)
-            try: runs = [plan_run(setting, seed, self.folder) for seed in search.seeds]
-            except InputError as e:
-                self.plan.refuse(setting, str(e).rstrip('.'))
-                continue
-            self.runs += runs
-            self.waiting += runs
-            self.plan.save()
-            return True
-        return False
+        if self.spent or len(settings) >= search.trials: return False
+        setting = self.choose()
+        self.spent = setting is None
+        if self.spent: return False
+        settings.append(setting)
+        runs = [plan_run(setting, seed, self.folder) for seed in search.seeds]
+        self.runs += runs
+        self.waiting += runs
+        self.plan.save()
+        return True
 
     def choose(self) -> Setting | None:
         "The next setting; None if there is no other"
@@ -113,6 +109,7 @@ class Searching(Work):
 
     def result(self) -> str:
         values = {setting.name: value for setting in self.sweep.settings if (value := self.value(setting)) is not None}
+        if not values: return ''
         best = max(values, key=lambda name: values[name])
         return f"; the best is {best}, kNN {values[best]:.1%}"
 

@@ -295,6 +295,18 @@ def resolve(
     file: str | Path = SETTINGS_FILE,
 ) -> Run:
     "The settings of a run from all of their sources. Raises `InputError` for a number that is out of range"
+    config = gathered(given, run, begun, file)
+    if reason := clash(config): raise InputError(reason)
+    return config
+
+
+def gathered(
+    given: dict[str, Any],   # as `resolve` takes them
+    run: str | None = None,
+    begun: dict[str, Any] | None = None,
+    file: str | Path = SETTINGS_FILE,
+) -> Run:
+    "The same, where each is right by itself, and they may not go together"
     chosen = {} if run is None else named_run(run, file)
     chosen |= {key: value for key, value in given.items() if value is not None}
     suited = suited_to(chosen)
@@ -338,17 +350,24 @@ def _check_numbers(config: Run) -> None:
         if value is None: continue
         most = _MOST_OF.get(key, _MOST)
         whole(least=least, most=most if value > most else None, **{option(key): value})
-    if config.batch_size is not None and config.batch_size % config.processes:
-        raise InputError(f"--batch-size {config.batch_size} can't be divided among {config.processes} processes: "
-                         f"give a multiple of {config.processes}.")
-    if config.head_epochs and not config.weights:
-        raise InputError(f"--head-epochs {config.head_epochs} keeps the weights of an encoder while the head learns, "
-                         "and there are none: give --weights, or leave it out.")
-    if (config.head_epochs or 0) >= config.epochs:
-        raise InputError(f"--head-epochs {config.head_epochs} leaves none of --epochs {config.epochs} to the encoder: "
-                         "give fewer, or train for more.")
     if config.lr is not None: number(above=0, most=1e30, **{'--lr': config.lr})  # 32 bits hold no more than 3e38
     if not isinstance(config.valid, str): number(least=0, below=1, **{'--valid': config.valid})
+
+
+def clash(
+    config: Run, # from `gathered`
+) -> str:
+    "Why settings can't go together, of which each may be right by itself; '' if they can"
+    if config.batch_size is not None and config.batch_size % config.processes:
+        return (f"--batch-size {config.batch_size} can't be divided among {config.processes} processes: "
+                f"give a multiple of {config.processes}")
+    if config.head_epochs and not config.weights:
+        return (f"--head-epochs {config.head_epochs} keeps the weights of an encoder while the head learns, "
+                "and there are none: give --weights, or leave it out")
+    if (config.head_epochs or 0) >= config.epochs:
+        return (f"--head-epochs {config.head_epochs} leaves none of --epochs {config.epochs} to the encoder: "
+                "give fewer, or train for more")
+    return ''
 
 
 def _check_paths(config: Run) -> None:

@@ -18,7 +18,7 @@ def sweep(
         help="Train every setting with each of these seeds, like [bold]--seeds 0 1 2[/]",
         show_default="the section's, or its base's")] = None,
     jobs: Annotated[int, Option(
-        help="Runs that are made at a time; they share the cores, and have a GPU each where there are several")] = 1,
+        help="Runs that are made at a time; they share the cores, and divide the GPUs")] = 1,
     dry_run: Annotated[bool, Option('--dry-run', help="Show the runs and how they stand, and make none")] = False,
     out: Annotated[str | None, Option(
         '--out', '-o', metavar='FOLDER', help="Where the runs' folders are", show_default="runs/NAME")] = None,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,18 +18,19 @@ from rich.live import Live
 from rich.table import Column, Table
 
 from ..core import InputError, clipped, whole
-from ..files import read_json, user_path
-from ..records import PLAN, RECORD, history_rows, owner_lives, read_record
+from ..files import user_path
+from ..records import PLAN, RECORD, history_rows, owner_lives, read_plan, read_record
 from ..signals import Interrupted, Signals, watched
 from .expand import BETWEEN, TRIALS, Setting, Sweep, make_sweep, plain, run_name
 from .launch import end_all, kill_all, rank
-from .output import Ended, console, save_json
+from .output import Ended, console, save_json, unwritable
 from .resume import MAY_CHANGE, begun_with, check_same
 from .runs import run_row
-from .settings import SETTINGS_FILE, Run, as_options, check_names, named_run, resolve
+from .settings import SETTINGS_FILE, Run, as_options, check_names, clash, gathered, named_run
 
 PROGRAM = (sys.executable, '-m', 'fastcontrast')
 _MAY_CHANGE = MAY_CHANGE - {'epochs'}  # a run that was made longer is not one that was begun so long
+_GPUS = 'CUDA_VISIBLE_DEVICES'
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Planned:
     def finished(self) -> bool: return self.row['state'] == 'finished'
 
     @property
+    def clash(self) -> str:
+        "Why its settings can't go together; '' where that is not known before it is tried"
+        return clash(self.config)
+
+    @property
     def share(self) -> float:
         "Of its epochs, that are done"
         return min(1, len(history_rows(self.path))/self.config.epochs)
@@ -64,21 +71,22 @@ def plan_run(
     seed: int,
     folder: Path, # of the runs' folders
 ) -> Planned:
-    return Planned(setting, seed, resolve(setting.chosen | dict(seed=seed)), folder/run_name(setting, seed))
+    return Planned(setting, seed, gathered(setting.chosen | dict(seed=seed)), folder/run_name(setting, seed))
 
 
 def planned(
     sweep: Sweep,
     folder: Path, # of the runs' folders
 ) -> list[Planned]:
-    "The runs of a sweep. Raises `InputError` for a setting that can't be, or another one than a run was begun with"
+    "The runs of a sweep. Raises `InputError` for a value that can't be, or another one than a run was begun with"
     if (folder/RECORD).exists(): raise InputError(f"{folder} is the folder of a run: give the runs another --out.")
     for i, setting in enumerate(sweep.search.corners() if sweep.search else sweep.settings):
-        try: check_names(resolve(setting.chosen))
+        try: check_names(gathered(setting.chosen))
         except InputError as e:
             # what is wrong in the first may be so in all
             raise type(e)(f"{setting.name}: {e}" if i and setting.name else str(e)) from None
     runs = [plan_run(setting, seed, folder) for setting, seed in sweep.runs]
+    if not sweep.search and all(run.clash for run in runs): raise InputError(runs[0].clash)  # of the base, then
     for run in runs:
         if not (run.path/RECORD).exists(): continue
         check_same(run.path, begun_with(run.path), run.config, _MAY_CHANGE,
@@ -149,12 +157,13 @@ class _Child:
     "A run under way in a process of its own"
     def __init__(self,
         run: Planned,
-        slot: int,                  # its place among those that run at a time
         environment: dict[str, str],
     ):
-        self.run, self.slot, self.began = run, slot, time.monotonic()
+        self.run, self.began = run, time.monotonic()
+        self.gpus = environment.get(_GPUS, '').split(',')  # that it sees; none are named where it sees all
         self.first = self.share = run.share  # of the epochs, done when it began and now
         self.until = 0.  # seconds, when that was seen
+        self.before = run.row['reason']  # why an earlier process has ended
         self.errors = tempfile.TemporaryFile('w+', errors='replace')
         self.process = subprocess.Popen([*PROGRAM, *run.command], env=environment, stdin=subprocess.DEVNULL,
                                         stdout=subprocess.DEVNULL, stderr=self.errors)
@@ -185,7 +194,8 @@ class _Child:
         "Why it ended"
         code = self.process.returncode
         if code < 0: return f"it was ended by {signal.Signals(-code).name}"
-        kept = None if code == 2 else self.run.row['reason']  # by 2 it may have left that of an earlier process
+        kept = self.run.row['reason']
+        if code == 2 or kept == self.before: kept = None  # it may have left that of an earlier process
         return kept or self.said() or f"it ended with code {code}"
 
 
@@ -256,6 +266,7 @@ class Work:
                 break
             self.waiting.remove(run)
             if run.finished: self.tell(run, "was finished by another process")
+            elif run.clash: self.refuse(run, run.clash)
             else: self.start(run)
         return bool(self.waiting or self.children)
 
@@ -266,8 +277,8 @@ class Work:
         console.print(f"waiting for {self.waiting[0].path.name}, in which another process is at work")
 
     def start(self, run: Planned) -> None:
-        slot = next(slot for slot in range(self.jobs) if slot not in [child.slot for child in self.children])
-        self.children.append(_Child(run, slot, _environment(slot, self.jobs, run.config.processes)))
+        taken = [gpu for child in self.children for gpu in child.gpus]
+        self.children.append(_Child(run, _environment(self.jobs, run.config.processes, taken)))
 
     def ended(self, child: _Child) -> None:
         run = child.run
@@ -276,10 +287,13 @@ class Work:
             self.took(run, child.seconds)
             self.plan.accept(run.setting)
             return self.tell(run, ', '.join([*_knn(row['knn']), _clock(child.seconds)]))
-        if not child.refused():
-            self.failed[str(run.path)] = child.reason()
-            return self.tell(run, f"failed: {child.reason()}")
-        name, reason = run.setting.name, child.said()
+        if child.refused(): return self.refuse(run, child.said())
+        self.failed[str(run.path)] = child.reason()
+        self.tell(run, f"failed: {child.reason()}")
+
+    def refuse(self, run: Planned, reason: str) -> None:
+        "Note that the settings of a run can't be, with whatever seed"
+        name = run.setting.name
         self.waiting = [other for other in self.waiting if other.setting.name != name]  # it would be with every seed
         if name in self.refused: return  # already, with another seed
         self.refused.add(name)
@@ -320,36 +334,18 @@ class Work:
         return _clock(sum(left)/max(1, min(self.jobs, len(left))))
 
 
-def read_plan(
+def plan_before(
     folder: Path, # of a sweep's runs
 ) -> dict[str, Any]:
-    "What the folder says that its runs are, and which settings were refused. Raises `InputError` for no sweep's file"
-    plan: Any = None
-    try: plan = read_json(folder/PLAN)
-    except (FileNotFoundError, NotADirectoryError): plan = dict(runs=[])
-    except (OSError, ValueError): pass
-    if not isinstance(plan, dict) or not isinstance(plan.get('runs'), list):  # somebody's, or damaged: it is kept
-        raise InputError(f"{folder/PLAN} can't be read as a sweep's, and would be replaced: move it away, or give the "
-                         "runs another --out.")
-    return plan | {name: _usable(plan.get(name), kinds) for name, kinds in _ENTRIES.items()}
-
-
-# what is relied on in a plan
-_ENTRIES: dict[str, dict[str, type]] = dict(runs=dict(run=str, setting=str, seed=int, differs=dict),
-                                            refused=dict(setting=str, differs=dict, reason=str))
-
-
-def _usable(entries: Any, kinds: dict[str, type]) -> list[dict[str, Any]]:
-    if not isinstance(entries, list): return []
-    return [entry for entry in entries if isinstance(entry, dict)
-            and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())]
+    "What the folder says of a sweep so far. Raises `InputError` for somebody's file, or a damaged one: it is kept"
+    return read_plan(folder, "move it away, or give the runs another --out") or dict(runs=[], refused=[])
 
 
 class _Plan:
     "What the folder of a sweep says of it"
     def __init__(self, sweep: Sweep, runs: list[Planned], folder: Path):
         self.sweep, self.runs, self.file = sweep, runs, folder/PLAN
-        before = read_plan(folder)
+        before = plan_before(folder)
         settings = {setting.name: setting.differs for setting in sweep.settings}
         def known(entry): return settings.get(entry['setting']) == entry['differs']
         # other seeds of the same settings stay in it, and so does what was refused until it is tried again
@@ -370,7 +366,7 @@ class _Plan:
         content = dict(name=self.sweep.name, **self.sweep.origin, control=runs[0]['setting'] if runs else None,
                        seeds=sorted({run['seed'] for run in runs}), runs=runs, refused=list(self.refused.values()))
         try: save_json(self.file, content)
-        except OSError as e: raise InputError(f"{self.file} can't be written: {e.strerror or e}.") from None
+        except OSError as e: raise unwritable(str(self.file), e) from None
 
     def refuse(self, setting: Setting, reason: str) -> None:
         self.refused[setting.name] = dict(setting=setting.name, differs=setting.differs, reason=reason)
@@ -382,9 +378,9 @@ class _Plan:
     def rows(self) -> list[dict[str, Any]]:
         "Each run: the settings in which it differs, and how it stands"
         rows = [run.setting.differs | dict(seed=run.seed, setting=run.setting.name) | run.row for run in self.runs]
-        for row in rows:
-            if row['state'] == 'new' and row['setting'] in self.refused:
-                row |= dict(state='refused', reason=self.refused[row['setting']]['reason'])
+        for run, row in zip(self.runs, rows):
+            reason = self.refused.get(row['setting'], {}).get('reason') or run.clash
+            if row['state'] == 'new' and reason: row |= dict(state='refused', reason=reason)
         return rows
 
 
@@ -406,16 +402,16 @@ def _clock(seconds: float) -> str:
     return clock(seconds)
 
 
-def _environment(slot: int, jobs: int, processes: int) -> dict[str, str]:
-    "Of one of several runs at a time, which share the cores and have a GPU each"
+def _environment(jobs: int, processes: int, taken: Iterable[str]) -> dict[str, str]:
+    "Of one of several runs at a time, which share the cores, and have GPUs that the fewest others have taken"
     import torch
     environment = dict(os.environ)
     if jobs == 1: return environment
     environment.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//(jobs*processes))))
     gpus = torch.cuda.device_count()
-    if gpus > 1 and processes == 1:
-        visible = environment.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(gpus)))).split(',')
-        environment['CUDA_VISIBLE_DEVICES'] = visible[slot % gpus]
+    if gpus > processes:
+        visible, used = environment.get(_GPUS, ','.join(map(str, range(gpus)))).split(','), Counter(taken)
+        environment[_GPUS] = ','.join(sorted(visible, key=lambda gpu: used[gpu])[:processes])
     return environment
 
 

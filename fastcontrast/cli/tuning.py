@@ -19,9 +19,6 @@ from .resume import check_same, kept_settings
 from .rivals import views_of_run
 from .settings import check_log, check_moments, number_or_name, read_range
 
-# they change how a run is carried out, or how long it is, but not what it has learned so far
-MAY_CHANGE = {'epochs', 'precision', 'workers', 'device', 'checkpoint', 'log'}
-
 
 @dataclass(frozen=True)
 class Tuning:
@@ -114,7 +111,7 @@ def check_tuning(
     config: Tuning,        # the settings that it is to go on with
 ) -> None:
     "Raise `InputError`, which names the setting, for one that can't change any more, and for a run that is done"
-    check_same(path, begun, config, MAY_CHANGE)
+    check_same(path, begun, config)
     record = read_record(path)
     if record.get('state') != 'finished': return
     done = record.get('epochs_done') or 0

@@ -14,8 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from ..core import InputError, clipped
-from ..files import read_json
-from ..records import PLAN, RECORD, Run, given_settings, setting_of
+from ..records import RECORD, Run, given_settings, read_plan, setting_of
 from .plots import EMPTY, read_history
 
 
@@ -150,6 +149,11 @@ class Setting:
     @property
     def counted(self) -> list[Run]: return [run for run in self.runs if run.state == 'finished']
 
+    @property
+    def seeds(self) -> set[int]:
+        "Of the runs that count; one may have several"
+        return {run.seed for run in self.counted}
+
 
 def grouped(
     runs: Iterable[Run],
@@ -235,21 +239,14 @@ def read_sweep(
     folder: Path, # of runs
 ) -> Sweep | None: # None: it is none of a sweep
     "What a sweep's folder says. Raises `InputError` for a file that can't be read"
-    file = folder/PLAN
-    try: content = read_json(file)
-    except (FileNotFoundError, NotADirectoryError): return None
-    except (OSError, ValueError) as e: raise InputError(f"{file} can't be read: {e}.") from None
-    try: return _sweep(folder, content)
-    except (KeyError, TypeError, AttributeError): raise InputError(f"{file} can't be read: it is no sweep's.") from None
-
-
-def _sweep(folder: Path, content: dict[str, Any]) -> Sweep:
-    control = str(content['control'])
-    runs = {folder/entry['run']: str(entry['setting']) for entry in content['runs']}
-    base = next((entry['differs'] for entry in content['runs'] if entry['setting'] == control), {})
-    refused = {str(entry['setting']): (', '.join(_differences(entry['differs'], base)) or str(entry['setting']),
-                                       str(entry['reason'])) for entry in content['refused']}
-    return Sweep(folder, control, [*map(str, content['axes'])], runs, refused)
+    plan = read_plan(folder)
+    if plan is None: return None
+    control = str(plan.get('control'))
+    runs = {folder/entry['run']: entry['setting'] for entry in plan['runs']}
+    base = next((entry['differs'] for entry in plan['runs'] if entry['setting'] == control), {})
+    refused = {entry['setting']: (', '.join(_differences(entry['differs'], base)) or entry['setting'], entry['reason'])
+               for entry in plan['refused']}
+    return Sweep(folder, control, [*map(str, plan['axes'])], runs, refused)
 
 
 # --- the control

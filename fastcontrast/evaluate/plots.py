@@ -23,7 +23,7 @@ from ..core import InputError, MissingPath, clipped, number
 from . import load
 from ..figures import Figure, save_figure
 from ..files import user_path
-from ..records import known_record, runs_in, setting_of
+from ..records import known_record, runs_in, setting_of, state_of
 
 # %% ../../nbs/330_plots.ipynb #77dcd8ac
 PANELS = {'train_loss': 'training loss', 'knn': 'kNN accuracy', 'spread': 'spread of features', 'lr': 'learning rate',
@@ -114,22 +114,28 @@ def plot_history(
 
 # %% ../../nbs/330_plots.ipynb #51843b40
 def _described(folder: Path) -> tuple[str, str]:
-    "What a run was made of, and how it stands, by its config.json"
+    "What a run was made of, and how it stands, by its config.json; '' where that does not say"
     config = known_record(folder)
     loss = str(config.get('loss') or '').split('(')[0]
     method = ', '.join(str(name) for name in (config.get('method'), loss) if name)
     speedups = config.get('speedups')
     setup = [method, *map(str, speedups if isinstance(speedups, list) else ())]
-    return ' + '.join(filter(None, setup)), str(config.get('state') or '').split(':')[0]
+    return ' + '.join(filter(None, setup)), state_of(folder, config) if config.get('state') else ''
+
+def _counted(folder: Path) -> tuple[list[Path], list[str]]:
+    "The runs that a folder stands for, the finished ones where there are such; and the others, in words"
+    states = {run: _described(run)[1] for run in runs_in(folder)}
+    finished = [run for run, state in states.items() if state == 'finished']
+    if not finished: return [*states], []
+    return finished, [f"{run.name} ({state or 'unknown'})" for run, state in states.items() if state != 'finished']
 
 def _columns_of(folder: Path) -> dict[str, list[float]]:
-    "The history of a run, or the mean of the runs in a folder, which may differ in their seeds alone"
+    "The history of a run, or the mean of the counted runs in a folder, which may differ in their seeds alone"
     if not folder.is_dir(): raise MissingPath(f"no folder '{folder}': give the folders of runs")
-    runs = runs_in(folder)
-    if len({tuple(setting_of(known_record(run)).items()) for run in runs}) > 1:
+    if len({tuple(setting_of(known_record(run)).items()) for run in runs_in(folder)}) > 1:
         raise InputError(f"'{folder}' holds runs that differ in more than their seeds: give the folders of runs that "
                          f"don't, or see fastcontrast report {folder}.")
-    columns = joined([_columns_of_run(run) for run in runs])
+    columns = joined([_columns_of_run(run) for run in _counted(folder)[0]])
     if not math.isnan(last_knn(columns)): return columns
     raise InputError(f"the runs in '{folder}' have no epoch in common in which all were judged: give single runs.")
 
@@ -169,12 +175,13 @@ def joined(
 
 def _row(folder: Path, name: str, columns: dict[str, list[float]], target: float) -> dict[str, Any]:
     "What `compare_runs` says of one run"
-    runs = runs_in(folder)
+    runs, others = _counted(folder)
     told = [_described(run) for run in runs]
     states = list(dict.fromkeys(state for _, state in told))
     known = [i for i, accuracy in enumerate(columns['knn']) if not math.isnan(accuracy)]
-    return dict(run=name, setup=told[0][0], state=', '.join(states), runs=len(runs), epochs=len(columns['knn']),
-                knn=columns['knn'][known[-1]], knn_std=columns['knn_std'][known[-1]] if 'knn_std' in columns else None,
+    return dict(run=name, setup=told[0][0], state=', '.join(states), runs=len(runs), left_out=others,
+                epochs=len(columns['knn']), knn=columns['knn'][known[-1]],
+                knn_std=columns['knn_std'][known[-1]] if 'knn_std' in columns else None,
                 best=max(columns['knn'][i] for i in known), target=target, **reached(columns, target))
 
 def _band(axis: Axes, run: dict[str, list[float]], x: str, column: str, place: int) -> Line2D:
@@ -216,9 +223,10 @@ def compare_runs(
     target: float | None = None,    # kNN accuracy to be reached, in (0, 1]; None: the first run's last
 ) -> tuple[Figure, list[dict[str, Any]]]: # the figure, and a row of each run
     """kNN accuracy of runs against epochs, time and compute, and what each took to reach an accuracy. A row has `run`,
-    `setup`, `state`, `runs` (of many seeds, of whose mean it tells), `epochs`, `knn` (the last), `knn_std` (over the
-    runs; None for one), `best`, `target`, and `epochs_to`, `tflop_to` and `seconds_to`: what the target took (None: not
-    reached, or not recorded). Raises `InputError` for folders without a judged run"""
+    `setup`, `state`, `runs` (of many seeds, of whose mean it tells: the finished ones, where there are such),
+    `left_out` (the others, with their states), `epochs`, `knn` (the last), `knn_std` (over the runs; None for one),
+    `best`, `target`, and `epochs_to`, `tflop_to` and `seconds_to`: what the target took (None: not reached, or not
+    recorded). Raises `InputError` for folders without a judged run"""
     number(above=0, most=1, optional=True, target=target)
     folders = [user_path(folder, 'folder') for folder in folders]
     if len(folders) < 2:

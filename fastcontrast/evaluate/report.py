@@ -102,7 +102,7 @@ class Report:
     ) -> pd.DataFrame: # a row for each setting, and for each combination that could not be; cells are text
         "The table to read: mean ± standard deviation, and behind it the difference to the control with its error"
         if measures is None: measures = self.chosen or [name for name in self.measures if column(name).main]
-        cells = {(row.setting, row.measure): cell_text(row, len(self._named(row.setting).counted))
+        cells = {(row.setting, row.measure): cell_text(row, len(self._named(row.setting).seeds))
                  for row in self.table.itertuples()}
         rows = [[seeds_text(setting), *(cells.get((setting.name, name), '–') for name in measures)]
                 for setting in self.settings]
@@ -171,15 +171,15 @@ def decimals(
 
 
 def cell_text(
-    row: Any,      # of a summary
-    runs: int = 0, # finished ones of the setting; 0: don't say where some have no number
+    row: Any,       # of a summary
+    seeds: int = 0, # with finished runs of the setting; 0: don't say where some have no number
 ) -> str:
     "A cell of a table to read"
     if pd.isna(row.mean): return '–'
     text = ' ± '.join(number_texts(row, row.mean, row.std))
     if not pd.isna(row.difference):
         text += f" ({' ± '.join(number_texts(row, row.difference, row.error, signed=True))})"
-    return f'{text} [{row.n} of {runs}]' if row.n < runs else text
+    return f'{text} [{row.n} of {seeds}]' if row.n < seeds else text
 
 
 def number_texts(
@@ -203,18 +203,16 @@ def seeds_text(setting: Setting) -> str:
 # --- what a reader has to know
 
 def _pairing_notes(report: Report) -> list[str]:
-    control = {run.seed for run in report.settings[0].counted}
-    notes = []
+    control, notes = report.settings[0].seeds, []
     for setting in report.settings:
-        seeds = [run.seed for run in setting.counted]
-        twice = [seed for seed, count in Counter(seeds).items() if count > 1]
+        twice = [seed for seed, count in Counter(run.seed for run in setting.counted).items() if count > 1]
         if twice: notes.append(f"{setting.name}: runs of one seed ({_listed(twice)}) count once, by their mean.")
-        common = control & set(seeds)
-        if setting is report.settings[0] or not seeds or control == set(seeds): continue
+        common = control & setting.seeds
+        if not setting.seeds or control == setting.seeds: continue
         pairs = f"by the seeds that both have ({_listed(sorted(common))})" if common else "by none: no seed is common"
-        notes.append(f"{setting.name} has the seeds {_listed(sorted(set(seeds)))}, and the control "
+        notes.append(f"{setting.name} has the seeds {_listed(sorted(setting.seeds))}, and the control "
                      f"{_listed(sorted(control))}: they are compared {pairs}.")
-    single = [setting.name for setting in report.settings if len({run.seed for run in setting.counted}) == 1]
+    single = [setting.name for setting in report.settings if len(setting.seeds) == 1]
     if single:
         notes.append(f"one seed has neither a deviation nor an error, and says little: {_listed(single)}.")
     return notes

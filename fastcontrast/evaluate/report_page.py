@@ -173,11 +173,11 @@ def _named_row(name: Any, *cells: str) -> str: return f'<th scope="row">{_text(n
 def _word(value: Any) -> str: return f'<td class="text">{_text(value)}</td>'
 
 
-def _number(row: Any, runs: int) -> str:
+def _number(row: Any, seeds: int) -> str:
     "A cell of the main table; `row` is of a summary"
     if pd.isna(row.mean): return '<td data-v="">–</td>'
     text = ' ± '.join(number_texts(row, row.mean, row.std))
-    if row.n < runs: text += f' <small>{row.n} of {runs}</small>'
+    if row.n < seeds: text += f' <small>{row.n} of {seeds}</small>'
     if not pd.isna(row.difference):
         gain = row.difference * column(row.measure).better
         kind = 'better' if gain > 0 else 'worse'
@@ -192,7 +192,7 @@ def _settings_table(report: Report) -> str:
     heads = [('setting', 'text'), ('runs', 'descending')]
     heads += [(head(name), 'ascending' if column(name).better < 0 else 'descending') for name in report.measures]
     rows = [_named_row(setting.name, f'<td data-v="{len(setting.counted)}">{seeds_text(setting)}</td>',
-                       *(_number(cells[setting.name, name], len(setting.counted)) if setting.counted else
+                       *(_number(cells[setting.name, name], len(setting.seeds)) if setting.counted else
                          '<td data-v="">–</td>' for name in report.measures)) for setting in report.settings]
     refused = [_named_row(name, f'<td class="text" colspan="{len(heads) - 1}">refused: {_text(reason)}</td>')
                for name, reason in report.refused]
@@ -337,7 +337,7 @@ def save_report(
     _check_own(folder)
     drawn = dict(curves=accuracy_curves(report), differences=difference_bars(report))
     figures = {name: figure for name, figure in drawn.items() if figure is not None}
-    below = [_CELL.format("in parentheses") + "; [1 of 2]: one of two runs has a number.",
+    below = [_CELL.format("in parentheses") + "; [1 of 2]: one of two seeds has a number.",
              f"The control is {report.base}, {report.why}.",
              *(f"Refused: {name}: {reason}" for name, reason in report.refused), *report.notes]
     texts = {PAGE: page(report, figures), 'table.csv': long_csv(report),

@@ -4,6 +4,7 @@ import json
 import re
 
 import matplotlib.image
+from helpers.runs import run_folder
 
 
 def test_compare(run, refused, digits, folder):
@@ -27,6 +28,14 @@ def test_compare(run, refused, digits, folder):
     assert '--knn=90.0 must be a finite number above 0' in refused('compare', 'short', 'short', '--knn', 90)
     assert 'must end in' in refused('compare', 'short', 'short', '-o', 'c.txt')
     assert 'RUN' in refused('compare')
+
+
+def test_runs_that_are_not_finished_are_left_out(run, folder):
+    for seed, state in enumerate(('finished', 'running')):
+        run_folder(folder/'many'/str(seed), (.5, .6)[seed:], settings=dict(seed=seed), state=state)
+    code, out, err = run('compare', 'many', 'many/1')
+    assert (code, err) == (0, '') and 'many: simclr, NTXent\nleft out of many: 1 (killed)\n' in out
+    assert '\n1 (killed): simclr, NTXent\n' in out and re.search(r'│ many +│ +2 │ +60.0% │', out)
 
 
 def test_runs_on_other_pictures(run, folder):

@@ -1,4 +1,5 @@
 "detect: a table of average precision, and its file"
+import errno
 import json
 
 from helpers.pictures import ARCH
@@ -41,10 +42,23 @@ def test_detect(run, refused, folder):
     assert 'mine.json is no table of detectors' in refused('detect', 'run', 'shapes', *QUICK, '-o', 'mine.json')
     assert (folder/'mine.json').read_text() == '{"mine": 1}' and json.loads((folder/'new/d.json').read_text()) == kept
     names = [start.name for start in starts('run', 'random, run/encoder.safetensors,resnet18,run,,untrained')]
-    assert names == ['run', 'random', 'run (2)', 'resnet18', 'random (2)']
+    assert names == ['run', 'random', 'run (2)', 'resnet18']  # the last is the second
     assert 'no folder nothing' in refused('detect', 'run', 'nothing')
     assert "unknown architecture 'restnet18'" in refused('detect', 'run', 'shapes', '--against', 'restnet18')
     assert 'random of which architecture?' in refused('detect', 'random', 'shapes')
     assert '--seeds=0' in refused('detect', 'run', 'shapes', '--seeds', 0)
     assert 'must end in .json' in refused('detect', 'run', 'shapes', '-o', 'd.txt')
     assert "did you mean bf16" in refused('detect', 'run', 'shapes', '--precision', 'bf61')
+
+
+def test_a_full_disk_costs_no_scores(run, folder, monkeypatch):
+    "They are told before they are saved"
+    draw_rectangles(folder/'shapes', 6)
+    export_encoder(make_encoder(ARCH), folder/'run/encoder.safetensors', ARCH, 32, [.5] * 3, [.2] * 3)
+    scores = dict(AP=.1, AP50=.2, AP75=.3, classes={})
+    monkeypatch.setattr('fastcontrast.detection.detection_transfer', lambda *args, **kwargs: scores)
+    def full(path, content): raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+    monkeypatch.setattr('fastcontrast.cli.detect.save_json', full)
+    code, out, err = run('detect', 'run', 'shapes', *QUICK, '--seeds', 1)
+    assert code == 1 and 'run, seed 0: AP 10.0, AP50 20.0, AP75 30.0; ' in out
+    assert err == "error: no space is left on the disk for 'detect.json'.\n"

@@ -1,5 +1,6 @@
 "embed: features of pictures in a file, and what is drawn, searched and listed by them"
 import csv
+import errno
 import os
 
 import matplotlib.image
@@ -67,6 +68,13 @@ def test_everything_at_once(run, encoder, pictures, folder):
     copies = rows_of('lists/duplicates.csv')
     assert {row['name'] for row in copies} == {'a/000.png', 'b/000.png'}
     assert not list(folder.glob('*.npz'))  # features are written where they are asked for, or nothing else is
+
+
+def test_a_full_disk_is_one_sentence(run, encoder, pictures, monkeypatch):
+    def full(path, content): raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+    monkeypatch.setattr('fastcontrast.cli.embed.write_whole', full)
+    code, out, err = run('embed', encoder, 'p', '--outliers', 2, '--tables', 'lists')
+    assert (code, err) == (1, "error: no space is left on the disk for 'lists/outliers.csv'.\n")
 
 
 def test_features_in_place_of_an_encoder(run, refused, encoder, pictures, folder):

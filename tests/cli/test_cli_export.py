@@ -9,7 +9,7 @@ import torch
 from helpers.folders import image_folder
 
 from fastcontrast import artefact
-from fastcontrast.export import encoder_info, load_encoder, write_folder
+from fastcontrast.export import encoder_info, export_encoder, load_encoder, write_folder
 from fastcontrast.models import make_encoder
 
 
@@ -45,6 +45,13 @@ def test_a_folder_with_what_the_run_was(digits, run):
     assert record['speedups'] and all(name in card for name in record['speedups'])
     assert run('export', 'new/net', '-o', 'again')[0] == 0 and open('again/README.md').read().count('kNN accuracy') == 1
     assert run('export', 'new/net', '-o', 'again.safetensors')[0] == 0
+
+
+def test_a_name_with_a_dot_is_a_folders(run, folder):
+    export_encoder(make_encoder('test_resnet'), folder/'run/encoder.safetensors', 'test_resnet', 32, [.5] * 3, [.2] * 3)
+    assert run('export', 'run', '-o', 'encoder-v1.2') == (0, 'the encoder is in encoder-v1.2\n', '')
+    assert os.path.isdir('encoder-v1.2') and encoder_info('encoder-v1.2')['arch'] == 'test_resnet'
+    assert run('export', 'encoder-v1.2', '-o', 'e.v2.safetensors')[0] == 0 and os.path.isfile('e.v2.safetensors')
 
 
 def test_places_that_are_refused(refused, digits):

@@ -150,11 +150,13 @@ def test_a_folder_that_vanishes_is_made_again(folder):
 
 # ---------------------------------------------------------------- the disk
 
-def test_too_little_space(refused, folder, monkeypatch):
+def test_too_little_space(run, folder, monkeypatch):
+    "Is no mistake in the settings"
     image_folder(folder/'p', dict(a=4, bb=4))
     usage = namedtuple('usage', 'total used free')(2e9, 2e9, 30_000_000)
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
-    err = refused('pretrain', 'p', *TINY, '--out', 'r')
+    code, out, err = run('pretrain', 'p', *TINY, '--out', 'r')
+    assert (code, out, err.count('\n')) == (1, '', 1) and err.startswith('error: ')
     assert 'the disk of r has 30.0 MB free, and this run needs ' in err and 'or --checkpoint none.' in err
     assert '3 checkpoints of ' in err and not Path('r').exists()
 

@@ -39,6 +39,7 @@ def test_help(run, shown):
     for args in ((), *((name,) for name in commands())): assert 'Example: fastcontrast' in shown(*args)
     pretrain, views, export = shown('pretrain'), shown('views'), shown('export')
     for name in (*METHODS, *LOSSES, *SPEEDUPS, *PRECISIONS, *simclr().settings): assert name in pretrain, name
+    assert 'like --seeds 0 1 2; the data stand before it' in pretrain
     assert '100; for digits' in pretrain and 'shards/{000..146}.tar' in pretrain
     for name in (*METHODS, *VIEW_KINDS): assert name in views, name
     for name in LIBRARIES: assert name in export, name

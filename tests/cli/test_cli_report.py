@@ -18,7 +18,7 @@ def sweep(folder):
     run_folder(folder/'runs/x/dcl--seed=2', (.5,), settings=dict(seed=2, loss='dcl'), state='interrupted',
                reason='interrupted by SIGTERM')
     (folder/'runs/x/sweep.json').write_text(json.dumps(dict(
-        control='dcl', axes=dict(loss=[None, 'dcl']), runs=[dict(run='dcl--seed=0', setting='dcl', differs={})],
+        control='dcl', axes=dict(loss=[None, 'dcl']), runs=[dict(run='dcl--seed=0', setting='dcl', seed=0, differs={})],
         refused=[dict(setting='y', differs=dict(loss='swav'), reason='SwAVLoss needs prototypes.')])))
     return folder/'runs/x'
 

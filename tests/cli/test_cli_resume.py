@@ -1,7 +1,10 @@
 "pretrain goes on with a run that did not finish: by its own settings, and where it was"
 import csv
 import json
+import shutil
 import signal
+from collections import namedtuple
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,11 @@ from helpers.cli import TINY, config, ended_after_an_epoch
 from helpers.folders import image_folder
 
 from fastcontrast.cli import training
-from fastcontrast.cli.resume import kept_settings
+from fastcontrast.cli.resume import MAY_CHANGE, kept_settings
 from fastcontrast.cli.settings import Run
+from fastcontrast.cli.tuning import Tuning
 from fastcontrast.export import load_encoder
+from fastcontrast.records import CARRIED_OUT
 from fastcontrast.signals import Interrupted
 
 COMMAND = ('pretrain', 'p', *TINY[:2], '--batch-size', 4, '--epochs', 3)
@@ -51,6 +56,22 @@ def test_it_ends_as_if_nothing_had_happened(run, folder, interrupted, monkeypatc
     assert r['state'] == 'finished' and 'reason' not in r and r['epochs_done'] == 3
     assert rows(folder/'r') == rows(folder/'s') and same(weights(folder/'r'), weights(folder/'s'))
     assert r['cost']['steps'] == s['cost']['steps']
+
+
+def test_too_little_space_to_go_on(run, folder, interrupted, monkeypatch):
+    "What is there stays, and is gone on with when there is room"
+    usage = namedtuple('usage', 'total used free')(1, 1, 0)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+    code, _, err = run('pretrain', '--resume', 'r')
+    assert code == 1 and 'the disk of r has 0.0 MB free' in err and 'what was there is as it was' in err
+    assert err.endswith('; go on with: fastcontrast pretrain --resume r\n') and 'traceback' not in err
+    assert config('r')['state'] == 'interrupted' and 'disk' not in config('r')['reason']
+
+
+def test_what_carries_a_run_out_may_change():
+    "One table says it for pretraining and fine-tuning, and for reports"
+    known = {field.name for kind in (Run, Tuning) for field in fields(kind)}
+    assert CARRIED_OUT < MAY_CHANGE <= known and {'log', 'checkpoint'} <= CARRIED_OUT
 
 
 def test_names_that_are_no_paths_stay_where_a_folder_has_them(folder):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -20,6 +21,7 @@ from fastcontrast.all import sweep
 from fastcontrast.cli import app, sweeping
 from fastcontrast.cli.expand import (LONGEST, Range, Search, expand, make_sweep, plain, read_seeds, read_sweep,
                                      run_name)
+from fastcontrast.cli.searching import Searching
 from fastcontrast.core import InputError
 from fastcontrast.records import history_rows, owner_lives
 from fastcontrast.cli.settings import Run, as_options, check_names, named_run, resolve
@@ -351,6 +353,34 @@ def test_a_run_that_is_killed_does_not_end_the_others(run, pretend, monkeypatch)
     assert (code, err) == (0, '') and '4 runs of 2 settings, in runs/a; 3 are finished\n4 of 4  loss=dcl--seed=0' in out
 
 
+def test_a_full_disk_is_no_combination_that_cannot_be(run, pretend, monkeypatch):
+    settings(TINY)
+    monkeypatch.setenv('FULL', 'loss=dcl--seed=0')
+    code, out, err = run('sweep', 'a')
+    assert code == 1 and 'loss=dcl--seed=0: failed: there is no room for that; ' in out and out.count('kNN') == 3
+    assert err.startswith('error: 1 failed; 3 of 4 runs are finished') and plan('runs/a')['refused'] == []
+    monkeypatch.delenv('FULL')
+    assert run('sweep', 'a')[0] == 0
+
+
+APART = '[sweep: a]\nseed = 0 1\nepochs = 1\nbatch_size =\n  4\n  5\nprocesses =\n  1\n  2\n'
+
+
+def test_settings_that_can_t_go_together_are_noted(run, refused, pretend):
+    "Values that are right each by itself; the other settings are trained"
+    settings(APART)
+    assert run('sweep', 'a', '--dry-run')[1].count('│ refused') == 2
+    code, out, err = run('sweep', 'a')
+    reason = "--batch-size 5 can't be divided among 2 processes: give a multiple of 2"
+    assert (code, err) == (0, '') and f'refused, as with any seed: {reason}; ' in out
+    assert out.endswith('6 of 8 runs are finished, 2 refused: runs/a\n')
+    noted, = plan('runs/a')['refused']
+    assert noted == dict(setting='batch_size=5--processes=2', differs=dict(batch_size=5, processes=2), reason=reason)
+    assert run('sweep', 'a')[0] == 0
+    settings(APART.replace('  1\n  2', '  2\n  4').replace('  4\n  5', '  5\n  7'))
+    assert reason in refused('sweep', 'a', '-o', 'none') and not Path('none').exists()
+
+
 def test_several_at_a_time(run, pretend, monkeypatch, refused):
     settings(TINY)
     monkeypatch.setenv('EPOCH', '.2')
@@ -363,18 +393,25 @@ def test_several_at_a_time(run, pretend, monkeypatch, refused):
     assert '--jobs=0 must be a whole number of at least 1' in refused('sweep', 'a', '--jobs', 0)
 
 
-def test_gpus_are_divided(monkeypatch):
+def test_gpus_are_divided(run, pretend, monkeypatch):
+    "Also among runs in several processes"
     import torch
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     def gpus(*args): return sweeping._environment(*args).get('CUDA_VISIBLE_DEVICES')
-    assert [gpus(slot, 3, 1) for slot in range(3)] == ['0', '1', '0']
-    assert gpus(0, 1, 1) is None and gpus(1, 2, 2) is None  # one run at a time, or runs in several processes
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,7')
-    assert gpus(1, 2, 1) == '7'
+    assert [gpus(5, 1, taken) for taken in ('', '0', '012', '0123')] == ['0', '1', '3', '0']
+    assert [gpus(3, 2, taken) for taken in ('', '01', '03', '0123', '01230')] == ['0,1', '2,3', '1,2', '0,1', '1,2']
+    assert gpus(1, 1, '') is None and gpus(2, 4, '') is None  # one run at a time, or runs that take all
+    settings(TINY.replace('epochs = 3', 'epochs = 1\nprocesses = 2'))
+    monkeypatch.setenv('EPOCH', '.5')
+    assert run('sweep', 'a', '--jobs', 2)[0] == 0
+    had = [json.loads(file.read_text())['CUDA_VISIBLE_DEVICES'] for file in Path('runs/a').glob('*/environment.json')]
+    assert len(had) == 4 and set(had) == {'0,1', '2,3'}
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,7,8,9')
+    assert gpus(2, 2, '57') == '8,9'
 
 
-@pytest.mark.parametrize('content', ['{', '[]', '{"program": "train.py"}'])
+@pytest.mark.parametrize('content', ['{', '[]', '{"program": "train.py"}', '{"axes": {}, "runs": [5], "refused": []}'])
 def test_a_file_that_is_no_sweeps_is_kept(refused, pretend, content):
     settings(TINY)
     Path('runs/a').mkdir(parents=True)
@@ -558,6 +595,7 @@ def test_a_range(refused):
     ('lr = 0.1 .. 1\n  2', 'lr has a range and more'), ('lr = 0.1', 'nothing to choose'), ('', 'nothing to choose'),
     ('loss = dcl\n  dlc', "unknown loss 'dlc'"), ('epochs = 0 .. 3', '--epochs=0'),
     ('trials = 0\nlr = .1 .. 1', 'trials=0 must be'), ('trials = some\nlr = .1 .. 1', 'trials'),
+    ('trials = 20, 30\nlr = .1 .. 1', 'trials = 20, 30 is not a whole number'),
 ])
 def test_searches_that_cannot_be(refused, text, words):
     if words.startswith(('unknown', '--')): pytest.importorskip('optuna')  # names are looked up later
@@ -604,6 +642,21 @@ def test_a_search_goes_where_it_is_better(run, pretend):
     assert [entry['setting'] for entry in plan('runs/a')['refused']] == ['loss=barlow_twins']
     rows = sweep(dict(epochs=1), dict(lr='.01 .. 1', loss=['dcl', 'info_nce']), mode='search', trials=3, folder='p')
     assert len(rows) == 3 and all(.01 <= row['lr'] <= 1 and row['state'] == 'finished' for row in rows)
+
+def test_a_search_notes_what_can_t_go_together(run, pretend):
+    "And goes on with it when it is called again"
+    pytest.importorskip('optuna')
+    settings('[sweep: a]\nmode = search\ntrials = 4\nepochs = 1\nprocesses = 2\nbatch_size = 4 .. 7\n')
+    for _ in range(2):
+        code, out, err = run('sweep', 'a')
+        assert (code, err) == (0, '') and '2 of 4 runs are finished, 2 refused: runs/a; the best is batch_size=' in out
+        assert {entry['setting'] for entry in plan('runs/a')['refused']} == {'batch_size=5', 'batch_size=7'}
+
+
+def test_a_search_without_a_whole_setting_names_no_best():
+    work = object.__new__(Searching)
+    work.sweep = SimpleNamespace(settings=[])
+    assert work.result() == ''
 
 # ---------------------------------------------------------------- in earnest
 

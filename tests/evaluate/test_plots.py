@@ -1,6 +1,7 @@
 "Curves of a run, and of runs side by side"
 import json
 import math
+import shutil
 
 import pytest
 
@@ -130,12 +131,13 @@ def runs(tmp_path):
 
 def test_rows_of_runs(runs):
     figure, rows = compare_runs(runs)
-    assert rows[0] == dict(run='base', setup='moco_v3, DCL', state='finished', runs=1, epochs=4, knn=.6,
-                           knn_std=None, best=.7, target=.6, epochs_to=3, tflop_to=9, seconds_to=6)
-    assert rows[1] == dict(run='_a$b$c', setup='simclr, InfoNCE + A(2) + B()', state='stopped', runs=1, epochs=5,
-                           knn=.9, knn_std=None, best=.9, target=.6, epochs_to=3, tflop_to=3, seconds_to=12)
-    assert rows[2] == dict(run='old', setup='', state='', runs=1, epochs=2, knn=.2, knn_std=None, best=.2,
-                           target=.6, epochs_to=None, tflop_to=None, seconds_to=None)
+    assert rows[0] == dict(run='base', setup='moco_v3, DCL', state='finished', runs=1, left_out=[], epochs=4,
+                           knn=.6, knn_std=None, best=.7, target=.6, epochs_to=3, tflop_to=9, seconds_to=6)
+    assert rows[1] == dict(run='_a$b$c', setup='simclr, InfoNCE + A(2) + B()', state='stopped', runs=1,
+                           left_out=[], epochs=5, knn=.9, knn_std=None, best=.9, target=.6, epochs_to=3,
+                           tflop_to=3, seconds_to=12)
+    assert rows[2] == dict(run='old', setup='', state='', runs=1, left_out=[], epochs=2, knn=.2, knn_std=None,
+                           best=.2, target=.6, epochs_to=None, tflop_to=None, seconds_to=None)
     rows = compare_runs(runs, target=.2)[1]
     assert [row['epochs_to'] for row in rows] == [1, 1, 2] and rows[2]['tflop_to'] is None
 
@@ -169,11 +171,10 @@ def test_a_folder_of_runs_is_their_mean(runs, tmp_path):
     (tmp_path/'many').mkdir()
     said = dict(method='moco_v3', loss='DCL', state='finished')
     for seed, knn in enumerate(([.2, .4, .6], [.4, .6, None, .9], [.6, .8, .9])):
-        record = dict(said, seed=seed, state='failed' if seed == 1 else 'finished')
-        history(tmp_path/'many'/str(seed), knn, 1 + seed, 2, record)
+        history(tmp_path/'many'/str(seed), knn, 1 + seed, 2, dict(said, seed=seed))
     figure, rows = compare_runs([tmp_path/'many', runs[0]], target=.6)
     row = rows[0]
-    assert (row['run'], row['runs'], row['state'], row['epochs']) == ('many', 3, 'finished, failed', 3)
+    assert (row['run'], row['runs'], row['state'], row['epochs']) == ('many', 3, 'finished', 3)
     assert row['knn'] == pytest.approx(.6) and row['knn_std'] == pytest.approx(.2), "of the last epoch that all have"
     assert (row['epochs_to'], row['tflop_to'], row['seconds_to']) == (2, 4, 4)
     band, = figure.axes[0].collections
@@ -186,6 +187,20 @@ def test_a_folder_of_runs_is_their_mean(runs, tmp_path):
     for n in (1, 2, 3): (tmp_path/f'many/{n}').rename(tmp_path/f'{n}')
     history(tmp_path/'many/5', [.5], config=said)
     with pytest.raises(InputError, match='no epoch in common'): compare_runs([tmp_path/'many', runs[0]])
+
+
+def test_runs_of_a_folder_that_are_not_finished_are_left_out(runs, tmp_path):
+    "One at its first epoch would make the mean one epoch long; where none is finished all are taken"
+    (tmp_path/'many').mkdir()
+    said = dict(method='moco_v3', loss='DCL')
+    for seed, (knn, state) in enumerate([([.2, .4, .6], 'finished'), ([.4, .6, .8], 'finished'), ([.1], 'running')]):
+        history(tmp_path/'many'/str(seed), knn, config=dict(said, seed=seed, state=state))
+    row = compare_runs([tmp_path/'many', runs[0]])[1][0]
+    assert (row['runs'], row['state'], row['epochs'], row['left_out']) == (2, 'finished', 3, ['2 (killed)'])
+    assert row['target'] == row['knn'] == pytest.approx(.7)
+    for seed in '01': shutil.rmtree(tmp_path/'many'/seed)
+    row = compare_runs([tmp_path/'many', runs[0]])[1][0]
+    assert (row['runs'], row['state'], row['epochs'], row['left_out']) == (1, 'killed', 1, [])
 
 
 def test_joined():

@@ -149,6 +149,15 @@ def test_runs_of_one_seed_count_once(tmp_path):
     assert any('runs of one seed (1) count once' in note for note in made.notes)
 
 
+def test_two_runs_of_a_seed_lack_no_number(tmp_path):
+    "Seeds are counted, in the tables and on the page"
+    runs(tmp_path/'r', 'a', (.5, .6), (0, 1))
+    runs(tmp_path/'s', 'again', [.7], [1])
+    made = report([tmp_path/'r', tmp_path/'s'], tmp_path/'out')
+    assert made.wide().loc['simclr', 'runs'] == '3' and '[' not in ' '.join(made.wide().loc['simclr'])
+    assert '</small>' not in (tmp_path/'out/index.html').read_text()
+
+
 def test_numbers_that_are_none(tmp_path):
     "A run that diverged is missing from the means of what it has no number for, and that is said"
     runs(tmp_path/'r', 'a', (.5, .6, .7))
@@ -190,7 +199,8 @@ def test_features_to_compare_with(three, tmp_path):
 
 def test_what_is_the_same_setting(tmp_path):
     "Seeds and what is the machine's are not: all else is, also what became of defaults"
-    for seed, settings in enumerate((dict(), dict(workers=3), dict(processes=2, cache=True), dict(lr=.06))):
+    alike = (dict(), dict(workers=3), dict(processes=2, cache=True), dict(lr=.06), dict(log='tensorboard'))
+    for seed, settings in enumerate(alike):
         run_folder(tmp_path/'r'/str(seed), settings=dict(settings, seed=seed), device=f'gpu {seed}')
     assert len(report(tmp_path/'r').settings) == 1
     run_folder(tmp_path/'r/8', settings=dict(lr=.07))

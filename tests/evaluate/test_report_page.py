@@ -27,7 +27,7 @@ def page(tmp_path_factory):
             run_folder(folder/'r'/f'{name}{seed}', (value, value), seconds=10. * (4 - i), notes=[ODD],
                        settings=dict(seed=seed, loss=LOSSES.get(name)), results=value)
     (folder/'r/sweep.json').write_text(json.dumps(dict(
-        control='a', axes=dict(loss=[]), runs=[dict(run='a0', setting='a', differs={})],
+        control='a', axes=dict(loss=[]), runs=[dict(run='a0', setting='a', seed=0, differs={})],
         refused=[dict(setting='e', differs=dict(loss='swav'), reason=ODD)])))
     report(folder/'r', folder/'out')
     return (folder/'out/index.html').read_text()

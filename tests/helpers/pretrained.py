@@ -1,12 +1,13 @@
 """A program in the place of `fastcontrast pretrain`, which leaves at once what a run leaves: for what starts runs
 
-Its accuracy comes of its settings. The loss barlow_twins is refused, the new run that DIES names is killed, and epochs
-wait while there is a file HOLD."""
+Its accuracy comes of its settings. The loss barlow_twins is refused, the new run that DIES names is killed, that which
+FULL names has no room, and epochs wait while there is a file HOLD."""
 import os
 import signal
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import typer
 
@@ -14,9 +15,10 @@ from fastcontrast.cli import app
 from fastcontrast.cli.folder import claimed
 from fastcontrast.records import HISTORY, history_rows
 from fastcontrast.cli.output import save_json
+from fastcontrast.cli.problems import exit_code
 from fastcontrast.cli.resume import begun_with, check_changes, run_to_resume
 from fastcontrast.cli.settings import SETTINGS, resolve
-from fastcontrast.core import InputError
+from fastcontrast.core import InputError, NoSpace
 from fastcontrast.signals import watched
 
 PRETEND = (sys.executable, __file__)
@@ -28,6 +30,7 @@ def pretend(params):
     config = resolve({key: params[key] for key in SETTINGS}, begun=begun)
     if path: check_changes(path, begun, config)
     if config.loss == 'barlow_twins': raise InputError("barlow_twins does not go with that.")
+    if Path(params['out']).name == os.environ.get('FULL'): raise NoSpace("there is no room for that.")
     with watched() as signals, claimed(params['out'], 'run', path is not None) as folder:
         folder.worth_keeping = True
         folder.running(asdict(config), 'pretrain')
@@ -50,5 +53,5 @@ if __name__ == '__main__':
     try: pretend(context.params)
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(exit_code(e))
     except KeyboardInterrupt as e: sys.exit(e.code)
