@@ -19,7 +19,7 @@ class Owner:
 
 def test_a_sentence_shows_names_and_obeys_none():
     "Python prints an error's text as it is"
-    assert str(InputError("no folder '\x1b[2Ja\nb\udcff'")) == "no folder '\\x1b[2Ja\\nb\\xff'"
+    assert str(InputError("no folder '\x1b[2Ja\nb\udcff'")) == "no folder '\\x1b[2Ja\\nb\\xff'."
 
 
 @pytest.mark.parametrize('value', [0, -1, 1.0, '1', None, True, math.nan, 4])
@@ -75,7 +75,7 @@ def test_sentences_show_names_and_obey_none(kind):
     "Whoever prints them, and also when they have come from another process"
     error = kind("no picture in 'a\x1b[2J\n\udcff'")
     for same in (error, pickle.loads(pickle.dumps(error))):
-        assert str(same) == same.message == same.args[0] == "no picture in 'a\\x1b[2J\\n\\xff'"
+        assert str(same) == same.message == same.args[0] == "no picture in 'a\\x1b[2J\\n\\xff'."
     assert clipped('\x1b\n' * 200, 9) == '\\x1b\\n\\x…' and clipped(ValueError('a\n  b')) == 'a b'
 
 

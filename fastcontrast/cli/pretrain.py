@@ -70,7 +70,7 @@ def pretrain(
         help="Peak learning rate", show_default="the recipe's, in proportion to the batch")] = None,
     labels: Annotated[str | None, Option(
         help="Labels that training may use: 'all', a fraction like 0.1, or a file of picture names; "
-             "these speedups use them, nothing else does: {labelled_speedups}. The method fast adds suncet by itself",
+             "these speedups use them, nothing else does: {labelled_speedups} (one comes with {labelled_methods})",
         show_default="none")] = None,
     valid: Annotated[str | None, Option(
         help="Share of the pictures (of the shards) to judge by, where the data has no folder for it; "

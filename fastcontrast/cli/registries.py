@@ -30,6 +30,11 @@ def labelled_speedups() -> list[str]:
     return [name for name, make in speedups().items() if isinstance(make, type) and issubclass(make, LabeledTerm)]
 
 
+def labelled_methods() -> list[str]:
+    "The methods that take such a speedup along where labels are known"
+    return [name for name, recipe in methods().items() if recipe().with_labels]
+
+
 def settings() -> list[str]:
     "The settings that recipes have constants for"
     from ..recipes import SETTINGS
@@ -79,9 +84,9 @@ def architectures() -> Iterable[str]:
 
 
 LISTS: dict[str, Callable[[], Iterable[str]]] = dict(
-    methods=methods, losses=losses, speedups=speedups, labelled_speedups=labelled_speedups, settings=settings,
-    view_kinds=view_kinds, precisions=precisions, schedules=schedules, protocols=protocols,
-    libraries=libraries, logs=logs)
+    methods=methods, losses=losses, speedups=speedups, labelled_speedups=labelled_speedups,
+    labelled_methods=labelled_methods, settings=settings, view_kinds=view_kinds, precisions=precisions,
+    schedules=schedules, protocols=protocols, libraries=libraries, logs=logs)
 
 
 def with_names(

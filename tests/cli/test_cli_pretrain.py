@@ -288,6 +288,6 @@ def test_folders_that_cannot_be_written(refused, digits, folder, monkeypatch):
     for suffix, command in commands.items():
         assert "can't be written" in refused(*command, '-o', f'file/below.{suffix}')
         assert 'is too long to be the name' in refused(*command, '-o', f"{'x' * 300}.{suffix}")
-        assert 'must end in' in refused(*command, '-o', 'e.xyz')
+        assert 'must end in' in refused(*command, '-o', 'e.pth')
     (folder/'f.png').mkdir()
     assert "can't be written" in refused('views', '-o', 'f.png')
