@@ -6,8 +6,8 @@ Docs: https://fastcontrast.github.io/fastcontrast/models.html.md"""
 
 # %% auto #0
 __all__ = ['SOURCES', 'ACTIVATIONS', 'LEAST_WIDTH', 'architecture', 'patch_side', 'quiet_hub', 'pretrained_config',
-           'make_encoder', 'fix_positions', 'drop_paths', 'own_stream', 'evaluating', 'untracked', 'feature_dim',
-           'Stage', 'encoder_stages', 'find_stage', 'mlp', 'Prototypes', 'Embedding', 'Head', 'Route',
+           'make_encoder', 'gives_scores', 'fix_positions', 'drop_paths', 'own_stream', 'evaluating', 'untracked',
+           'feature_dim', 'Stage', 'encoder_stages', 'find_stage', 'mlp', 'Prototypes', 'Embedding', 'Head', 'Route',
            'ContrastiveModel', 'level_flops']
 
 # %% ../nbs/130_models.ipynb #12a65558
@@ -115,6 +115,12 @@ def make_encoder(
         raise InputError(f"timm can't make '{arch}'{given} ({clipped(e, 200)}): {advice}.") from e
     if small_input: small_stem(encoder)
     return encoder
+
+def gives_scores(
+    model: nn.Module,
+) -> bool:
+    "Whether it is a classifier, of timm or one of `finetune`, which gives scores of classes and no features"
+    return callable(getattr(model, 'get_classifier', None)) and bool(model.num_classes)
 
 @torch.no_grad()
 def fix_positions(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .arrays import ARRAY_SUFFIXES
 from .artefact import HUB
 from .core import InputError, MissingPath, whole
-from .embed import embed, renumbered
+from .embed import model_outputs, renumbered
 from .evaluate.finetune import Classifier, ClassifierLearner
 from .export import load_classifier
 from .files import user_path, write_whole
@@ -130,10 +130,11 @@ def predict(
     **settings: Any,         # of `image_dls`, for pictures that are no loaders: column, value_range, …
 ) -> Predictions:
     "What a classifier takes pictures for, unaugmented. Raises `InputError` for what is no classifier, or no pictures"
-    if isinstance(classifier, str | Path): classifier = load_classifier(find_classifier(classifier))
+    loaded = isinstance(classifier, str | Path)
+    if loaded: classifier = load_classifier(find_classifier(classifier))
     if isinstance(classifier, ClassifierLearner): classifier = classifier.model
     classes = _classes_of(classifier)
-    scored = embed(classifier, as_source(source), precision, **dict(training=False) | settings)
+    scored = model_outputs(classifier, as_source(source), precision, loaded, **dict(training=False) | settings)
     y, unknown = _known_labels(scored.y, scored.classes, classes)
     return Predictions(scored.features.softmax(1), scored.names, scored.parts, classes, y, unknown)
 

@@ -16,6 +16,7 @@ from torch import nn
 from fastcontrast.core import InputError, MissingPath
 from fastcontrast.data import image_dls
 from fastcontrast.embed import Embedded, embed, embed_picture, load_embedded
+from fastcontrast.evaluate.finetune import Classifier
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.models import make_encoder
 from fastcontrast.views import Normalize, plain_view
@@ -83,6 +84,21 @@ def test_an_encoder_of_timms(folder):
     assert embed(timms, folder).features.shape == (8, timms.num_features)
 
 
+def test_a_classifier_gives_no_features(folder, encoder):
+    for model in (timm.create_model(ARCH, num_classes=5), Classifier(encoder, 96, ['a', 'b'])):
+        said(['this is a classifier', 'num_classes=0'], embed, model, folder)
+
+
+def test_timms_encoders_of_other_channels(folder):
+    "timm's description of them is that of three"
+    grey = timm.create_model(ARCH, num_classes=0, in_chans=1)
+    assert embed(grey, folder).features.shape == (8, grey.num_features)
+    said(['takes pictures with 5 channels', 'the mean of 3'], embed,
+         timm.create_model(ARCH, num_classes=0, in_chans=5), folder)
+    del grey.pretrained_cfg['input_size']
+    said(['does not say for what pictures it is'], embed, grey, folder)
+
+
 def test_files(encoder, folder, tmp_path):
     embedded = embed(encoder, folder)
     h, about = embedded.features.numpy(), ['part', 'name', 'label']
@@ -130,6 +146,7 @@ def test_a_single_picture_is_seen_like_any_other(encoder, folder):
 def test_a_folder_of_a_single_picture(encoder, folder):
     alone = embed(encoder, folder/'valid/a', precision='fp32')
     assert alone.paths == ['000.png'] and len(alone.features) == 1
+    assert alone.with_pictures(folder/'valid/a').paths == ['000.png']
 
 
 def test_a_single_picture_that_is_none(encoder, folder, tmp_path):

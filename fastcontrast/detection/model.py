@@ -153,7 +153,8 @@ def encoder_of(
         if not pretrained: raise InputError("pretrained=False is for an encoder's file or name: of a module, give one "
                                             "that was not trained.")
         config = getattr(bare(source), 'pretrained_cfg', None) or {}
-        return as_encoder(source, (config.get('input_size') or (64,))[-1], _channels(bare(source)))[0]
+        encoder, _ = as_encoder(source, (config.get('input_size') or (64,))[-1], _channels(bare(source)))
+        return encoder.requires_grad_()  # a classifier may have had it stand still
     if not isinstance(source, str | os.PathLike):
         raise InputError(f"{clipped(repr(source), 60)} is no encoder: give a module, the folder of a run, a file, or a "
                          "name of timm's.")

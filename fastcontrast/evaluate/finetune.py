@@ -23,6 +23,7 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
+from fastai.callback.tracker import TrackerCallback
 from fastai.imports import noop
 from fastai.learner import Metric
 from fastai.metrics import accuracy
@@ -43,7 +44,7 @@ from ..generators import OwnDraws
 from ..guards import FiniteScores
 from ..history import DeviceRecorder
 from ..loaders import ImageData, ImageLoader, ImageLoaders, empty_loader
-from ..models import architecture, evaluating
+from ..models import architecture, evaluating, gives_scores
 from ..optim import cosine, optimizer
 from ..precision import pick_precision
 from ..resumable import ResumableLearner, check_folder
@@ -98,15 +99,18 @@ class Classifier(nn.Module):
     ):
         super().__init__()
         self.encoder, self.head = encoder, nn.Linear(features, len(classes))
+        self.num_classes = len(classes)  # as timm's say it
         self.classes, self.still = list(classes), still
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
-        encoder.requires_grad_(not still)
+        if not still: encoder.requires_grad_()
 
     def train(self, mode=True):
         super().train(mode)
         if self.still: self.encoder.eval()
         return self
+
+    def get_classifier(self) -> nn.Module: return self.head
 
     def forward(self, x):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.still): h = self.encoder(x)
@@ -305,7 +309,7 @@ class ClassifierLearner(ResumableLearner):
     stop: EarlyStop | None = None
     labels: str = ''    # how many are used, in words
     known: int = 0      # pictures that have one, used or not
-    judge_every: int = 1 # epochs between two looks at the validation part; the last epoch has one
+    judge_every: int = 1 # epochs between two looks at the validation part; the last that is planned has one
 
     def _split(self, b): self.xb, self.yb = b[:-1], b[-1:] # fastai takes all parts to have aspects, or none
 
@@ -315,7 +319,8 @@ class ClassifierLearner(ResumableLearner):
 
     def _do_epoch_validate(self, ds_idx=1, dl=None):
         done = self.epoch + 1
-        if dl is not None or done == self.n_epoch or done % self.judge_every == 0:
+        asked = any(isinstance(cb, TrackerCallback) for cb in self.cbs)  # fastai's, which want a number every time
+        if asked or dl is not None or done == self.n_epoch or done % self.judge_every == 0:
             return super()._do_epoch_validate(ds_idx, dl)
         # what the recorder would have, had it looked
         self.recorder.log += [None, *(metric.value if isinstance(metric, HeldOut) else None for metric in self.metrics)]
@@ -472,7 +477,7 @@ def _held_words(n: int) -> str: return f" ({n:,} more are held out to say when t
 
 def _width(encoder: nn.Module, dls: ImageLoaders) -> int:
     "How many features it gives. Raises `InputError` where it gives none of such pictures"
-    if isinstance(encoder, Classifier) or callable(getattr(encoder, 'get_classifier', None)) and encoder.num_classes:
+    if gives_scores(encoder):
         raise InputError("this is a classifier, which gives scores of classes, and fine-tuning begins with an encoder, "
                          "which gives features: give one of load_encoder(…).")
     device = next(encoder.parameters()).device

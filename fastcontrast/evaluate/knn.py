@@ -46,7 +46,8 @@ def extract_features(
     normalize = Normalize(mean, std).to(device)
     lowered = autocast(pick_precision(precision, device), device)
     def features(*pictures):
-        images, *aspects = (t.to(device, non_blocking=True) for t in pictures)
+        # whoever copies from a GPU without waiting reads what is not there yet
+        images, *aspects = (t.to(device, non_blocking=device.type == 'cuda') for t in pictures)
         with lowered: return encoder(normalize(plain_view(images, size, *aspects)))
 
     with evaluating(encoder): return collect_features(features, loader)

@@ -78,11 +78,12 @@ def uniformity(
     h = unlabelled(h, 'the uniformity')
     if len(h) < 2: raise InputError("the uniformity needs the features of two pictures at least.")
     n, h = len(h), F.normalize(h, dim=1)
+    lengths = h.square().sum(1)  # one, but of features that are zero
     rows = max(1, BLOCK // n)
     total = 0.  # over ordered pairs, a picture with itself among them
     for start in range(0, n, rows):
         block = h[start:start + rows]
-        squares = (2 - 2 * block @ h[start:].T).clamp_(min=0)
+        squares = (lengths[start:start + rows, None] + lengths[start:] - 2 * block @ h[start:].T).clamp_(min=0)
         potential = squares.mul_(-t).exp_()
         within = potential[:, :len(block)].sum(dtype=torch.float64)
         total += (2 * potential.sum(dtype=torch.float64) - within).item()

@@ -24,7 +24,11 @@ def rankme(
 ) -> float:    # from 1 (collapsed) to min(N, D) (all directions alike), up to a rounding by ε
     """RankMe (Garrido et al. 2023, Eq. 1): the exponential of the entropy of the features' singular values, in float64.
     Raises `InputError` for another shape, and for NaN or infinite values"""
-    sigma = torch.linalg.svdvals(unlabelled(h, 'RankMe').double())
+    h = unlabelled(h, 'RankMe')
+    first, *more = h.split(max(2**16, 4 * h.shape[1]))  # of many pictures: R of Q R has the singular values of Q R
+    r = first.double()
+    for part in more: r = torch.linalg.qr(torch.cat([r, part.double()]), mode='r').R
+    sigma = torch.linalg.svdvals(r)
     share = sigma / sigma.sum().clamp(min=torch.finfo(sigma.dtype).tiny)  # 0 where all features are 0
     p = share + EPSILON
     return (-(p * p.log()).sum()).exp().item()

@@ -2,6 +2,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -85,15 +86,12 @@ def _matrix(axis: Axes, confusion: pd.DataFrame) -> None:
     size = 8 if len(names) <= 12 else 6.5
     axis.set_xticks(range(len(names)), names, rotation=45, ha='right', rotation_mode='anchor', fontsize=size)
     axis.set_yticks(range(len(names)), names, fontsize=size)
-    for (row, column), value in _cells(share):
-        if value >= 0.5:
-            axis.text(column, row, f'{value:.0f}', ha='center', va='center', fontsize=size - 1,
-                      color='white' if value > 55 else '.15')
+    for row, column in np.argwhere(share >= 0.5):
+        value = share[row, column]
+        axis.text(column, row, f'{value:.0f}', ha='center', va='center', fontsize=size - 1,
+                  color='white' if value > 55 else '.15')
     axis.set(xlabel='taken for', ylabel='class')
     axis.set_title('% of a class, by what it is taken for', fontsize=10)
-
-
-def _cells(values) -> list: return [((i, j), value) for i, row in enumerate(values) for j, value in enumerate(row)]
 
 
 def largest_confusions(
@@ -102,7 +100,7 @@ def largest_confusions(
 ) -> pd.DataFrame:           # columns class, taken_for, pictures, share (of the class's pictures)
     "The pairs of classes with the most pictures of one taken for the other, from the largest on"
     counts, size = confusion.to_numpy(), confusion.sum(axis=1).to_numpy()
-    rows = [(-n, i, j) for (i, j), n in _cells(counts) if i != j and n]
+    rows = [(-counts[i, j], i, j) for i, j in np.argwhere(counts) if i != j]
     names, chosen = list(confusion.index), sorted(rows)[:most]
     pairs = pd.DataFrame([(-n, -n / size[i]) for n, i, _ in chosen], columns=['pictures', 'share'])
     for place, column in enumerate(('class', 'taken_for')):  # as objects: a class may have a name that is no UTF-8

@@ -15,8 +15,14 @@ def markdown(
     table: pd.DataFrame, # cells are shown as their text
 ) -> str:
     "A table in Markdown"
-    rows = [[table.index.name, *table.columns], ['---'] * (1 + len(table.columns)), *table.reset_index().to_numpy()]
+    head, *body = _rows(table)
+    rows = [head, ['---'] * len(head), *body]
     return '\n'.join(f"| {' | '.join(plain(cell) for cell in row)} |" for row in rows) + '\n'
+
+
+def _rows(table: pd.DataFrame) -> list[list]:
+    "The head, and a row for each of the index: a column may be called as the index is"
+    return [[table.index.name, *table.columns], *([name, *row] for name, row in zip(table.index, table.to_numpy()))]
 
 
 def plain(
@@ -30,8 +36,7 @@ def latex(
     table: pd.DataFrame, # alike
 ) -> str:
     "A table in LaTeX, with booktabs' rules, and minus signs before numbers"
-    rows = [[table.index.name, *table.columns], *table.reset_index().to_numpy()]
-    head, *body = (' & '.join(_tex(cell) for cell in row) + r' \\' for row in rows)
+    head, *body = (' & '.join(_tex(cell) for cell in row) + r' \\' for row in _rows(table))
     columns = 'l' + 'r' * len(table.columns)
     lines = [rf'\begin{{tabular}}{{{columns}}}', r'\toprule', head, r'\midrule', *body, r'\bottomrule',
              r'\end{tabular}']

@@ -11,6 +11,7 @@ from torch import nn
 
 from fastcontrast.detection import (Pyramid, box_pictures, detection_scores, detection_transfer, detector,
                                     draw_rectangles, train_detector)
+from fastcontrast.detection.model import encoder_of
 from fastcontrast.export import export_encoder
 from fastcontrast.models import make_encoder
 from fastcontrast.modules import as_encoder
@@ -113,6 +114,12 @@ def test_where_encoders_come_from(encoder, file):
     assert detector(small, CLASSES, pretrained=False, **TINY).backbone.strides == [2, 4, 8, 16]
     whole = timm.create_model(ARCH, num_classes=5)
     assert same({k: v for k, v in whole.state_dict().items() if 'fc' not in k}, weights(whole))
+
+
+def test_an_encoder_that_stood_still_learns(encoder):
+    still = copy.deepcopy(encoder).requires_grad_(False)
+    assert all(p.requires_grad for p in encoder_of(still).parameters())
+    assert not any(p.requires_grad for p in still.parameters())
 
 
 def test_grey_pictures(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from fastai.callback.tracker import SaveModelCallback
 from helpers.folders import dls_of, image_folder
 from helpers.pictures import ARCH
 from helpers.refusals import refusal, said
@@ -101,6 +102,7 @@ def test_an_encoder_stands_still():
     assert all(torch.equal(tensor, before[name]) for name, tensor in learn.model.encoder.state_dict().items())
     assert learn.model.head.weight.grad is not None or learn.opt.opt.state  # and the layer on top has learned
     assert not learn.model.encoder.training
+    assert all(p.requires_grad for p in encoder.parameters())  # elsewhere it may learn again
 
 
 def test_the_pretrained_encoder_stays_as_it_is():
@@ -202,6 +204,12 @@ def test_every_protocol_learns(protocol):
     torch.manual_seed(0)
     learn = contrastive_learner(dls, ARCH).finetune(protocol=protocol, epochs=None if protocol == 'linear' else 30)
     assert learn.validate()[1] > 0.5  # by chance a third of 96
+
+
+def test_fastais_trackers_have_a_number_after_every_epoch(tmp_path):
+    dls, best = loaders(), SaveModelCallback(monitor='accuracy')
+    learn = finetune(encoder_for(dls), dls, epochs=3, judge_every=2, cbs=best, path=tmp_path)
+    assert len(learn.recorder.values) == 3 and best.best == max(row[-1] for row in learn.recorder.values)
 
 
 def test_without_pictures_to_judge_by():

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastcontrast.core import InputError
 from fastcontrast.evaluate.judge import (
     MEASURES, TABLES, Judged, Score, confusion, judge_features, long_table, wide_table)
-from fastcontrast.evaluate.tables import latex
+from fastcontrast.evaluate.tables import latex, markdown
 from fastcontrast.evaluate.knn import knn_accuracy
 from fastcontrast.evaluate.linear import few_label_accuracy, linear_fit, linear_probe, standardised
 from fastcontrast.evaluate.metrics import alignment, uniformity
@@ -206,6 +206,11 @@ def test_numbers(results, tmp_path):
     assert read['encoders']['b']['linear, all labels']['confusion'] == dict(
         classes=[0, 7, 14, 21], counts=table.to_numpy().tolist())
     assert read['encoders']['b']['linear, 5 labels a class']['labels_a_class'] == 5
+
+
+def test_a_column_may_be_called_as_the_rows_are():
+    table = pd.DataFrame({'measure': ['1'], 'b': ['2']}, index=pd.Index(['knn'], name='measure'))
+    assert markdown(table).splitlines()[-1] == '| knn | 1 | 2 |' and 'knn & 1 & 2' in latex(table)
 
 
 def test_names_and_lists_in_json():

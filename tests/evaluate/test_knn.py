@@ -114,6 +114,18 @@ def test_extract_features_shows_the_encoder_plain_normalised_views():
     assert torch.is_grad_enabled() and not h.requires_grad
 
 
+def test_who_copies_to_a_cpu_waits(monkeypatch):
+    "From a GPU it would read what is not there yet"
+    asked, to = [], torch.Tensor.to
+    def seen(self, *args, **kwargs):
+        asked.append(kwargs.get('non_blocking', False))
+        return to(self, *args, **kwargs)
+    monkeypatch.setattr(torch.Tensor, 'to', seen)
+    extract_features(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), [(torch.zeros(2, 3, 2, 2), torch.zeros(2))], 2,
+                     [0.5] * 3, [0.5] * 3)
+    assert asked and not any(asked)
+
+
 def test_extract_features_leaves_the_encoder_as_it_was():
     torch.manual_seed(0)
     encoder = timm.create_model('resnet10t', num_classes=0).train()

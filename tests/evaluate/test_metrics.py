@@ -177,6 +177,12 @@ def test_rankme_counts_orthogonal_directions(k):
     assert rankme(pictures[:, :k] @ rotation[:k]) == pytest.approx(k, rel=1e-4)
 
 
+def test_rankme_of_many_pictures_a_part_at_a_time():
+    h = torch.randn(2**17 + 5, 3) * torch.tensor([1., 3, .2])
+    share = (sigma := torch.linalg.svdvals(h.double())) / sigma.sum()
+    assert rankme(h) == pytest.approx(math.exp(-(share * share.log()).sum()), rel=1e-5)
+
+
 def test_rankme_of_collapsed_features_is_one():
     direction = random(1, 512)
     for h in (direction.expand(300, -1), direction * torch.linspace(-2, 3, 300).view(-1, 1), torch.zeros(300, 512)):
@@ -260,6 +266,13 @@ def test_ends_of_alignment_and_uniformity():
     assert -4 < uniformity(h) < -3.7  # evenly in many dimensions: nearly all pairs at a squared distance of 2
     assert uniformity(h, 1e6) == -math.inf
     assert METRICS['uniformity'] is uniformity and Features(h).compute(uniformity) == uniformity(h)
+
+
+def test_features_that_are_zero_are_not_uniform():
+    assert uniformity(torch.zeros(9, 4)) == pytest.approx(0)
+    h = torch.cat([torch.zeros(2, 4), torch.eye(4)[:2]])
+    pairs = [0] + 4 * [1] + [2]  # squared distances of the six
+    assert uniformity(h, t=1) == pytest.approx(math.log(sum(math.exp(-d) for d in pairs) / 6))
 
 
 def test_alignment_and_uniformity_refuse():
