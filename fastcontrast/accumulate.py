@@ -163,7 +163,10 @@ class Accumulate(StepCallback):
     def split(self, x: Tensor | Later) -> Sequence[Tensor] | Later:
         "The chunks of a role's views; those of a support batch go with as many chunks as have as many pictures"
         if isinstance(x, Later): return x
-        return x.tensor_split(min(self.chunks, math.ceil(x.shape[-4] * self.chunks / len(self.step.images))), -4)
+        n, batch = x.shape[-4], len(self.step.images)
+        # a BatchNorm takes no chunk of a single picture
+        chunks = self.chunks if n == batch else min(self.chunks, math.ceil(n * self.chunks / batch), max(1, n // 2))
+        return x.tensor_split(chunks, -4)
 
     def chunk(self, run: _Pass, i: int) -> dict[str, dict[str, Embedding]]:
         "One chunk of a pass"

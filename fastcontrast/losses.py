@@ -75,6 +75,7 @@ class Loss(nn.Module):
     contrasts: bool = False   # `each` depends on the other pictures of the batch
     temp: float | None = None # temperature τ, if it has one
     remembered: tuple[str, ...] = ()  # what is kept from step to step, see `remember`
+    reads_queries: bool = True # `update` looks at them; else it is given None, and no copy of all is made
 
     @property
     def name(self) -> str:
@@ -93,7 +94,7 @@ class Loss(nn.Module):
     ) -> None: "Called at the start of each epoch"
 
     def update(self,
-        q: Tensor, # all queries of the step `[M, B, D]`, of all views, and of all processes
+        q: Tensor | None, # all queries of the step `[M, B, D]`, of all views and processes; None: see `reads_queries`
         k: Tensor, # all keys `[V, B, D]`
     ) -> None: "Called once in each training step, after it was scored, without gradient"
 
@@ -576,6 +577,8 @@ class DINOLoss(SoftTargetLoss):
     `update(q, k)` once per training step, and `prepare(epoch)` at the start of each epoch. One object serves one head,
     since the centre is that head's. Raises `InputError` for shapes that do not match.
     """
+    reads_queries = False
+
     def __init__(
         self,
         temp: float = 0.1,          # the student's temperature, above 0
@@ -625,7 +628,7 @@ class DINOLoss(SoftTargetLoss):
 
     def update(
         self,
-        q: Tensor, # scores of the student, which do not matter
+        q: Tensor | None, # scores of the student, which do not matter
         k: Tensor, # scores of the teacher `[Vk, B, K]`, those of all processes
     ):
         "Move the centre towards the mean of the scores, in training mode only"

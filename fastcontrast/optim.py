@@ -3,7 +3,7 @@
 Docs: https://fastcontrast.github.io/fastcontrast/optim.html.md"""
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -188,6 +188,12 @@ class Wrapped(OptimWrapper):
             numbers = {k: v for k, v in values.items() if isinstance(v, Real) and not isinstance(v, bool)}
             found.append(_Hypers(numbers, group, self.bwd_map))
         return found
+
+    def _set_hyper(self, k: str, v: Iterable[float]):
+        super()._set_hyper(k, v)
+        if k != 'mom': return
+        for group, value in zip(self.opt.param_groups, v):
+            if 'momentum' in group: group['momentum'] = value  # Muon has AdamW's betas too, which fastai knows as this
 
 
 def groups_of(

@@ -80,7 +80,8 @@ class PairLoss(nn.Module):
         for level, (queries, k) in step.scored.items():
             loss = self.losses[level]
             if not (loss.updates and loss.training): continue
-            loss.update(torch.cat([q.flatten(0, -3) for q in queries.values()]), k.detach())
+            q = torch.cat([q.flatten(0, -3) for q in queries.values()]) if loss.reads_queries else None
+            loss.update(q, k.detach())
 
 # whether query view i is compared with key view j, by which keys its role looks for
 MEETS = {OTHER: int.__ne__, EVERY: lambda i, j: True, SAME: int.__eq__}

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .core import InputError
 from .distributed import MeanGradients, broadcast_, gather_objects
@@ -62,6 +64,16 @@ def _kept(dls) -> dict[str, Any]:
     return {f'pictures that are kept, {name}': value for name, value in unusual.items()}
 
 
+def synchronise(
+    model: nn.Module, # changed in place
+) -> None:
+    "BatchNorm of all processes. What is such already stays: timm's would lose its activation in a second conversion"
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+                setattr(parent, name, convert_sync_batchnorm(module))
+
+
 class Together(StepCallback):
     "All processes train as one: they begin alike, and use the mean of their gradients"
     phase = Phase.PROCESSES  # the model is on its device; what unscales, clips or freezes gradients comes later
@@ -76,7 +88,7 @@ class Together(StepCallback):
                 values = difference(value, own.get(name), 'in process 0', f'in process {process}')
                 raise InputError(f"the processes do not have the same {name}: {values}: start all with the same "
                                  "settings.")
-        if torch.device(self.dls.device).type == 'cuda': convert_sync_batchnorm(self.model)
+        if torch.device(self.dls.device).type == 'cuda': synchronise(self.model)
         broadcast_([*self.model.parameters(), *self.model.buffers()])
         self.gradients = MeanGradients(self.model.parameters())
         self.parent = os.getppid()

@@ -52,13 +52,19 @@ class ViewKind:
     solarise: Probabilities = 0.0                  # probability of inverting all values from 0.5 up
 
     def __post_init__(self):
+        try: possible = self._is_possible()
+        except (TypeError, ValueError): possible = False  # one number in place of several, or the reverse
+        if not possible:
+            raise InputError(f"no such kind of views, {self}: probabilities (one, or a tuple of one for each view) and "
+                             "areas lie in [0, 1], ranges are two numbers upwards from above 0, jitter is four from 0 "
+                             "up, the last at most 0.5.")
+
+    def _is_possible(self) -> bool:
         chances = [q for p in (getattr(self, name) for name in _CHANCES) for q in (p if isinstance(p, tuple) else (p,))]
         ranges = (self.scale, self.ratio, self.sigma)
-        if not (all(0 <= q <= 1 for q in chances) and all(0 < low <= high for low, high in ranges)
+        return (all(0 <= q <= 1 for q in chances) and all(0 < low <= high for low, high in ranges)
                 and self.scale[1] <= 1 and self.rotate >= 0
-                and len(self.jitter) == 4 and min(self.jitter) >= 0 and self.jitter[3] <= 0.5):
-            raise InputError(f"no such kind of views, {self}: probabilities and areas lie in [0, 1], "
-                             "ranges run upwards from above 0, jitter is four numbers from 0 up, the last at most 0.5.")
+                and len(self.jitter) == 4 and min(self.jitter) >= 0 and self.jitter[3] <= 0.5)
 
     def shared_by(self,
         n: int, # views
@@ -354,6 +360,11 @@ class ViewMaker(nn.Module):
         "What it does to colours and leaves out for pictures of so many channels, by name"
         return ()
 
+def _views_of(kind: ViewKind, role: str, n: int, size: int, scale: tuple[float, float] | None) -> 'Views':
+    "Views of a kind in any number; scale: of their crops, if it is not the kind's"
+    kind = kind.shared_by(n)
+    return Views(size, kind if scale is None else replace(kind, scale=scale), n, role)
+
 class Views(ViewMaker):
     """Random views of a batch of pictures, made on their device, without gradient.
 
@@ -389,8 +400,7 @@ class Views(ViewMaker):
                                  "give one for each view, or a single one.")
 
     def like(self, role, n, size=None, scale=None, kind=None):
-        kind = (kind or self.strength).shared_by(n)
-        maker = Views(size or self.size, kind if scale is None else replace(kind, scale=scale), n, role)
+        maker = _views_of(kind or self.strength, role, n, size or self.size, scale)
         maker.operations = self.operations
         return maker
 
@@ -498,6 +508,12 @@ class RoleViews(nn.Module):
         "Make the views of one more role, or of a role in another way"
         maker.operations = self.operations
         self.makers[maker.role] = maker
+
+    def copied(self) -> 'RoleViews':
+        "The same makers, for another learner, whose callbacks may add others"
+        other = RoleViews(*self.makers.values())
+        other.multiple = self.multiple
+        return other
 
     def remove(self, role: str) -> None:
         "Make a role's views no longer"
@@ -607,7 +623,7 @@ class ModuleViews(ViewMaker):
     def like(self, role, n, size=None, scale=None, kind=None):
         size = size or self.size
         if kind is None: maker = ModuleViews(size, self.augment, n, role, scale or self.scale, self.channels)
-        else: maker = Views(size, kind).like(role, n, scale=scale)
+        else: maker = _views_of(kind, role, n, size, scale)
         maker.operations = self.operations
         return maker
 
@@ -620,7 +636,8 @@ class ModuleViews(ViewMaker):
 
     def _view(self, x: Tensor, size: int, aspects: Tensor | None) -> Tensor:
         "One view of each picture: [B, C, H, W] to [B, C, size, size]"
-        if self.scale is not None: x = _crops(x, size, self.scale, aspects)
+        # a copy: whoever works in place would make each view of the one before
+        x = x.clone() if self.scale is None else _crops(x, size, self.scale, aspects)
         view = torch.cat([self.augment(picture) for picture in x.split(1)]) if self.singly else self.augment(x)
         if view.shape[-1] != size: view = F.interpolate(view, (size, size), mode='bilinear', antialias=True)
         return view.clamp(0, 1).to(x.dtype)
@@ -641,7 +658,7 @@ def as_views(
     "What makes a learner's views. Raises `InputError` for what can't"
     if isinstance(views, RoleViews) and not views.makers:
         raise InputError("views=RoleViews() makes no views: give it a maker, like RoleViews(Views(32)).")
-    if isinstance(views, RoleViews): return views
+    if isinstance(views, RoleViews): return views.copied()
     if isinstance(views, ViewMaker): return RoleViews(views)
     if isinstance(views, str | ViewKind): return RoleViews(Views(size, views))
     if isinstance(views, type) or not callable(views):

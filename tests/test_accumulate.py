@@ -6,6 +6,7 @@ Where a whole batch is the measure, BatchNorm is replaced by GroupNorm and views
 import copy
 import random
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -512,3 +513,11 @@ def test_montages_of_the_whole_batch():
 
 def test_fastais_own_is_refused_with_a_hint():
     assert 'accumulate=k' in refusal(made_with, 1, cbs=[GradientAccumulation(16)])
+
+
+@pytest.mark.parametrize('n', [1, 2, 3, 15, 16, 17, 40])
+def test_no_part_of_a_support_batch_is_a_single_picture(n):
+    parts = Accumulate(8)
+    parts.chunks, parts.learn = 8, SimpleNamespace(step=SimpleNamespace(images=torch.zeros(16, 1)))
+    sizes = [len(part) for part in parts.split(torch.zeros(n, 1, 1, 1))]
+    assert sum(sizes) == n and (min(sizes) > 1 or n == 1) and len(sizes) <= 8

@@ -302,3 +302,9 @@ def test_a_schedule_reaches_all_that_muon_moves():
         return [(p.detach() - before).norm() for p, before in zip(net.parameters(), old, strict=True)]
     assert not any(moved(0.))
     for one, two in zip(moved(0.01), moved(0.02), strict=True): assert two / one == pytest.approx(2, rel=0.02) and one
+
+
+def test_the_momentum_of_muon_is_set_with_that_of_adamw():
+    opt = optimizer('muon')([dict(params=[nn.Parameter(torch.randn(8, 8))], lr=0.1)])
+    opt.set_hyper('mom', 0.7)
+    assert [(group['momentum'], group['betas'][0]) for group in opt.opt.param_groups] == [(0.7, 0.7)]

@@ -18,6 +18,7 @@ from fastcontrast.learner import contrastive_learner
 from fastcontrast.multi_crop import MultiCrop
 from fastcontrast.speedups.comb_patches import CombinePatches
 from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
+from fastcontrast.speedups.multi_view import MultiView
 from fastcontrast.speedups.patch_variants import PatchVariants
 from fastcontrast.speedups.regions import HardRegions
 from fastcontrast.speedups.suncet import SuNCEt
@@ -150,6 +151,30 @@ def test_a_module_is_given_pictures_in_the_unit_range_and_full_precision():
     with torch.autocast('cpu', torch.bfloat16): views = made(x)['views']
     assert seen == [(torch.float32, [4, 3, 32, 32], 0., 1., False, False, torch.Tensor)] * 2
     assert views.shape == (2, 4, 3, SIDE, SIDE) and views.dtype == torch.float32
+
+
+def test_what_works_in_place_sees_each_picture_as_it_was():
+    class Halves(nn.Module):
+        def forward(self, x): return x.mul_(0.5)
+    images = torch.rand(3, 3, 8, 8)
+    before = images.clone()
+    views = ModuleViews(8, Halves(), n=3)(images)['views']
+    assert torch.equal(images, before) and all(torch.equal(view, before * 0.5) for view in views)
+
+
+def test_a_module_with_small_crops_of_any_number():
+    local = ModuleViews(16, nn.Identity()).like('local', 6, kind=ViewKind(blur=(0.1,) * 6))
+    assert (local.n, local.role, local.size) == (6, 'local', 16)
+
+
+@pytest.mark.parametrize('values', [dict(blur=[1., 0.1]), dict(scale=0.5), dict(jitter=0.4), dict(sigma=(1., 2., 3.))])
+def test_kinds_that_cannot_be(values): assert 'no such kind of views' in refusal(ViewKind, **values)
+
+
+def test_makers_of_several_learners_stay_as_they_are():
+    views = RoleViews(Views(SIDE))
+    first, second = learner_with(views, cbs=[MultiView(4)]), learner_with(views)
+    assert [v.main.n for v in (first.views, second.views, views)] == [4, 2, 2]
 
 
 def test_with_small_crops_a_module_is_given_crops_of_their_size():
@@ -355,7 +380,7 @@ def test_a_learners_views_may_be_set(views, door):
     main = learn.views.main
     if isinstance(main, ModuleViews): assert main.augment is made and main.size == SIDE
     elif isinstance(made, str | ViewKind): assert main.kind is made and main.size == SIDE
-    else: assert main is made or learn.views is made
+    else: assert main is (made.main if isinstance(made, RoleViews) else made)
     calls = []
     main.register_forward_hook(lambda module, x, out: calls.append(1))
     trains(learn)

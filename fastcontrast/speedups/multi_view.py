@@ -65,4 +65,6 @@ class MultiView(StepCallback):
         if self.target == 'each' or self.n == 2 or SAME in wanted: return
         def mean(k): return others_mean(k) if OTHER in wanted else k.mean(0, keepdim=True)
         step.keys, step.keys_are_queries = {level: mean(k) for level, k in step.keys.items()}, False
+        if step.queue and OTHER not in wanted:  # the one key is of all views, and so are its negatives
+            step.queue = {level: rows if rows.ndim == 2 else rows.flatten(0, 1) for level, rows in step.queue.items()}
         step.queries = {role: SAME if keys == OTHER else keys for role, keys in step.queries.items()}

@@ -171,7 +171,7 @@ class SupervisedTerm(LabeledTerm):
         memory = self.model.memory
         first = next(m for m in self.model.heads['final'].projector.modules() if isinstance(m, nn.Linear))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings['seed'])
+            torch.default_generator.manual_seed(self.settings['seed'])
             classifier = nn.Linear(first.in_features, len(self.dls.train.data.classes))
         memory['classifier'] = classifier.to(first.weight)
         # the next fit makes an optimizer that knows which parameters there are

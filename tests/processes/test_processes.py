@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
-from timm.layers import GroupNorm1
+from timm.layers import BatchNormAct2d, GroupNorm1, SyncBatchNormAct
 from helpers.forks import start
 from helpers.pictures import Dots20
 from torch import nn
@@ -38,6 +38,7 @@ from fastcontrast.speedups.suncet import SuNCEt, SupervisedTerm
 from fastcontrast.multi_crop import MultiCrop
 from fastcontrast.step import Phase, StepCallback
 from fastcontrast.targets import Queue
+from fastcontrast.together import synchronise
 from fastcontrast.views import Views
 
 BS, N, SIDE, EPOCHS = 8, 18, 16, 2  # two batches an epoch, and two pictures that fill none
@@ -362,3 +363,12 @@ def test_all_processes_raise_alike(both, what, words):
 
 
 def test_process_0_tells(both): assert [x['logger'] for x in both] == [1, 0]
+
+
+def test_batchnorm_of_all_processes_keeps_its_activation():
+    "In a second fit too"
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNormAct2d(4), nn.BatchNorm2d(4))
+    for _ in range(2):
+        synchronise(model)
+        assert [type(module) for module in model[1:]] == [SyncBatchNormAct, nn.SyncBatchNorm]
+        assert isinstance(model[1].act, nn.ReLU)

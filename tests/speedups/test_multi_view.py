@@ -1,6 +1,7 @@
 """MultiView against slow versions with loops over views and pictures; what it leaves alone; whom it meets."""
 import itertools
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
 from fastcontrast.speedups.multi_view import MultiView
 from fastcontrast.speedups.patch_variants import PatchVariants
 from fastcontrast.speedups.regions import HardRegions
+from fastcontrast.step import Step
 from fastcontrast.views import VIEW_KINDS, Views
 
 close = torch.testing.assert_close
@@ -299,3 +301,13 @@ def test_bfloat16(name, target):
     assert all(k.dtype == torch.float32 for _, *ks in seen.steps for k in ks)
     n = 1 if target == 'mean' and name == 'moco_v2' else 2 if name == 'moco_v2' else 3
     assert {len(k) for _, k, *_ in seen.steps} == {n}
+
+
+def test_one_key_of_all_views_has_the_negatives_of_all():
+    "Where each view has a queue of its own"
+    k, rows = torch.randn(3, 4, 2), torch.randn(3, 5, 2)
+    views = MultiView(3)
+    views.learn = SimpleNamespace(step=Step(keys=dict(final=k), queries=dict(patches='every'), queue=dict(final=rows)))
+    views.after_pred()
+    assert torch.equal(views.step.keys['final'], k.mean(0, keepdim=True))
+    assert torch.equal(views.step.queue['final'], rows.flatten(0, 1))
