@@ -10,6 +10,7 @@ __all__ = ['Probabilities', 'VIEW_KINDS', 'OPERATIONS', 'ViewKind', 'random_boxe
            'draw_pictures']
 
 # %% ../nbs/120_views.ipynb #377dbeb5
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -511,8 +512,10 @@ class RoleViews(nn.Module):
 
     def copied(self) -> 'RoleViews':
         "The same makers, for another learner, whose callbacks may add others"
-        other = RoleViews(*self.makers.values())
-        other.multiple = self.multiple
+        other = copy.copy(self)
+        other._modules, other.operations = dict(self._modules), {}
+        other.makers = nn.ModuleDict()
+        for maker in self.makers.values(): other.add(maker)
         return other
 
     def remove(self, role: str) -> None:

@@ -305,6 +305,6 @@ def test_a_schedule_reaches_all_that_muon_moves():
 
 
 def test_the_momentum_of_muon_is_set_with_that_of_adamw():
-    opt = optimizer('muon')([dict(params=[nn.Parameter(torch.randn(8, 8))], lr=0.1)])
+    opt = optimizer('muon')([dict(params=[nn.Parameter(torch.randn(8, 8))])], 0.1)
     opt.set_hyper('mom', 0.7)
     assert [(group['momentum'], group['betas'][0]) for group in opt.opt.param_groups] == [(0.7, 0.7)]

@@ -1,7 +1,6 @@
 """MultiView against slow versions with loops over views and pictures; what it leaves alone; whom it meets."""
 import itertools
 from functools import cache
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -306,8 +305,8 @@ def test_bfloat16(name, target):
 def test_one_key_of_all_views_has_the_negatives_of_all():
     "Where each view has a queue of its own"
     k, rows = torch.randn(3, 4, 2), torch.randn(3, 5, 2)
-    views = MultiView(3)
-    views.learn = SimpleNamespace(step=Step(keys=dict(final=k), queries=dict(patches='every'), queue=dict(final=rows)))
+    class Alone(MultiView): step = Step(keys=dict(final=k), queries=dict(patches='every'), queue=dict(final=rows))
+    views = Alone(3)
     views.after_pred()
     assert torch.equal(views.step.keys['final'], k.mean(0, keepdim=True))
     assert torch.equal(views.step.queue['final'], rows.flatten(0, 1))
