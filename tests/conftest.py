@@ -1,4 +1,4 @@
-"""The tests run side by side, three processes on two cores (`pytest -n 0`: one after the other), with a thread each."""
+"""The tests run side by side, one process a core (`pytest -n 0`: one after the other); a process uses one thread."""
 import gc
 import os
 
@@ -6,11 +6,6 @@ if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS",
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-
-
-def pytest_xdist_auto_num_workers():
-    "A quarter of their time tests wait, most of it for processes that they have started"
-    return max(1, os.cpu_count() * 3 // 2)
 
 
 def pytest_collection_finish():
