@@ -157,7 +157,7 @@ def race(
     threads: int | None = None, # of PyTorch on the CPU
     minutes: float | None = None, # after which no further run begins
     state: str = "",        # folder of unfinished runs, 'runs' beside the results if not given
-    plot: bool = False,     # train nothing, and draw the results that are there
+    plot: bool = False,     # train nothing, and make the table and figure of the results that are there
 ) -> None:
     """How many seconds of training does it take to the kNN accuracy that another library's whole run ends with?
 

@@ -333,7 +333,8 @@ class Trial:
     def time_epochs(self, names: Sequence[str]) -> None:
         """Measure the seconds of an epoch of each configuration. Raises `Lacking` if others have run, too"""
         if others := {row["config"] for row in self.sheet.kept()["rows"]} - set(names):
-            raise Lacking(f"{', '.join(sorted(others))} ran, too, and all are measured in turn: name it in --configs")
+            raise Lacking(f"{', '.join(sorted(others))} ran, too, and all are measured in turn: name them all, or give "
+                          "these another --out")
         self.write(epoch_s=self.seconds_of_epochs(names))
 
     def seconds_of_epochs(self, names: Iterable[str], steps: int = 10, rounds: int = 3) -> dict[str, list[float]]:

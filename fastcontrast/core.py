@@ -64,6 +64,7 @@ def clipped(
 ) -> str:
     "Its text in one line, as `shown`, cut off where it is long; lines of an error are joined"
     text = shown(value if isinstance(value, str) else ' '.join(str(value).split()))
+    if isinstance(value, InputError): text = text.removesuffix('.')  # it stands within another sentence
     return text if len(text) <= most else f'{text[:most - 1]}…'
 
 

@@ -200,7 +200,9 @@ class Compile(StepCallback):
         if views is None: views = next(self.model.parameters()).device.type != 'cpu'
         if views:
             compiled = {f: _Compiled(f, 'the making of views', self.backend, failed) for f in OPERATIONS}
-            self.learn.plan.views.operations.update(compiled)
+            makers = self.learn.plan.views
+            makers.operations.update(compiled)
+            for maker in makers.makers.values(): maker.operations = makers.operations  # another learner may have it too
         for net in self.model.modules():
             if not isinstance(net, ContrastiveModel): continue
             net.compiled = _CompiledModule(net.encoder, 'the encoder', self.backend, failed)

@@ -31,7 +31,7 @@ from .evaluate.neighbours import nearest_others, plane
 from .export import load_encoder
 from .files import check_file, user_path, write_whole
 from .loaders import ImageLoader, ImageLoaders
-from .models import gives_scores
+from .models import channels_of, gives_scores
 from .views import plain_view
 
 # %% ../nbs/357_embed.ipynb #67f5697b
@@ -302,9 +302,7 @@ def _frame(model: nn.Module) -> tuple[int, int, Sequence[float], Sequence[float]
     if not {'input_size', 'mean', 'std'} <= {*cfg}:
         raise InputError(f"a {type(model).__name__} does not say for what pictures it is: give one of "
                          "load_encoder(…), timm's, or learn.model.encoder.")
-    channels, size, mean, std = cfg['input_size'][0], cfg['input_size'][-1], cfg['mean'], cfg['std']
-    first = cfg.get('first_conv')  # timm leaves the input size of three channels to models that it makes for others
-    if isinstance(first, str): channels = getattr(dict(model.named_modules()).get(first), 'in_channels', channels)
+    channels, size, mean, std = channels_of(model, cfg['input_size'][0]), cfg['input_size'][-1], cfg['mean'], cfg['std']
     if channels == 1 and len(mean) == 3: mean, std = [sum(mean) / 3], [sum(std) / 3]
     if len(mean) == len(std) == channels: return channels, size, mean, std
     raise InputError(f"the encoder takes pictures with {channels} channels and says the mean of {len(mean)}: put "

@@ -6,9 +6,9 @@ Docs: https://fastcontrast.github.io/fastcontrast/models.html.md"""
 
 # %% auto #0
 __all__ = ['SOURCES', 'ACTIVATIONS', 'LEAST_WIDTH', 'architecture', 'patch_side', 'quiet_hub', 'pretrained_config',
-           'make_encoder', 'gives_scores', 'fix_positions', 'drop_paths', 'own_stream', 'evaluating', 'untracked',
-           'feature_dim', 'Stage', 'encoder_stages', 'find_stage', 'mlp', 'Prototypes', 'Embedding', 'Head', 'Route',
-           'ContrastiveModel', 'level_flops']
+           'make_encoder', 'gives_scores', 'channels_of', 'fix_positions', 'drop_paths', 'own_stream', 'evaluating',
+           'untracked', 'feature_dim', 'Stage', 'encoder_stages', 'find_stage', 'mlp', 'Prototypes', 'Embedding',
+           'Head', 'Route', 'ContrastiveModel', 'level_flops']
 
 # %% ../nbs/130_models.ipynb #12a65558
 import copy
@@ -120,7 +120,19 @@ def gives_scores(
     model: nn.Module,
 ) -> bool:
     "Whether it is a classifier, of timm or one of `finetune`, which gives scores of classes and no features"
-    return callable(getattr(model, 'get_classifier', None)) and bool(model.num_classes)
+    if not getattr(model, 'num_classes', 0) or not callable(getattr(model, 'get_classifier', None)): return False
+    return not isinstance(model.get_classifier(), nn.Identity)
+
+def channels_of(
+    encoder: nn.Module, # of timm, or described as timm's are
+    usual: int,         # where neither it nor its first convolution says it
+) -> int:
+    "Channels of the pictures that an encoder takes: timm describes those of three, whatever it has made"
+    if is_whole(known := getattr(encoder, 'in_chans', None)): return known
+    name = (getattr(encoder, 'pretrained_cfg', None) or {}).get('first_conv')
+    first = dict(encoder.named_modules()).get(name) if isinstance(name, str) else None
+    known = getattr(first, 'in_channels', usual)
+    return usual if known % usual == 0 else known  # pixels may have become channels before it
 
 @torch.no_grad()
 def fix_positions(

@@ -179,8 +179,8 @@ def _of_bytes(seen: list[Look], value_range: tuple[float, float] | None, notes: 
     if value_range is None: return BYTES, None
     low, high = map(float, value_range)
     if low >= 0 and high <= 255: return Span(low, high, given=True, eight_bits=True), (low, high)
-    notes.append(f"the pictures have 8 bits, and 0 and 255 become 0 and 1: value_range={value_range} (--range) is not "
-                 "of such")
+    notes.append("the pictures have 8 bits, and 0 and 255 become 0 and 1: "
+                 f"the range {low:,g} to {high:,g} (value_range, --range) is not of such")
     return BYTES, None
 
 

@@ -5,7 +5,6 @@ import csv
 import io
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -299,10 +298,10 @@ def open_paths(
     if not names: raise InputError(f"{owner} is empty: there is no picture in it")
     folder = base
     if any(map(os.path.isabs, names)):  # a folder that all are in
-        joined = (re.sub('^//+', '/', os.path.join(base, name)) if os.sep == '/' else os.path.join(base, name)
-                  for name in names)  # POSIX would keep two
+        joined = (os.path.join(base, name) for name in names)
         # '..' stays: behind a link it leads elsewhere
         names = [os.fspath(Path(name)) if '..' in name else os.path.normpath(name) for name in joined]
+        if os.sep == '/': names = ['/' + name.lstrip('/') for name in names]  # POSIX keeps two slashes
         try: folder = Path(os.path.commonpath({os.path.dirname(name) for name in names}))
         except ValueError: raise InputError(f"{owner} has files on several drives: give those of one.") from None
         names = [name[len(os.path.join(folder, '')):] for name in names]

@@ -87,6 +87,9 @@ def test_an_encoder_of_timms(folder):
 def test_a_classifier_gives_no_features(folder, encoder):
     for model in (timm.create_model(ARCH, num_classes=5), Classifier(encoder, 96, ['a', 'b'])):
         said(['this is a classifier', 'num_classes=0'], embed, model, folder)
+    bare = timm.create_model(ARCH, num_classes=5)
+    bare.fc = nn.Identity()
+    assert embed(bare, folder).features.shape == (8, bare.num_features)
 
 
 def test_timms_encoders_of_other_channels(folder):

@@ -8,8 +8,9 @@ from fastai.torch_core import apply, to_detach, to_float
 from torch import nn
 
 from fastcontrast.core import InputError
-from fastcontrast.models import (ContrastiveModel, Embedding, Head, Route, architecture, drop_paths, encoder_stages,
-                                 feature_dim, find_stage, make_encoder, mlp, patch_side, pretrained_config)
+from fastcontrast.models import (ContrastiveModel, Embedding, Head, Route, architecture, channels_of, drop_paths,
+                                 encoder_stages, feature_dim, find_stage, make_encoder, mlp, patch_side,
+                                 pretrained_config)
 
 ARCHS = {  # features, and the stages' modules, channels and strides, as the papers' tables give them
     'resnet18': (512, dict(act1=(64, 2), layer1=(64, 4), layer2=(128, 8), layer3=(256, 16), layer4=(512, 32))),
@@ -107,6 +108,13 @@ def test_in_chans():
 
 def test_a_former_name_of_a_model():
     assert pretrained_config('vit_base_patch16_224_in21k') == pretrained_config('vit_base_patch16_224.augreg_in21k')
+
+
+@pytest.mark.parametrize('name, channels', [('test_resnet', 1), ('test_resnet', 5), ('test_vit', 4), ('tresnet_m', 3)])
+def test_channels_of_timms_encoders(name, channels):
+    "The first convolution of a TResNet has sixteen times as many: pixels are channels there"
+    with torch.device('meta'): encoder = timm.create_model(name, in_chans=channels, num_classes=0)
+    assert channels_of(encoder, encoder.pretrained_cfg['input_size'][0]) == channels
 
 
 def test_wrong_encoders_are_refused_in_a_sentence():

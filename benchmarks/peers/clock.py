@@ -152,7 +152,7 @@ class RacingCallback:
 
     def on_fit_start(self, trainer, module):
         race = self.race  # a training that is over does not start again, and its end may not have been heard of
-        if race.state and race.state["epoch"] == race.a.epochs: race.start(race.state["steps"])
+        if race.state and race.state["epoch"] == race.a.epochs: race.start(race.state.get("steps", 0))
 
     def on_train_start(self, trainer, module): self.race.start(trainer.num_training_batches)
 

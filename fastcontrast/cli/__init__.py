@@ -14,6 +14,7 @@ import warnings
 import typer
 
 from ..core import InputError, import_all
+from ..files import FULL
 from ..signals import Interrupted
 from .output import Ended, console, errors, fail, launched, make_lenient
 from .problems import exit_code, sentence
@@ -51,9 +52,10 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as e:
+        if isinstance(e, OSError) and (e.errno in FULL or e.filename):  # or a file that is gone
+            fail(f"error: {sentence(e, 'this machine')}.", 1)
         if launched(): fail(traceback.format_exc(), 1)
-        if not isinstance(e, OSError): raise
-        fail(f"error: {sentence(e, 'this machine')}.", 1)  # a full disk, or a file that is gone
+        raise
 
 
 def _apart(sentence: str, code: int) -> str:

@@ -45,7 +45,7 @@ class Recording(RoleViews):
     "Views in float64, kept"
     def __init__(self, views):
         super().__init__(*views.makers.values())
-        self.makers, self.operations = views.makers, views.operations  # what is added to either is in both
+        self.makers, self.operations = views.makers, views.operations
         self.views, self.made = views, []
     def forward(self, x, size=None):
         self.made.append({role: v.double() for role, v in self.views(x, size).items()})
