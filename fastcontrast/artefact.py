@@ -196,8 +196,9 @@ def write_files(
     partial = folder.with_name(f'.{folder.name}.{os.getpid()}.partial')
     try:
         for name, content in files.items(): write_whole(partial/name, content)
-        if folder.is_dir() and not os.listdir(folder): folder.rmdir()  # Windows replaces no folder
-        if not folder.is_dir(): os.replace(partial, folder)
+        empty = folder.is_dir() and not os.listdir(folder)
+        if empty and os.name == 'nt': folder.rmdir()  # where an empty one is not replaced
+        if empty or not folder.is_dir(): os.replace(partial, folder)
         elif not _swap(partial, folder): _move_aside(partial, folder)
     finally: shutil.rmtree(partial, ignore_errors=True)
 

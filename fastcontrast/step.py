@@ -102,7 +102,8 @@ class Step(Declared):
     key_heads: nn.ModuleDict | None = _declared("the heads that made them, by level", '{level: Head}', 'the target',
                                                 Phase.KEYS)
     queue: dict[str, Tensor] | None = _declared("keys of earlier batches, of length one",
-                                                '{level: [N, D] or [V, N, D]}', 'Queue', Phase.MEMORY)
+                                                '{level: [N, D] or [V, N, D]}', 'Queue, MultiView',
+                                                Phase.MEMORY)
     scored: dict[str, tuple[dict[str, Tensor], Tensor]] = _declared(
         "queries and keys of all processes, as scored", '{level: ({role: [V, …, B, D]}, [V, B, D])}', 'PairLoss',
         Phase.TERMS, dict)
