@@ -49,6 +49,7 @@ class Cost(StepCallback):
 
     def reset(self):
         self.flops: dict[int, int] = {}        # by kind, of all processes together
+        self.of_optimizer: dict[int, int] = {} # the part of it that is the optimizer's
         self.kinds: dict[tuple, int] = {}      # their numbers
         self.plans: dict[tuple, set[int]] = {} # what steps that set out alike turned out to be
         self.rows: list[StepCost] = []
@@ -61,6 +62,8 @@ class Cost(StepCallback):
         self.planned: tuple = ()               # the plan of this step,
         self.kind: int | None = None           # the kind it turned out to be, None as long as that is not known,
         self.pictures = 0                      # and its pictures, in this process
+        self.optimizing = 0                    # operations of its optimizer, where they are counted,
+        self.before_optimizer = None           # and those before the optimizer's
 
     def attached(self):
         self.show(ValueMetric(lambda: round(self.seconds, 3), 'seconds'),
@@ -97,7 +100,7 @@ class Cost(StepCallback):
         return (views, step.key_views.shape, *levels, route.early_exit, route.joint, route.rides, edits, learns)
 
     def before_batch(self):
-        self.kind, self.planned = None, self.plan()
+        self.kind, self.planned, self.optimizing = None, self.plan(), 0
         if any(kind not in self.flops for kind in self.plans.get(self.planned, (None,))):
             self.counter = FlopCounterMode(display=False)
             self.counter.__enter__()
@@ -108,6 +111,12 @@ class Cost(StepCallback):
         kind = (self.planned, outcome, tuple(step.keys), step.queue and tuple(step.queue))
         self.kind = self.kinds.setdefault(kind, len(self.kinds))
         self.pictures = len(step.images)
+
+    def before_step(self): self.before_optimizer = self.counter and self.counter.get_total_flops()
+
+    def after_step(self):
+        before, self.before_optimizer = self.before_optimizer, None
+        if before is not None: self.optimizing += self.counter.get_total_flops() - before
 
     def after_cancel_batch(self): self.kind = None  # it may have done anything, or nothing
 
@@ -122,7 +131,9 @@ class Cost(StepCallback):
         flops, began, self.step_ended = self.stop_counting(), self.step_ended, time.perf_counter()
         if self.kind is None: return
         self.plans.setdefault(self.planned, set()).add(self.kind)
-        if flops is not None: self.flops[self.kind] = flops * world_size()
+        if flops is not None:
+            self.flops[self.kind] = flops * world_size()
+            self.of_optimizer[self.kind] = self.optimizing * world_size()
         images, self.peak = self.pictures * world_size(), max(self.peak, peak_memory(self.dls.device))
         self.rows.append(StepCost(self.kind, self.step_ended - began, images, self.peak))
         self.done[self.kind] += 1
@@ -139,7 +150,7 @@ class Cost(StepCallback):
     def state_dict(self) -> dict[str, Any]:
         "What was counted and measured so far; an epoch that is under way has taken its time until now"
         running = 0. if self.epoch_began is None else self.now() - self.epoch_began
-        counted = ('flops', 'kinds', 'plans', 'done', 'seconds', 'rate', 'seen', 'seen_before', 'peak')
+        counted = ('flops', 'of_optimizer', 'kinds', 'plans', 'done', 'seconds', 'rate', 'seen', 'seen_before', 'peak')
         return dict({name: getattr(self, name) for name in counted}, running=running,
                     rows=torch.tensor(self.rows, dtype=torch.float64).view(-1, len(StepCost._fields)))
 
@@ -152,25 +163,27 @@ class Cost(StepCallback):
         self.rows = [StepCost(*row) for row in zip(*columns)]
         self.done, self.plans = Counter(state['done']), {plan: set(kinds) for plan, kinds in state['plans'].items()}
         self.flops, self.kinds = state['flops'], state['kinds']
+        self.of_optimizer = state.get('of_optimizer', dict.fromkeys(self.flops, 0)) # earlier states lack it
         for name in ('seconds', 'rate', 'seen', 'seen_before', 'peak'): setattr(self, name, state[name])
         if self.epoch_began is not None: self.epoch_began -= state['running']
 
-    def flops_of(self, kind: int) -> int:
+    def flops_of(self, kind: int, counted: dict[int, int]) -> int:
         "The operations of a kind of step; of one that looked the same at first where this kind was never counted"
-        if kind in self.flops: return self.flops[kind]
-        return next(self.flops[k] for alike in self.plans.values() if kind in alike for k in alike if k in self.flops)
+        if kind in counted: return counted[kind]
+        return next(counted[k] for alike in self.plans.values() if kind in alike for k in alike if k in counted)
 
     @property
     def steps(self) -> dict[str, list]:
         """Of every step of the fit, as columns: `flops`, `seconds` (the host's), `images_s` (pictures a second),
         `memory` (bytes at most so far) and `kind` (a number)"""
-        return dict(flops=[self.flops_of(row.kind) for row in self.rows], seconds=[row.seconds for row in self.rows],
+        return dict(flops=[self.flops_of(row.kind, self.flops) for row in self.rows], seconds=[row.seconds for row in self.rows],
                     images_s=[row.images / row.seconds for row in self.rows], memory=[row.memory for row in self.rows],
                     kind=[row.kind for row in self.rows])
 
     def totals(self) -> dict[str, Any]:
-        """Of the whole fit: `steps`, `images` (pictures), `seconds`, `tflop`, `images_s` (pictures a second) and
-        `memory_mb` (megabytes at most)"""
-        flops = sum(count * self.flops_of(kind) for kind, count in self.done.items())
+        """Of the whole fit: `steps`, `images` (pictures), `seconds`, `tflop`, of which `optimizer_tflop`, `images_s` (pictures
+        a second) and `memory_mb` (megabytes at most)"""
+        flops, optimizer = (sum(n * self.flops_of(kind, counted) for kind, n in self.done.items())
+                            for counted in (self.flops, self.of_optimizer))
         return dict(steps=len(self.rows), images=self.seen, seconds=self.seconds, tflop=flops / 1e12,
-                    images_s=self.seen / self.seconds if self.seconds else 0., memory_mb=self.peak / 1e6)
+                    optimizer_tflop=optimizer / 1e12, images_s=self.seen / self.seconds if self.seconds else 0., memory_mb=self.peak / 1e6)

@@ -11,6 +11,7 @@ from fastai.callback.progress import CSVLogger
 from helpers.learners import SMALL_CROPS, Dots, small
 from helpers.recording import After, interrupt
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastcontrast.data import image_dls
 from fastcontrast.evaluate import cost as module
@@ -79,6 +80,29 @@ def test_operations_are_those_of_the_layers(name, changes):
     assert len(steps['flops']) == 6 and len(set(steps['flops'])) == 1
     assert 1 <= sum(steps['flops']) / hand.total < 1.01  # products of the loss are not in the hand count
     assert cost.totals()['tflop'] == pytest.approx(sum(steps['flops']) / 1e12, rel=1e-12)
+
+
+class OfOptimizer(Callback):
+    "Operations of the optimizer's steps, by a counter of its own"
+    total = 0
+    def before_fit(self):
+        def counted(*args, step=self.opt.step, **kwargs):
+            with FlopCounterMode(display=False) as counter: step(*args, **kwargs)
+            self.total += counter.get_total_flops()
+        self.opt.step = counted
+
+
+@pytest.mark.parametrize('opt', ['muon', 'sgd'])
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_the_optimizers_part(opt, accumulate):
+    cost, hand = Cost(), OfOptimizer()
+    learn = learner('simclr', cost, hand, opt=opt)
+    with learn.no_logging(): learn.fit_contrastive(2, accumulate=accumulate)
+    assert (hand.total > 0) == (opt == 'muon')
+    assert cost.totals()['optimizer_tflop'] == pytest.approx(hand.total / 1e12, rel=1e-12) < cost.totals()['tflop']
+    again = Cost()
+    again.load_state_dict(cost.state_dict())
+    assert again.totals()['optimizer_tflop'] == cost.totals()['optimizer_tflop']
 
 
 @pytest.mark.parametrize('name', ['simclr', 'moco_v3', 'swav', 'dino'])
