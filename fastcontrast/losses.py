@@ -664,7 +664,7 @@ def suncet_loss(
     y: Tensor,          # their classes `[S]`, whole numbers; every number is a class, -1 too
     temp: float = 0.1,  # temperature τ, above 0
 ) -> Tensor:            # mean over the anchors that are not alone in their class, a scalar
-    """SuNCEt (Assran et al. 2020, Eq. 2): the probability that an anchor's neighbour is of its class
+    """SuNCEt (Assran et al. 2020, Eq. 2): minus the logarithm of how likely an anchor finds its class
 
     Zero, with a gradient of zeros, where every class has one member. Raises `InputError` for shapes that do not match,
     labels that are no whole numbers, or a bad temperature.

@@ -149,7 +149,7 @@ class Score:
 
 @SCORES.register('loss')
 class _LossScore(Score):
-    "The recipe's loss against the other views' keys: the paper's"
+    "The recipe's loss against the other views' keys: as we read the paper"
     keys = True
     def contrasts(self, loss): return loss.contrasts
     def __call__(self, look): return look.over_keys(lambda i, k: look.loss.each(look.queries[i], k))
@@ -215,7 +215,7 @@ class HardRegions(StepCallback):
         keep: float = 0.5,              # share of the feature map's area, or of the tokens; 1: nothing is done
         cells: int | None = 4,          # a side of the grid whose cells are scored; None: every location is
         stages: Sequence[str | int] | None = None, # several, each of which keeps `keep` of what reaches it
-        score: str = 'unlike',          # what is hard: a name in `SCORES`; 'loss' is the paper's
+        score: str = 'unlike',          # what is hard: a name in `SCORES`; 'loss' is the one nearest to the paper
     ):
         number(self, above=0, most=1, keep=keep)
         whole(self, optional=True, cells=cells)
