@@ -73,6 +73,7 @@ CONFIGS: dict[str, Config] = {
     "moco_v3": Config("moco_v3"),
     "moco_v3+comb_patches": Config("moco_v3", PATCHES),
     "moco_v3+partial": Config("moco_v3", PARTIAL),
+    "moco_v3+intermediate": Config("moco_v3", "intermediate"),
     "moco_v3+regions": Config("moco_v3", f"intermediate, {REGIONS}"),
     "moco_v3+all": Config("moco_v3", f"{PARTIAL}, {PATCHES}, {REGIONS}"),
     "moco_v3+suncet": Config("moco_v3", SUNCET),
@@ -319,7 +320,7 @@ class Trial:
             for epoch, value in zip(row["epochs"], judge.values): epoch["labelled"] = value
         if "stopped" in row: return row
         features = embedded(learn)
-        row["knn"] = rows[-1]["knn"]
+        row["knn"], row["optimizer_tflop"] = rows[-1]["knn"], learn.cost.totals()["optimizer_tflop"]
         row["few_labels"], row["few_labels_std"] = few_label_accuracy(*features, per_class=10)
         if linear: row["linear"] = linear_probe(features[0].to(learn.dls.device), *features[1:])
         if self.protocol: row["finetuned"] = self.finetuned(learn, seed)
@@ -392,7 +393,8 @@ def table(rows: list[dict], metric: str = "knn") -> list[dict]:
                    **{f"{k}_to_base_by_seed": [h and h[k] for h in hits] for k in AXES})
         if metric != "knn":
             row |= {metric: last[metric], f"{metric}_std": deviation(r["epochs"][-1][metric] for r in runs)}
-        if all("linear" in r for r in runs): row["linear"] = statistics.fmean(r["linear"] for r in runs)
+        for name in ("linear", "optimizer_tflop"):
+            if all(name in r for r in runs): row[name] = statistics.fmean(r[name] for r in runs)
         if all("finetuned" in r for r in runs):
             ends = [r["finetuned"] for r in runs]
             row |= dict(finetuned=statistics.fmean(ends), finetuned_std=deviation(ends))
