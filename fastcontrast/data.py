@@ -75,6 +75,14 @@ def _valid_folder(root: Path) -> Path | None:
     return next((root/f for f in VALID_FOLDERS if (root/f).is_dir()), None)
 
 
+def has_valid(
+    source: str, # a folder, a table, shards or 'digits'
+) -> bool:
+    "Whether a source has a validation split of its own, so that no share of it is drawn for one"
+    root = user_path(source, 'source')
+    return source in SOURCES or (root/'train').is_dir() and _valid_folder(root) is not None
+
+
 def _folder_part(folder: Path, name: str, unlabelled: bool) -> Part:
     "The pictures of a folder, with its folders as classes; `unlabelled`: as they lie"
     if not unlabelled:

@@ -6,7 +6,7 @@ Docs: https://fastcontrast.github.io/fastcontrast/embed.html.md"""
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'BATCH', 'Embedded', 'check_names', 'features_file', 'embed', 'model_outputs', 'renumbered',
-           'embed_picture', 'load_embedded']
+           'embed_picture', 'picture_file', 'load_embedded']
 
 # %% ../nbs/357_embed.ipynb #090fddaa
 import copy
@@ -334,13 +334,18 @@ def embed_picture(
     **settings: Any,         # of `image_dls`: value_range, …
 ) -> Embedded:               # of length 1
     "The features of a single picture. Raises `InputError` if it can't be decoded"
-    if isinstance(picture, str | Path):
-        path = user_path(picture, 'picture')
-        if not path.exists(): raise MissingPath(f"there is no picture '{path}'.")
-        if path.is_dir() or path.suffix == '.tar': raise InputError(f"'{path}' is no picture but has many: give one.")
-        picture = path.absolute()
+    if isinstance(picture, str | Path): picture = picture_file(picture)
     quiet = dict(tell=lambda note: None, workers=0, unlabelled=True)
     return embed(encoder, [picture], precision, **quiet | settings)
+
+def picture_file(
+    path: str | Path, # as a user gave it
+) -> Path:
+    "The file of a single picture, which is not opened. Raises `InputError` for what is none"
+    path = user_path(path, 'picture')
+    if not path.exists(): raise MissingPath(f"there is no picture '{path}'.")
+    if path.is_dir() or path.suffix == '.tar': raise InputError(f"'{path}' is no picture but has many: give one.")
+    return path.absolute()
 
 # %% ../nbs/357_embed.ipynb #585f2872
 def load_embedded(

@@ -34,7 +34,7 @@ def _are_results(value: Any) -> bool:
 # what readers rely on in a record, where it is there
 _FIELDS: dict[str, Callable[[Any], bool]] = dict(
     state=_is(str), reason=_is(str), epochs=is_whole, epochs_done=is_whole, seconds=is_number, pid=is_whole,
-    host=_is(str), settings=_is(dict), results=_are_results, speedups=_are_names, seed=is_whole,
+    host=_is(str), settings=_is(dict), split=_is(dict), results=_are_results, speedups=_are_names, seed=is_whole,
     valid=_is(int, float, str), method=_is(str), loss=_is(str), verb=_is(str))
 
 
@@ -246,6 +246,7 @@ class Run:
     rows: list[dict[str, str]] = field(default_factory=list) # for each epoch
     origin: dict[str, Any] = field(default_factory=dict)     # the record of the run whose encoder it began with
     judged: dict[str, float] = field(default_factory=dict)   # by measure: what `eval` has written beside it
+    judged_by: dict[str, Any] = field(default_factory=dict)  # what that says of its encoder and pictures
 
     @property
     def seed(self) -> int:
@@ -264,12 +265,13 @@ def read_run(
     begun = Path(encoder).parent if isinstance(encoder, str) and encoder else None
     origin = {} if begun is None or _is_exported(begun) else known_record(begun)
     return Run(path, state_of(path, record), record.get('reason') or '', record, history_rows(path), origin,
-               _judged(path/JUDGED))
+               *_judged(path/JUDGED))
 
 
-def _judged(file: Path) -> dict[str, float]:
-    "The means of the first encoder in a table that `fastcontrast eval RUN DATA -o RUN/eval.json` has written"
+def _judged(file: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    "The means of the first encoder in what `fastcontrast eval RUN DATA -o RUN/eval.json` wrote, and the rest of that"
     try:
-        scores = next(iter(read_json(file, 2**30)['encoders'].values()))  # of many classes it has all confusions
-        return {str(measure): float(score['mean']) for measure, score in scores.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, StopIteration): return {}
+        content = read_json(file, 2**30)  # of many classes it has all confusions
+        scores = next(iter(content.pop('encoders').values()))
+        return {str(measure): float(score['mean']) for measure, score in scores.items()}, content
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StopIteration): return {}, {}

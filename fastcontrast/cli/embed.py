@@ -137,13 +137,16 @@ def _check(asked: _Asked) -> None:
 
 def _from_run(encoder: str, data: str | None, asked: _Asked, given: dict[str, Any]):
     "Features of pictures, those of the picture that is searched for, and the loaders"
-    from ..embed import check_names, embed, embed_picture
+    from ..embed import check_names, embed, embed_picture, picture_file
     from ..export import load_encoder
     path = encoder_file(encoder)
     if data is None: raise InputError("the pictures are missing: give their folder, or 'digits', behind the encoder.")
+    if asked.search: picture_file(asked.search)  # before others are read
     model = load_encoder(path)
     channels, size = model.pretrained_cfg['input_size'][0], model.pretrained_cfg['input_size'][-1]
-    settings = split_of(path, data) | given | dict(valid=0., channels=channels, training=False)
+    # the same value means the same as in training, also of other pictures
+    seen = {} if model.value_range is None else dict(value_range=model.value_range)
+    settings = split_of(path, data) | seen | given | dict(valid=0., channels=channels, training=False)
     dls = read_pictures(data, 2, size=size, **settings)
     if asked.out and asked.out.suffix.lower() == '.parquet':  # before the work
         for loader in dls.loaders: check_names(loader.data.names, loader.data.classes)
@@ -155,14 +158,16 @@ def _from_run(encoder: str, data: str | None, asked: _Asked, given: dict[str, An
 
 def _from_features(path: str, data: str | None, by: str | None, asked: _Asked, given: dict[str, Any]):
     "The same of features that were saved; the query is a row if no encoder is given, the loaders None where none draws"
-    from ..embed import embed_picture, load_embedded
+    from ..embed import embed_picture, load_embedded, picture_file
     from ..export import load_encoder
     embedded, query, dls = load_embedded(path), None, None
     if asked.grid and data is None or asked.thumbnails and asked.map and data is None:
         raise InputError("--grid and --thumbnails draw pictures, and features have none: give the folder behind them.")
+    if by: picture_file(asked.search)  # before others are read
     model = load_encoder(encoder_file(by)) if by else None
     if data is not None and asked.draws(bool(embedded.classes)):
-        seen = {} if model is None else dict(channels=model.pretrained_cfg['input_size'][0])
+        seen = {}
+        if model is not None: seen = dict(channels=model.pretrained_cfg['input_size'][0], value_range=model.value_range)
         dls = read_pictures(data, 2, **dict(valid=0., training=False) | seen | given)
         embedded = embedded.with_pictures(dls)
     if model is not None:

@@ -7,8 +7,8 @@ from typer import Argument, Option
 
 from ..core import InputError, whole
 from ..files import write_whole
-from .inputs import (Column, LabelColumn, encoder_file, read_pictures, split_of, tell_notes, tell_undecodable,
-                     told_apart)
+from .inputs import (Column, LabelColumn, encoder_file, other_split, read_pictures, split_of, tell_notes,
+                     tell_undecodable, told_apart)
 from .judging import features, parts, unjudged
 from .output import DRAWINGS, console, out_file
 from .rivals import Rival, rival, views_of_run
@@ -50,7 +50,7 @@ def evaluate(
     retrieval look at its features. Beside each figure of another encoder stands its difference to the first, with the
     standard error of that. Alignment takes two views of each picture that judges, as training made them."""
     from ..evaluate.judge import TABLES
-    from ..values import other_range
+    from ..export import encoder_info
     whole(**{'--draws': draws})
     path = encoder_file(encoder)
     first = rival(encoder)
@@ -71,7 +71,7 @@ def evaluate(
     if reason: raise InputError(f"{data} can't judge an encoder: {reason}")
     tell_notes(dls)
     for other in (first, *others):
-        if note := other_range(other.extra, dls.value_range): console.print(f"{other.name}: {note}")
+        for note in _doubts(other, dls, data, split): console.print(f"{other.name}: {note}")
     console.print(f"{first.about}: {len(dls.bank.data):,} pictures to learn the classes from, "
                   f"{len(dls.valid.data):,} to judge by{f', within {dls.within}' if dls.within else ''}")
     kind = views_of_run(path)
@@ -85,7 +85,7 @@ def evaluate(
         left_out |= dict.fromkeys(reasons)
     console.print(_table(results))
     about = dict(data=data, draws=draws, n_train=len(dls.bank.data), n_valid=len(dls.valid.data), views=kind,
-                 changes=_changes(dls.channels) if robust else {}, **split)
+                 changes=_changes(dls.channels) if robust else {}, encoder_sha256=encoder_info(path)['sha256'], **split)
     console.print(f"alignment is of two views by {kind}")
     for change, words in about['changes'].items(): console.print(f"linear under {change}: {words}")
     if robust and dls.channels != 3:
@@ -94,6 +94,17 @@ def evaluate(
     for reason in left_out: console.print(f"left out: {reason}")
     tell_undecodable(dls)
     for file in files: _write(file, results, about)
+
+
+def _doubts(
+    other: Rival,
+    dls,       # from `read_pictures`
+    data: str, # what it was given…
+    split: dict[str, Any], # …and how they were divided
+) -> list[str]:
+    "What is to be said of an encoder that saw pictures otherwise, or was trained on some that judge it"
+    from ..values import other_range
+    return [note for note in (other_range(other.extra, dls.value_range), other_split(other.file, data, split)) if note]
 
 
 def _judged(

@@ -95,23 +95,74 @@ def is_tuned(
     return record.get('verb') == 'finetune'
 
 
-def split_of(
-    encoder: Path, # a file of a run
-    data: str,     # the pictures that are to judge it
-) -> dict[str, Any]:
-    """What the run of an encoder held out of its pictures and by which seed, or the defaults; and how it saw them
+def run_of(
+    encoder: Path, # its file
+) -> Path:         # a folder; of an encoder that is no run's, the one that it lies in
+    "The folder of the run that made an encoder: a fine-tuning's lies in a folder within it"
+    from ..artefact import WEIGHTS
+    folder = encoder.absolute().parent
+    tuned = encoder.name == WEIGHTS and known_record(folder.parent).get('verb') == 'finetune'
+    return folder.parent if tuned else folder
+
+
+def _settings_of(record: dict[str, Any]) -> dict[str, Any]:
+    "Those of a run; of a fine-tuning, with the split that it found"
+    settings = record.get('settings') or record  # in those paths are found from anywhere; older runs have none
+    return settings | (record.get('split') or {})
+
+
+def own_pictures(
+    record: dict[str, Any], # of a run, or nothing
+    data: str,              # some pictures
+) -> bool:
+    "Whether they are those that the run was trained on"
+    own = _settings_of(record).get('data')
+    return isinstance(own, str) and os.path.abspath(own) == os.path.abspath(user_path(data, 'data'))
+
+
+def held_out(
+    record: dict[str, Any], # of a run, or nothing
+    data: str,              # the pictures that are to judge what it made
+) -> dict[str, Any]:        # settings
+    """What a run held out of its pictures and by which seed, or the defaults; and how it read them
 
     Of other pictures it knows only the share; and those that judged it are held out of each other in the same way.
     Their range of values is their own, unless the run was given one."""
-    record = known_record(encoder.parent)
-    settings = record.get('settings') or record  # in those paths are found from anywhere; older runs have none
-    valid, values, used = settings.get('valid', Run.valid), settings.get('value_range'), record.get('value_range')
-    split = dict(seed=settings.get('seed', Run.seed), channels=record.get('channels'),
-                 value_range=read_range(values) if isinstance(values, str) else None)
-    if os.path.abspath(str(settings.get('data'))) != os.path.abspath(user_path(data, 'data')):
-        return dict(split, valid=Run.valid if isinstance(valid, str) else valid)
-    if isinstance(used, list): split['value_range'] = tuple(used)
-    return dict(split, valid=valid, **{key: settings.get(key, getattr(Run, key)) for key in _READ})
+    settings = {key: value for key, value in _settings_of(record).items() if value is not None}
+    known = {key: settings.get(key, getattr(Run, key)) for key in ('seed', 'valid', 'value_range', *_READ)}
+    if own_pictures(record, data): return known
+    valid = Run.valid if isinstance(known['valid'], str) else known['valid']
+    return dict(seed=known['seed'], valid=valid, value_range=known['value_range'])
+
+
+def split_of(
+    encoder: Path, # a file of a run
+    data: str,     # the pictures that are to judge it
+) -> dict[str, Any]: # for `read_pictures`
+    "What the run of an encoder held out of its pictures, and how it read and saw them: see `held_out`"
+    record = known_record(run_of(encoder))
+    split, used = held_out(record, data), record.get('value_range')
+    values = split['value_range']
+    values = read_range(values) if isinstance(values, str) else None
+    if own_pictures(record, data) and isinstance(used, list): values = tuple(used)
+    return split | dict(channels=record.get('channels'), value_range=values)
+
+
+def other_split(
+    encoder: Path | None,  # a file; None: there is none
+    data: str,             # the pictures…
+    split: dict[str, Any], # …of which some judge it
+) -> str:
+    "'' or what is to be said of an encoder whose run was trained on pictures that judge it"
+    from ..data import has_valid
+    record = known_record(run_of(encoder)) if encoder else {}
+    if not own_pictures(record, data) or isinstance(split['valid'], str) or has_valid(data): return ''
+    own = held_out(record, data)
+    share = own['valid'] if record.get('n_valid') and not isinstance(own['valid'], str) else 0
+    if own['seed'] == split['seed'] and split['valid'] <= share: return ''  # a smaller share is a part of a larger one
+    labels = ' and on their labels' if record.get('verb') == 'finetune' or record.get('n_labeled') else ''
+    held = f"a share of {share:g} by the seed {own['seed']}" if share else "none"
+    return f"it was trained on pictures that judge it here{labels}, as its run held out {held}"
 
 
 _READ = ('unlabelled', 'column', 'label_column', 'store_size') # settings of how data are read

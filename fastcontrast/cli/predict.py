@@ -1,12 +1,13 @@
 """`fastcontrast predict`: what a classifier takes pictures for."""
-from pathlib import Path
 from typing import Annotated
 
 from rich.table import Table
 from typer import Argument, Option
 
 from ..core import whole
-from .inputs import Column, LabelColumn, read_pictures, split_of, tell_notes, tell_undecodable
+from ..records import known_record
+from .inputs import (Column, LabelColumn, own_pictures, read_pictures, run_of, split_of, tell_notes,
+                     tell_undecodable)
 from .output import console, out_file
 from .settings import read_range
 from .verbs import verb
@@ -33,6 +34,7 @@ def predict(
     """Say what a classifier takes pictures for: classes with probabilities.
 
     Where the pictures have labels of the same names, the accuracy stands below."""
+    from ..artefact import find_encoder
     from ..export import encoder_info, load_classifier
     from ..predict import SUFFIXES, as_source, find_classifier
     from ..predict import predict as predictions_of
@@ -40,18 +42,23 @@ def predict(
     whole(**{'--top': top})
     place = find_classifier(classifier)
     file, model = out_file(out, *SUFFIXES) if out else None, load_classifier(place)
+    weights = find_encoder(place)
     given = dict(unlabelled=unlabelled, column=column, label_column=label_column, value_range=read_range(value_range))
-    split = split_of(Path(place), data) | {key: value for key, value in given.items() if value is not None}
+    split = split_of(weights, data) | {key: value for key, value in given.items() if value is not None}
     channels, _, size = model.pretrained_cfg['input_size']
     dls = read_pictures(as_source(data), 2, size=size, **split | dict(valid=0., channels=channels, training=False))
     tell_notes(dls)
-    if note := other_range(encoder_info(place)['extra'], dls.value_range): console.print(note)
+    if note := other_range(encoder_info(weights)['extra'], dls.value_range): console.print(note)
     found = predictions_of(model.to(dls.device), dls)
     if file: found.save(file, top)
     console.print(_table(found, top))
     if len(found) > SHOWN: console.print(f"and {len(found) - SHOWN:,} more{'' if file else ': give -o FILE for all'}")
     tell_undecodable(dls)
     if found.known: console.print(f"accuracy {found.accuracy:.1%} of {found.known:,} pictures with a label")
+    record = known_record(run_of(weights))
+    if found.known and own_pictures(record, data):
+        learned = (record.get('n_train') or 0) + (record.get('n_held') or 0)
+        console.print(f"it has learned from {learned:,} of these pictures, and does better on them than on others")
     if found.unknown:
         console.print(f"no accuracy: the classifier does not know the pictures' class {found.unknown[0]}"
                       + (f", nor {len(found.unknown) - 1} others" if len(found.unknown) > 1 else ''))

@@ -23,6 +23,7 @@ class Rival:
     embed: Callable     # features and labels of a loader
     frame: tuple[list[float], list[float]] = ([], []) # mean and standard deviation of the pictures' channels
     extra: dict[str, Any] = field(default_factory=dict) # what else an encoder's file says
+    file: Path | None = None # it, where there is one
 
 
 def rival(
@@ -56,7 +57,7 @@ def _of_file(path: Path) -> Rival:
     info = encoder_info(path)
     about = f"{info['arch']}, {info['size']} px"
     return Rival(encoder_name(path), about, info['size'], info['in_chans'], info['small_input'], info['arch'],
-                 file_embedder(path), (info['mean'], info['std']), info['extra'])
+                 file_embedder(path), (info['mean'], info['std']), info['extra'], path)
 
 
 def _pixels(first: Rival) -> Rival:

@@ -10,7 +10,7 @@ from ..core import InputError, number, one_of, whole
 from ..files import user_path
 from ..records import known_record, read_record
 from .folder import LABELED
-from .inputs import encoder_file, read_pictures, split_of, tell_notes
+from .inputs import encoder_file, held_out, read_pictures, run_of, split_of, tell_notes
 from .job import Job
 from .output import console
 from .record import surroundings
@@ -70,7 +70,7 @@ def resolve_tuning(
 
 def _from_run(config: Tuning) -> Tuning:
     "The settings, with what the run of the encoder knows in place of what was not given"
-    folder = Path(config.encoder).parent
+    folder = run_of(Path(config.encoder))
     record = known_record(folder)
     settings = record.get('settings') or record
     own = settings.get('data')
@@ -217,10 +217,13 @@ def _nearby(path: str) -> str:
 def _record(config: Tuning, learn: Any) -> dict[str, Any]:
     "What config.json says before training"
     from ..models import architecture
-    dls, protocol = learn.dls, learn.protocol
+    dls, protocol, kept = learn.dls, learn.protocol, kept_settings(config)
     plain = {name: value for name, value in vars(protocol).items() if isinstance(value, str | int | float)}
+    # what judges the classifier's encoder later: the run of the one that it began with may be gone by then
+    given = {key: kept[key] for key in ('valid', 'column', 'label_column', 'value_range') if kept[key] is not None}
+    split = held_out(known_record(run_of(Path(config.encoder))), config.data) | given | dict(unlabelled=False)
     return dict(
         asdict(config), epochs=learn.epochs, lr=learn.peak, batch_size=dls.train.bs, precision=learn.precision,
         arch=architecture(learn.model.encoder), size=dls.size, protocol_values=plain, n_train=len(dls.train.data),
         n_held=len(learn.stop.held.data) if learn.stop else 0, n_valid=len(dls.valid.data), classes=learn.model.classes,
-        channels=dls.channels, value_range=dls.value_range, **surroundings(dls.device))
+        channels=dls.channels, value_range=dls.value_range, split=split, **surroundings(dls.device))

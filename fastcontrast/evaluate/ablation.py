@@ -65,6 +65,18 @@ def judged_values(
     return {name: finite(value) for name, value in values.items()}
 
 
+def judged_another(
+    run: Run,
+) -> bool: # False where that can't be told
+    "Whether what `eval` has written beside a run is of another encoder than the run's: as of before it went on"
+    said = run.judged_by.get('encoder_sha256')
+    if said is None: return False
+    from ..artefact import WEIGHTS, metadata_of  # here, because it takes seconds that most reports need not spend
+    files = (run.path/'encoder.safetensors', run.path/'classifier'/WEIGHTS)
+    own = next((metadata_of(file).get('sha256') for file in files if file.is_file()), None)
+    return own not in (None, said)
+
+
 def values_of(
     run: Run,
 ) -> dict[str, float]: # by column, NaN for what is no finite number
@@ -72,7 +84,7 @@ def values_of(
     record, last = run.record, run.rows[-1] if run.rows else {}
     results = record.get('results') or {}
     values = judged_values(next((results[name] for name in PRODUCTS if name in results), {}))
-    values |= {f'eval: {measure}': value for measure, value in run.judged.items()}
+    if not judged_another(run): values |= {f'eval: {measure}': value for measure, value in run.judged.items()}
     cost = record.get('cost') if isinstance(record.get('cost'), dict) else {}
     values |= {name: cost[name] for name in _COSTS if name in cost}
     values |= {name: cell for name, cell in last.items()

@@ -146,8 +146,9 @@ def _columns_of_run(folder: Path) -> dict[str, list[float]]:
         raise MissingPath(f"no history.csv in '{folder}': give the folders of runs that trained for an epoch or more")
     columns = read_history(path)
     if all(map(math.isnan, columns.get('knn', []))):
-        raise InputError(f"'{path}' has no kNN accuracy, by which runs are compared: "
-                         "the pictures of a run need labels for that")
+        reason = "the pictures of a run need labels for that"
+        if known_record(folder).get('verb') == 'finetune': reason = "fastcontrast report compares fine-tunings"
+        raise InputError(f"'{path}' has no kNN accuracy, by which runs are compared: {reason}")
     return columns
 
 def reached(

@@ -14,9 +14,9 @@ import pandas as pd
 
 from ..core import InputError, clipped, number, shown, suggest
 from ..files import user_path
-from ..records import Run, find_runs, other_pictures, pictures_of, read_run
-from .ablation import (COLUMNS, PRODUCTS, Setting, choose_base, column, curves_of, finite, grouped, judged_values,
-                       name_settings, read_sweep, summary, values_of)
+from ..records import JUDGED, Run, find_runs, other_pictures, pictures_of, read_run
+from .ablation import (COLUMNS, PRODUCTS, Setting, choose_base, column, curves_of, finite, grouped, judged_another,
+                       judged_values, name_settings, read_sweep, summary, values_of)
 from .plots import joined, last_knn, reached
 from .tables import markdown
 
@@ -136,7 +136,7 @@ class Report:
     @cached_property
     def notes(self) -> list[str]:
         "What a reader has to know, in sentences"
-        return [*_pairing_notes(self), *_comparability_notes(self), *_lack_notes(self)]
+        return [*_pairing_notes(self), *_comparability_notes(self), *_judged_notes(self), *_lack_notes(self)]
 
     def save(self,
         out: str | Path, # a folder; what an earlier report has left there is replaced
@@ -236,6 +236,28 @@ def _comparability_notes(report: Report) -> list[str]:
     others = [key for key, said in report.facts.items() if key not in ('device', 'commit') and len(said) > 1]
     if others: notes.append(f"runs differ in {_listed(others)}: see versions and machines.")
     return notes
+
+
+def _judged_notes(report: Report) -> list[str]:
+    "On what `eval` has written beside runs: of another encoder, or by other pictures"
+    judged = [run for setting in report.settings for run in setting.counted if run.judged]
+    others = [run for run in judged if judged_another(run)]
+    notes = []
+    if others:
+        notes.append(f"{JUDGED} is of another encoder than the run's, which may have gone on since, and is left out: "
+                     f"judge {_listed(run.path.name for run in others)} again, by fastcontrast eval.")
+    pictures = [(run.path.name, _judging(run)) for run in judged if run not in others]
+    differing = {name: other for name, own in pictures if (other := other_pictures(pictures[0][1], own))}
+    if differing:
+        notes.append(f"{JUDGED} is by other pictures in {_listed(differing)} than in {_listed([pictures[0][0]])}, and "
+                     f"means and differences of both say little: {next(iter(differing.values()))}.")
+    return notes
+
+
+def _judging(run: Run) -> dict[str, Any]:
+    "What `eval` says of the pictures that it judged by; of their place the name, which it has as it was called"
+    said = {key: run.judged_by.get(key) for key in ('data', 'n_train', 'n_valid')}
+    return pictures_of(said | dict(data=Path(said['data']).name if isinstance(said['data'], str) else None))
 
 
 def _lack_notes(report: Report) -> list[str]:

@@ -111,6 +111,7 @@ def test_what_is_refused_before_pictures_are_read(refused, encoder, pictures, fo
             '--map-method goes with --map': ('p', '--map-method', 'tsne'),
             '--threshold goes with --duplicates': ('p', '--outliers', 2, '--threshold', .9)}.items():
         assert words in refused('embed', encoder, *args)
+    assert 'there is no picture' in refused('embed', encoder, 'none', '--search', 'x.png')
     with monkeypatch.context() as patch:
         patch.setattr('fastcontrast.embed.find_spec', lambda name: None)
         assert "pip install 'fastcontrast[embed]'" in refused('embed', encoder, 'none', '-o', 'f.parquet')
@@ -129,13 +130,14 @@ def test_names_that_are_no_utf8(run, refused, encoder, folder):
     assert code == 2 and 'no UTF-8 have no place in a .parquet' in err and not (folder/'m.png').exists()
 
 
-def test_a_grey_encoder_of_features(run, folder):
+def test_a_grey_encoder_of_features(run, refused, folder):
     made = make_encoder(ARCH, in_chans=1)
     export_encoder(made, 'e.safetensors', ARCH, 32, [.5], [.5])
     image_folder(folder/'p', dict(a=2, b=2))
     assert run('embed', 'e.safetensors', 'p', '-o', 'f.npz')[0] == 0
     by = ('--encoder', 'e.safetensors', '--search', 'p/a/000.png', '--grid', 'g.png')
     assert run('embed', 'f.npz', 'p', *by)[0] == 0 and (folder/'g.png').exists()
+    assert 'there is no picture' in refused('embed', 'f.npz', 'none', *by[:3], 'x.png', *by[4:])
 
 
 def test_few_pictures(run, encoder, folder):

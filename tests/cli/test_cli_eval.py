@@ -1,5 +1,6 @@
 "eval: the same accuracies as the run's, of the same pictures, and other encoders beside it"
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,9 @@ import torch
 from helpers.cli import TINY, config
 from helpers.folders import image_folder
 
-from fastcontrast.export import export_encoder
+from fastcontrast.cli.inputs import other_split
+from fastcontrast.data import has_valid
+from fastcontrast.export import encoder_info, export_encoder
 from fastcontrast.models import make_encoder
 
 
@@ -24,6 +27,7 @@ def test_eval_says_the_same_as_the_run(digits, run, folder):
     assert (few['mean'], few['std']) == pytest.approx((r['few_labels'], r['few_labels_std']), abs=1e-9)
     assert f"{r['few_labels']:.1%} ± {r['few_labels_std']:.1%}" in out and 'RankMe' in out
     assert (e['n_train'], e['n_valid'], e['seed'], e['valid']) == (1400, 397, 0, .2)
+    assert e['encoder_sha256'] == encoder_info(digits[0]/'encoder.safetensors')['sha256']
 
 
 def test_eval_holds_out_the_pictures_that_the_run_held_out(run, folder):
@@ -40,8 +44,28 @@ def test_eval_holds_out_the_pictures_that_the_run_held_out(run, folder):
     assert code == 0 and f['seed'] == 1 and f['n_valid'] == 4
     assert len(f['encoders']['r']['linear, 1 label a class']['draws']) == 2
     assert 'left out: linear, 10 labels a class: a class has 8 training pictures only' in out
+    assert 'r: it was trained on pictures that judge it here, as its run held out a share of 0.4 by the seed 5\n' in out
     Path('r/config.json').write_text('[1]')  # somebody else's
     assert run('eval', 'r', 'p', '-o', 'g.json')[0] == 0 and json.loads(Path('g.json').read_text())['n_valid'] == 4
+
+
+def test_rivals_that_were_trained_on_what_judges(digits, run, folder):
+    "By another seed, or without a split; not by a larger share of the same seed, nor where the data have a split"
+    image_folder(folder/'p', dict(a=10, bb=10))
+    assert run('pretrain', 'p', *TINY, '--seed', 5, '--valid', .4, '--out', 'r', '--no-controls')[0] == 0
+    for name, settings, record in (('seed', dict(seed=9), dict(n_labeled=8)), ('all', {}, dict(n_valid=0)),
+                                   ('more', dict(valid=.5), {}), ('else', dict(seed=9, data=str(folder/'q')), {})):
+        shutil.copytree('r', name)
+        said = config('r') | record
+        Path(name, 'config.json').write_text(json.dumps(said | dict(settings=said['settings'] | settings)))
+    code, out, err = run('eval', 'r', 'p', '--against', 'seed,all,more,else,pixels', '--draws', 1)
+    assert (code, err) == (0, '')
+    said = 'it was trained on pictures that judge it here'
+    assert f'seed: {said} and on their labels, as its run held out a share of 0.4 by the seed 9\n' in out
+    assert f'all: {said}, as its run held out none\n' in out and out.count(said) == 2
+    for part in ('train', 'test'): (folder/'q'/part).mkdir(parents=True)
+    assert has_valid('q') and has_valid('digits') and not has_valid('p')
+    assert other_split(digits[0]/'encoder.safetensors', 'digits', dict(seed=9, valid=.2)) == ''
 
 
 def test_encoders_side_by_side(digits, run, refused, folder):

@@ -68,11 +68,29 @@ def test_a_run_like_others(run, refused, digits, folder):
     assert row['accuracy'] == c['results']['classifier']['accuracy'] and row['knn'] is None
 
     code, out, err = run('predict', 'f', 'digits', '--top', 2, '-o', 'new/p.csv')
-    assert (code, err) == (0, '') and 'and 1,777 more\n' in out and 'of 1,797 pictures with a label' in out
+    assert (code, err) == (0, '') and 'and 1,777 more\n' in out
+    assert 'of 1,797 pictures with a label\nit has learned from 30 of these pictures, and does better' in out
     written = list(csv.DictReader((folder/'new/p.csv').open()))
     assert len(written) == 1797 and [*written[0]][-2:] == ['class_2', 'probability_2']
     right = [row['class'] == row['label'] for row in written if row['part'] == 'valid']
     assert sum(right) / 397 == pytest.approx(c['results']['classifier']['accuracy'], abs=0.01)
+
+
+def test_what_was_not_learned_from_judges_the_tuned_encoder(run, folder):
+    "And is set aside where that is tuned again; the run that it came from may be gone"
+    image_folder(folder/'p', dict(a=10, bb=10))
+    assert run('pretrain', 'p', *TINY, '--seed', 5, '--valid', .4, '--out', 'r', '--no-controls')[0] == 0
+    assert run('finetune', 'r', '--labels', 3, '--epochs', 1, '--seed', 7, '--out', 'f')[0] == 0
+    split = dict(seed=5, valid=.4, value_range=None, unlabelled=False, column=None, label_column=None, store_size=None)
+    assert config('f')['split'] == split and config('f')['settings']['valid'] is None
+    shutil.rmtree('r')
+    code, out, err = run('eval', 'f/classifier', 'p', '--draws', 1, '-o', 'e.json')
+    e = json.loads(Path('e.json').read_text())
+    assert (code, err) == (0, '') and (e['seed'], e['valid'], e['n_valid']) == (5, .4, 8)
+    assert 'it was trained on' not in out
+    assert run('finetune', 'f/classifier', '--epochs', 1, '--out', 'g')[0] == 0
+    g = config('g')
+    assert (g['n_valid'], g['seed'], g['split']) == (8, 7, split) and g['labels'].endswith('f/labeled.txt')
 
 
 def test_it_ends_as_if_nothing_had_happened(run, folder, pretrained, monkeypatch):

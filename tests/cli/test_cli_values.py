@@ -10,6 +10,7 @@ from helpers.deep import folder_of
 
 from fastcontrast.cli.settings import read_range, resolve
 from fastcontrast.core import InputError
+from fastcontrast.embed import embed
 
 
 def deep(folder, top=4000):
@@ -81,3 +82,26 @@ def test_an_encoder_of_another_range(run, refused, folder):
     assert 'like 0,4095' in refused('eval', 'r', 'q', '--range', '5')
     image_folder(folder/'bytes', dict(a=4, bb=4), (16, 16))  # 0 to 1 is the same share of what they can be
     assert 'trained with' not in run('eval', 'r', 'bytes')[1]
+
+
+def test_features_of_darker_pictures_are_scaled_as_in_training(run, folder):
+    "As in Python; so is one that others are searched for, and those that are drawn"
+    deep(folder/'p')
+    deep(folder/'q', 2000)
+    assert run('pretrain', 'p', *TINY, '--size', 16, '--out', 'r', '--no-controls')[0] == 0
+    code, out, err = run('embed', 'r', 'q', '-o', 'f.npz')
+    assert (code, err) == (0, '') and 'become 0 to 1' not in out
+    with np.load('f.npz') as file: h = file['features']
+    np.testing.assert_allclose(h, embed('r', 'q').features.numpy(), rtol=1e-5, atol=1e-6)
+    code, out, err = run('embed', 'f.npz', 'q', '--encoder', 'r', '--search', 'q/a/000.png', '--grid', 'g.png')
+    assert (code, err) == (0, '') and 'become 0 to 1' not in out
+
+
+def test_a_fine_tuning_keeps_the_range_that_its_encoder_was_given(run, folder):
+    deep(folder/'p')
+    deep(folder/'q', 60000)
+    assert run('pretrain', 'p', *TINY, '--size', 16, '--range', '0,3000', '--out', 'r', '--no-controls')[0] == 0
+    assert run('finetune', 'r', '--labels', 2, '--epochs', 1, '--out', 'f')[0] == 0
+    assert config('f')['value_range'] == [0, 3000] and config('f')['split']['value_range'] == '0,3000'
+    code, out, err = run('predict', 'f', 'q')
+    assert (code, err) == (0, '') and 'trained with' not in out and 'it has learned from' not in out

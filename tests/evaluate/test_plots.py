@@ -226,6 +226,8 @@ def test_runs_that_cannot_be_compared(runs, tmp_path):
     (tmp_path/'empty').mkdir()
     refused(MissingPath, "no history.csv in '.*empty'", [*runs, tmp_path/'empty'])
     refused(InputError, 'has no kNN accuracy', [*runs, history(tmp_path/'unjudged', [None, None])])
+    tuned = history(tmp_path/'tuned', [None], config=dict(verb='finetune'))
+    refused(InputError, 'compared: fastcontrast report compares fine-tunings', [*runs, tuned])
     refused(InputError, 'no rows', [*runs, history(tmp_path/'short', [])])
     (tmp_path/'empty/history.csv').write_bytes(b'\xff\xfe')
     refused(InputError, 'cannot be read', [*runs, tmp_path/'empty'])

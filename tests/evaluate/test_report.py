@@ -12,6 +12,7 @@ import pytest
 from helpers.odd import no_file
 from helpers.refusals import said
 from helpers.runs import run_folder
+from safetensors.numpy import save_file
 from scipy import stats
 
 from fastcontrast.core import MissingPath
@@ -262,6 +263,33 @@ def test_what_eval_has_written_beside_runs_has_columns(three):
     assert row(made, 'loss=dcl', 'eval: linear, 1% of the labels').mean == pytest.approx(.34)
     assert row(made, 'simclr', 'eval: RankMe').n == 2 and column('eval: linear, 1% of the labels').share
     assert not column('eval: RankMe').share and not column('rankme').share
+
+
+def judged(run, **about):
+    "What `eval` has written beside a run"
+    (run/'eval.json').write_text(json.dumps(dict(about, encoders={run.name: {'RankMe': dict(mean=20.)}})))
+
+
+def test_what_eval_has_written_of_another_encoder_is_left_out(three):
+    "As of before a run went on: of a pretraining, or of a fine-tuning, whose encoder lies in a folder of its own"
+    files = ['encoder.safetensors', 'classifier/model.safetensors', 'encoder.safetensors']
+    for file, digest, run in zip(files, ('new', 'new', 'old'), sorted(three.glob('a--*'))):
+        judged(run, encoder_sha256='old')
+        (run/file).parent.mkdir(exist_ok=True)
+        save_file(dict(x=np.zeros(1)), run/file, dict(sha256=digest))
+    for run in three.glob('b--*'): judged(run, encoder_sha256='old')  # whose encoder is gone
+    made = report(three)
+    assert row(made, 'simclr', 'eval: RankMe').n == 1 and row(made, 'loss=dcl', 'eval: RankMe').n == 3
+    note, = (note for note in made.notes if 'eval.json' in note)
+    assert note.startswith("eval.json is of another encoder than the run's") and 'a--seed=0, a--seed=1 again' in note
+
+
+def test_what_eval_has_written_by_other_pictures_is_said(three):
+    "A name and the path of the same pictures are alike"
+    for i, run in enumerate(sorted(three.glob('a--*'))):
+        judged(run, data='/x/p' if i else 'p', n_train=80, n_valid=30 if i == 2 else 20)
+    note, = (note for note in report(three).notes if 'eval.json' in note)
+    assert 'by other pictures in a--seed=2 than in a--seed=0' in note and 'to judge by 30, not 20' in note
 
 
 # ---------------------------------------------------------------- what does not count
