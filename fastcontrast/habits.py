@@ -24,7 +24,7 @@ from .generators import generator_states, set_generators
 from .models import evaluating
 from .optim import optimizer_name
 
-__all__ = ['Habits', 'Setting', 'check_habit', 'summary_of', 'trial']
+__all__ = ['Habits', 'Setting', 'check_habit', 'resting', 'summary_of', 'trial']
 
 NO_LOSS = 'valid_loss' # what fastai's trackers watch where nobody says what
 _PROJECTS = (" shows what a classifier predicts from, and there are no predictions: draw_map(embed("
@@ -144,9 +144,22 @@ _MET: dict[str, Callable[[Habits, Callback], None]] = dict(
 
 
 @contextmanager
+def resting(
+    learn, # a fastai `Learner`
+    kinds: tuple[type, ...], # of its callbacks
+) -> Iterator[None]:
+    "A block in which these callbacks do nothing"
+    still = [cb for cb in learn.cbs if isinstance(cb, kinds) and cb.run]
+    for cb in still: cb.run = False
+    try: yield
+    finally:
+        for cb in still: cb.run = True
+
+
+@contextmanager
 def trial(
-    learn, # a `ContrastiveLearner`
-    resting: tuple[type, ...], # callbacks that have no part in it
+    learn, # a `ContrastiveLearner`, or one that tunes a classifier
+    kinds: tuple[type, ...], # of callbacks that have no part in it
 ) -> Iterator[None]:
     "A block for fastai's `LRFinder`, which puts model and optimizer back: so are places in the data, draws"
     device, train = next(learn.model.parameters()).device, learn.dls.train
@@ -156,11 +169,9 @@ def trial(
         parts = [learn.model, learn.opt] if had_opt else [learn.model]
         kept += [(part.load_state_dict, copy.deepcopy(part.state_dict())) for part in parts]
     rates = [hyper['lr'] for hyper in learn.opt.hypers] if had_opt else []  # it saves those that it begins with
-    still = [cb for cb in learn.cbs if isinstance(cb, resting)]
-    for cb in still: cb.run = False
-    try: yield
+    try:
+        with resting(learn, kinds): yield
     finally:
-        for cb in still: cb.run = True
         for take, state in kept: take(state)
         for hyper, rate in zip(learn.opt.hypers if had_opt else [], rates): hyper['lr'] = rate
         set_generators(generators, device)

@@ -215,6 +215,7 @@ def optimizer_name(
 def optimizer(
     opt: str | Callable,          # a name in `OPTIMIZERS`, a class of PyTorch's, or what fastai calls an `opt_func`
     args: Mapping[str, Any] = {}, # what else it is given
+    wrapper: type[Wrapped] = Wrapped, # what PyTorch's are wrapped in for fastai
 ) -> Callable[..., OptimWrapper | Optimizer]: # `opt_func` of a fastai `Learner`, for the groups of `parameter_groups`
     "An optimizer for fastai. Raises `InputError` for an unknown one, or arguments that it does not take"
     name = optimizer_name(opt)
@@ -229,7 +230,7 @@ def optimizer(
     try: made = make([nn.Parameter(torch.zeros(1))], lr=0.1)
     except (TypeError, ValueError, RuntimeError) as e:
         raise InputError(f"opt_args={dict(args)} do not suit {name}: {clipped(e).rstrip('.')}.") from None
-    if isinstance(made, OptimWrapper | Optimizer): return partial(_fastais, make)
+    if isinstance(made, OptimWrapper | Optimizer): return partial(_fastais, make, wrapper)
     if not isinstance(made, torch.optim.Optimizer):
         raise InputError(f"opt={name} makes a {type(made).__name__}, and no optimizer: give a class like "
                          "torch.optim.AdamW.")
@@ -237,12 +238,13 @@ def optimizer(
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise InputError(f"opt={name} takes the loss several times a step, which draws views once: give another "
                          "optimizer, like torch.optim.AdamW.")
-    def opt_func(groups, lr): return Wrapped(groups, make, convert_groups=False, lr=lr)
+    def opt_func(groups, lr): return wrapper(groups, make, convert_groups=False, lr=lr)
     return opt_func
 
 
 def _fastais(
     make: Callable,     # fastai's `opt_func`, which takes lists of parameters
+    wrapper: type[Wrapped],
     groups: list[dict], # from `parameter_groups`
     lr: float,
 ) -> OptimWrapper | Optimizer:
@@ -252,7 +254,7 @@ def _fastais(
     for own, group in zip(opt.opt.param_groups if wrapped else opt.hypers, groups, strict=True):
         said = {key: value for key, value in group.items() if key != 'params'}
         own.update(said if wrapped else said | dict(wd=said.pop('weight_decay')))
-    if wrapped: return Wrapped(opt=opt.opt)
+    if wrapped: return wrapper(opt=opt.opt)
     opt.zero_grad = partial(_drop_gradients, opt)
     return opt
 

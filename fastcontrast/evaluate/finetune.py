@@ -28,10 +28,12 @@ from fastai.imports import noop
 from fastai.learner import Metric
 from fastai.metrics import accuracy
 from fastcore.foundation import L
+from fastcore.xtras import ContextManagers
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from ..bar import teller
+from ..checkpoint import Checkpoint
 from ..core import InputError, MissingPath, Registry, clipped, is_number, is_whole, number, whole
 from ..data import named_pictures, pictures_in_list, stratified
 from ..device import Autocast
@@ -39,18 +41,21 @@ from ..distributed import world_size
 from .knn import extract_features
 from .linear import draw
 from ..export import folder_tensors, write_folder
+from ..figures import Figure
 from ..files import user_path
 from ..generators import OwnDraws
 from ..guards import FiniteScores
-from ..history import DeviceRecorder
+from ..habits import resting, trial
+from ..history import DeviceRecorder, History
 from ..loaders import ImageData, ImageLoader, ImageLoaders, empty_loader
+from ..logs import RunLog
 from ..models import architecture, evaluating, gives_scores
-from ..optim import cosine, optimizer
+from ..optim import Wrapped, cosine, optimizer
 from ..precision import pick_precision
 from ..resumable import ResumableLearner, check_folder
 from ..step import Phase
 from ..together import pictures
-from ..views import Normalize, Views, ViewKind, plain_view
+from ..views import Normalize, Views, ViewKind, draw_pictures, plain_view
 
 # %% ../../nbs/315_finetune.ipynb #d649ade6
 def fifths(
@@ -143,6 +148,28 @@ def rate_groups(
             groups.append(dict(params=group['params'], weight_decay=group['weight_decay'], share=scale))
     return groups + [dict(params=[model.head.weight], weight_decay=protocol.wd, share=1., **marks),
                      dict(params=[model.head.bias], weight_decay=0., share=1.)]
+
+_ON_TOP = 2 # groups of the layer on top
+
+class _SharedRates(Wrapped):
+    "An optimizer of `rate_groups`: a learning rate is that of the layer on top, and every group has its share of it"
+    def set_hyper(self, k: str, v: Any):
+        if k == 'lr': v = _rates(v, [group['share'] for group in self.opt.param_groups])
+        super().set_hyper(k, v)
+
+def _rates(
+    lr: Any,                 # as fastai takes it
+    shares: Sequence[float], # of the groups
+) -> Any:
+    "Of a number the shares; of a slice its steps, from the encoder's lowest block up to the layer on top"
+    if is_number(lr): return [lr * share for share in shares]
+    if not isinstance(lr, slice): return lr
+    encoder = shares[:-_ON_TOP]
+    blocks = sorted(set(encoder))  # one, where all of it learns alike
+    n = len(blocks)
+    steps = [lr.start * (lr.stop / lr.start) ** (i / n) for i in range(n)] if lr.start else [lr.stop / 10] * n
+    of_block = dict(zip(blocks, steps, strict=True))
+    return [*(of_block[share] for share in encoder), *[lr.stop] * _ON_TOP]
 
 # %% ../../nbs/315_finetune.ipynb #c64fbf2a
 class LabelledViews(Callback):
@@ -242,6 +269,13 @@ def _with_labels(loader: ImageLoader, indices: Tensor, bs: int) -> ImageLoader:
     chosen.y = chosen.data.y.to(chosen.device)
     return chosen
 
+class _LabelledLoaders(ImageLoaders):
+    "Those that a classifier learns from, and is judged by"
+    def test_dl(self, *args, **kwargs):
+        "fastai's, of pictures that are to be predicted: always an `InputError`"
+        raise InputError("a classifier has no test_dl to predict by: predict(learn, 'x.jpg') gives the classes of a "
+                         "picture, and so of a folder or whatever else image_dls(…) takes.")
+
 def _parts(dls: ImageLoaders, indices: Tensor, bs: int, seed: int) -> ImageLoaders:
     "Batches of the chosen pictures with their labels, and of those to judge by"
     train = _with_labels(dls.train, indices, bs)
@@ -252,8 +286,8 @@ def _parts(dls: ImageLoaders, indices: Tensor, bs: int, seed: int) -> ImageLoade
         valid = copy.copy(dls.valid)
         if (valid.data.y < 0).any(): valid = valid.only((valid.data.y >= 0).nonzero().squeeze(1), _JUDGED)
         valid.bs = _JUDGED
-    return ImageLoaders(train, valid, size=dls.size, source=dls.source, channels=dls.channels, span=dls.span,
-                        value_range=dls.value_range, notes=dls.notes)
+    return _LabelledLoaders(train, valid, size=dls.size, source=dls.source, channels=dls.channels, span=dls.span,
+                            value_range=dls.value_range, notes=dls.notes)
 
 # %% ../../nbs/315_finetune.ipynb #d1f0b6a7
 class EarlyStop(Callback):
@@ -298,6 +332,9 @@ class HeldOut(Metric):
     def name(self): return 'held_out'
 
 # %% ../../nbs/315_finetune.ipynb #5b1c8e02
+# what watches, keeps or tells of a fit; it rests in `lr_find`, `validate` and `get_preds`, which would pass for fits
+_RESTING = (EarlyStop, FiniteScores, Checkpoint, History, RunLog, TrackerCallback)
+
 class ClassifierLearner(ResumableLearner):
     "A fastai `Learner` whose model is a `Classifier`; made by `classifier_learner`"
     taken_up_by = 'fit_protocol('
@@ -310,12 +347,53 @@ class ClassifierLearner(ResumableLearner):
     labels: str = ''    # how many are used, in words
     known: int = 0      # pictures that have one, used or not
     judge_every: int = 1 # epochs between two looks at the validation part; the last that is planned has one
+    tuned_epochs: int = 0 # that its weights have learned for, in all fits
 
     def _split(self, b): self.xb, self.yb = b[:-1], b[-1:] # fastai takes all parts to have aspects, or none
 
     def fit(self, n_epoch, *args, **kwargs):
         "fastai's `fit`; everybody's generators stay where they are"
+        if self.goes_on: self.tuned_epochs = self.begin_epoch  # the weights are those of the run that is taken up
         with self.draws: super().fit(n_epoch, *args, **kwargs)
+
+    def _do_epoch(self):
+        super()._do_epoch()
+        self.tuned_epochs += 1
+
+    def fine_tune(self,
+        epochs: int,                  # in which everything learns
+        base_lr: float | None = None, # of the layer on top, halved when the encoder learns too; None: the learner's
+        freeze_epochs: int = 1,       # before them, in which the encoder is frozen
+        lr_mult: float | None = None, # its learning rate over the encoder's lowest; None: by the shares of the groups
+        pct_start: float = 0.3,
+        div: float = 5.,
+        **kwargs: Any,                # of `fit_one_cycle`
+    ) -> None:
+        "fastai's, but for the learning rates that nobody has given: they are the learner's own"
+        lr = self.lr if base_lr is None else base_lr
+        self.freeze()
+        self.fit_one_cycle(freeze_epochs, lr, pct_start=0.99, **kwargs)
+        self.unfreeze()
+        lr = lr / 2 if lr_mult is None else slice(lr / 2 / lr_mult, lr / 2)
+        self.fit_one_cycle(epochs, lr, pct_start=pct_start, div=div, **kwargs)
+
+    def freeze_to(self, n: int):
+        "fastai's for `freeze()`, after which the layer on top learns and the encoder's norms, and for `unfreeze()`"
+        if n in (-1, 0): return super().freeze_to(n * _ON_TOP)
+        raise InputError(f"freeze_to({n}) counts groups of parameters, which are no layers here: freeze() is for the "
+                         "encoder as a whole, and unfreeze() undoes it.")
+
+    def lr_find(self, *args, **kwargs):
+        "fastai's; afterwards all is as it was before: model, places in the data, all draws"
+        states, epochs = self.draws.states, self.tuned_epochs
+        with trial(self, _RESTING):
+            try: return super().lr_find(*args, **kwargs)
+            finally: self.draws.states, self.tuned_epochs = states, epochs
+
+    def validation_context(self, cbs=None, inner=False):
+        "fastai's, in which callbacks rest that would take it for a fit"
+        looking = super().validation_context(cbs, inner)
+        return looking if inner else ContextManagers([resting(self, _RESTING), looking])
 
     def _do_epoch_validate(self, ds_idx=1, dl=None):
         done = self.epoch + 1
@@ -358,6 +436,22 @@ class ClassifierLearner(ResumableLearner):
         return extract_features(self.model, self.dls.valid if loader is None else loader, self.dls.size, cfg['mean'],
                                 cfg['std'], self.precision)
 
+    def show_results(self,
+        max_n: int = 9,                 # pictures, drawn by the seed of the data; a batch at most
+        ds_idx: int = 1,                # of the validation part; 0: of the training part
+        path: str | Path | None = None, # also save it there; the ending tells the format
+        bands: Sequence[int] | None = None, # channels drawn as red, green and blue; None: see `draw_views`
+    ) -> Figure:                        # shown by a notebook as it is
+        "Draw pictures with the class that each is taken for, and where that is wrong its own"
+        whole(max_n=max_n)
+        images, *aspects, y = (t[:max_n] for t in self.dls[ds_idx].ordered(max_n).one_batch())
+        scores, y = self.scores([(images, *aspects, y)])
+        names, titles = self.model.classes, []
+        for taken, own in zip(scores.argmax(1).tolist(), y.tolist()):
+            wrong = own not in (taken, -1)
+            titles.append(f'{clipped(names[taken], 9)}, not {clipped(names[own], 9)}' if wrong else names[taken])
+        return draw_pictures(images, titles, path, None, *aspects, bands=bands)
+
     def export(self,
         path: str | Path, # a folder, which is made
     ) -> Path:            # the folder
@@ -366,7 +460,7 @@ class ClassifierLearner(ResumableLearner):
         `load_classifier(path)` and `timm.create_model(f'local-dir:{path}', pretrained=True)` bring it back. Raises
         `InputError` for an encoder that timm does not make."""
         cfg, values = self.model.pretrained_cfg, self.dls.value_range
-        facts = {'fine-tuned with': self.labels, 'epochs of fine-tuning': len(self.recorder.values)}
+        facts = {'fine-tuned with': self.labels, 'epochs of fine-tuning': self.tuned_epochs}
         return write_folder(self.model.encoder, path, self._arch(), self.dls.size, cfg['mean'], cfg['std'],
                             head=self.model.head, classes=self.model.classes, facts=facts,
                             extra={} if values is None else dict(value_range=list(values)))
@@ -502,7 +596,8 @@ def _learner(model: Classifier, parts: ImageLoaders, maker: Views, protocol: Pro
     precision = pick_precision(precision, parts.device)
     number_format = [] if precision == 'fp32' else [Autocast(precision)]
     stops = [HeldOut(cb) for cb in cbs if isinstance(cb, EarlyStop)]
-    learn = ClassifierLearner(parts, model, nn.CrossEntropyLoss(), optimizer(protocol.opt, protocol.opt_args), lr=lr,
+    opt_func = optimizer(protocol.opt, protocol.opt_args, _SharedRates)
+    learn = ClassifierLearner(parts, model, nn.CrossEntropyLoss(), opt_func, lr=lr,
                               splitter=lambda model: rate_groups(model, protocol), metrics=[accuracy, *stops],
                               cbs=[shown, FiniteScores(), *number_format, *cbs], path=path)
     DeviceRecorder.into(learn)

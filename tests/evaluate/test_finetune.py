@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from fastai.callback.core import Callback
 from fastai.callback.tracker import SaveModelCallback
 from helpers.folders import dls_of, image_folder
 from helpers.pictures import ARCH
@@ -136,6 +137,68 @@ def test_rates_of_blocks():
     assert order == sorted(order) and order[0] < order[2] <= 1 == order[3]
 
 
+class Rates(Callback):
+    "The learning rates of the groups in every step: the encoder's, and those of the layer on top"
+    def before_fit(self): self.steps = []
+    def before_step(self):
+        lrs = [group['lr'] for group in self.opt.opt.param_groups]
+        self.steps.append((lrs[:-2], lrs[-2:]))
+
+
+FITS = {
+    'fit': lambda learn, rates: learn.fit(1, cbs=rates), 'at a rate': lambda learn, rates: learn.fit(1, 0.1, cbs=rates),
+    'one_cycle': lambda learn, rates: learn.fit_one_cycle(1, 0.1, cbs=rates),
+    'flat_cos': lambda learn, rates: learn.fit_flat_cos(1, 0.1, cbs=rates),
+    'fine_tune': lambda learn, rates: learn.fine_tune(1, cbs=rates)}
+
+@pytest.mark.parametrize('fit', FITS.values(), ids=FITS)
+def test_in_every_fit_the_encoder_learns_at_its_share(fit):
+    dls, rates = loaders(), Rates()
+    learn = classifier_learner(encoder_for(dls), dls, bs=12, lr=0.2, encoder_lr=0.02, decay=0.5)
+    shares = [group['share'] for group in learn.opt.opt.param_groups[:-2]]
+    assert max(shares) == pytest.approx(0.1) and min(shares) < 0.02
+    fit(learn, rates)
+    assert len(rates.steps) == 3
+    for encoder, (weights, biases) in rates.steps:
+        assert weights == biases > 0 and encoder == pytest.approx([weights * share for share in shares])
+    if fit is FITS['fit']: assert weights == 0.2
+
+
+@pytest.mark.parametrize('lr, lowest', [(slice(0.001, 0.1), 0.001), (slice(0.1), 0.01)], ids=str)
+@pytest.mark.parametrize('decay', [1., 0.5])
+def test_a_slice_of_rates_goes_up_to_the_layer_on_top(lr, lowest, decay):
+    dls, rates = loaders(), Rates()
+    learn = classifier_learner(encoder_for(dls), dls, bs=12, decay=decay)
+    learn.fit(1, lr, cbs=rates)
+    encoder, on_top = rates.steps[0]
+    assert on_top == [0.1, 0.1] and min(encoder) == pytest.approx(lowest) and max(encoder) < 0.1
+    shares = [group['share'] for group in learn.opt.opt.param_groups[:-2]]
+    by_share = [rate for _, rate in sorted(zip(shares, encoder))]
+    assert by_share == sorted(encoder) and len({*encoder}) == (1 if lr.start is None else len({*shares}))
+
+
+def test_a_slice_where_the_encoder_stands_still():
+    dls, rates = loaders(), Rates()
+    classifier_learner(encoder_for(dls), dls, protocol='linear', bs=12).fine_tune(1, 0.1, lr_mult=10, cbs=rates)
+    assert rates.steps and all(not encoder and weights == biases for encoder, (weights, biases) in rates.steps)
+
+
+def test_what_is_frozen():
+    dls = loaders()
+    learn = classifier_learner(encoder_for(dls), dls, bs=12)
+    def moved():
+        before = {name: p.detach().clone() for name, p in learn.model.named_parameters()}
+        learn.fit(1, 0.1)
+        return {name for name, p in learn.model.named_parameters() if not torch.equal(p, before[name])}
+    filters = {name for name, p in learn.model.named_parameters() if p.ndim == 4}
+    learn.freeze()
+    frozen = moved()
+    assert {'head.weight', 'head.bias'} <= frozen and filters and not frozen & filters
+    learn.unfreeze()
+    assert moved() >= filters | {'head.weight', 'head.bias'}
+    said(['freeze_to(-2)', 'unfreeze()'], learn.freeze_to, -2)
+
+
 # ---------------------------------------------------------------- by which steps
 
 def test_the_first_steps_are_those_of_plain_pytorch():
@@ -210,6 +273,23 @@ def test_fastais_trackers_have_a_number_after_every_epoch(tmp_path):
     dls, best = loaders(), SaveModelCallback(monitor='accuracy')
     learn = finetune(encoder_for(dls), dls, epochs=3, judge_every=2, cbs=best, path=tmp_path)
     assert len(learn.recorder.values) == 3 and best.best == max(row[-1] for row in learn.recorder.values)
+
+
+def test_results_are_shown():
+    dls = loaders()
+    learn = classifier_learner(encoder_for(dls), dls)
+    with torch.no_grad():  # all are taken for '0'
+        learn.model.head.weight.zero_()
+        learn.model.head.bias[0] = 1
+    for ds_idx, part in enumerate((learn.dls.train, learn.dls.valid)):
+        titles = [axis.get_title() for axis in learn.show_results(9, ds_idx).axes]
+        assert titles == ['0, not 1' if c else '0' for c in part.ordered(9).labels().tolist()]
+
+
+def test_what_predicts_is_named():
+    dls = loaders()
+    learn = classifier_learner(encoder_for(dls), dls)
+    for function in (learn.predict, learn.dls.test_dl): said(["predict(learn, 'x.jpg')"], function, 'x.jpg')
 
 
 def test_without_pictures_to_judge_by():

@@ -1,13 +1,16 @@
-"""Fine-tuning as a run: taken up where it was, ended early, handed on."""
+"""Fine-tuning as a run: taken up where it was, ended early, looked at, handed on."""
+import copy
 import json
 from functools import partial
 
 import pytest
 import timm
 import torch
+from fastai.callback.tracker import SaveModelCallback
 from helpers.deaths import Death, DieAt, draw_something, history, same_state
 from helpers.refusals import said
 from helpers.stripes import encoder_for, loaders, stripes
+from helpers.telling import Told
 from torch import nn
 
 from fastcontrast.checkpoint import Checkpoint, size_of
@@ -120,6 +123,63 @@ def test_what_is_held_out():
 def test_a_checkpoint_has_room_for_the_best_weights():
     plain, patient = learner(labels=8), learner(labels=8, patience=2)
     assert size_of(patient) - size_of(plain) == sum(t.nbytes for t in plain.model.state_dict().values())
+
+
+# ---------------------------------------------------------------- looked at
+
+def test_looking_is_no_fit(tmp_path, monkeypatch):
+    "What was kept and told of the fit stays, and so does what is known of it"
+    monkeypatch.setattr(Told, 'kept', {})
+    best = SaveModelCallback(monitor='accuracy')
+    cbs = [Checkpoint(folder=tmp_path), History(tmp_path/'history.csv'), Told(), best]
+    learn = learner(patience=9, cbs=cbs, path=tmp_path)
+    learn.fit_protocol()
+    told, = Told.kept.values()
+    def known(): return learn.stop.best, learn.stop.waited, best.best, history(tmp_path), len(told), len(Told.kept)
+    before = known()
+    assert before[0] >= 0 and len(before[3]) == 3
+    for _ in range(2):  # and all are there again
+        assert len(learn.validate()) == 3
+        scores, y = learn.get_preds()
+        assert len(scores) == len(y) == 16 and known() == before
+        assert all(cb.run for cb in learn.cbs)
+    assert '| epochs of fine-tuning | 3 |' in (learn.export(tmp_path/'classifier')/'README.md').read_text()
+    learn.remove_cbs(cbs)
+    learn.fine_tune(1)
+    assert learn.tuned_epochs == 5
+
+
+def test_what_was_not_fitted_is_looked_at_as_well():
+    learn = learner(patience=2)
+    assert len(learn.validate()) == 3 and len(learn.get_preds()[0]) == 16 and learn.tuned_epochs == 0
+
+
+def test_a_run_that_is_taken_up_counts_all_its_epochs(tmp_path):
+    assert tuned(learner, tmp_path, 6).tuned_epochs == 3
+
+
+def test_after_lr_find_all_is_as_it_was(tmp_path):
+    runs = [learner(patience=2, path=tmp_path) for _ in range(2)]
+    runs[1].lr_find(num_it=12, show_plot=False)
+    assert runs[1].tuned_epochs == 0
+    for learn in runs: learn.fit_protocol()
+    same_state(*runs)
+
+
+class BreaksDown(torch.nn.CrossEntropyLoss):
+    "It is no number from its 13th step on"
+    steps = 0
+    def forward(self, *args):
+        self.steps += 1
+        return super().forward(*args) * (1. if self.steps < 13 else torch.nan)
+
+
+def test_lr_find_goes_on_where_the_loss_is_no_number(tmp_path):
+    learn = learner(patience=2, path=tmp_path)
+    learn.loss_func, before = BreaksDown(), copy.deepcopy(learn.model.state_dict())
+    assert learn.lr_find(num_it=20, stop_div=False, show_plot=False).valley > 0
+    assert learn.loss_func.steps == 20
+    assert all(torch.equal(t, before[name]) for name, t in learn.model.state_dict().items())
 
 
 # ---------------------------------------------------------------- handed on
