@@ -176,14 +176,16 @@ class Cost(StepCallback):
     def steps(self) -> dict[str, list]:
         """Of every step of the fit, as columns: `flops`, `seconds` (the host's), `images_s` (pictures a second),
         `memory` (bytes at most so far) and `kind` (a number)"""
-        return dict(flops=[self.flops_of(row.kind, self.flops) for row in self.rows], seconds=[row.seconds for row in self.rows],
+        return dict(flops=[self.flops_of(row.kind, self.flops) for row in self.rows],
+                    seconds=[row.seconds for row in self.rows],
                     images_s=[row.images / row.seconds for row in self.rows], memory=[row.memory for row in self.rows],
                     kind=[row.kind for row in self.rows])
 
     def totals(self) -> dict[str, Any]:
-        """Of the whole fit: `steps`, `images` (pictures), `seconds`, `tflop`, of which `optimizer_tflop`, `images_s` (pictures
-        a second) and `memory_mb` (megabytes at most)"""
+        """Of the whole fit: `steps`, `images` (pictures), `seconds`, `tflop`, of which `optimizer_tflop`,
+        `images_s` (pictures a second) and `memory_mb` (megabytes at most)"""
         flops, optimizer = (sum(n * self.flops_of(kind, counted) for kind, n in self.done.items())
                             for counted in (self.flops, self.of_optimizer))
         return dict(steps=len(self.rows), images=self.seen, seconds=self.seconds, tflop=flops / 1e12,
-                    optimizer_tflop=optimizer / 1e12, images_s=self.seen / self.seconds if self.seconds else 0., memory_mb=self.peak / 1e6)
+                    optimizer_tflop=optimizer / 1e12, images_s=self.seen / self.seconds if self.seconds else 0.,
+                    memory_mb=self.peak / 1e6)
