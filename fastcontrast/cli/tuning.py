@@ -155,9 +155,11 @@ class Finetuning(Job):
     def trained(self): return self.learn.model
 
     def work(self):
+        from ..artefact import check_free
         from ..export import encoder_info
         from ..logs import check_logs, make_logs
         from ..values import other_range
+        check_free(self.folder/self.thing)  # before training, rather than after
         learn = make_classifier(self.config, self.folder.path)
         learn.check_export()
         self.prepare(learn)
