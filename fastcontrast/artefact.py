@@ -5,6 +5,7 @@ import ctypes
 import glob
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -24,13 +25,14 @@ from torch import nn
 
 from .core import InputError, MissingPath, clipped, is_number, waiting
 from .distributed import rank
-from .files import read_json, user_path, write_whole
+from .files import left_by_system, read_json, user_path, write_whole
 from .models import quiet_hub
 from .stems import SUFFIX
 
 __all__ = ['CARD', 'CONFIG', 'FORMAT', 'HUB', 'LOCAL', 'OURS', 'VERSION', 'WEIGHTS', 'card', 'check_config',
-           'check_free', 'check_repo', 'config_of', 'facts_beside', 'find_encoder', 'hub_file', 'is_file_name',
-           'is_ours', 'looking_for', 'metadata_of', 'push_folder', 'training_facts', 'usage', 'write_files']
+           'check_free', 'check_repo', 'config_of', 'facts_beside', 'find_classifier', 'find_encoder', 'hub_file',
+           'is_file_name', 'is_ours', 'looking_for', 'metadata_of', 'push_folder', 'training_facts', 'usage',
+           'write_files']
 
 FORMAT = 'fastcontrast-encoder' # how a file says that this library wrote it
 VERSION = 2 # of its header; 1 had no `classes`, and 'format' in place of 'kind'
@@ -170,7 +172,7 @@ def check_free(
     "Raise `InputError` for a folder that holds anything but an encoder that was exported before"
     check_no_pickle(folder)
     if folder.is_dir():
-        there = sorted(os.listdir(folder))
+        there = sorted(name for name in os.listdir(folder) if not left_by_system(name))
         other = [name for name in there if name not in (CONFIG, WEIGHTS, CARD)]
         if WEIGHTS in there and not is_ours(folder/WEIGHTS): other = [WEIGHTS, *other]
         if there and WEIGHTS not in there: other = other or there
@@ -191,8 +193,9 @@ def write_files(
     Where a system can't have two folders swap names, there is none for a moment. Raises `OSError`."""
     folder = Path(os.path.realpath(folder))  # a link stays one
     folder.parent.mkdir(parents=True, exist_ok=True)
+    own = re.compile(rf'\.{re.escape(folder.name)}\.\d+(\.old)?\.partial')  # encoder's, and not encoder.v2's
     for left in glob.glob(f'{glob.escape(str(folder.parent))}/.{glob.escape(folder.name)}.*.partial'):
-        shutil.rmtree(left, ignore_errors=True)  # by a process that was killed
+        if own.fullmatch(Path(left).name): shutil.rmtree(left, ignore_errors=True)  # by a process that was killed
     partial = folder.with_name(f'.{folder.name}.{os.getpid()}.partial')
     try:
         for name, content in files.items(): write_whole(partial/name, content)
@@ -349,6 +352,17 @@ def find_encoder(
     for file in (path/'encoder.safetensors', path/WEIGHTS):
         if file.is_file(): return file
     raise MissingPath(f"no file of an encoder in '{path}': give a folder that was exported, or that of a run.")
+
+
+def find_classifier(
+    path: str | Path, # the folder of a classifier, or of the run that made it; or 'hf-hub:owner/name'
+) -> str | Path:      # what `find_encoder` takes
+    "Where a classifier is: that of a run lies in a folder of its own. Raises `MissingPath` where nothing is"
+    if str(path).startswith(HUB): return path
+    place = user_path(path.removeprefix(LOCAL) if isinstance(path, str) else path, 'classifier')
+    if not place.exists():
+        raise MissingPath(f"there is no classifier '{place}': give the folder of a fine-tuning, or of a classifier.")
+    return place/'classifier' if (place/'classifier').is_dir() else place
 
 
 def push_folder(

@@ -513,7 +513,7 @@ def _make_loader(
     else: make = partial(StreamingLoader, PictureStream(pictures, form), settings.workers, settings.strict)
     names = pictures.names if good.all() else pictures.subset(np.flatnonzero(good)).names
     data = ImageData(names, torch.from_numpy(labels.y[good]), torch.from_numpy(split.known[good]), labels.classes,
-                     failed, labels.reason)
+                     failed, labels.reason, split.listed.pictures.names)
     if failed and not len(data): raise InputError(f"no picture could be decoded: {by_reason(failed.items())}")
     return make(data, settings.bs, device, training=split.training, seed=settings.seed, form=form)
 

@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .artefact import (CARD, CONFIG, FORMAT, VERSION, WEIGHTS, card, check_config, check_free,
-                                   check_no_pickle, check_repo, config_of, facts_beside, find_encoder, is_file_name,
-                                   push_folder, usage, write_files)
+                                   check_no_pickle, check_repo, config_of, facts_beside, find_classifier,
+                                   find_encoder, is_file_name, push_folder, usage, write_files)
 from .core import LARGEST_SIDE, InputError, MissingPath, clipped, is_number, is_whole, one_of
 from .files import check_utf8, user_path, whole_file, write_whole
 from .models import SOURCES, evaluating, make_encoder
@@ -322,10 +322,10 @@ def load_encoder(
     return encoder
 
 def load_classifier(
-    path: str | Path, # a folder that was exported with `classes`, or 'hf-hub:owner/name'
+    path: str | Path, # a folder exported with `classes`, that of a fine-tuning, or 'hf-hub:owner/name'
 ) -> nn.Module:       # maps [N,C,S,S] to scores [N,K]; in eval mode, on the CPU
     "An exported classifier as a timm model, whose `pretrained_cfg['label_names']` are its K classes"
-    file = find_encoder(path)
+    file = find_encoder(find_classifier(path))
     if not encoder_info(file)['classes']:
         raise InputError(f"'{clipped(path)}' holds an encoder that tells no classes apart: give a classifier.")
     model, info = _load(file, None)

@@ -32,6 +32,17 @@ def from_list(
     return name if isinstance(name, str) else line
 
 
+# of Finder, of Windows' and KDE's browsers of files, and of Jupyter
+_LEFT = {'.ds_store', '.localized', 'thumbs.db', 'desktop.ini', '.directory', '.ipynb_checkpoints'}
+
+
+def left_by_system(
+    name: str, # of a file or folder, without the folder that it is in
+) -> bool:
+    "Whether it is nobody's: programs leave such in folders that they show. Not all that is hidden is: .git is not"
+    return name.lower() in _LEFT or name.startswith('._')
+
+
 def user_path(
     path: str | os.PathLike, # as a user wrote it
     name: str,               # of the option or argument, for the message

@@ -2,6 +2,7 @@
 run is taken up."""
 import csv
 import io
+import time
 from contextlib import AbstractContextManager, contextmanager
 from math import inf
 from pathlib import Path
@@ -128,3 +129,18 @@ class History(Callback):
 
     def state_dict(self) -> dict[str, Any]: return dict(rows=self.rows)
     def load_state_dict(self, state: dict[str, Any]): self.rows = [dict(row) for row in state['rows']]
+
+
+class Clock(Callback):
+    "How long a run takes, with its earlier processes: a checkpoint holds it, as one that is killed writes no more"
+    def __init__(self,
+        began: float,        # when this process did, in seconds since 1970
+        earlier: float = 0., # seconds of those before that are known already
+    ):
+        self.began, self.earlier = began, earlier
+
+    @property
+    def seconds(self) -> float: return self.earlier + time.time() - self.began
+
+    def state_dict(self) -> dict[str, Any]: return dict(seconds=self.seconds)
+    def load_state_dict(self, state: dict[str, Any]): self.earlier = max(self.earlier, state['seconds'])

@@ -41,6 +41,7 @@ class ImageData:
     classes: list[str] | None # None: unlabelled
     failed: dict[str, str] = field(default_factory=dict) # pictures that could not be decoded, and why
     reason: str = ''         # why the labels that the source has are no classes; '' if they are, or there are none
+    listed: Sequence[str] | None = None # the names of all pictures in their place, also of those that are not here
     def __len__(self): return len(self.names)
 
 

@@ -12,17 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from .arrays import ARRAY_SUFFIXES
-from .artefact import HUB
-from .core import InputError, MissingPath, whole
+from .core import InputError, moved, whole
 from .embed import model_outputs, renumbered
 from .evaluate.finetune import Classifier, ClassifierLearner
 from .export import load_classifier
 from .files import user_path, write_whole
 from .pictures import picture_suffixes
 
-__all__ = ['Predictions', 'as_source', 'find_classifier', 'predict']
-
-FOLDER = 'classifier' # of a run
+__all__ = ['Predictions', 'as_source', 'predict']
+__getattr__ = moved('predict', find_classifier='artefact')
 
 
 @dataclass(frozen=True)
@@ -102,17 +100,6 @@ SUFFIXES = {'.csv': lambda found, top: found.frame(top).to_csv(index=False),
             '.json': lambda found, top: json.dumps(found.rows(top), indent=2) + '\n'}
 
 
-def find_classifier(
-    path: str | Path, # the folder of a classifier, or of the run that made it; or 'hf-hub:owner/name'
-) -> str | Path:      # what `load_classifier` takes
-    "Where a classifier is: that of a run lies in a folder of its own"
-    if str(path).startswith(HUB): return path
-    folder = user_path(path, 'classifier')
-    if not folder.exists():
-        raise MissingPath(f"there is no classifier '{folder}': give the folder of a fine-tuning, or of a classifier.")
-    return folder/FOLDER if (folder/FOLDER).is_dir() else folder
-
-
 def _classes_of(model: nn.Module) -> list[str]:
     "The names of what a classifier tells apart. Raises `InputError` where it has none"
     if isinstance(model, Classifier): return model.classes
@@ -131,7 +118,7 @@ def predict(
 ) -> Predictions:
     "What a classifier takes pictures for, unaugmented. Raises `InputError` for what is no classifier, or no pictures"
     loaded = isinstance(classifier, str | Path)
-    if loaded: classifier = load_classifier(find_classifier(classifier))
+    if loaded: classifier = load_classifier(classifier)
     if isinstance(classifier, ClassifierLearner): classifier = classifier.model
     classes = _classes_of(classifier)
     scored = model_outputs(classifier, as_source(source), precision, loaded, **dict(training=False) | settings)

@@ -358,6 +358,26 @@ def test_what_a_killed_process_left_is_removed(tiny, folder, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['.other.123.partial', 'net']
 
 
+def test_what_is_written_beside_it_stays(tmp_path):
+    for name in ('net.123', 'net.123.old', 'net.v2.123', 'net.12.123', 'net.old.123'):
+        (tmp_path/f'.{name}.partial').mkdir()
+    write_files(tmp_path/'net', dict(a='b'))
+    left = ['.net.12.123.partial', '.net.old.123.partial', '.net.v2.123.partial']
+    assert sorted(os.listdir(tmp_path)) == [*left, 'net']
+
+
+@pytest.mark.parametrize('name', ['.DS_Store', '._config.json', 'Thumbs.db', 'desktop.ini', '.ipynb_checkpoints/a.md'])
+def test_what_a_system_leaves_in_a_folder(tiny, folder, tmp_path, name):
+    "Is nobody's; other hidden files are"
+    for place in (folder, tmp_path/'new'):
+        (place/name).parent.mkdir(exist_ok=True, parents=True)
+        (place/name).touch()
+        write_folder(tiny, place, 'test_resnet', **FRAME, recipe='byol')
+        assert encoder_info(place)['recipe'] == 'byol'
+    (folder/'.git').mkdir()
+    said(["holds '.git'"], write_folder, tiny, folder, 'test_resnet', **FRAME)
+
+
 def test_a_folder_that_cannot_be_moved_away_stays(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(artefact, '_swap', lambda one, other: False)
     move = os.replace

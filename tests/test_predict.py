@@ -45,6 +45,12 @@ def test_probabilities(folder):
     assert len(found.rows(9)[0]['classes']) == 3 and found.rows()[0]['name'] == frame.name[0]
 
 
+def test_the_folder_of_the_run_that_made_it(folder):
+    for place in (folder.parent, f'local-dir:{folder.parent}', folder/'model.safetensors'):
+        assert load_classifier(place).pretrained_cfg['label_names'] == CLASSES
+    with pytest.raises(MissingPath, match='give the folder of a fine-tuning'): load_classifier(folder/'none')
+
+
 def test_one_picture_and_loose_ones(folder, tmp_path):
     picture(1).save(tmp_path/'one.png')
     one = predict(load_classifier(folder), tmp_path/'one.png', precision='fp32')

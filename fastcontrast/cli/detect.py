@@ -1,7 +1,9 @@
 """`fastcontrast detect`: what an encoder is worth where something is to be found in pictures."""
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any
@@ -11,7 +13,7 @@ from typer import Argument, Option
 
 from ..core import InputError, number, whole
 from ..files import read_json
-from .inputs import encoder_file, encoder_name, told_apart
+from .inputs import encoder_file, encoder_name, numbered
 from .output import console, out_file, save_json
 from .verbs import verb
 
@@ -22,16 +24,33 @@ RANDOM = ('random', 'untrained') # the same architecture, with other random weig
 @dataclass(frozen=True)
 class Start:
     "What a detector begins with"
-    name: str
+    name: str                # which others may have too
     source: str              # for `detector`
     pretrained: bool = True
 
     @property
     def weights(self) -> str:
-        "What tells its weights from others: what the file's header says of them, or timm's name"
+        "What tells its weights from others: the digest in a file's header, or timm's name; of random ones their kind"
         from ..export import encoder_info
-        known = encoder_info(self.source).get('sha256', '') if os.path.exists(self.source) else self.source
+        known = self.source
+        if os.path.exists(known):
+            info = encoder_info(known)
+            known = info.get('sha256', '') if self.pretrained else _kind(info)
         return known if self.pretrained else f'{RANDOM[0]} {known}'
+
+    @property
+    def place(self) -> str:
+        "Where its weights lie, by which a run is known that was trained anew; '' if in no file"
+        return os.path.abspath(self.source) if self.pretrained and os.path.exists(self.source) else ''
+
+
+def _kind(
+    info: dict[str, Any], # what the header of a file says
+) -> str:
+    "All that makes an untrained network: the same for runs that differ in their seeds"
+    from ..models import pretrained_config
+    sized = ('size',) if pretrained_config(info['arch']).get('fixed_input_size') else ()
+    return ', '.join(f'{name} {info[name]}' for name in ('arch', 'small_input', 'in_chans', 'mean', 'std', *sized))
 
 
 @verb(33, "fastcontrast detect runs/fast-resnet18-pictures raccoons --against random,resnet18.a1_in1k --seeds 3")
@@ -80,40 +99,37 @@ def detect(
             detector(start.source, train.classes, size, start.pretrained)  # or say why it can't be
     settings = dict(data=data, epochs=epochs, batch_size=batch_size, lr=lr, size=size, valid=valid, seed=seed,
                     precision=precision, n_train=len(train), n_valid=len(judged))
-    weights = {start.name: start.weights for start in contenders}
-    results, others = _written_before(file, settings, weights)
-    weights |= others
+    there = Trainings(file, settings, contenders)
     console.print(f"{train} to train with, {judged} to judge by")
-    began, runs = time.monotonic(), [(k, start) for k in range(seeds) for start in contenders
-                                     if k >= len(results[start.name])]
-    if there := seeds * len(contenders) - len(runs):
-        console.print(f"{there} of {there + len(runs)} trainings are in {file} already")
-    for done, (k, start) in enumerate(runs, 1):
-        console.print(f"{start.name}, seed {k}")
+    began, runs = time.monotonic(), [(k, i) for k in range(seeds) for i, own in enumerate(there.own)
+                                     if k >= len(own.rows)]
+    if before := seeds * len(contenders) - len(runs):
+        console.print(f"{before} of {before + len(runs)} trainings are in {file} already")
+    for done, (k, i) in enumerate(runs, 1):
+        start, name = contenders[i], there.names[i]
+        console.print(f"{name}, seed {k}")
         scores = detection_transfer(start.source, train, judged, size, start.pretrained, k, epochs=epochs, lr=lr,
                                     bs=batch_size, precision=precision)
-        results[start.name].append(scores)
+        there.own[i].rows.append(scores)
         to_go = (time.monotonic() - began) / done * (len(runs) - done)
         said = ', '.join(f'{measure} {100 * scores[measure]:.1f}' for measure in MEASURES)
-        console.print(f"{start.name}, seed {k}: {said}; {clock(to_go)} to go")  # before the disk may refuse them
-        save_json(file, dict(settings, weights=weights,
-                             encoders={name: _summary(rows) for name, rows in results.items() if rows}))
-    console.print(_table(results))
+        console.print(f"{name}, seed {k}: {said}; {clock(to_go)} to go")  # before the disk may refuse them
+        there.save()
+    console.print(_table(there.all))
     console.print(f"results in {file}")
 
 
 def starts(
     encoder: str,        # as the user gave it
     against: str | None, # others, with commas between them
-) -> list[Start]:        # each with a name of its own
+) -> list[Start]:        # folders of one name lie in many places
     "What detectors begin with. Raises `InputError` where that can't be told"
     names = [encoder, *filter(None, map(str.strip, (against or '').split(',')))]
     first, *others = dict.fromkeys(RANDOM[0] if name in RANDOM else name for name in names)
     if first in RANDOM:
         raise InputError(f"{encoder} of which architecture? Give an encoder first, and it as --against.")
-    found = [_start(first)]
-    found += [Start(given, found[0].source, False) if given in RANDOM else _start(given) for given in others]
-    return told_apart(found)
+    start = _start(first)
+    return [start, *(Start(given, start.source, False) if given in RANDOM else _start(given) for given in others)]
 
 
 def _start(given: str) -> Start:
@@ -123,25 +139,75 @@ def _start(given: str) -> Start:
     return Start(encoder_name(path), str(path))
 
 
+@dataclass
+class Trained:
+    "What detectors had that began with one encoder"
+    weights: str # as `Start` says it…
+    place: str   # …and this; '' also where an older file does not say it
+    rows: list[dict[str, Any]] # of the seeds from 0 on
+
+
+class Trainings:
+    "What detectors had, in a file that other programs may add to as well: what they have written stays"
+    def __init__(self,
+        file: Path,
+        settings: dict[str, Any], # of all trainings
+        starts: Sequence[Start],  # with which they begin here
+    ):
+        self.file, self.settings, self.starts = file, settings, starts
+        self.own = [Trained(start.weights, start.place, []) for start in starts]
+        self.names: list[str] = []         # of each in the file
+        self.all: dict[str, Trained] = {}  # in the file, by name
+        self.join()
+        for own, name in zip(self.own, self.names): own.rows = list(self.all[name].rows)
+
+    def join(self) -> None:
+        "Take what the file has by now, and find names in it. Raises `InputError` as `_written_before` does"
+        there, self.names, self.all = _written_before(self.file, self.settings), [], {}
+        for start, own in zip(self.starts, self.own):
+            name = self._name(start, own, there)
+            old = there.get(name, own)
+            if old.weights != own.weights: old = own  # of a run that was trained anew
+            self.names.append(name)
+            # another program may have come further with the same
+            self.all[name] = replace(old, place=old.place or own.place, rows=max(own.rows, old.rows, key=len))
+        self.all |= {name: old for name, old in there.items() if name not in self.all}
+
+    def _name(self, start: Start, own: Trained, there: dict[str, Trained]) -> str:
+        "What the file calls these weights; else those that lay in their place before; else a name that none in it has"
+        names = [name for name in islice(numbered(start.name), len(there) + len(self.starts)) if name not in self.names]
+        known, weights = [name for name in names if name in there], {own.weights for own in self.own}
+        same = [name for name in known if there[name].weights == own.weights]
+        gone = [name for name in known if own.place and there[name].place == own.place
+                and there[name].weights not in weights]
+        return [*same, *gone, *(name for name in names if name not in there)][0]
+
+    def save(self) -> None:
+        "Write the file, with what others have written there meanwhile"
+        self.join()
+        found = {name: trained for name, trained in self.all.items() if trained.rows}
+        save_json(self.file, dict(self.settings, weights={name: trained.weights for name, trained in found.items()},
+                                  places={name: trained.place for name, trained in found.items()},
+                                  encoders={name: _summary(trained.rows) for name, trained in found.items()}))
+
+
 def _written_before(
     file: Path,
     settings: dict[str, Any], # of all trainings
-    weights: dict[str, str],  # that each begins with, by name
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]: # what the seeds from 0 on had; others' weights; by names
+) -> dict[str, Trained]:      # by name
     "What a file has of trainings with these settings. Raises `InputError` for one of others, or of something else"
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in weights}
     try:
         old = read_json(file)
         changed = {name: (old[name], value) for name, value in settings.items() if old[name] != value}
-        there = {name: (old['weights'][name], _rows(summary)) for name, summary in old['encoders'].items()}
-    except FileNotFoundError: return results, {}  # a new one
+        there = {name: Trained(old['weights'][name], old.get('places', {}).get(name, ''), _rows(summary))
+                 for name, summary in old['encoders'].items()}
+    except FileNotFoundError: return {}  # a new one
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise InputError(f"{file} is no table of detectors, and would be replaced: give another --out.") from None
     if changed:
         words = ', '.join(f'{name} {before}, now {now}' for name, (before, now) in changed.items())
         raise InputError(f"{file} has trainings with other settings ({words}): give another --out.")
-    results |= {name: rows for name, (begins, rows) in there.items() if begins == weights.get(name, begins)}
-    return results, {name: begins for name, (begins, _) in there.items() if name not in weights}
+    return there
 
 
 def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
@@ -158,11 +224,11 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return summary | dict(classes={name: over([row['classes'][name] for row in rows]) for name in rows[0]['classes']})
 
 
-def _table(results: dict[str, list[dict[str, Any]]]) -> Table:
+def _table(found: dict[str, Trained]) -> Table:
     "A row for each encoder, in percent"
     table = Table(Column('encoder', overflow='fold'), *(Column(name, justify='right') for name in MEASURES))
-    for name, rows in results.items():
-        summary = _summary(rows)
+    for name, trained in found.items():
+        summary = _summary(trained.rows)
         table.add_row(name, *(_written(summary[measure]) for measure in MEASURES))
     return table
 

@@ -29,9 +29,8 @@ def export(
 
     A folder has config.json, model.safetensors and a README.md that tells what was trained and how it is loaded. The
     page 'use everywhere' shows it in timm, fastai, torchvision, transformers, segmentation-models-pytorch and ONNX."""
-    from ..artefact import is_file_name
+    from ..artefact import find_classifier, is_file_name
     from ..export import encoder_info, export_copy
-    from ..predict import find_classifier
     if out is None and push is None: raise InputError("there is nowhere to export to: give --out, or --push.")
     file = encoder_file(find_classifier(encoder) if is_tuned(encoder) else encoder)
     facts = _facts(file) if file.name == 'encoder.safetensors' else _tuned_facts(file)

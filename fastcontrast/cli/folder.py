@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..core import InputError, moved
-from ..files import check_file, check_utf8, shown, sweep, user_path
+from ..files import check_file, check_utf8, left_by_system, shown, sweep, user_path
 from ..records import LOCK, RECORD, known_record, read_record
 from .output import save_json, unwritable
 
@@ -52,7 +52,9 @@ class _Lock:
     def held(self) -> bool: return self.handle is not None and self._is(self.handle)
 
     def release(self) -> None:
-        if self.held: self.path.unlink(missing_ok=True)
+        held = self.held
+        if fcntl is None and held: self.handle.close()  # Windows removes no file that is open
+        if held: self.path.unlink(missing_ok=True)
         if self.handle is not None: self.handle.close()
         self.handle = None
 
@@ -165,7 +167,8 @@ def _make(out: str | Path | None, name: str) -> tuple[Path, list[Path]]:
 
 def _foreign(path: Path) -> bool:
     "Whether a folder holds what is no run's"
-    return any(file.name != LOCK and '.partial' not in file.suffixes for file in path.iterdir())
+    return any(file.name != LOCK and '.partial' not in file.suffixes and not left_by_system(file.name)
+               for file in path.iterdir())
 
 
 def _refuse_second(path: Path) -> None:

@@ -1,9 +1,9 @@
 """What the verbs are given: pictures, and encoders of earlier runs."""
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,17 +73,23 @@ def encoder_name(
     return path.parent.name if path.name in ('encoder.safetensors', WEIGHTS) and path.parent.name else path.name
 
 
+def numbered(
+    name: str,
+) -> Iterator[str]: # without end
+    "A name, then the same with numbers behind it: for what has the name of something else"
+    yield name
+    yield from (f'{name} ({n})' for n in count(2))
+
+
 def told_apart(
     encoders: Sequence[Any], # of some dataclass with a `name`
 ) -> list[Any]: # those whose name one before has already with a number behind it
     "Encoders by names of their own: folders of one name lie in many places"
-    seen: Counter[str] = Counter()
-    apart = []
+    apart: dict[str, Any] = {}
     for encoder in encoders:
-        seen[encoder.name] += 1
-        n = seen[encoder.name]
-        apart.append(encoder if n == 1 else replace(encoder, name=f'{encoder.name} ({n})'))
-    return apart
+        name = next(name for name in numbered(encoder.name) if name not in apart)
+        apart[name] = replace(encoder, name=name)
+    return list(apart.values())
 
 
 def is_tuned(

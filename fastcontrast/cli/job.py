@@ -34,6 +34,7 @@ class Job:
     learn: Any = None          # a `ResumableLearner`
     unjudged: str = ''         # why what it makes can't be judged; '' if it can
     history: Any = None        # a `History`
+    clock: Any = None          # a `Clock`
     keeper: Any = None         # a `Checkpoint`
     results: dict[str, dict[str, float]] = field(default_factory=dict) # how good it is, by what is judged
     product: Path | None = None # what it makes, exported
@@ -91,6 +92,16 @@ class Job:
         return self.config.epochs
 
     @property
+    def earlier(self) -> float:
+        "Seconds that earlier processes have taken, as the record has it"
+        return self.folder.before.get('seconds') or 0
+
+    @property
+    def seconds(self) -> float:
+        "That the run has taken. Once it has begun anew, earlier processes have no part in it; before that they keep it"
+        return self.clock.seconds if self.begun else self.earlier + time.time() - self.start
+
+    @property
     def device(self) -> str: return self.folder.record.get('device', 'this machine')
 
     # --- what its kinds share
@@ -108,9 +119,10 @@ class Job:
 
     def prepare(self, learn: Any) -> None:
         "Take the learner, and what watches it"
-        from ..history import History
+        from ..history import Clock, History
         self.learn, self.history, self.keeper = learn, History(self.folder/HISTORY), make_keeper(self.config)
         self.goes_on = self.folder.resumed and has_checkpoint(self.folder)
+        self.clock = Clock(self.start, self.earlier if self.goes_on else 0)
 
     def begin(self, record: dict[str, Any]) -> None:
         "Write what is known before it trains. Raises `NoSpace` where the disk has no room for what follows"
@@ -254,10 +266,9 @@ def _write_error(job: Job, problem: BaseException | None) -> None:
 
 def _outcome(job: Job, problem: BaseException | None) -> dict[str, Any]:
     "What config.json says at the end"
-    learn, before = job.learn, job.folder.before.get('seconds', 0) if job.goes_on else 0
-    reason = {} if problem is None else dict(reason=_reason(job, problem))
-    fields = dict(reason, state=_state(problem), seconds=round(before + time.time() - job.start, 1),
-                  notes=_notes(job), unjudged=job.unjudged)
+    learn, reason = job.learn, {} if problem is None else dict(reason=_reason(job, problem))
+    fields = dict(reason, state=_state(problem), seconds=round(job.seconds, 1), notes=_notes(job),
+                  unjudged=job.unjudged)
     if learn is not None:
         fields['undecodable'] = {name: why for dl in learn.dls.loaders for name, why in dl.data.failed.items()}
     if not job.begun:

@@ -59,6 +59,8 @@ def launch(
     signals: Signals, # of this program: they are the processes' too
 ) -> None:
     "This command in processes that train together. Ends the program with the one sentence that says why, if they fail"
+    if not hasattr(signal, 'pthread_sigmask'):  # Windows
+        raise InputError(f"--processes {processes} needs Linux or macOS: leave it out, and one process trains.")
     gpus, cores = _places()
     if processes > (gpus or cores):
         places = f'{gpus} GPUs' if gpus else f'{cores} cores'
@@ -98,7 +100,9 @@ def kill_all(
 
 def _send(processes: list[subprocess.Popen], number: int) -> None:
     for process in processes:
-        if process.poll() is None: process.send_signal(number)
+        if process.poll() is not None: continue
+        if os.name == 'nt': process.terminate()  # it knows no other signal
+        else: process.send_signal(number)
 
 
 def _wait(processes: list[subprocess.Popen], seconds: float) -> None:

@@ -34,9 +34,9 @@ def predict(
     """Say what a classifier takes pictures for: classes with probabilities.
 
     Where the pictures have labels of the same names, the accuracy stands below."""
-    from ..artefact import find_encoder
+    from ..artefact import find_classifier, find_encoder
     from ..export import encoder_info, load_classifier
-    from ..predict import SUFFIXES, as_source, find_classifier
+    from ..predict import SUFFIXES, as_source
     from ..predict import predict as predictions_of
     from ..values import other_range
     whole(**{'--top': top})

@@ -344,36 +344,48 @@ def plan_before(
 class _Plan:
     "What the folder of a sweep says of it"
     def __init__(self, sweep: Sweep, runs: list[Planned], folder: Path):
-        self.sweep, self.runs, self.file = sweep, runs, folder/PLAN
+        self.sweep, self.runs, self.folder = sweep, runs, folder
         before = plan_before(folder)
-        settings = {setting.name: setting.differs for setting in sweep.settings}
-        def known(entry): return settings.get(entry['setting']) == entry['differs']
-        # other seeds of the same settings stay in it, and so does what was refused until it is tried again
-        names = {run.path.name for run in runs}
-        there = [entry for entry in before['runs']
-                 if entry['run'] not in names and (folder/entry['run']/RECORD).exists()]
-        self.others = [entry for entry in there if known(entry)]
-        if len(self.others) < len(there) and before.get('name') != sweep.name:  # they would no longer be anybody's
-            lost = next(entry['run'] for entry in there if not known(entry))
-            raise InputError(f"{folder} holds runs of another sweep, like {clipped(lost)}: give the runs another "
+        self.before = {entry['run'] for entry in before['runs']}
+        lost = [entry['run'] for entry in self._others(before) if not self._is_known(entry, before)]
+        if lost and before.get('name') != sweep.name:  # they would no longer be anybody's
+            raise InputError(f"{folder} holds runs of another sweep, like {clipped(lost[0])}: give the runs another "
                              "--out.")
-        self.refused = {entry['setting']: entry for entry in before['refused'] if known(entry)}
+        # what was refused stays in it until it is tried again
+        self.refused = {entry['setting']: entry for entry in before['refused'] if self._is_known(entry, before)}
+
+    def _is_known(self, entry: dict[str, Any], plan: dict[str, Any]) -> bool:
+        "Whether an entry of a plan is of a setting of this sweep, or of one that the same search has chosen elsewhere"
+        if self.sweep.search: return plan.get('axes') == self.sweep.origin['axes']
+        return any(setting.name == entry['setting'] and setting.differs == entry['differs']
+                   for setting in self.sweep.settings)
+
+    def _others(self, plan: dict[str, Any]) -> list[dict[str, Any]]:
+        "The runs in a plan that are not made here: with other seeds, or another process's, also if it is yet to begin"
+        names = {run.path.name for run in self.runs}
+        return [entry for entry in plan['runs'] if entry['run'] not in names
+                and (entry['run'] not in self.before or (self.folder/entry['run']/RECORD).exists())]
 
     def save(self) -> None:
-        "Write it. Raises `InputError` where that can't be"
+        "Write it, and keep what other processes have written there meanwhile. Raises `InputError` where that can't be"
+        plan, own = plan_before(self.folder), {run.setting.name for run in self.runs}
         runs = [dict(run=run.path.name, setting=run.setting.name, seed=run.seed, differs=run.setting.differs)
-                for run in self.runs] + self.others
+                for run in self.runs] + [entry for entry in self._others(plan) if self._is_known(entry, plan)]
+        refused = [*self.refused.values(), *(entry for entry in plan['refused']
+                                             if entry['setting'] not in own and self._is_known(entry, plan))]
         content = dict(name=self.sweep.name, **self.sweep.origin, control=runs[0]['setting'] if runs else None,
-                       seeds=sorted({run['seed'] for run in runs}), runs=runs, refused=list(self.refused.values()))
-        try: save_json(self.file, content)
-        except OSError as e: raise unwritable(str(self.file), e) from None
+                       seeds=sorted({run['seed'] for run in runs}), runs=runs, refused=refused)
+        file = self.folder/PLAN
+        try: save_json(file, content)
+        except OSError as e: raise unwritable(str(file), e) from None
 
     def refuse(self, setting: Setting, reason: str) -> None:
         self.refused[setting.name] = dict(setting=setting.name, differs=setting.differs, reason=reason)
         self.save()
 
     def accept(self, setting: Setting) -> None:
-        if self.refused.pop(setting.name, None): self.save()
+        self.refused.pop(setting.name, None)
+        self.save()  # in any case: another process may have begun without knowing of runs that had not
 
     def rows(self) -> list[dict[str, Any]]:
         "Each run: the settings in which it differs, and how it stands"

@@ -102,7 +102,7 @@ def _run(training: Training) -> None:
     _judge_controls(training)
     kept = training.config.checkpoint != 'none' or training.goes_on
     fit(training.learn, training.config, training.folder.path if kept else None, training.keeper,
-        [training.history, training.cost])
+        [training.history, training.clock, training.cost])
     training.finish()
     # from its file, so that the table is true of what the user keeps, and `eval` says the same
     if training.product and not training.unjudged:

@@ -155,9 +155,11 @@ class Finetuning(Job):
     def trained(self): return self.learn.model
 
     def work(self):
+        from ..artefact import check_free
         from ..export import encoder_info
         from ..logs import check_logs, make_logs
         from ..values import other_range
+        check_free(self.folder/self.thing)  # before training, rather than after
         learn = make_classifier(self.config, self.folder.path)
         learn.check_export()
         self.prepare(learn)
@@ -169,7 +171,7 @@ class Finetuning(Job):
         if note := other_range(encoder_info(self.config.encoder)['extra'], learn.dls.value_range): console.print(note)
         console.print(f"fine-tuning {_nearby(self.config.encoder)} on {self.device}; results in {self.folder}")
         kept = self.config.checkpoint != 'none' or self.goes_on
-        cbs = [*([self.keeper] if kept else []), self.history]
+        cbs = [*([self.keeper] if kept else []), self.history, self.clock]
         learn.fit_protocol([*cbs, *make_logs(check_logs(self.config.log), cbs)], self.folder.path if kept else None)
         self.finish()
         if self.product and not self.unjudged: self.results['classifier'] = self._judged()

@@ -223,14 +223,18 @@ def _are_names(labels: Any) -> bool:
     return isinstance(labels, list | tuple) and all(isinstance(name, str) for name in labels)
 
 def _named(data: ImageData, labels: str | Path | Sequence[str]) -> Tensor:
-    "bool [N]: which pictures a list or a file names"
+    "bool [N]: which pictures a list or a file names, in which others of their place may stand too"
+    names = data.names if data.listed is None else data.listed
     if not isinstance(labels, str | Path):
-        return torch.from_numpy(named_pictures(((f"labels[{i}]", name) for i, name in enumerate(labels)), data.names))
-    path = user_path(labels, 'labels')
-    if not path.is_file():
-        raise MissingPath(f"there is no file '{path}' with the names of labelled pictures: give labels a share in "
-                          "(0, 1], a whole number of each class, 'all', or a file that is there.")
-    return torch.from_numpy(pictures_in_list(path, data.names))
+        chosen = named_pictures(((f"labels[{i}]", name) for i, name in enumerate(labels)), names)
+    else:
+        path = user_path(labels, 'labels')
+        if not path.is_file():
+            raise MissingPath(f"there is no file '{path}' with the names of labelled pictures: give labels a share in "
+                              "(0, 1], a whole number of each class, 'all', or a file that is there.")
+        chosen = pictures_in_list(path, names)
+    named = {name for name, is_chosen in zip(names, chosen) if is_chosen}
+    return torch.tensor([name in named for name in data.names], dtype=torch.bool)
 
 def _of_each_class(data: ImageData, labels: int, seed: int) -> Tensor:
     "bool [N]: so many of each class"

@@ -4,12 +4,23 @@ import json
 
 from helpers.pictures import ARCH
 
-from fastcontrast.cli.detect import starts
+from fastcontrast.cli.detect import Trainings, starts
 from fastcontrast.detection import draw_rectangles
 from fastcontrast.export import export_encoder
 from fastcontrast.models import make_encoder
 
 QUICK = ('--epochs', 1, '--size', 64, '--batch-size', 4)
+
+
+def exported(place, small_input=False):
+    "The folder of a run, with weights of its own"
+    encoder = make_encoder(ARCH, small_input=small_input)
+    export_encoder(encoder, place/'encoder.safetensors', ARCH, 32, [.5] * 3, [.2] * 3, small_input)
+
+
+def average_precisions(file):
+    "Of each encoder, that of every seed"
+    return {name: scores['AP']['seeds'] for name, scores in json.loads(file.read_text())['encoders'].items()}
 
 
 def test_detect(run, refused, folder):
@@ -42,13 +53,46 @@ def test_detect(run, refused, folder):
     assert 'mine.json is no table of detectors' in refused('detect', 'run', 'shapes', *QUICK, '-o', 'mine.json')
     assert (folder/'mine.json').read_text() == '{"mine": 1}' and json.loads((folder/'new/d.json').read_text()) == kept
     names = [start.name for start in starts('run', 'random, run/encoder.safetensors,resnet18,run,,untrained')]
-    assert names == ['run', 'random', 'run (2)', 'resnet18']  # the last is the second
+    assert names == ['run', 'random', 'run', 'resnet18']  # the last is the second
     assert 'no folder nothing' in refused('detect', 'run', 'nothing')
     assert "unknown architecture 'restnet18'" in refused('detect', 'run', 'shapes', '--against', 'restnet18')
     assert 'random of which architecture?' in refused('detect', 'random', 'shapes')
     assert '--seeds=0' in refused('detect', 'run', 'shapes', '--seeds', 0)
     assert 'must end in .json' in refused('detect', 'run', 'shapes', '-o', 'd.txt')
     assert "did you mean bf16" in refused('detect', 'run', 'shapes', '--precision', 'bf61')
+
+
+def test_what_has_the_name_of_another_is_kept_beside_it(run, folder, monkeypatch):
+    "The folders of seeds are called alike everywhere; random weights are those of an architecture with its stem"
+    draw_rectangles(folder/'shapes', 6)
+    for place in 'xyz': exported(folder/place/'seed=0', small_input=place == 'z')
+    trained = []
+    def train(source, *args, **kwargs):
+        trained.append(source)
+        return dict(AP=len(trained) / 100, AP50=.5, AP75=.5, classes={})
+    monkeypatch.setattr('fastcontrast.detection.detection_transfer', train)
+    def detect(place):
+        code, _, err = run('detect', f'{place}/seed=0', 'shapes', *QUICK, '--against', 'random', '--seeds', 1)
+        assert (code, err) == (0, '')
+        return average_precisions(folder/'detect.json')
+    assert detect('x') == {'seed=0': [.01], 'random': [.02]}
+    assert detect('y') == {'seed=0': [.01], 'random': [.02], 'seed=0 (2)': [.03]}
+    everything = {'seed=0': [.01], 'random': [.02], 'seed=0 (2)': [.03], 'seed=0 (3)': [.04], 'random (2)': [.05]}
+    for place in 'zyxz': assert detect(place) == everything and len(trained) == 5
+    exported(folder/'y/seed=0')  # trained anew
+    assert detect('y') == everything | {'seed=0 (2)': [.06]}
+    (folder/'x').rename(folder/'w')
+    assert detect('w') == everything | {'seed=0 (2)': [.06]} and len(trained) == 6
+
+
+def test_two_programs_add_to_one_file(folder):
+    for place in 'ab': exported(folder/place/'run')
+    one, other = (Trainings(folder/'d.json', dict(data='p'), starts(f'{place}/run', 'random')) for place in 'ab')
+    for table, i, score in ((one, 0, .1), (other, 0, .2), (one, 1, .3), (other, 1, .3), (one, 0, .4)):
+        table.own[i].rows.append(dict(AP=score, AP50=.5, AP75=.5, classes={}))
+        table.save()
+    assert (one.names, other.names) == (['run', 'random'], ['run (2)', 'random'])
+    assert average_precisions(folder/'d.json') == {'run': [.1, .4], 'random': [.3], 'run (2)': [.2]}
 
 
 def test_a_full_disk_costs_no_scores(run, folder, monkeypatch):

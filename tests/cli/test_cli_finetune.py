@@ -121,6 +121,16 @@ def test_a_finished_one_is_made_longer(run, refused, pretrained):
     assert 'f is finished: give another --out' in refused('finetune', '--resume', 'f', '--epochs', 12)
 
 
+def test_what_else_lies_in_the_classifiers_folder(run, refused, pretrained):
+    "What the system leaves does no harm; anything else is named before it trains"
+    assert run('finetune', pretrained, '--labels', 'all', '--bs', 8, '--epochs', 1, '--out', 'f')[0] == 0
+    Path('f/classifier/.DS_Store').touch()
+    assert run('finetune', '--resume', 'f', '--epochs', 2)[0] == 0 and load_classifier('f').num_classes == 2
+    Path('f/classifier/note.txt').touch()
+    assert "classifier' holds 'note.txt'" in refused('finetune', '--resume', 'f', '--epochs', 3)
+    assert len(rows(Path('f'))) == 2 and config('f')['state'] == 'finished'
+
+
 def test_a_loss_that_is_no_number_ends_it(run, pretrained):
     code, _, err = run('finetune', pretrained, '--labels', 'all', '--lr', 1e30, '--epochs', 50, '--out', 'f')
     assert code == 2 and err.startswith('error: the loss is ') and 'try a lower lr (it was ' in err

@@ -19,7 +19,7 @@ from helpers.folders import image_folder
 from helpers.pictures import ARCH
 
 from fastcontrast import records
-from fastcontrast.cli import training
+from fastcontrast.cli import folder as run_folders, training
 from fastcontrast.cli.folder import claimed
 from fastcontrast.cli.runs import find_runs, in_words, run_row
 from fastcontrast.core import InputError
@@ -70,6 +70,32 @@ def test_where_nobody_can_lock_a_new_run_is_nobodys(folder, monkeypatch):
     assert not owner_lives(folder/'r')
     (folder/'r/.lock').touch()
     assert owner_lives(folder/'r')
+
+
+def test_a_lock_is_removed_where_no_open_file_can_be(folder, monkeypatch):
+    "As on Windows"
+    for module in (records, run_folders): monkeypatch.setattr(module, 'fcntl', None)
+    unlinked = Path.unlink
+    with claimed('r', 'x') as claim:
+        handle = claim.lock.handle
+        def unlink(path, **kwargs):
+            if path.name == '.lock' and not handle.closed: raise PermissionError(errno.EACCES, 'in use', str(path))
+            unlinked(path, **kwargs)
+        monkeypatch.setattr(Path, 'unlink', unlink)
+        assert owner_lives(folder/'r')
+    assert not owner_lives(folder/'r') and not (folder/'r').exists()
+
+
+@pytest.mark.parametrize('name, is_empty', [('.DS_Store', True), ('._a.png', True), ('desktop.ini', True),
+                                            ('Thumbs.db', True), ('.git', False), ('a.png', False)])
+def test_what_a_system_leaves_in_a_folder_is_nobodys(folder, name, is_empty):
+    (folder/'r').mkdir()
+    (folder/'r'/name).touch()
+    if is_empty:
+        with claimed('r', 'x') as claim: assert claim.lock.held
+    else:
+        with pytest.raises(InputError, match='already holds files'), claimed('r', 'x'): pass
+    assert os.listdir('r') == [name]
 
 
 def test_an_accuracy_of_nothing_is_one(folder):

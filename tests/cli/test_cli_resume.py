@@ -68,6 +68,32 @@ def test_too_little_space_to_go_on(run, folder, interrupted, monkeypatch):
     assert config('r')['state'] == 'interrupted' and 'disk' not in config('r')['reason']
 
 
+def test_a_run_that_was_killed_keeps_its_seconds(run, folder, monkeypatch):
+    "Those until its last checkpoint: its record says nothing of them"
+    image_folder(folder/'p', dict(a=6, bb=6))
+    announce = training._announce
+    def long_ago(job):
+        announce(job)
+        job.clock.began -= 36000
+    with monkeypatch.context() as patch:
+        patch.setattr(training, '_announce', long_ago)
+        with ended_after_an_epoch(monkeypatch): assert run(*COMMAND, '--out', 'r')[0] == 143
+    record = config('r')
+    assert record.pop('seconds') > 36000
+    Path('r/config.json').write_text(json.dumps(record | dict(state='running')))
+    assert run('pretrain', '--resume', 'r')[0] == 0 and 36000 < config('r')['seconds'] < 40000
+
+
+def test_a_process_that_does_not_get_to_train_leaves_the_seconds(run, folder, interrupted, monkeypatch):
+    Path('r/config.json').write_text(json.dumps(config('r') | dict(seconds=36000.)))
+    def broken(*args): raise RuntimeError('broken')
+    with monkeypatch.context() as patch:
+        patch.setattr(training, 'make_learner', broken)
+        assert run('pretrain', '--resume', 'r')[0] == 1
+    assert config('r')['state'] == 'failed' and config('r')['seconds'] >= 36000
+    assert run('pretrain', '--resume', 'r')[0] == 0 and 36000 < config('r')['seconds'] < 40000
+
+
 def test_what_carries_a_run_out_may_change():
     "One table says it for pretraining and fine-tuning, and for reports"
     known = {field.name for kind in (Run, Tuning) for field in fields(kind)}

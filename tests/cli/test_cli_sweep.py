@@ -37,6 +37,9 @@ def names(made): return [setting.name for setting in made]
 
 def plan(folder): return json.loads((Path(folder)/'sweep.json').read_text())
 
+
+def names_of(kind, folder): return [entry['setting'] for entry in plan(folder)[kind]]
+
 # ---------------------------------------------------------------- what a base and axes stand for
 
 
@@ -651,6 +654,31 @@ def test_a_search_notes_what_can_t_go_together(run, pretend):
         code, out, err = run('sweep', 'a')
         assert (code, err) == (0, '') and '2 of 4 runs are finished, 2 refused: runs/a; the best is batch_size=' in out
         assert {entry['setting'] for entry in plan('runs/a')['refused']} == {'batch_size=5', 'batch_size=7'}
+
+
+def test_two_searches_in_a_folder_keep_each_others_settings(folder):
+    def searching(): return sweeping._Plan(make_sweep('a', {}, dict(lr='.01 .. 1'), mode='search'), [], Path('r'))
+    def choose(work, lr):
+        work.sweep.settings.append(work.sweep.search.setting(dict(lr=lr)))
+        work.runs.append(sweeping.plan_run(work.sweep.settings[-1], 0, Path('r')))
+        work.save()
+    one, other = searching(), searching()
+    choose(one, .1)
+    choose(other, .2)
+    other.refuse(other.sweep.settings[0], 'no')
+    choose(one, .3)
+    assert names_of('runs', 'r') == ['lr=0.1', 'lr=0.3', 'lr=0.2'] and names_of('refused', 'r') == ['lr=0.2']
+
+
+def test_other_seeds_at_the_same_time_stay_in_the_plan(folder):
+    "Also those whose runs had not begun when another process came"
+    works = []
+    for seed in (0, 1):
+        made = make_sweep('a', {}, dict(loss=[None, 'dcl']), seeds=seed)
+        works.append(sweeping._Plan(made, [sweeping.plan_run(*run, Path('r')) for run in made.runs], Path('r')))
+        works[-1].save()
+    works[0].accept(works[0].sweep.settings[0])
+    assert plan('r')['seeds'] == [0, 1] and names_of('runs', 'r') == ['loss=none', 'loss=dcl'] * 2
 
 
 def test_a_search_without_a_whole_setting_names_no_best():

@@ -53,9 +53,25 @@ def test_labels_of_pictures_that_are_named(tmp_path):
     for labels in (names, tuple(names), file, str(file)): assert chosen_labels(data, labels, 0).tolist() == [3, 8, 30]
     with pytest.raises(MissingPath, match='give labels a share'): chosen_labels(data, tmp_path/'none.txt', 0)
     held = [name for name in map(str, range(48)) if name not in data.names]
-    file.write_text(held[0])
-    assert f"line 1 of '{file}' is '{held[0]}': no picture has it" in str(pytest.raises(
+    file.write_text('\n'.join([*held, *names]))
+    for labels in ([*names, *held], file): assert chosen_labels(data, labels, 0).tolist() == [3, 8, 30]
+    file.write_text('48')
+    assert f"line 1 of '{file}' is '48': no picture has it" in str(pytest.raises(
         InputError, chosen_labels, data, file, 0).value)
+
+
+def test_names_of_pictures_that_training_does_not_see(tmp_path):
+    "Held out, or broken: in a list they are known, as they are to image_dls"
+    folder = image_folder(tmp_path/'p', dict(a=6, b=6))
+    (folder/'a/broken.png').write_bytes(b'')
+    data = dls_of(folder, valid=0.3).train.data
+    names = ['a/broken.png', 'b/000.png', 'a/001.png', 'b/003.png', 'a/005.png']
+    (tmp_path/'names.txt').write_text('\n'.join(names))
+    for labels in (names, tmp_path/'names.txt'):
+        assert {data.names[i] for i in chosen_labels(data, labels, 0).tolist()} == {*names} & {*data.names}
+    every = [*names[:1], *(f'{c}/{i:03}.png' for c in 'ab' for i in range(6))]
+    assert len(data) < 12 and chosen_labels(data, every, 0).tolist() == [*range(len(data))]
+    said(["labels[1] is 'a/x.png': no picture has it"], chosen_labels, data, ['b/000.png', 'a/x.png'], 0)
 
 
 def test_rates_that_are_given():

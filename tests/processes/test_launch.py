@@ -12,15 +12,18 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
-from helpers.refusals import refusal
+from helpers.refusals import refusal, said
 from PIL import Image
 
+from fastcontrast.cli import launch
 from fastcontrast.distributed import join_processes
 from fastcontrast.export import load_encoder
+from fastcontrast.signals import Signals
 
 # lines of two processes stay whole
 ENV = {
@@ -226,6 +229,18 @@ def test_processes_that_cannot_be(args, words, monkeypatch, capsys):
     with pytest.raises(SystemExit) as e: cli.main()
     err = capsys.readouterr().err
     assert e.value.code == 2 and re.match(f'error: {words}', err) and err.count('\n') == 1
+
+
+def test_windows(monkeypatch):
+    "It holds no signals back, and processes of others can only be ended"
+    monkeypatch.delattr(signal, 'pthread_sigmask')
+    said(['--processes 2 needs Linux or macOS: leave it out'], launch.launch, 2, Signals())
+    ended = []
+    def send(number): raise ValueError(f'Unsupported signal: {number}')
+    def process(code): return SimpleNamespace(poll=lambda: code, send_signal=send, terminate=lambda: ended.append(code))
+    monkeypatch.setattr(launch, 'os', SimpleNamespace(name='nt'))
+    launch._send([process(None), process(0)], signal.SIGINT)
+    assert ended == [None]
 
 
 def test_port_in_use(monkeypatch):
