@@ -408,7 +408,7 @@ def choose_parts(
     had_none = not recipe.prototypes
     pictures = len(dls.train.dataset)
     own = recipe.own(pick_setting(dls.source, dls.size, pictures), dls.size, encoder_kind(encoder))
-    recipe = own.over(recipe.changes)
+    recipe = own.with_changes(recipe.changes)
     recipe.check()
     loss = choose_loss(loss, recipe)
     given, notes = [_callback(cb) for cb in L(cbs) if cb is not None], []
