@@ -129,7 +129,7 @@ class PatchVariants(CombinePatches):
                              "each patch of a combination.")
 
     def __repr__(self):
-        usual = dict(patches='divide', combine='final', merge='mean', weights=None, alpha=None, keys='other')
+        usual = dict(patches='divide', combine='final', merge='mean', weights=None, alpha=None, keys='other', seed=0)
         given = [f'combinations={self.count}'] * (self.count is not None)
         given += [f'{name}={getattr(self, name)!r}' for name, value in usual.items() if getattr(self, name) != value]
         return f"PatchVariants({', '.join([f'n={self.n}, m={self.m}', *given])})"
