@@ -163,6 +163,13 @@ class Plan(Declared):
     query_shape: tuple[int, int] | None = _declared("height and width of what the online network sees, if not the "
                                                     "views'", '(H, W)', 'CombinePatches')
     channels: int = _declared("channels C of the pictures", 'whole number', 'Contrast', default=3)
+    shared_views: bool = _declared("see `Step`, without regard to `one_way`", 'True or False', 'CombinePatches',
+                                   default=True)
+
+    @property
+    def keys_first(self) -> bool:
+        "See `Step`"
+        return self.one_way or self.own_key_pass or not self.shared_views
 
     def set_views(self,
         views: Any, # whatever `as_views` takes
@@ -393,11 +400,11 @@ class MakeViews(StepCallback):
     "The step's pictures become views"
     phase = Phase.VIEWS
     def before_batch(self):
-        step = self.step
+        step, plan = self.step, self.learn.plan
         step.views, step.key_views = step.make(*step.pictures)
-        step.shared_views = not self.learn.plan.one_way
+        step.shared_views = plan.shared_views and not plan.one_way
         step.queries = dict.fromkeys(step.views, EVERY)
-        if step.shared_views: step.queries['views'] = OTHER
+        if not plan.one_way: step.queries['views'] = OTHER
 
 class Score(StepCallback):
     "Hands the step to the model and the loss, and adds up the terms of the loss"

@@ -187,15 +187,16 @@ class CombinePatches(StepCallback):
     def declare(self,
         shape: tuple[int, int] | None, # height and width of what the online network sees; None: those of the views
     ) -> None:
-        "Write it to the plan, until this callback is removed"
-        self.learn.plan.query_shape = shape
-        self.undo(setattr, self.learn.plan, 'query_shape', None)
+        "Write it to the plan, until this callback is removed, and that keys are made of whole views"
+        plan = self.learn.plan
+        plan.query_shape, plan.shared_views = shape, False
+        self.undo(setattr, plan, 'query_shape', None)
+        self.undo(setattr, plan, 'shared_views', True)
 
     def before_batch(self):
         if self.idle: return
         step = self.step
         step.views['views'] = changed_views(step.views['views'], lambda x: divide(x, self.n))
-        step.shared_views = False  # keys are made of whole views
         step.route.edit('views', 'means', self.combined)
 
     def combined(self,

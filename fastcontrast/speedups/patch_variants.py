@@ -233,7 +233,6 @@ class PatchVariants(CombinePatches):
         step, rng = self.step, self.draws.next()
         shape = ('rows', 'columns')[rng.integers(2)] if self.m == self.n else 'whole'
         if self.keys == 'same': step.key_views, step.queries['views'] = step.views['views'], SAME
-        step.shared_views = False
         role = 'views' if self.patches == 'divide' else 'patches'
         if role == 'views': self.cut(shape)
         else: self.take_sampled(shape)

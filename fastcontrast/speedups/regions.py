@@ -310,7 +310,7 @@ class HardRegions(StepCallback):
         if not self.choices: return
         plan, loss = self.learn.plan, self.loss_func.losses[self.choices[0].stage.level]
         self.check_shape()
-        if plan.chunks > 1 and self.rule.contrasts(loss) and not (plan.one_way or plan.own_key_pass):
+        if plan.chunks > 1 and self.rule.contrasts(loss) and not plan.keys_first:
             raise InputError(f"{self!r} looks for what is hard to tell from the other pictures of the batch, of which "
                              f"accumulate={plan.chunks} runs a part at a time, before the target has any keys: take "
                              "EMATarget or score='unlike', or leave one of the two out.")
