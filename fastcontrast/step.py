@@ -165,6 +165,8 @@ class Plan(Declared):
     channels: int = _declared("channels C of the pictures", 'whole number', 'Contrast', default=3)
     shared_views: bool = _declared("see `Step`, without regard to `one_way`", 'True or False', 'CombinePatches',
                                    default=True)
+    key_gradient: bool = _declared("whether nothing stands between keys and loss that no gradient passes",
+                                   'True or False', 'NearestNeighbours', default=True)
 
     @property
     def keys_first(self) -> bool:
