@@ -484,14 +484,22 @@ def make_model(
     given: bool,        # the encoder has weights already
     in_chans: int = 3,  # channels of the pictures
 ) -> ContrastiveModel:
-    "The encoder with the method's head. Raises `InputError` where the call freezes what the encoder has not"
+    "The encoder with the method's head. Raises `InputError` where the call freezes or fixes what the encoder has not"
     _freeze(encoder, recipe)
-    if recipe.fixed_positions and not given: fix_positions(encoder)
+    if recipe.fixed_positions: _fix_positions(encoder, recipe, given)
     if recipe.drop_path: drop_paths(encoder, recipe.drop_path)
     head = recipe.head(feature_dim(encoder, size, in_chans))
     model = ContrastiveModel(encoder, head, recipe.per_view, recipe.joint_head, in_chans)
     model.encoder.to(memory_format=torch.channels_last)
     return model
+
+
+def _fix_positions(encoder: nn.Module, recipe: Recipe, given: bool) -> None:
+    "Positions are waves where they are drawn here; `InputError` where the call asks for it in vain"
+    if not given and fix_positions(encoder) or 'fixed_positions' not in recipe.changes: return
+    reason = "comes with weights, which keep theirs" if given else "has none like timm's transformers"
+    raise InputError(f"fixed_positions=True of {recipe.name}() puts waves in place of a learnt position embedding, and "
+                     f"'{architecture(encoder)}' {reason}: leave it out.")
 
 
 def _freeze(encoder: nn.Module, recipe: Recipe) -> None:
