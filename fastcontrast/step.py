@@ -177,9 +177,11 @@ class Plan(Declared):
         views: Any, # whatever `as_views` takes
     ) -> None:
         "Have the views made by something else. Raises `InputError` where others follow the pattern of those there are"
-        others = list(self.views.makers)[1:]
-        if others and not isinstance(views, RoleViews):
-            raise InputError(f"a callback of this learner makes views of the roles {', '.join(others)} after the "
+        made = views.makers if isinstance(views, RoleViews) else ()
+        missing = [role for role in list(self.views.makers)[1:] if role not in made]
+        # views of somebody's own class may make roles without makers
+        if missing and (not made or type(views).forward is RoleViews.forward):
+            raise InputError(f"a callback of this learner makes views of the roles {', '.join(missing)} after the "
                              "pattern of the first: give contrastive_learner(views=…) the new ones, or remove that "
                              "callback before.")
         self.views = as_views(views, self.views.size, self.channels)
