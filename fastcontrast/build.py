@@ -18,6 +18,7 @@ from .channels import channel_statistics
 from .core import InputError, clipped, whole
 from .export import needs_module
 from .guards import ClipEach
+from .loaders import ImageLoader
 from .losses import LOSSES, Loss, as_step_loss
 from .models import (SOURCES, ContrastiveModel, architecture, drop_paths, feature_dim, fix_positions, make_encoder)
 from .modules import MODULE, as_encoder, check_trains, class_path, timm_name
@@ -25,6 +26,7 @@ from .multi_crop import MultiCrop
 from .optim import optimizer_name
 from .recipes import METHODS, Recipe, check_parts, encoder_kind, make_part, pick_setting
 from .recipes.recipe import SMALL_PICTURES
+from .speedups.suncet import LabeledTerm
 from .stems import has_large_stem, plain_name, small_stem
 from .step import StepCallback
 from .targets import Memory, Queue, Target
@@ -408,7 +410,7 @@ def choose_parts(
     had_none = not recipe.prototypes
     pictures = len(dls.train.dataset)
     own = recipe.own(pick_setting(dls.source, dls.size, pictures), dls.size, encoder_kind(encoder))
-    recipe = own.over(recipe.changes)
+    recipe = own.with_changes(recipe.changes)
     recipe.check()
     loss = choose_loss(loss, recipe)
     given, notes = [_callback(cb) for cb in L(cbs) if cb is not None], []
@@ -436,17 +438,32 @@ def choose_parts(
                          "which is not the loss of the large batch: give contrastive_learner(…, accumulate=k), which "
                          "has it, instead.")
     others = [cb for cb in given if cb not in (target, memory, crops)]
-    own = _own_speedups(recipe, given, bool(dls.train.data.labeled.any()))
-    return Parts(recipe, loss, target, memory, crops, [*own, *others], notes)
+    own, left_out = _own_speedups(recipe, given, dls.train)
+    return Parts(recipe, loss, target, memory, crops, [*own, *others], [*notes, *left_out])
 
 
-def _own_speedups(recipe: Recipe, given: Sequence[Callback], labeled: bool) -> list[Callback]:
-    "The callbacks that belong to the method, where the user has not given others that do the same"
-    makers = (*recipe.speedups, *(recipe.with_labels if labeled else ()))
+def _own_speedups(recipe: Recipe, given: Sequence[Callback], train: ImageLoader) -> tuple[list[Callback], list[str]]:
+    """The callbacks that belong to the method, where the user has not given others that do the same
+
+    And what to say of those that nobody asked for and these labels don't allow."""
     def kind_of(maker): return type(maker) if isinstance(maker, Callback) else getattr(maker, 'func', maker)
     tasks = {type(cb).exclusive for cb in given if isinstance(cb, StepCallback)} - {None}
     def replaced(kind): return kind.exclusive in tasks or any(isinstance(cb, kind) for cb in given)
-    return [make_part(maker) for maker in makers if not replaced(kind_of(maker))]
+    def made(makers): return [make_part(maker) for maker in makers if not replaced(kind_of(maker))]
+    own, notes = made(recipe.speedups), []
+    for cb in made(recipe.with_labels) if train.data.labeled.any() else ():
+        reason = '' if 'with_labels' in recipe.changes else _no_support(cb, train)
+        if reason: notes.append(f"{cb} of {recipe.name}() is left out: {reason}")
+        else: own.append(cb)
+    return own, notes
+
+
+def _no_support(cb: Callback, train: ImageLoader) -> str:
+    "'' or why there are no support batches for a callback that wants such"
+    if not isinstance(cb, LabeledTerm): return ''
+    try: cb.batches(train)
+    except InputError as e: return clipped(e, 300)
+    return ''
 
 
 def gradient_clips(
@@ -467,14 +484,22 @@ def make_model(
     given: bool,        # the encoder has weights already
     in_chans: int = 3,  # channels of the pictures
 ) -> ContrastiveModel:
-    "The encoder with the method's head. Raises `InputError` where the call freezes what the encoder has not"
+    "The encoder with the method's head. Raises `InputError` where the call freezes or fixes what the encoder has not"
     _freeze(encoder, recipe)
-    if recipe.fixed_positions and not given: fix_positions(encoder)
+    if recipe.fixed_positions: _fix_positions(encoder, recipe, given)
     if recipe.drop_path: drop_paths(encoder, recipe.drop_path)
     head = recipe.head(feature_dim(encoder, size, in_chans))
     model = ContrastiveModel(encoder, head, recipe.per_view, recipe.joint_head, in_chans)
     model.encoder.to(memory_format=torch.channels_last)
     return model
+
+
+def _fix_positions(encoder: nn.Module, recipe: Recipe, given: bool) -> None:
+    "Positions are waves where they are drawn here; `InputError` where the call asks for it in vain"
+    if not given and fix_positions(encoder) or 'fixed_positions' not in recipe.changes: return
+    reason = "comes with weights, which keep theirs" if given else "has none like timm's transformers"
+    raise InputError(f"fixed_positions=True of {recipe.name}() puts waves in place of a learnt position embedding, and "
+                     f"'{architecture(encoder)}' {reason}: leave it out.")
 
 
 def _freeze(encoder: nn.Module, recipe: Recipe) -> None:

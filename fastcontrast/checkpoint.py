@@ -173,6 +173,17 @@ def _identity(learn) -> dict[str, Any]:
     return plain(dict(named, callbacks=[repr(cb) for cb in own]), 'the learner')
 
 
+_LATER = {'opt_args of the recipe', 'frozen of the recipe'}  # settings that checkpoints of earlier versions lack
+
+def _as_before(
+    settings: dict[str, Any], # of `_identity`
+) -> dict[str, Any]:
+    "Settings as earlier versions told them, when two callbacks left something of theirs out"
+    def told(cb): return re.sub(r'^(ClipEach)\(.*\)$|^(PatchVariants\(.*), seed=\d+(\))$', r'\1\2\3', cb)
+    known = {name: value for name, value in settings.items() if name not in _LATER}
+    return dict(known, callbacks=[told(cb) for cb in settings['callbacks']])
+
+
 def capture(
     learn, # a `ResumableLearner` that is training, after a step
     identity: dict[str, Any], # what `_identity` said when the fit began
@@ -614,6 +625,7 @@ def _load_model(learn, state: dict[str, Any], folder: Path) -> None:
 def _check_same(learn, state: dict[str, Any], epochs: int, folder: Path) -> None:
     "Raise `InputError` where a run has settings that the one in the folder has not"
     was, now = state['settings'], _identity(learn)
+    if not _LATER & was.keys(): now = _as_before(now)
     for name in dict.fromkeys([*was, *now]):
         if was.get(name) == now.get(name): continue
         values = difference(was.get(name), now.get(name), 'there', 'here')

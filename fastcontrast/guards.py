@@ -205,6 +205,8 @@ class ClipEach(StepCallback):
         number(self, above=0, max_norm=max_norm)
         self.max_norm = max_norm
 
+    def __repr__(self): return f"ClipEach({self.max_norm})"
+
     def before_step(self):
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         shares = torch._foreach_add(torch._foreach_norm(grads), 1e-6)

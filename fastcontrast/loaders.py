@@ -756,6 +756,7 @@ class StratifiedLoader:
     that has fewer than `per_class` repeats them within a batch. Several processes make the same draw, and each takes
     its share. Where `per_class` is None there are 40 pictures with labels for every 44 of a training batch, as with
     SuNCEt's authors, as far as there are labels. Raises `InputError` where the labels don't allow such batches.
+    Classes take turns in a batch: a process's share, or any other run of it, has nearly as many of each.
 
     The batches are a function of the seed, and `place` says how many of them were taken: `go_to` that place, and the
     next one is the next."""
@@ -857,4 +858,5 @@ class StratifiedLoader:
             drawn = rng.integers(last + 1)
             again = (chosen[..., :j] == drawn[..., None]).any(-1)
             chosen[..., j] = np.where(again & enough, last, drawn)
-        return (start[..., None] + chosen).reshape(self.ahead, -1)
+        # classes by turns: of a part that is of one class BatchNorm would take away what tells it from others
+        return (start[..., None] + chosen).swapaxes(1, 2).reshape(self.ahead, -1)

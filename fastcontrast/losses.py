@@ -72,6 +72,7 @@ class Loss(nn.Module):
     queued: bool = False      # takes a queue `[N, D]` as third argument
     many: bool = False        # takes queries `[M, B, D]`, M for each key
     prototypes: bool = False  # takes scores against prototypes, `[B, K]`, in place of embeddings
+    key_gradient: bool = True # its gradient goes through the keys as well, where these have one
     contrasts: bool = False   # `each` depends on the other pictures of the batch
     temp: float | None = None # temperature τ, if it has one
     remembered: tuple[str, ...] = ()  # what is kept from step to step, see `remember`
@@ -133,7 +134,7 @@ class _ForeignLoss(Loss):
     ):
         super().__init__()
         self.module = module
-        for name in ('symmetric', 'queued', 'many', 'prototypes', 'temp'):
+        for name in ('symmetric', 'queued', 'many', 'prototypes', 'key_gradient', 'temp'):
             if hasattr(module, name): setattr(self, name, getattr(module, name))
         self.contrasts = getattr(module, 'contrasts', hasattr(module, 'each'))
 
@@ -485,7 +486,7 @@ def _bounded(x: Tensor) -> Tensor:
 
 class SoftTargetLoss(Loss):
     "Base of the losses in which the query's scores predict a distribution over prototypes, made from the key's scores"
-    prototypes = True
+    prototypes, key_gradient = True, False
 
     def targets(
         self,

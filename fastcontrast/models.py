@@ -137,18 +137,19 @@ def channels_of(
 @torch.no_grad()
 def fix_positions(
     encoder: nn.Module, # a timm transformer; one that learns no position embedding of its own stays as it is
-) -> None:
+) -> bool:              # whether it has learnt one until now
     "Sines and cosines of rows and columns in place of a learnt position embedding, in place (MoCo v3)"
     embedding = getattr(encoder, 'pos_embed', None)
-    if not isinstance(embedding, nn.Parameter) or embedding.ndim != 3 or embedding.shape[-1] % 4: return
+    if not isinstance(embedding, nn.Parameter) or embedding.ndim != 3 or embedding.shape[-1] % 4: return False
     height, width = getattr(encoder.patch_embed, 'grid_size', None) or (0, 0)
-    if not 0 < height * width <= embedding.shape[1]: return
+    if not 0 < height * width <= embedding.shape[1]: return False
     frequencies = 10000 ** -(torch.arange(embedding.shape[-1] // 4) * 4 / embedding.shape[-1])
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
     angles = [place.flatten()[:, None] * frequencies for place in (rows, columns)]
     embedding.zero_()  # of class and register tokens
     embedding[0, -height * width:] = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], 1)
     embedding.requires_grad_(False)
+    return True
 
 def drop_paths(
     encoder: nn.Module, # whose blocks have a place for it, as those of timm's transformers

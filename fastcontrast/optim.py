@@ -217,7 +217,7 @@ def optimizer(
     args: Mapping[str, Any] = {}, # what else it is given
     wrapper: type[Wrapped] = Wrapped, # what PyTorch's are wrapped in for fastai
 ) -> Callable[..., OptimWrapper | Optimizer]: # `opt_func` of a fastai `Learner`, for the groups of `parameter_groups`
-    "An optimizer for fastai. Raises `InputError` for an unknown one, or arguments that it does not take"
+    "An optimizer for fastai. Raises `InputError` for an unknown one, or arguments that it can't use"
     name = optimizer_name(opt)
     if isinstance(opt, torch.optim.Optimizer | Optimizer | OptimWrapper):
         raise InputError(f"opt={type(opt).__name__}(…) is made for some parameters already: give its class, like "
@@ -227,6 +227,9 @@ def optimizer(
         raise InputError(f"opt={clipped(name)} is no optimizer: there are {', '.join(sorted(OPTIMIZERS))}, and it may "
                          "be a class of PyTorch's like torch.optim.AdamW, or a fastai opt_func like ranger.")
     make = partial(opt, **args)
+    if idle := [f'{key}={make.keywords[key]!r}' for key in ('lr', 'weight_decay', 'wd') if key in make.keywords]:
+        raise InputError(f"{' and '.join(idle)} among the arguments of {name} would come to nothing: give lr=… and "
+                         "wd=… of the recipe, or protocol, instead.")
     try: made = make([nn.Parameter(torch.zeros(1))], lr=0.1)
     except (TypeError, ValueError, RuntimeError) as e:
         raise InputError(f"opt_args={dict(args)} do not suit {name}: {clipped(e).rstrip('.')}.") from None

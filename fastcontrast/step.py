@@ -163,14 +163,25 @@ class Plan(Declared):
     query_shape: tuple[int, int] | None = _declared("height and width of what the online network sees, if not the "
                                                     "views'", '(H, W)', 'CombinePatches')
     channels: int = _declared("channels C of the pictures", 'whole number', 'Contrast', default=3)
+    shared_views: bool = _declared("see `Step`, without regard to `one_way`", 'True or False', 'CombinePatches',
+                                   default=True)
+    key_gradient: bool = _declared("whether nothing stands between keys and loss that no gradient passes",
+                                   'True or False', 'NearestNeighbours', default=True)
+
+    @property
+    def keys_first(self) -> bool:
+        "See `Step`"
+        return self.one_way or self.own_key_pass or not self.shared_views
 
     def set_views(self,
         views: Any, # whatever `as_views` takes
     ) -> None:
         "Have the views made by something else. Raises `InputError` where others follow the pattern of those there are"
-        others = list(self.views.makers)[1:]
-        if others and not isinstance(views, RoleViews):
-            raise InputError(f"a callback of this learner makes views of the roles {', '.join(others)} after the "
+        made = views.makers if isinstance(views, RoleViews) else ()
+        missing = [role for role in list(self.views.makers)[1:] if role not in made]
+        # views of somebody's own class may make roles without makers
+        if missing and (not made or type(views).forward is RoleViews.forward):
+            raise InputError(f"a callback of this learner makes views of the roles {', '.join(missing)} after the "
                              "pattern of the first: give contrastive_learner(views=…) the new ones, or remove that "
                              "callback before.")
         self.views = as_views(views, self.views.size, self.channels)
@@ -393,11 +404,11 @@ class MakeViews(StepCallback):
     "The step's pictures become views"
     phase = Phase.VIEWS
     def before_batch(self):
-        step = self.step
+        step, plan = self.step, self.learn.plan
         step.views, step.key_views = step.make(*step.pictures)
-        step.shared_views = not self.learn.plan.one_way
+        step.shared_views = plan.shared_views and not plan.one_way
         step.queries = dict.fromkeys(step.views, EVERY)
-        if step.shared_views: step.queries['views'] = OTHER
+        if not plan.one_way: step.queries['views'] = OTHER
 
 class Score(StepCallback):
     "Hands the step to the model and the loss, and adds up the terms of the loss"

@@ -66,7 +66,10 @@ class Target(StepCallback):
 class SharedTarget(Target):
     "The network is its own target: keys are its projections, with gradient (SimCLR)"
     def __repr__(self): return "SharedTarget()"
-    def keys_of(self): return self.online(), self.model.heads
+    def keys_of(self):
+        # keys in a pass of their own need no graph where the loss has no gradient for them
+        with torch.set_grad_enabled(self.learn.plan.key_gradient and self.loss_func.loss.key_gradient):
+            return self.online(), self.model.heads
 
     def write(self, embeddings, heads):
         super().write(embeddings, heads)
@@ -274,6 +277,11 @@ class NearestNeighbours(Memory):
         size: int = 98304, # keys that are kept: the support set
     ): super().__init__(size)
     def __repr__(self): return f"NearestNeighbours({self.size})"
+
+    def attached(self):
+        super().attached()
+        self.learn.plan.key_gradient = False
+        self.undo(setattr, self.learn.plan, 'key_gradient', True)
 
     def entering(self, keys): return keys[0]  # one view of each picture, as in the paper's algorithm
 

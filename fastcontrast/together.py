@@ -1,6 +1,7 @@
 """Several processes train as one: they begin alike, read parts of one batch, and use the mean of their gradients."""
 import hashlib
 import os
+import re
 from textwrap import shorten
 from typing import Any
 
@@ -21,6 +22,9 @@ def settings(
     train, state = learn.dls.train, learn.model.state_dict()
     recipe = {f'{name} of the recipe': value for name, value in vars(learn.recipe).items()
               if isinstance(value, str | int | float | None)}
+    # a function among the arguments has another address in every process
+    recipe['opt_args of the recipe'] = re.sub(' at 0x[0-9a-f]+', '', repr(sorted(learn.recipe.opt_args.items())))
+    recipe['frozen of the recipe'] = list(learn.recipe.frozen)
     reporting = int(Phase.TABLE) + 1  # what comes later only reports
     return recipe | {
         'architecture': learn.arch,

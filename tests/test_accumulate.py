@@ -214,6 +214,10 @@ def test_others_put_something_in_the_place_of_the_keys(name, more, changes):
     assert len(looked_for(name, 'loss', more, **changes)) > 1
 
 
+def test_regions_are_chosen_among_keys_that_are_first_because_of_patches():
+    assert len(looked_for('simclr', 'loss', (CombinePatches(),))) > 1
+
+
 def looked_for(name, score, more, **changes):
     "Where regions were found, in parts as in the whole batch"
     seen = {}
@@ -498,6 +502,10 @@ def test_regions_among_keys_that_are_not_there_yet():
         assert 'HardRegions' in text and 'accumulate=2' in text and 'the target' in text and 'EMATarget' in text
         made_with(2, method, [HardRegions()])  # looks at no keys
     made_with(2, 'simsiam', [HardRegions(score='loss')])  # its loss has no negatives
+    for patches in (CombinePatches(), PatchVariants(merge='max')):  # beside which keys have a pass of their own
+        learn = made_with(2, 'simclr', [patches, HardRegions('layer1', score='loss')])
+        learn.remove_cb(patches)
+        assert 'HardRegions' in refusal(learn.fit, 1)
     learn = made_with(1, 'simclr', [HardRegions(score='loss')])
     learn.add_cb(Accumulate(2))
     assert 'HardRegions' in refusal(learn.fit, 1)

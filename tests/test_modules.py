@@ -320,7 +320,8 @@ class Fixed32(Topped):
     (lambda: CombinePatches(), 'CombinePatches'), (lambda: ProgressiveSize(steps=(16,)), 'ProgressiveSize'),
     (lambda: ProgressiveSize(), 'ProgressiveSize'), (lambda: HardRegions(0), 'HardRegions'),
     (lambda: MultiCrop(), 'MultiCrop'), (lambda: PatchVariants(combine='input'), 'PatchVariants'),
-    (lambda: PatchVariants(combine='projector'), 'PatchVariants')])
+    (lambda: PatchVariants(combine='projector'), 'PatchVariants'),
+    (lambda: PatchVariants(patches='sample', combine=None), 'PatchVariants')])
 def test_a_module_for_one_size_alone(dls, make, cb, name):
     "Is refused before it trains, by what would give it others"
     said([name, make.__name__] if make is Flat else [name], contrastive_learner, dls, make(), cbs=cb())

@@ -1,5 +1,6 @@
 """Optimizers and schedules by name, from plain values."""
 import math
+from functools import partial
 
 import pytest
 import timm.optim.muon
@@ -61,7 +62,11 @@ def test_these_are_all_there_are(): assert OURS.keys() == OPTIMIZERS.keys()
     ('lras', {}, "unknown optimizer 'lras': did you mean lars"), (7, {}, 'there are adamw, lars, muon, sgd'),
     ('sgd', dict(fused=True, foreach=True), 'do not suit sgd'),
     ('adamw', dict(momentum=0.9), "opt_args={'momentum': 0.9} do not suit adamw"),
-    ('muon', dict(momentum=2.), "opt_args={'momentum': 2.0} do not suit muon")])
+    ('muon', dict(momentum=2.), "opt_args={'momentum': 2.0} do not suit muon"),
+    ('adamw', dict(lr=1e-3, weight_decay=0.05), 'lr=0.001 and weight_decay=0.05 among the arguments of adamw would '
+     'come to nothing: give lr=… and wd=… of the recipe'),
+    (torch.optim.AdamW, dict(wd=0.05), 'wd=0.05 among the arguments of AdamW'),
+    (partial(torch.optim.AdamW, weight_decay=0.05), {}, 'weight_decay=0.05 among the arguments of AdamW')])
 def test_what_cannot_be_is_refused(name, args, words):
     with pytest.raises(InputError, match=words): optimizer(name, args)
 

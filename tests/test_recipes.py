@@ -154,6 +154,25 @@ def test_an_optimizer_of_the_calls_has_no_rates_of_another(opt):
     assert (muon.opt, muon.lr, muon.wd) == ('muon', 0.1, 0.01)
 
 
+def test_arguments_of_the_optimizer_are_added_to_its_own():
+    own, given = dict(trust_coeff=0.02, trust_clip=True), dict(momentum=0.95)
+    recipe = Recipe(**FIELDS, opt_args=dict(joint=True))
+    def args(*setting, **changes):
+        changed = replace(recipe, changes=changes).resolve(*setting)
+        assert changed.resolve(*setting) == changed  # once resolved, always the same
+        return changed.opt_args
+    assert args('imagenet', opt_args=given) == dict(joint=True) | given
+    assert args('cifar', opt_args=given) == args('small', opt='lars', opt_args=given) == own | given
+    assert args('cifar', opt_args=dict(trust_clip=False)) == own | dict(trust_clip=False)
+    assert args('cifar', opt_args={}) == {} and args('cifar') == own
+    # another optimizer has none of these
+    assert args('cifar', opt='sgd', opt_args=given) == args('digits', opt='lars', opt_args=given) == given
+    learn = quick('simclr', opt_args=given)
+    learn.create_opt()
+    group, *_ = learn.opt.opt.param_groups
+    assert {name: group[name] for name in own | given} == own | given
+
+
 @pytest.mark.parametrize('side,of_the_side', [(64, ('simclr_cifar', None)), (65, ('simclr', MultiCrop))])
 def test_what_follows_from_the_side_is_the_same_in_every_setting(side, of_the_side):
     recipe = Recipe(**FIELDS, multi_crop=MultiCrop, settings=dict(mine={}))

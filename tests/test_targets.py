@@ -19,6 +19,7 @@ from fastcontrast.losses import DINOLoss, InfoNCE
 from fastcontrast.models import Embedding
 from fastcontrast.multi_crop import MultiCrop
 from fastcontrast.recipes import METHODS, RECIPES
+from fastcontrast.speedups.comb_patches import CombinePatches
 from fastcontrast.step import OTHER, Step
 from fastcontrast.targets import EMATarget, NearestNeighbours, Queue, SharedTarget, StopGradTarget
 
@@ -273,6 +274,32 @@ def test_save_and_load_go_on_as_if_nothing_had_happened(name, cbs, tmp_path):
     third.views = Script(views[3:])
     third.fit(1, LR)
     assert third.diary.losses != pytest.approx(one.diary.losses, rel=1e-6)
+
+
+@pytest.mark.parametrize('name,learns', [
+    ('nnclr', False), ('swav', False), ('simclr', True), ('barlow_twins', True), ('vicreg', True)])
+def test_a_pass_of_the_keys_own_has_a_graph_where_a_gradient_goes_through_them(name, learns):
+    "Beside patches; what is computed is the same with and without"
+    def run(always):
+        torch.manual_seed(7)
+        learn, graphs, losses = quick(name, cbs=[CombinePatches()]), [], []
+        if always: learn.plan.key_gradient = learn.loss_func.loss.key_gradient = True
+        def note(module, args, h): graphs.append((args[0].shape[-1], h.requires_grad))
+        learn.model.encoder.register_forward_hook(note)
+        learn.fit(1, LR, cbs=After('after_step', 1, lambda: losses.append(learn.loss.item())))
+        return graphs, losses, learn.model.state_dict()
+    (graphs, *ours), (all_graphs, *theirs) = run(False), run(True)
+    assert set(graphs) == {(16, learns), (8, True)} and set(all_graphs) == {(16, True), (8, True)}
+    close(ours, theirs, rtol=0, atol=0)
+
+
+def test_neighbours_that_leave_give_the_keys_their_gradient_back():
+    learn = quick('simclr', InfoNCE(0.2), [CombinePatches()])
+    assert learn.plan.key_gradient
+    learn.add_cb(memory := NearestNeighbours(16))
+    assert not learn.plan.key_gradient
+    learn.remove_cb(memory)
+    assert learn.plan.key_gradient
 
 
 @pytest.mark.parametrize('name', METHODS)

@@ -69,7 +69,7 @@ class Recipe:
     frozen: tuple[str, ...] = ()        # modules of the encoder whose parameters do not train
     fixed_positions: bool = False       # a transformer's position embedding is waves (see `fix_positions`)
     opt: str | Callable = 'lars'        # a name in `OPTIMIZERS`, a class of PyTorch's, or a fastai `opt_func`
-    opt_args: Mapping[str, Any] = field(default_factory=dict) # what else the optimizer is given
+    opt_args: Mapping[str, Any] = field(default_factory=dict) # what else the optimizer is given, see `with_changes`
     wd: float = 1e-6                    # weight decay; biases and norms have none, unless `wd_all`
     wd_end: float | None = None         # weight decay at the end of the run, along a cosine; None: constant
     wd_all: bool = False                # weight decay on biases and norms as well
@@ -107,7 +107,7 @@ class Recipe:
         encoder: str | None = None,
     ) -> 'Recipe':
         "This recipe as `own` gives it, with the call's changes on top"
-        return self.own(setting, size, encoder).over(self.changes)
+        return self.own(setting, size, encoder).with_changes(self.changes)
 
     def over(self,
         values: Mapping[str, Any], # by field
@@ -115,6 +115,14 @@ class Recipe:
         "This recipe with other values; arguments of the optimizer do not stay where another one comes"
         other = values.get('opt', self.opt) != self.opt
         return replace(self, **{**({'opt_args': {}} if other else {}), **values})
+
+    def with_changes(self,
+        changes: Mapping[str, Any], # a call's, by field
+    ) -> 'Recipe':
+        "This recipe as a call changes it: `opt_args` are added to those that the same optimizer has; {} leaves none"
+        recipe, given = self.over(changes), changes.get('opt_args')
+        if not given or recipe.opt != self.opt: return recipe
+        return replace(recipe, opt_args={**self.opt_args, **given})
 
     def check(self) -> None:
         "Raise `InputError` for values that cannot be, naming field and value"

@@ -21,7 +21,7 @@ from . import SPEEDUPS
 from ..step import Phase, StepCallback, changed_views
 
 # %% ../../nbs/200_comb_patches.ipynb #6dab6f10
-MOST = 1000 # combinations of a view that are made unasked
+MOST = 1000 # combinations of a view that are made where no number is given
 
 def balanced_subsets(
     patches: int,             # P
@@ -32,7 +32,9 @@ def balanced_subsets(
     "Combinations of `size` of the numbers below `patches`, each in equally many; `InputError` where that can't be"
     total = math.comb(patches, size)
     if total > (MOST if count is None else 10**6):
-        advice = f"give combinations={patches}, say, or fewer patches" if count is None else "give fewer patches"
+        advice = "give fewer patches" if count is not None else (
+            f"without a number, or for 'all', {MOST:,} are made at most; give combinations={patches}, say, or fewer "
+            "patches")
         raise InputError(f"there are {total:,} combinations of {size} of {patches} patches: {advice}.")
     if count is None:
         chosen = list(itertools.combinations(range(patches), size))
@@ -187,15 +189,16 @@ class CombinePatches(StepCallback):
     def declare(self,
         shape: tuple[int, int] | None, # height and width of what the online network sees; None: those of the views
     ) -> None:
-        "Write it to the plan, until this callback is removed"
-        self.learn.plan.query_shape = shape
-        self.undo(setattr, self.learn.plan, 'query_shape', None)
+        "Write it to the plan, until this callback is removed, and that keys are made of whole views"
+        plan = self.learn.plan
+        plan.query_shape, plan.shared_views = shape, False
+        self.undo(setattr, plan, 'query_shape', None)
+        self.undo(setattr, plan, 'shared_views', True)
 
     def before_batch(self):
         if self.idle: return
         step = self.step
         step.views['views'] = changed_views(step.views['views'], lambda x: divide(x, self.n))
-        step.shared_views = False  # keys are made of whole views
         step.route.edit('views', 'means', self.combined)
 
     def combined(self,

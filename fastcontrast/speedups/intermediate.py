@@ -36,6 +36,7 @@ class IntermediateLoss(StepCallback):
     def __init__(self,
         stages: Sequence[str | int] | None = None,  # names of modules, or places in the list of stages; None: three
         weights: Sequence[float] | float = 1.,      # of each stage's loss beside the last one's 1; one number for all
+                                                    # (of no effect beside PartialBackprop, which has `probs`)
     ):
         if isinstance(stages, str | int): stages = (stages,)
         if stages is not None and not isinstance(stages, Sequence):
@@ -81,6 +82,7 @@ class PartialBackprop(StepCallback):
     phase, exclusive = Phase.LEVELS, 'the level of a step'
     def __init__(self,
         probs: Mapping[str | int, float] | Sequence[float] | None = None, # of levels, or by stage; None: alike
+                                                                          # (a step has one loss, whatever its weight)
         stop_forward: bool = True, # whether the forward pass ends at the level as well
         seed: int = 0,             # of the draws
     ):

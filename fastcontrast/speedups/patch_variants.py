@@ -129,7 +129,7 @@ class PatchVariants(CombinePatches):
                              "each patch of a combination.")
 
     def __repr__(self):
-        usual = dict(patches='divide', combine='final', merge='mean', weights=None, alpha=None, keys='other')
+        usual = dict(patches='divide', combine='final', merge='mean', weights=None, alpha=None, keys='other', seed=0)
         given = [f'combinations={self.count}'] * (self.count is not None)
         given += [f'{name}={getattr(self, name)!r}' for name, value in usual.items() if getattr(self, name) != value]
         return f"PatchVariants({', '.join([f'n={self.n}, m={self.m}', *given])})"
@@ -149,7 +149,7 @@ class PatchVariants(CombinePatches):
     def suits(self, size: int, side: int):
         "Raise `InputError` unless it can do its part with views, and what is cut or sampled, of these sides"
         if self.n > size: self.check_side(0)
-        if self.late and self.patches != 'montage': self.check_side(side)
+        if (self.late or self.combine is None) and self.patches != 'montage': self.check_side(side)
         if not self.idle and (self.level or self.last or self.combine == 'input'): self.try_out(size, side)
 
     def check_size(self, size):
@@ -233,7 +233,6 @@ class PatchVariants(CombinePatches):
         step, rng = self.step, self.draws.next()
         shape = ('rows', 'columns')[rng.integers(2)] if self.m == self.n else 'whole'
         if self.keys == 'same': step.key_views, step.queries['views'] = step.views['views'], SAME
-        step.shared_views = False
         role = 'views' if self.patches == 'divide' else 'patches'
         if role == 'views': self.cut(shape)
         else: self.take_sampled(shape)
@@ -313,8 +312,11 @@ class PatchVariants(CombinePatches):
         maps: Tensor, # of montages `[1, N, 1, C, H, W]`
     ) -> Tensor:      # of their patches `[1, N, n², C, h, w]`
         "The last feature maps of montages as those of their patches"
+        if maps.ndim != 6:
+            raise InputError(f"{self!r} takes feature maps apart, and this encoder's stages give tokens: take "
+                             "patches='divide' or 'sample'.")
         cells = maps.shape[-2:]
-        if maps.ndim != 6 or min(cells) < self.n:
+        if min(cells) < self.n:
             raise InputError(f"{self!r} divides the last feature map of {' x '.join(map(str, cells))} cells into "
                              f"{self.n} x {self.n}: give larger pictures or a smaller n.")
         height, width = (s // self.n for s in cells)

@@ -71,7 +71,7 @@ class Look:
     def __init__(self,
         grid: Tensor,           # cells of feature maps `[N, H, W, C]`, or tokens `[N, T, C]`
         lead: Sequence[int],    # how these N lie: `[V, …, B]`
-        tokens: int,            # of a whole view: fewer are on no grid
+        tokens: int,            # of a whole view, if it is a square: others are on no grid
         cells: int | None,      # a side of the grid on which they are looked at; None: every location
         head: Head,             # of the stage
         loss: Loss,             # of the stage
@@ -173,7 +173,7 @@ class Choice:
     ):
         self.stage = stage
         self.inner = 3  # dimensions of a feature map; of tokens 2
-        self.tokens = 0 # of a whole view
+        self.tokens = 0 # of a whole view; 0: it is no square
         self.begin()
 
     def begin(self) -> None:
@@ -310,7 +310,7 @@ class HardRegions(StepCallback):
         if not self.choices: return
         plan, loss = self.learn.plan, self.loss_func.losses[self.choices[0].stage.level]
         self.check_shape()
-        if plan.chunks > 1 and self.rule.contrasts(loss) and not (plan.one_way or plan.own_key_pass):
+        if plan.chunks > 1 and self.rule.contrasts(loss) and not plan.keys_first:
             raise InputError(f"{self!r} looks for what is hard to tell from the other pictures of the batch, of which "
                              f"accumulate={plan.chunks} runs a part at a time, before the target has any keys: take "
                              "EMATarget or score='unlike', or leave one of the two out.")
@@ -323,14 +323,16 @@ class HardRegions(StepCallback):
         for choice in self.choices: choice.begin()
         for choice in self.choices:
             level = choice.stage.level
-            if route.levels is not None and not set(self.later_levels(level)) & set(route.levels): break  # it ends here
+            if route.early_exit and route.levels is not None and not set(self.later_levels(level)) & set(route.levels):
+                break  # it ends here
             if self.rule.keys and route.key_levels is not None:
                 route.key_levels = (level, *(other for other in route.key_levels if other != level))
             # a network that is its own target makes its keys on the way: both views have to be there at once
             route.joint = route.joint or self.rule.keys and not step.keys_first
             self.role = 'views' if 'views' in step.views else 'patches'
-            self.n_views = step.views[self.role].shape[0]
-            choice.tokens = math.prod(step.views[self.role].shape[-2:]) // choice.stage.stride ** 2
+            self.n_views, *_, height, width = step.views[self.role].shape
+            # the tokens of a strip lie on no square, whatever their number
+            choice.tokens = height * width // choice.stage.stride ** 2 if height == width else 0
             route.edit(self.role, level, partial(self.hardest, choice))
 
     def later_levels(self, level: str) -> list[str]:

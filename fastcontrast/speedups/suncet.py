@@ -18,7 +18,7 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 
 from ..core import number, one_of, whole
-from ..loaders import StratifiedLoader
+from ..loaders import ImageLoader, StratifiedLoader
 from ..distributed import gather
 from ..losses import suncet_loss, supcon_loss
 from ..models import Embedding
@@ -80,10 +80,15 @@ class LabeledTerm(StepCallback):
     @property
     def active(self) -> bool: return self.weight > 0 and (self.until is None or self.epoch < self.until)
 
+    def batches(self,
+        train: ImageLoader, # the training part of `image_dls`
+    ) -> StratifiedLoader:
+        "Its support batches. Raises `InputError` where the pictures or their labels don't allow such"
+        return StratifiedLoader(train, *(self.settings[n] for n in ('classes_per_batch', 'per_class', 'seed')))
+
     def attached(self):
         self.learn.plan.views.main.like('labeled', self.n)  # or is refused at once
-        classes_per_batch, per_class, seed = (self.settings[n] for n in ('classes_per_batch', 'per_class', 'seed'))
-        self.source = StratifiedLoader(self.dls.train, classes_per_batch, per_class, seed)
+        self.source = self.batches(self.dls.train)
         self.undo(setattr, self, 'source', None)
         if not self.weight: return
         self.model.memory['support_draws'] = self.supports = SupportPlace()

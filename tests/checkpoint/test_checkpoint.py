@@ -1,6 +1,7 @@
 "Checkpoints that are damaged, of another run, that can't be written, and moments at which they are written"
 import errno
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -26,11 +27,13 @@ from fastcontrast import checkpoint
 from fastcontrast.checkpoint import Checkpoint, moments, newest, plain, size_of
 from fastcontrast.core import InputError
 from fastcontrast.data import image_dls
+from fastcontrast.guards import ClipEach
 from fastcontrast.history import History
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.losses import DCL
 from fastcontrast.signals import Interrupted
 from fastcontrast.speedups.intermediate import IntermediateLoss
+from fastcontrast.speedups.patch_variants import PatchVariants
 from fastcontrast.speedups.regions import HardRegions
 from fastcontrast.speedups.suncet import SuNCEt, SupervisedTerm
 from fastcontrast.step import Phase
@@ -157,7 +160,8 @@ def test_all_damaged(tmp_path):
 
 OTHERS = dict(
     architecture=lambda: learner(arch='resnet10t'), loss=lambda: learner(loss=DCL(0.2)),
-    pictures=lambda: learner(n=26), callbacks=lambda: learner(cbs=[SuNCEt()]), name=lambda: learner('byol'))
+    pictures=lambda: learner(n=26), callbacks=lambda: learner(cbs=[SuNCEt()]), name=lambda: learner('byol'),
+    opt_args=lambda: learner(opt_args=dict(momentum=0.5)), frozen=lambda: learner(frozen=('layer1',)))
 
 
 @pytest.mark.parametrize('name', OTHERS)
@@ -170,6 +174,32 @@ def test_another_run_is_refused_and_nothing_touched(tmp_path, name):
     assert all(torch.equal(t, before[key]) for key, t in learn.model.state_dict().items())
     assert not any(isinstance(cb, Checkpoint) for cb in learn.cbs)
     learn.fit_contrastive(1)  # it trains as if nothing had been
+
+
+@pytest.mark.parametrize('was,now', [
+    (lambda: PatchVariants(seed=1), lambda: PatchVariants(seed=2)), (lambda: ClipEach(1.), lambda: ClipEach(2.))])
+def test_callbacks_with_other_settings_are_others(tmp_path, was, now):
+    died(tmp_path, 3, make=lambda: learner(cbs=[was()]))
+    message = refusal(lambda: resume(tmp_path, lambda: learner(cbs=[now()])))
+    assert 'callbacks' in message and repr(was()) in message and repr(now()) in message
+
+
+def test_a_checkpoint_of_an_earlier_version_is_taken_up(tmp_path):
+    "It tells neither arguments of the optimizer nor modules that are frozen, nor all of two callbacks"
+    def make():
+        return learner(cbs=[PatchVariants(seed=5), ClipEach(3.)], opt_args=dict(momentum=0.5), frozen=('layer1',))
+    folder = died(tmp_path, 3, make=make)
+    path = folder/'step-000000002.0.pt'
+    state, content = torch.load(path, weights_only=True), io.BytesIO()
+    told = state['settings']
+    del told['opt_args of the recipe'], told['frozen of the recipe']
+    told['callbacks'] = [cb.replace(', seed=5', '').replace('(3.0)', '') for cb in told['callbacks']]
+    assert {'PatchVariants(n=2, m=2)', 'ClipEach'} <= set(told['callbacks'])
+    torch.save(state, content)
+    with_digest(path, content.getvalue())
+    assert resume(tmp_path, make).train_iter == 12
+    others = refusal(lambda: resume(tmp_path, lambda: learner(cbs=[PatchVariants(seed=5)])))
+    assert 'opt_args' in others  # what it writes tells all
 
 
 def test_another_learning_rate_is_refused(tmp_path):

@@ -268,7 +268,8 @@ def test_draws_are_uniform():
     "Each of the ten pairs among five pictures, each of the six pairs of four classes"
     loader = StratifiedLoader(image_dls(Dots20(), bs=2, valid=0, labels='all', workers=0, device='cpu').train,
                               classes_per_batch=2, seed=5)
-    draws = np.concatenate([loader._draw(n) for n in range(30)]).reshape(-1, 2, 2)  # [batch, class, picture]
+    draws = np.concatenate([loader._draw(n) for n in range(30)]).reshape(-1, 2, 2).swapaxes(1, 2)
+    # [batch, class, picture]
     assert (draws // 5 == draws[:, :, :1] // 5).all()
     classes = np.unique(np.sort(draws[:, :, 0] // 5, 1), axis=0, return_counts=True)
     pairs = np.unique(np.sort(draws.reshape(-1, 2) % 5, 1), axis=0, return_counts=True)
@@ -276,6 +277,20 @@ def test_draws_are_uniform():
         assert len(kinds) == n and (kinds[:, 0] < kinds[:, 1]).all()
         expected = counts.sum() / n
         assert ((counts - expected) ** 2 / expected).sum() < 3 * n  # chi-squared: n - 1 on average
+
+
+def test_every_part_of_a_batch_has_as_many_of_every_class(class_folder, monkeypatch):
+    "Or one more: else BatchNorm would take the mean of a class away"
+    kwargs = dict(classes_per_batch=3, per_class=4)
+    def uneven(y, parts):
+        counts = [(part[:, None] == y.unique()).sum(0) for part in y.tensor_split(parts)]
+        return max((n.max() - n.min()).item() for n in counts)
+    batches = by_class(class_folder, 3, dict(bs=4), **kwargs)
+    assert all(uneven(y, parts) <= 1 for _, y in batches for parts in range(1, 7))
+    for number in range(4):
+        as_process(monkeypatch, number, 4)
+        for (_, y), (_, whole) in zip(by_class(class_folder, 3, dict(bs=4), **kwargs), batches, strict=True):
+            assert sorted(y.tolist()) == whole.unique().tolist()
 
 
 def test_draws_repeat_and_leave_other_generators_alone(class_folder):

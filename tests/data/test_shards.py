@@ -448,6 +448,13 @@ def test_what_needs_chosen_pictures(root):
         dls_of([root/'000.tar', 'a.txt'])
 
 
+def test_a_method_leaves_out_what_needs_chosen_pictures(root):
+    from fastcontrast.learner import contrastive_learner
+    learn = contrastive_learner(dls_of(root, size=16, labels='all'), 'test_resnet', method='fast', knn_pictures=0)
+    assert not hasattr(learn, 'suncet')
+    assert any(note.startswith('SuNCEt() of fast() is left out: shards are read') for note in learn.notes)
+
+
 def test_without_the_library(root, monkeypatch):
     monkeypatch.setitem(sys.modules, 'webdataset.filters', None)
     missing = r"webdataset library, which is not installed: run pip install 'fastcontrast\[webdataset\]'"

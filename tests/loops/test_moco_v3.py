@@ -168,7 +168,7 @@ def test_positions_are_the_authors_waves():
     encoder = timm.create_model(VIT, num_classes=0, img_size=96)
     h, w = encoder.patch_embed.grid_size
     dim = encoder.embed_dim
-    fix_positions(encoder)
+    assert fix_positions(encoder)
     # vits.py, `build_2d_sincos_position_embedding`
     grid_w, grid_h = torch.meshgrid(torch.arange(w, dtype=torch.float32), torch.arange(h, dtype=torch.float32),
                                     indexing='ij')
@@ -180,8 +180,19 @@ def test_positions_are_the_authors_waves():
     close(encoder.pos_embed[0, prefix:], theirs, rtol=0, atol=1e-5)
     assert (encoder.pos_embed[0, :prefix] == 0).all()
     convnet = timm.create_model(ARCH, num_classes=0)
-    fix_positions(convnet)  # has none
+    assert not fix_positions(convnet)  # has none
     assert all(p.requires_grad for p in convnet.parameters())
+
+
+def test_positions_that_are_not_there_cannot_be_fixed():
+    for arch, words in ((ARCH, "'test_resnet_small' has none"),
+                        (timm.create_model(VIT, num_classes=0, img_size=32), 'comes with weights')):
+        text = refusal(contrastive_learner, pictures(8), arch, method=moco_v3(fixed_positions=True))
+        assert 'fixed_positions=True of moco_v3()' in text and words in text
+        for recipe in ('moco_v3', moco_v3(fixed_positions=False)):  # nobody asked for it
+            contrastive_learner(pictures(8), arch, method=recipe, knn_pictures=0)
+    learn = contrastive_learner(pictures(8), VIT, method=moco_v3(fixed_positions=True), knn_pictures=0)
+    assert not learn.model.encoder.pos_embed.requires_grad
 
 
 def test_what_an_encoder_has_not_cannot_be_frozen():

@@ -89,6 +89,7 @@ def test_swin(make): test_it_trains_or_is_refused('swin_tiny_patch4_window7_224'
 def test_patches_that_a_transformer_cannot_take():
     said(['CombinePatches', '24 pixels', 'test_vit'], learner_of, 'test_vit', [CombinePatches(2, 2)], 48)
     said(['PatchVariants', 'tokens'], learner_of, 'test_vit', [PatchVariants(combine='blocks.2')], 64)
+    said(['montage', 'tokens', "'sample'"], learner_of, 'test_vit', [PatchVariants(patches='montage')], 64)
 
 
 def test_names_of_levels_with_dots():

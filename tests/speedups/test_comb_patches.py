@@ -233,6 +233,12 @@ def test_patches_that_cannot_be(args, words):
          **args)
 
 
+@pytest.mark.parametrize('count', [None, 'all'])
+def test_too_many_combinations_for_all_of_them(count):
+    said(['1,820 combinations', "or for 'all', 1,000 are made at most", 'combinations=16'], CombinePatches, 4, 4, count)
+    assert len(CombinePatches(4, 4, 16).subsets) == 16
+
+
 @pytest.mark.parametrize('args', [
     dict(patches='sample'), dict(combine='layer2'), dict(merge='max'), dict(weights=(1, 2)), dict(alpha=1.),
     dict(keys='same'), dict(seed=1), dict(patches='sample', combine=None)], ids=str)

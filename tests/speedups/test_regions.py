@@ -18,6 +18,7 @@ from helpers.speedups import only
 from fastcontrast.losses import DCL, DCLW, InfoNCE, NTXent
 from fastcontrast.speedups.comb_patches import CombinePatches
 from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
+from fastcontrast.speedups.patch_variants import PatchVariants
 from fastcontrast.models import Head, mlp
 from fastcontrast.speedups.regions import SCORES, HardRegions, Look
 
@@ -119,6 +120,18 @@ def test_fewer_tokens_than_a_view_has_lie_on_no_grid():
     assert look(9).shape == (1, 1) and look(16).shape == (9,)
     x = (scattered := look(16)).grid
     close(scattered.texture[0], (x - x.mean(1, keepdim=True)).norm(dim=-1).T)
+
+
+def test_the_tokens_of_a_strip_lie_on_no_square():
+    "Four in a row, or in a column, are not two by two"
+    cb, looked = HardRegions('blocks.2', score='texture'), []
+    learn = vit_learner('moco_v3', [PatchVariants(4, 4, combine='input'), cb])
+    def look(*args):
+        looked.append(HardRegions.look(cb, *args))
+        return looked[-1]
+    cb.look = look
+    learn.fit(1, LR)
+    assert looked and all(one.grid.shape[1] == 4 and one.shape == (4,) for one in looked)
 
 
 def test_what_no_score_asks_for_is_not_made():
@@ -235,6 +248,17 @@ def test_a_step_that_ends_between_the_stages():
             def after_pred(self, cb=cb, seen=seen): seen.extend(c.stage.module for c in cb.choices if c.passes)
         learn.fit(1, LR, cbs=Keep())
         assert seen == cut_at
+
+
+def test_a_forward_pass_that_goes_on_after_the_level_of_the_step():
+    "It runs on what was chosen, as in other steps, and leaves the loss of the level alone"
+    learn = one_step('moco_v3', [IntermediateLoss(), PartialBackprop(only('layer1'), stop_forward=False),
+                                 HardRegions('layer2')])
+    slow, sizes = Slow(learn, ('layer1',)), []
+    learn.model.encoder.layer3.register_forward_pre_hook(lambda m, x: sizes.append([*x[0].shape[-2:]]))
+    learn.fit(1, LR)
+    assert len(sizes) == 2 and all(h * w < 16 for h, w in sizes)
+    agree(learn, slow, whole_views(slow, learn.views.made[0]['views']))
 
 
 def test_stages_come_and_go_together():

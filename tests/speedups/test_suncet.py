@@ -11,6 +11,7 @@ from helpers.learners import small
 from helpers.loops import codes, paper_ctr, paper_nt_xent, same_grads, soft_cross_entropy, unit
 from helpers.pictures import ARCH, B, Dots, KnownViews, Plain
 from helpers.recording import After, Diary, Recording, RecordingMaker, interrupt, step_inputs, step_route
+from helpers.refusals import refusal
 from torch import nn
 
 from fastcontrast.core import InputError
@@ -327,6 +328,35 @@ def test_bad_company():
     with pytest.raises(InputError, match="KnownViews makes the views of one role alone"):
         learn.add_cb(SuNCEt())
     assert not any(isinstance(cb, SuNCEt) for cb in learn.cbs) and 'suncet' not in [m.name for m in learn.metrics]
+
+
+def fast_learner(dls, **kwargs):
+    method = small('fast', 'cifar', **kwargs)
+    return contrastive_learner(dls, ARCH, method=method, small_input=False, knn_pictures=0)
+
+
+def left_out(learn):
+    "What is said of the method's own term, which is not there"
+    assert not hasattr(learn, 'suncet')
+    note, = (note for note in learn.notes if 'SuNCEt' in note)
+    return note
+
+
+@pytest.mark.parametrize('names,why', [
+    (('a/000.png', 'a/001.png', 'b/000.png'), "class 'b' has one picture"),
+    (('a/000.png', 'a/001.png'), "only class 'a' has labels")])
+def test_a_methods_own_term_is_left_out_where_labels_are_too_few(class_folder, tmp_path, names, why):
+    (tmp_path/'few.txt').write_text('\n'.join(names))
+    dls = dls_of(class_folder, size=16, bs=8, valid=0, labels=tmp_path/'few.txt')
+    assert f'SuNCEt() of fast() is left out: {why}' in left_out(fast_learner(dls))
+    assert why in refusal(fast_learner, dls, with_labels=(SuNCEt,))  # which is asked for
+
+
+def test_a_methods_own_term_is_left_out_where_pictures_cannot_be_chosen(class_folder):
+    from fastai.vision.data import ImageDataLoaders
+    given = ImageDataLoaders.from_folder(class_folder, valid_pct=0.2, seed=1, bs=8, num_workers=0, device='cpu')
+    assert 'fastai DataLoaders choose themselves' in left_out(fast_learner(image_dls(given, labels='all')))
+    assert isinstance(quick('fast').suncet, SuNCEt)
 
 
 def test_how_they_are_written():

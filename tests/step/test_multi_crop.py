@@ -13,7 +13,7 @@ from fastcontrast.learner import contrastive_learner
 from fastcontrast.multi_crop import MultiCrop
 from fastcontrast.recipes import METHODS
 from fastcontrast.targets import Queue
-from fastcontrast.views import RoleViews
+from fastcontrast.views import RoleViews, Views
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +40,19 @@ def test_multi_crop_makes_its_crops_from_the_learners_views():
     assert steps == [[24, 3, 16, 16], [32, 3, 8, 8]]  # a pass for each size
     q, k = target.steps[0]
     assert [*k.shape] == [3, 8, D] and {role: len(v) for role, v in q.items()} == {'views': 3, 'local': 4}
+
+
+def test_views_that_lack_the_small_crops():
+    "A maker of views alone, or several of which none makes these"
+    learn = quick('moco_v3', cbs=[MultiCrop((2, None, (0.4, 1.0)), (2, 8, (0.1, 0.4)))])
+    before = learn.views
+    large, crops, others = (Views(side, 'simclr_cifar', role=role)
+                            for side, role in ((16, 'views'), (8, 'local'), (8, 'others')))
+    for views in ('byol', large, RoleViews(large), RoleViews(large, others)):
+        assert 'of the roles local' in refusal(setattr, learn, 'views', views)
+        assert learn.views is before
+    learn.views = RoleViews(large, crops)
+    learn.fit(1, 1e-3)
 
 
 @pytest.mark.parametrize('field', ['globals', 'locals'])
