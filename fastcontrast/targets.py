@@ -68,8 +68,8 @@ class SharedTarget(Target):
     def __repr__(self): return "SharedTarget()"
     def keys_of(self):
         # keys in a pass of their own need no graph where the loss has no gradient for them
-        with torch.set_grad_enabled(self.learn.plan.key_gradient and self.loss_func.loss.key_gradient):
-            return self.online(), self.model.heads
+        wanted = self.learn.plan.key_gradient and self.loss_func.loss.key_gradient
+        with nullcontext() if wanted else torch.no_grad(): return self.online(), self.model.heads
 
     def write(self, embeddings, heads):
         super().write(embeddings, heads)
