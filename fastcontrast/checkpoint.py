@@ -625,7 +625,7 @@ def _load_model(learn, state: dict[str, Any], folder: Path) -> None:
 def _check_same(learn, state: dict[str, Any], epochs: int, folder: Path) -> None:
     "Raise `InputError` where a run has settings that the one in the folder has not"
     was, now = state['settings'], _identity(learn)
-    if not _LATER & was.keys(): now = _as_before(now)
+    if not _LATER & was.keys(): was, now = _as_before(was), _as_before(now)
     for name in dict.fromkeys([*was, *now]):
         if was.get(name) == now.get(name): continue
         values = difference(was.get(name), now.get(name), 'there', 'here')

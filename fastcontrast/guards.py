@@ -203,7 +203,7 @@ class ClipEach(StepCallback):
         max_norm: float, # above 0
     ):
         number(self, above=0, max_norm=max_norm)
-        self.max_norm = max_norm
+        self.max_norm = float(max_norm)
 
     def __repr__(self): return f"ClipEach({self.max_norm})"
 

@@ -133,6 +133,7 @@ class History(Callback):
 
 class Clock(Callback):
     "How long a run takes, with its earlier processes: a checkpoint holds it, as one that is killed writes no more"
+    order = Phase.LAST + 1  # one process may have it and others not, see `Together`
     def __init__(self,
         began: float,        # when this process did, in seconds since 1970
         earlier: float = 0., # seconds of those before that are known already

@@ -89,7 +89,7 @@ class Step(Declared):
     key_views: Tensor | None = _declared("the views that keys are made of, always whole pictures", '[V, B, C, S, S]',
                                          'MakeViews', Phase.VIEWS)
     shared_views: bool = _declared("whether these are the very views that the queries see", 'True or False',
-                                   'MakeViews, speedups', Phase.VIEWS, False)
+                                   'MakeViews', Phase.VIEWS, False)
     queries: dict[str, str] = _declared("which role looks for which keys", "{role: 'other', 'every' or 'same'}",
                                         'MakeViews, speedups', Phase.VIEWS, dict)
     route: Route = _declared("how the model runs: levels, edits, chunks", 'Route', 'speedups', Phase.INPUT, Route)
@@ -165,7 +165,7 @@ class Plan(Declared):
     channels: int = _declared("channels C of the pictures", 'whole number', 'Contrast', default=3)
     shared_views: bool = _declared("see `Step`, without regard to `one_way`", 'True or False', 'CombinePatches',
                                    default=True)
-    key_gradient: bool = _declared("whether nothing stands between keys and loss that no gradient passes",
+    key_gradient: bool = _declared("whether a gradient can pass from the loss to the keys",
                                    'True or False', 'NearestNeighbours', default=True)
 
     @property

@@ -106,14 +106,15 @@ def test_what_training_in_half_precision_touches(dls):
     assert not learn.inside
 
 
-def test_a_pass_without_gradient_before_the_one_with_leaves_every_gradient(dls):
+@pytest.mark.parametrize('method', [simsiam, nnclr])
+def test_a_pass_without_gradient_before_the_one_with_leaves_every_gradient(dls, method):
     seen = {}
 
     class See(Callback):
         order = 60
         def before_step(self):
             seen.update({n: p.grad is not None for n, p in self.model.named_parameters() if p.requires_grad})
-    method = simsiam(projector=(32, 16), predictor=(8, 16))
+    method = method(projector=(32, 16), predictor=(8, 16))
     learner(dls, method, cbs=[CombinePatches(), See(), Autocast('bf16')], precision='fp32').fit_contrastive(1)
     assert seen and all(seen.values())
 

@@ -170,7 +170,7 @@ class Trainings:
             if old.weights != own.weights: old = own  # of a run that was trained anew
             self.names.append(name)
             # another program may have come further with the same
-            self.all[name] = replace(old, place=old.place or own.place, rows=max(own.rows, old.rows, key=len))
+            self.all[name] = replace(old, place=own.place or old.place, rows=max(own.rows, old.rows, key=len))
         self.all |= {name: old for name, old in there.items() if name not in self.all}
 
     def _name(self, start: Start, own: Trained, there: dict[str, Trained]) -> str:

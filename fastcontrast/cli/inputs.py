@@ -167,7 +167,7 @@ def other_split(
     share = own['valid'] if record.get('n_valid') and not isinstance(own['valid'], str) else 0
     if own['seed'] == split['seed'] and split['valid'] <= share: return ''  # a smaller share is a part of a larger one
     labels = ' and on their labels' if record.get('verb') == 'finetune' or record.get('n_labeled') else ''
-    held = f"a share of {share:g} by the seed {own['seed']}" if share else "none"
+    held = f"a share of {share:g} by the seed {own['seed']}" if share else "nothing"
     return f"it was trained on pictures that judge it here{labels}, as its run held out {held}"
 
 

@@ -98,7 +98,7 @@ class Job:
 
     @property
     def seconds(self) -> float:
-        "That the run has taken. Once it has begun anew, earlier processes have no part in it; before that they keep it"
+        "That the run has taken: with those of earlier processes where it goes on, or has not begun"
         return self.clock.seconds if self.begun else self.earlier + time.time() - self.start
 
     @property

@@ -40,9 +40,8 @@ def predict(
     from ..predict import predict as predictions_of
     from ..values import other_range
     whole(**{'--top': top})
-    place = find_classifier(classifier)
-    file, model = out_file(out, *SUFFIXES) if out else None, load_classifier(place)
-    weights = find_encoder(place)
+    weights = find_encoder(find_classifier(classifier))
+    file, model = out_file(out, *SUFFIXES) if out else None, load_classifier(weights)
     given = dict(unlabelled=unlabelled, column=column, label_column=label_column, value_range=read_range(value_range))
     split = split_of(weights, data) | {key: value for key, value in given.items() if value is not None}
     channels, _, size = model.pretrained_cfg['input_size']
@@ -58,7 +57,7 @@ def predict(
     record = known_record(run_of(weights))
     if found.known and own_pictures(record, data):
         learned = (record.get('n_train') or 0) + (record.get('n_held') or 0)
-        console.print(f"it has learned from {learned:,} of these pictures, and does better on them than on others")
+        console.print(f"it was tuned with {learned:,} pictures of these data, and does better on them than on others")
     if found.unknown:
         console.print(f"no accuracy: the classifier does not know the pictures' class {found.unknown[0]}"
                       + (f", nor {len(found.unknown) - 1} others" if len(found.unknown) > 1 else ''))

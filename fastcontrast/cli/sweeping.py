@@ -371,10 +371,10 @@ class _Plan:
         plan, own = plan_before(self.folder), {run.setting.name for run in self.runs}
         runs = [dict(run=run.path.name, setting=run.setting.name, seed=run.seed, differs=run.setting.differs)
                 for run in self.runs] + [entry for entry in self._others(plan) if self._is_known(entry, plan)]
-        refused = [*self.refused.values(), *(entry for entry in plan['refused']
-                                             if entry['setting'] not in own and self._is_known(entry, plan))]
+        refused = self.refused | {entry['setting']: entry for entry in plan['refused']
+                                  if entry['setting'] not in own and self._is_known(entry, plan)}
         content = dict(name=self.sweep.name, **self.sweep.origin, control=runs[0]['setting'] if runs else None,
-                       seeds=sorted({run['seed'] for run in runs}), runs=runs, refused=refused)
+                       seeds=sorted({run['seed'] for run in runs}), runs=runs, refused=[*refused.values()])
         file = self.folder/PLAN
         try: save_json(file, content)
         except OSError as e: raise unwritable(str(file), e) from None
@@ -385,7 +385,7 @@ class _Plan:
 
     def accept(self, setting: Setting) -> None:
         self.refused.pop(setting.name, None)
-        self.save()  # in any case: another process may have begun without knowing of runs that had not
+        self.save()  # in any case: another process drops, as it starts, what it finds listed and not begun
 
     def rows(self) -> list[dict[str, Any]]:
         "Each run: the settings in which it differs, and how it stands"

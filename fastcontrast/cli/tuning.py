@@ -1,5 +1,4 @@
 """A fine-tuning run of the command line: its settings, and how it is prepared, trained, judged, kept and reported."""
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +9,7 @@ from ..core import InputError, number, one_of, whole
 from ..files import user_path
 from ..records import known_record, read_record
 from .folder import LABELED
-from .inputs import encoder_file, held_out, read_pictures, run_of, split_of, tell_notes
+from .inputs import encoder_file, held_out, own_pictures, read_pictures, run_of, split_of, tell_notes
 from .job import Job
 from .output import console
 from .record import surroundings
@@ -79,8 +78,7 @@ def _from_run(config: Tuning) -> Tuning:
             raise InputError(f"nothing beside {config.encoder} says of which pictures it is: give a folder of class "
                              "folders as DATA.")
         config = replace(config, data=own)
-    same = isinstance(own, str) and os.path.abspath(own) == os.path.abspath(Path(config.data).expanduser())
-    if config.labels is None and same and (folder/LABELED).is_file():
+    if config.labels is None and own_pictures(record, config.data) and (folder/LABELED).is_file():
         config = replace(config, labels=str((folder/LABELED).absolute()))  # a few labels serve both
     seed = settings.get('seed') if config.seed is None else config.seed
     return replace(config, seed=seed or 0)

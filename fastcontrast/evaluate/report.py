@@ -257,7 +257,7 @@ def _judged_notes(report: Report) -> list[str]:
 def _judging(run: Run) -> dict[str, Any]:
     "What `eval` says of the pictures that it judged by; of their place the name, which it has as it was called"
     said = {key: run.judged_by.get(key) for key in ('data', 'n_train', 'n_valid')}
-    return pictures_of(said | dict(data=Path(said['data']).name if isinstance(said['data'], str) else None))
+    return pictures_of(said | dict(data=isinstance(said['data'], str) and Path(said['data']).name or None))
 
 
 def _lack_notes(report: Report) -> list[str]:

@@ -62,7 +62,7 @@ def test_rivals_that_were_trained_on_what_judges(digits, run, folder):
     assert (code, err) == (0, '')
     said = 'it was trained on pictures that judge it here'
     assert f'seed: {said} and on their labels, as its run held out a share of 0.4 by the seed 9\n' in out
-    assert f'all: {said}, as its run held out none\n' in out and out.count(said) == 2
+    assert f'all: {said}, as its run held out nothing\n' in out and out.count(said) == 2
     for part in ('train', 'test'): (folder/'q'/part).mkdir(parents=True)
     assert has_valid('q') and has_valid('digits') and not has_valid('p')
     assert other_split(digits[0]/'encoder.safetensors', 'digits', dict(seed=9, valid=.2)) == ''

@@ -69,7 +69,7 @@ def test_a_run_like_others(run, refused, digits, folder):
 
     code, out, err = run('predict', 'f', 'digits', '--top', 2, '-o', 'new/p.csv')
     assert (code, err) == (0, '') and 'and 1,777 more\n' in out
-    assert 'of 1,797 pictures with a label\nit has learned from 30 of these pictures, and does better' in out
+    assert 'of 1,797 pictures with a label\nit was tuned with 30 pictures of these data, and does better' in out
     written = list(csv.DictReader((folder/'new/p.csv').open()))
     assert len(written) == 1797 and [*written[0]][-2:] == ['class_2', 'probability_2']
     right = [row['class'] == row['label'] for row in written if row['part'] == 'valid']

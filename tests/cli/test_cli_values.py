@@ -104,4 +104,4 @@ def test_a_fine_tuning_keeps_the_range_that_its_encoder_was_given(run, folder):
     assert run('finetune', 'r', '--labels', 2, '--epochs', 1, '--out', 'f')[0] == 0
     assert config('f')['value_range'] == [0, 3000] and config('f')['split']['value_range'] == '0,3000'
     code, out, err = run('predict', 'f', 'q')
-    assert (code, err) == (0, '') and 'trained with' not in out and 'it has learned from' not in out
+    assert (code, err) == (0, '') and 'trained with' not in out and 'it was tuned with' not in out
