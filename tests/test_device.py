@@ -15,7 +15,7 @@ from torch import nn
 
 from fastcontrast import device
 from fastcontrast.all import (CombinePatches, EMATarget, HardRegions, InputError, IntermediateLoss, PartialBackprop,
-                              contrastive_learner, moco_v3, simsiam)
+                              contrastive_learner, moco_v3, nnclr, simsiam)
 from fastcontrast.device import Autocast, Compile, _CompiledModule, _glibc, reuse_memory
 from fastcontrast.precision import has_bf16
 from fastcontrast.views import OPERATIONS, Views

@@ -13,6 +13,7 @@ from helpers.recording import After, interrupt
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastcontrast.accumulate import Accumulate
 from fastcontrast.data import image_dls
 from fastcontrast.evaluate import cost as module
 from fastcontrast.evaluate.cost import Cost, peak_memory
@@ -82,7 +83,7 @@ def test_operations_are_those_of_the_layers(name, changes):
     assert cost.totals()['tflop'] == pytest.approx(sum(steps['flops']) / 1e12, rel=1e-12)
 
 
-class OfOptimizer(Callback):
+class StepsOperations(Callback):
     "Operations of the optimizer's steps, by a counter of its own"
     total = 0
     def before_fit(self):
@@ -95,9 +96,8 @@ class OfOptimizer(Callback):
 @pytest.mark.parametrize('opt', ['muon', 'sgd'])
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_the_optimizers_part(opt, accumulate):
-    cost, hand = Cost(), OfOptimizer()
-    learn = learner('simclr', cost, hand, opt=opt)
-    with learn.no_logging(): learn.fit_contrastive(2, accumulate=accumulate)
+    cost, hand = Cost(), StepsOperations()
+    fit(learner('simclr', cost, hand, *([Accumulate(accumulate)] if accumulate > 1 else []), opt=opt), 2)
     assert (hand.total > 0) == (opt == 'muon')
     part = cost.totals()['optimizer_tflop']
     assert part == pytest.approx(hand.total / 1e12, rel=1e-12) and part < cost.totals()['tflop']
