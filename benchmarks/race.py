@@ -27,7 +27,7 @@ from fastcontrast.all import (DCL, Cost, InputError, contrastive_learner, image_
                               make_encoder)
 from fastcontrast.evaluate.knn import extract_features
 from fastcontrast.precision import has_bf16
-from fastcontrast.recipes import METHODS, SPEEDUPS
+from fastcontrast.recipes import SPEEDUPS
 from fastcontrast.recipes.recipe import SMALL_PICTURES
 from fastcontrast.stems import has_large_stem
 
@@ -451,7 +451,7 @@ def train_ours(settings: dict[str, Any]) -> None:
 
     def learner(loss=None):
         torch.manual_seed(seed)
-        recipe = METHODS[config.method](setting=a["setting"] or None)
+        recipe = config.recipe(a["setting"] or None)
         return contrastive_learner(dls, a["arch"], recipe, loss, [*config.make_speedups(seed), Cost(), told],
                                    small_input=a["small"], precision=a["precision"], knn_pictures=0)
 

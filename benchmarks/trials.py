@@ -8,6 +8,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from matplotlib.figure import Figure
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
-from fastcontrast.all import (DCL, Cost, InputError, NTXent, SuNCEt, contrastive_learner, few_label_accuracy, image_dls,
-                              linear_probe)
+from fastcontrast.all import (DCL, Cost, InputError, NTXent, ProgressiveSize, SuNCEt, contrastive_learner,
+                              few_label_accuracy, image_dls, linear_probe)
 from fastcontrast.cli.settings import parse_speedups
 from fastcontrast.data import VALID_FOLDERS, stratified
 from fastcontrast.files import write_whole
@@ -43,12 +44,17 @@ class Config:
     bs: int | None = None      # batch
     temp: float | None = None  # of the loss, instead of the recipe's
     share: float = 1.0         # of the epochs
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the recipe
 
     @property
     def figure(self) -> str:
         """The row of panels it is drawn in"""
         if self.method in ("moco_v3", "fast_moco"): return "moco_v3"
         return "simclr" if self.bs is None else f"simclr, batch {self.bs}"
+
+    def recipe(self, setting: str | None) -> Any:
+        """With its changes"""
+        return METHODS[self.method](setting=setting, **self.changes)
 
     def with_seed(self, seed: int) -> str:
         """Its speedups, as they are written"""
@@ -61,7 +67,7 @@ class Config:
     def make_loss(self, setting: str | None) -> torch.nn.Module | None:
         """The loss; None: the recipe's"""
         if not self.dcl and not self.temp: return None
-        temp = self.temp or loss_temperature(METHODS[self.method](setting=setting), setting)
+        temp = self.temp or loss_temperature(self.recipe(setting), setting)
         return DCL(temp) if self.dcl else NTXent(temp)
 
 
@@ -69,6 +75,9 @@ PARTIAL = "intermediate, partial(seed={seed})"
 PATCHES = "comb_patches"
 REGIONS = "regions('layer2')"
 SUNCET = "suncet(seed={seed})"
+SEVERAL, GROWING = METHODS["fast"].recipe.speedups
+AT_TWO_THIRDS = partial(ProgressiveSize, GROWING.keywords["end"], end=GROWING.keywords["end"])
+LARS = dict(opt="lars", lr=0.4, wd=1e-4, opt_args=dict(trust_coeff=0.02, trust_clip=True))  # of `cifar`
 CONFIGS: dict[str, Config] = {
     "moco_v3": Config("moco_v3"),
     "moco_v3+comb_patches": Config("moco_v3", PATCHES),
@@ -91,6 +100,11 @@ CONFIGS: dict[str, Config] = {
     **{f"simclr{'+dcl' * dcl} bs32 temp{temp}": Config("simclr", dcl=dcl, bs=32, temp=temp)
        for temp in (0.1, 0.2, 0.5) for dcl in (False, True)},
     "moco_v3+partial+regions": Config("moco_v3", f"{PARTIAL}, {REGIONS}"),
+    "fast without multi_view": Config("fast", changes=dict(speedups=(GROWING,))),
+    "fast without growing": Config("fast", changes=dict(speedups=(SEVERAL, AT_TWO_THIRDS))),
+    "fast without muon": Config("fast", changes=LARS),
+    "fast without mild views": Config("fast", changes=dict(views="simclr")),
+    "simclr without muon": Config("simclr", changes=LARS),
     "fast_moco half": Config("fast_moco", share=0.5),
     "simclr half": Config("simclr", share=0.5),
     "simclr+suncet half": Config("simclr", SUNCET, share=0.5),
@@ -300,7 +314,7 @@ class Trial:
         labels = 0.1 if any(isinstance(s, SuNCEt) for s in speedups) else None
         dls = image_dls(**self.sources, size=self.size, bs=config.bs or self.bs, labels=self.labels or labels,
                         seed=seed, device=self.run.device)
-        recipe, loss = METHODS[config.method](setting=self.setting), config.make_loss(self.setting)
+        recipe, loss = config.recipe(self.setting), config.make_loss(self.setting)
         cbs = [*speedups, Cost(), *more]
         return contrastive_learner(dls, self.arch, recipe, loss, cbs, small_input=self.small_input), speedups
 

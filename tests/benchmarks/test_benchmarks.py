@@ -203,6 +203,7 @@ def check_speedups(result, file):
     assert [(r["config"], r["seed"], len(r["epochs"])) for r in result["rows"]] == [
         ("moco_v3+all", 3, 1), ("simclr+suncet", 3, 1)]
     assert [r["config"] for r in result["table"]] == ["moco_v3+all", "simclr+suncet"]
+    assert [r["optimizer_tflop"] for r in result["table"]] == [0, 0]  # AdamW's
     # what is there is not run again, and can be drawn
     again = "accuracy", "speedups", "--quick", "--device=cpu", f"--out={file.parent}"
     invoke(*again, "--plot")
@@ -560,6 +561,18 @@ def test_what_is_there_of_a_race_is_put_into_its_table(tmp_path, monkeypatch):
     result = json.loads(file.read_text())
     assert result["reference"] == "x" and ["sooner" in row for row in result["table"]] == [False, True]
     assert "runs with 99 threads" in CliRunner().invoke(make_app(), [*arguments, "--seeds=1"]).stderr
+
+
+def test_every_configuration_can_be():
+    from trials import CONFIGS
+    for config in CONFIGS.values():
+        config.recipe("small").resolve("small").check()
+        assert bool(config.make_speedups(0)) == bool(config.speedups)
+    whole = CONFIGS["fast"].recipe("small").resolve("small")
+    parts = [CONFIGS[f"fast without {part}"].recipe("small").resolve("small")
+             for part in ("multi_view", "growing", "muon", "mild views")]
+    assert [(len(r.speedups), r.opt, r.views) for r in parts] == [
+        (1, whole.opt, whole.views), (2, whole.opt, whole.views), (2, "lars", whole.views), (2, whole.opt, "simclr")]
 
 
 def test_four_views_of_half_the_side():
