@@ -231,7 +231,7 @@ def optimizer(
         raise InputError(f"{' and '.join(idle)} among the arguments of {name} would come to nothing: give lr=… and "
                          "wd=… of the recipe, or protocol, instead.")
     try: made = make([nn.Parameter(torch.zeros(1))], lr=0.1)
-    except (TypeError, ValueError, RuntimeError) as e:
+    except (TypeError, ValueError, RuntimeError, IndexError) as e:
         raise InputError(f"opt_args={dict(args)} do not suit {name}: {clipped(e).rstrip('.')}.") from None
     if isinstance(made, OptimWrapper | Optimizer): return partial(_fastais, make, wrapper)
     if not isinstance(made, torch.optim.Optimizer):

@@ -62,6 +62,7 @@ def test_these_are_all_there_are(): assert OURS.keys() == OPTIMIZERS.keys()
     ('lras', {}, "unknown optimizer 'lras': did you mean lars"), (7, {}, 'there are adamw, lars, muon, sgd'),
     ('sgd', dict(fused=True, foreach=True), 'do not suit sgd'),
     ('adamw', dict(momentum=0.9), "opt_args={'momentum': 0.9} do not suit adamw"),
+    ('adamw', dict(betas=(0.9,)), r"opt_args={'betas': \(0.9,\)} do not suit adamw"),
     ('muon', dict(momentum=2.), "opt_args={'momentum': 2.0} do not suit muon"),
     ('adamw', dict(lr=1e-3, weight_decay=0.05), 'lr=0.001 and weight_decay=0.05 among the arguments of adamw would '
      'come to nothing: give lr=… and wd=… of the recipe'),

@@ -19,7 +19,7 @@ from torch import nn
 import fastcontrast
 from fastcontrast import recipes
 from fastcontrast.all import (
-    DCL, VIEW_KINDS, EMATarget, InfoNCE, MultiCrop, Queue, SharedTarget, contrastive_learner, image_dls)
+    DCL, VIEW_KINDS, EMATarget, InfoNCE, InputError, MultiCrop, Queue, SharedTarget, contrastive_learner, image_dls)
 from fastcontrast.optim import optimizer
 from fastcontrast.recipes import (
     LOSSES, METHODS, RECIPES, SETTINGS, Recipe, check_parts, encoder_kind, make_part, method, recipe_table,
@@ -162,6 +162,8 @@ def test_arguments_of_the_optimizer_are_added_to_its_own():
         assert changed.resolve(*setting) == changed  # once resolved, always the same
         return changed.opt_args
     assert args('imagenet', opt_args=given) == dict(joint=True) | given
+    for no_dict in (3, ['momentum'], None):
+        with pytest.raises(InputError, match='must be a dict like'): args('imagenet', opt_args=no_dict)
     assert args('cifar', opt_args=given) == args('small', opt='lars', opt_args=given) == own | given
     assert args('cifar', opt_args=dict(trust_clip=False)) == own | dict(trust_clip=False)
     assert args('cifar', opt_args={}) == {} and args('cifar') == own

@@ -7,8 +7,9 @@ from typer import Argument, Option
 
 from ..core import InputError, whole
 from ..files import write_whole
-from .inputs import (Column, LabelColumn, encoder_file, other_split, read_pictures, split_of, tell_notes,
-                     tell_undecodable, told_apart)
+from ..records import known_record
+from .inputs import (Column, LabelColumn, encoder_file, other_split, own_pictures, read_pictures, run_of, split_of,
+                     tell_notes, tell_undecodable, told_apart)
 from .judging import features, parts, unjudged
 from .output import DRAWINGS, console, out_file
 from .rivals import Rival, rival, views_of_run
@@ -104,7 +105,11 @@ def _doubts(
 ) -> list[str]:
     "What is to be said of an encoder that saw pictures otherwise, or was trained on some that judge it"
     from ..values import other_range
-    return [note for note in (other_range(other.extra, dls.value_range), other_split(other.file, data, split)) if note]
+    record = known_record(run_of(other.file)) if other.file else {}
+    tuned = record.get('verb') == 'finetune' and own_pictures(record, data)
+    labels = "it was tuned with labels of these data, which its rows of few labels do not count" if tuned else ''
+    notes = other_range(other.extra, dls.value_range), other_split(other.file, data, split), labels
+    return [note for note in notes if note]
 
 
 def _judged(

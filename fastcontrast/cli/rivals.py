@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core import InputError
 from ..records import known_record
-from .inputs import encoder_file, encoder_name
+from .inputs import encoder_file, encoder_name, run_of
 from .judging import PIXELS, file_embedder
 
 
@@ -44,9 +44,11 @@ def views_of_run(
     encoder: Path, # a file of a run
     usual: str | None = 'simclr', # where its run is not there, or had views of its own
 ) -> str | None:   # a kind of views, or the usual
-    "The kind of views that an encoder was trained on"
+    "The kind of views that an encoder was trained on, before it was tuned"
     from ..views import VIEW_KINDS
-    record = known_record(encoder.parent)
+    record = known_record(run_of(encoder))
+    if record.get('verb') == 'finetune' and isinstance(own := record['settings'].get('encoder'), str):
+        return views_of_run(Path(own), usual)
     recipe = record.get('recipe')
     kind = recipe.get('views') if isinstance(recipe, dict) else None
     return kind if isinstance(kind, str) and kind in VIEW_KINDS else usual

@@ -303,11 +303,14 @@ class EarlyStop(Callback):
         patience: int,     # epochs
     ):
         self.held, self.patience, self.reached = held, patience, 0.  # the last epoch's accuracy
-        self.load_state_dict(dict(best=-1., waited=0, kept={}))
+        self.before_fit()
 
-    def state_dict(self) -> dict[str, Any]: return dict(best=self.best, waited=self.waited, kept=self.kept)
+    def state_dict(self) -> dict[str, Any]:
+        return dict(best=self.best, waited=self.waited, kept=self.kept, kept_epochs=self.kept_epochs)
+
     def load_state_dict(self, state: dict[str, Any]):
         self.best, self.waited, self.kept = state['best'], state['waited'], state['kept']
+        self.kept_epochs = state.get('kept_epochs', 0) # for which those weights have learned
 
     def before_fit(self): self.load_state_dict(dict(best=-1., waited=0, kept={}))
 
@@ -317,13 +320,16 @@ class EarlyStop(Callback):
         if self.reached <= self.best: self.waited += 1
         else:
             kept = {name: t.detach().to('cpu', copy=True) for name, t in self.model.state_dict().items()}
-            self.load_state_dict(dict(best=self.reached, waited=0, kept=kept))
+            epochs = self.learn.tuned_epochs + 1
+            self.load_state_dict(dict(best=self.reached, waited=0, kept=kept, kept_epochs=epochs))
 
     def after_epoch(self):
         if self.waited >= self.patience: raise CancelFitException
 
     def after_fit(self):
-        if self.kept: self.model.load_state_dict(self.kept)
+        if not self.kept: return
+        self.model.load_state_dict(self.kept)
+        self.learn.tuned_epochs = self.kept_epochs
 
 class HeldOut(Metric):
     "The column of the epoch table that `EarlyStop` goes by"

@@ -229,6 +229,10 @@ def _comparability_notes(report: Report) -> list[str]:
         elif other:
             notes.append(f"{setting.name} has other pictures than the control, and accuracies can't be compared: "
                          f"{other}.")
+    tuned = [setting.name for setting in report.settings if setting.counted[0].record.get('verb') == 'finetune']
+    if 0 < len(tuned) < len(report.settings):
+        notes.append(f"fine-tunings stand beside pretrainings, which have other settings and columns ({_listed(tuned)}): "
+                     "report each kind by itself.")
     devices = report.facts.get('device', [])
     if len(devices) > 1:
         notes.append(f"runs were on several machines ({_listed(name for name, _ in devices)}): seconds, pictures a "

@@ -120,7 +120,9 @@ class Recipe:
         changes: Mapping[str, Any], # a call's, by field
     ) -> 'Recipe':
         "This recipe as a call changes it: `opt_args` are added to those that the same optimizer has; {} leaves none"
-        recipe, given = self.over(changes), changes.get('opt_args')
+        recipe, given = self.over(changes), changes.get('opt_args', {})
+        if not isinstance(given, Mapping):
+            raise InputError(f"opt_args={given!r} of {self.name}() must be a dict like dict(momentum=0.95).")
         if not given or recipe.opt != self.opt: return recipe
         return replace(recipe, opt_args={**self.opt_args, **given})
 

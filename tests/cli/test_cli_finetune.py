@@ -11,6 +11,7 @@ from helpers.cli import TINY, config, ended_after_an_epoch
 from helpers.folders import image_folder, picture
 
 from fastcontrast.cli import main
+from fastcontrast.cli.rivals import views_of_run
 from fastcontrast.export import export_encoder, load_classifier, load_encoder
 from fastcontrast.models import make_encoder
 
@@ -83,11 +84,14 @@ def test_what_was_not_learned_from_judges_the_tuned_encoder(run, folder):
     assert run('finetune', 'r', '--labels', 3, '--epochs', 1, '--seed', 7, '--out', 'f')[0] == 0
     split = dict(seed=5, valid=.4, value_range=None, unlabelled=False, column=None, label_column=None, store_size=None)
     assert config('f')['split'] == split and config('f')['settings']['valid'] is None
+    kinds = [views_of_run(Path(file)) for file in ('f/classifier/model.safetensors', 'r/encoder.safetensors')]
+    assert kinds[0] == kinds[1] != views_of_run(Path('nothing'))
     shutil.rmtree('r')
     code, out, err = run('eval', 'f/classifier', 'p', '--draws', 1, '-o', 'e.json')
     e = json.loads(Path('e.json').read_text())
     assert (code, err) == (0, '') and (e['seed'], e['valid'], e['n_valid']) == (5, .4, 8)
     assert 'it was trained on' not in out
+    assert 'it was tuned with labels of these data, which its rows of few labels do not count' in out
     assert run('finetune', 'f/classifier', '--epochs', 1, '--out', 'g')[0] == 0
     g = config('g')
     assert (g['n_valid'], g['seed'], g['split']) == (8, 7, split) and g['labels'].endswith('f/labeled.txt')

@@ -104,6 +104,7 @@ def test_training_ends_when_nothing_rises(monkeypatch, accuracies, done, best):
     assert learn.stop.best == pytest.approx(max(accuracies[:done]))
     assert [row[-1] for row in learn.recorder.values] == pytest.approx(accuracies[:done])
     assert all(torch.equal(t, weights[best - 1][name]) for name, t in learn.model.state_dict().items())
+    assert learn.tuned_epochs == best
 
 
 def test_what_is_held_out():
@@ -136,17 +137,17 @@ def test_looking_is_no_fit(tmp_path, monkeypatch):
     learn.fit_protocol()
     told, = Told.kept.values()
     def known(): return learn.stop.best, learn.stop.waited, best.best, history(tmp_path), len(told), len(Told.kept)
-    before = known()
-    assert before[0] >= 0 and len(before[3]) == 3
+    before, epochs = known(), learn.tuned_epochs
+    assert before[0] >= 0 and len(before[3]) == 3 and 1 <= epochs == learn.stop.kept_epochs <= 3
     for _ in range(2):  # and all are there again
         assert len(learn.validate()) == 3
         scores, y = learn.get_preds()
         assert len(scores) == len(y) == 16 and known() == before
         assert all(cb.run for cb in learn.cbs)
-    assert '| epochs of fine-tuning | 3 |' in (learn.export(tmp_path/'classifier')/'README.md').read_text()
+    assert f'| epochs of fine-tuning | {epochs} |' in (learn.export(tmp_path/'classifier')/'README.md').read_text()
     learn.remove_cbs(cbs)
     learn.fine_tune(1)
-    assert learn.tuned_epochs == 5
+    assert learn.tuned_epochs == epochs + 2
 
 
 def test_what_was_not_fitted_is_looked_at_as_well():

@@ -252,6 +252,8 @@ def test_a_fine_tuning_belongs_to_the_setting_of_its_encoder(tmp_path):
     assert [setting.name for setting in made.settings] == ['full', 'encoder.loss=dcl']
     assert row(made, 'full', 'accuracy').mean == pytest.approx(.81)
     assert row(made, 'encoder.loss=dcl', 'accuracy').pairs == 3
+    mixed = [note for folder in (tmp_path/'t', tmp_path) for note in report(folder).notes if 'fine-tunings' in note]
+    assert len(mixed) == 1 and mixed[0].endswith('report each kind by itself.')
 
 
 def test_what_eval_has_written_beside_runs_has_columns(three):
