@@ -229,9 +229,10 @@ def _comparability_notes(report: Report) -> list[str]:
         elif other:
             notes.append(f"{setting.name} has other pictures than the control, and accuracies can't be compared: "
                          f"{other}.")
-    tuned = [setting.name for setting in report.settings if setting.counted[0].record.get('verb') == 'finetune']
-    if 0 < len(tuned) < len(report.settings):
-        notes.append(f"fine-tunings stand beside pretrainings, which have other settings and columns ({_listed(tuned)}): "
+    settings = [setting for setting in report.settings if setting.counted]
+    tuned = [setting.name for setting in settings if setting.counted[0].record.get('verb') == 'finetune']
+    if 0 < len(tuned) < len(settings):
+        notes.append(f"fine-tunings ({_listed(tuned)}) stand beside pretrainings, which have other settings: "
                      "report each kind by itself.")
     devices = report.facts.get('device', [])
     if len(devices) > 1:
