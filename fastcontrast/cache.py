@@ -242,10 +242,11 @@ class _Store:
         chunks = _Chunks(self.pictures, self.form, file)
         workers = min(workers, len(chunks)) if len(chunks) > 1 else 0
         chunks = DataLoader(chunks, batch_size=None, num_workers=workers, generator=torch.Generator())
-        for broken, error in _written_behind(file, progress(chunks, "decoding")):
-            if error: raise _unwritable(self.path, error)
-            failed.update(broken)
-            check_decoded(self.named(broken), strict)
+        with contextlib.closing(_written_behind(file, progress(chunks, "decoding"))) as written:
+            for broken, error in written:
+                if error: raise _unwritable(self.path, error)
+                failed.update(broken)
+                check_decoded(self.named(broken), strict)
         if len(failed) < len(self.pictures): return failed
         raise InputError(f"no picture could be decoded: {by_reason(self.named(failed).items())}")
 

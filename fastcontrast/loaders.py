@@ -197,6 +197,19 @@ class ImageLoader:
 
 # --- all pictures in the device's memory
 
+@contextlib.contextmanager
+def _threads(
+    count: int | None,
+) -> Iterator[ThreadPoolExecutor]:
+    """Threads for a generator, which end without being waited for
+
+    A generator that was given up is ended by the garbage collector, at any line of any program: also where Python's
+    `threading` has its own lock, for which waiting would wait for ever."""
+    threads = ThreadPoolExecutor(count)
+    try: yield threads
+    finally: threads.shutdown(wait=False, cancel_futures=True)
+
+
 class DecodedChunks(Dataset):
     """Chunks of the pictures, in order: those that can be decoded, `[n, *form.shape]`, and why each picture can't be
 
@@ -217,7 +230,7 @@ class DecodedChunks(Dataset):
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, list[str | None]]]:
         if self.pictures.threaded and self.form.side >= self.threads_from:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
+            with _threads(os.cpu_count()) as pool:
                 yield from (self._chunk(k, pool.map) for k in range(len(self)))
             return
         for k in range(len(self)):
@@ -351,7 +364,7 @@ class MappedLoader(ImageLoader):
 
     def _images(self, order):
         plan = iter(order.split(self.share))
-        with ThreadPoolExecutor(self.ahead) as threads:
+        with _threads(self.ahead) as threads:
             def begin(n): return [(i, threads.submit(self._read, self.rows[i])) for i in islice(plan, n)]
             coming = deque(begin(self.ahead))
             while coming:

@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections import namedtuple
 from multiprocessing import get_context
@@ -63,6 +64,15 @@ def test_cached_batches_are_the_uncached_ones(root, workers):
         assert dls.train.data.names == plain.train.data.names
         assert torch.equal(dls.train.data.labeled, plain.train.data.labeled)
     assert not dls.train.streaming
+
+
+def test_a_pass_that_is_given_up_waits_for_no_thread(root, monkeypatch):
+    "The garbage collector may end it where `threading` has its own lock, and waiting would not end"
+    waited, given_up = [], iter(dls_of(root, cache=True, bs=2, workers=0).train)
+    next(given_up)
+    monkeypatch.setattr(threading.Thread, 'join', lambda thread, *_: waited.append(thread))
+    given_up.close()
+    assert not waited
 
 
 def test_building_and_reading_draw_no_random_numbers(root):
