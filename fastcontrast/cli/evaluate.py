@@ -8,8 +8,8 @@ from typer import Argument, Option
 from ..core import InputError, whole
 from ..files import write_whole
 from ..records import known_record
-from .inputs import (Column, LabelColumn, encoder_file, other_split, own_pictures, read_pictures, run_of, split_of,
-                     tell_notes, tell_undecodable, told_apart)
+from .inputs import (Column, LabelColumn, encoder_file, other_split, own_data, own_pictures, read_pictures, run_of,
+                     split_of, tell_notes, tell_undecodable, told_apart)
 from .judging import features, parts, unjudged
 from .output import DRAWINGS, console, out_file
 from .rivals import Rival, rival, views_of_run
@@ -20,8 +20,9 @@ from .verbs import verb
 @verb(30, "fastcontrast eval runs/fast-resnet18-pictures pictures --against untrained,pixels -o table.md", name='eval')
 def evaluate(
     encoder: Annotated[str, Argument(help="A run's folder, an exported folder or file, or hf-hub:owner/name")],
-    data: Annotated[str, Argument(
-        help="A folder of class folders of pictures, a .csv file of paths and classes, shards, or 'digits'")],
+    data: Annotated[str | None, Argument(
+        help="A folder of class folders of pictures, a .csv file of paths and classes, shards, or 'digits'",
+        show_default="the run's own, with its split")] = None,
     against: Annotated[str | None, Option(
         help="Others to stand beside it, with commas between them: runs, encoder files, timm's pretrained ones like "
              "resnet18.a1_in1k, 'untrained' (the same architecture), 'pixels'", show_default="none")] = None,
@@ -54,6 +55,7 @@ def evaluate(
     from ..export import encoder_info
     whole(**{'--draws': draws})
     path = encoder_file(encoder)
+    data = own_data(path) if data is None else data
     first = rival(encoder)
     _, *others = told_apart([first, *(rival(name, first) for name in _names(against))])
     files = [out_file(out, *TABLES, *DRAWINGS)] if out is not None else []

@@ -126,6 +126,15 @@ def own_pictures(
     return isinstance(own, str) and os.path.abspath(own) == os.path.abspath(user_path(data, 'data'))
 
 
+def own_data(
+    encoder: Path, # its file
+) -> str:
+    "The pictures of the run that made an encoder. Raises `InputError` where nothing says which"
+    data = _settings_of(known_record(run_of(encoder))).get('data')
+    if isinstance(data, str): return data
+    raise InputError(f"nothing beside {encoder} says of which pictures it is: give a folder of class folders as DATA.")
+
+
 def held_out(
     record: dict[str, Any], # of a run, or nothing
     data: str,              # the pictures that are to judge what it made

@@ -9,7 +9,7 @@ from ..core import InputError, number, one_of, whole
 from ..files import user_path
 from ..records import known_record, read_record
 from .folder import LABELED
-from .inputs import encoder_file, held_out, own_pictures, read_pictures, run_of, split_of, tell_notes
+from .inputs import encoder_file, held_out, own_data, own_pictures, read_pictures, run_of, split_of, tell_notes
 from .job import Job
 from .output import console
 from .record import surroundings
@@ -72,12 +72,7 @@ def _from_run(config: Tuning) -> Tuning:
     folder = run_of(Path(config.encoder))
     record = known_record(folder)
     settings = record.get('settings') or record
-    own = settings.get('data')
-    if not config.data:
-        if not isinstance(own, str):
-            raise InputError(f"nothing beside {config.encoder} says of which pictures it is: give a folder of class "
-                             "folders as DATA.")
-        config = replace(config, data=own)
+    if not config.data: config = replace(config, data=own_data(Path(config.encoder)))
     if config.labels is None and own_pictures(record, config.data) and (folder/LABELED).is_file():
         config = replace(config, labels=str((folder/LABELED).absolute()))  # a few labels serve both
     seed = settings.get('seed') if config.seed is None else config.seed

@@ -36,6 +36,8 @@ def test_eval_holds_out_the_pictures_that_the_run_held_out(run, folder):
     assert list(config('r')['results']) == ['trained encoder']
     assert (folder/'p/a').exists() and run('eval', 'r', 'p', '-o', 'e.json')[0] == 0
     e = json.loads(Path('e.json').read_text())
+    assert run('eval', 'r', '-o', 'own.json')[0] == 0  # the run's pictures
+    assert json.loads(Path('own.json').read_text()) == e | dict(data=str(folder/'p'))
     knn = config('r')['results']['trained encoder']['knn']
     assert e['seed'] == 5 and e['n_valid'] == 8 and e['encoders']['r']['kNN, k=20, τ=0.1']['mean'] == knn
     other = ('--seed', 1, '--valid', .2, '--draws', 2)
@@ -136,6 +138,8 @@ def test_files_that_are_no_encoder(refused, digits, folder):
         assert words in refused('eval', f'{name}.safetensors', 'digits')
         assert words in refused('export', f'{name}.safetensors', '-o', 'e.safetensors')
     assert 'no encoder at run:' in refused('eval', 'run', 'digits')
+    (folder/'alone.safetensors').write_bytes(data)
+    assert 'alone.safetensors says of which pictures it is: give a folder' in refused('eval', 'alone.safetensors')
     assert not (folder/'e.safetensors').exists()
     assert 'valid=2' in refused('eval', digits[0], 'digits', '--valid', 2)
     assert 'of somebody unknown here' in refused('eval', digits[0], '~nobody_is_called_this/x')
