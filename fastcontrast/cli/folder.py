@@ -18,6 +18,7 @@ try: import fcntl
 except ImportError: fcntl = None  # Windows
 
 ERROR, LABELED = 'error.txt', 'labeled.txt'
+_LOOK = 0.2  # seconds that a lock may be another's who only looks, see `owner_lives`
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # file systems without them
 __getattr__ = moved('cli.folder', HISTORY='records', history_rows='records', owner_lives='records')
 
@@ -62,11 +63,15 @@ class _Lock:
 def _locked(handle: TextIO) -> bool:
     "Lock a file, if nobody else has; where that can't be, everybody may"
     if fcntl is None: return True
-    try: fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        if e.errno in (errno.EACCES, errno.EAGAIN): return False
-        if e.errno not in _NO_LOCKS: raise
-    return True
+    end = time.monotonic() + _LOOK
+    while True:
+        try: fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if e.errno in _NO_LOCKS: return True
+            if e.errno not in (errno.EACCES, errno.EAGAIN): raise
+            if time.monotonic() > end: return False
+            time.sleep(0.01)
+        else: return True
 
 
 def resume_command(

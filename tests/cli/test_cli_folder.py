@@ -72,6 +72,16 @@ def test_where_nobody_can_lock_a_new_run_is_nobodys(folder, monkeypatch):
     assert owner_lives(folder/'r')
 
 
+def test_a_look_at_a_folder_keeps_nobody_from_it(folder, monkeypatch):
+    "Who asks whether a process is at work there has its lock for an instant"
+    lockf, looks = fcntl.lockf, [True, True]
+    def locked(*args):
+        if looks: raise BlockingIOError(errno.EAGAIN, looks.pop())
+        lockf(*args)
+    monkeypatch.setattr(fcntl, 'lockf', locked)
+    with claimed('r', 'x') as claim: assert claim.lock.held and not looks
+
+
 def test_a_lock_is_removed_where_no_open_file_can_be(folder, monkeypatch):
     "As on Windows"
     for module in (records, run_folders): monkeypatch.setattr(module, 'fcntl', None)

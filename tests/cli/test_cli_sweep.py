@@ -503,7 +503,7 @@ def test_a_run_that_another_process_makes_is_waited_for(run, pretend, monkeypatc
         if not work.children: Path('hold').unlink(missing_ok=True)
     monkeypatch.setattr(sweeping.Work, 'wait_for_others', let_go)
     code, out, err = run('sweep', 'a')
-    assert (code, err, other.wait()) == (0, '', 0)
+    assert (code, err, other.wait(60)) == (0, '', 0)
     assert 'waiting for loss=none--seed=0, in which another process is at work\n' in out
     assert '4 of 4  loss=none--seed=0: was finished by another process\n' in out and out.count('kNN') == 3
 

@@ -163,7 +163,9 @@ def test_a_signal_ends_all_and_keeps_everything(folder, number, code, group):
 
 def test_a_signal_before_training(folder):
     program, children, wait = started('pretrain', *TINY, '--epochs', 500, '--processes', 2, '--out', 'run', until='')
-    while len(children) < 2: children = psutil.Process(program.pid).children()
+    while len(children) < 2:
+        assert program.poll() is None, Path('log').read_text()
+        children = psutil.Process(program.pid).children()
     program.send_signal(signal.SIGTERM)
     code, out = wait()
     assert code == 143 and ended(children) and out.count('interrupted') == out.count('\n') == 1, out
