@@ -100,6 +100,7 @@ CONFIGS: dict[str, Config] = {
     **{f"simclr{'+dcl' * dcl} bs32 temp{temp}": Config("simclr", dcl=dcl, bs=32, temp=temp)
        for temp in (0.1, 0.2, 0.5) for dcl in (False, True)},
     "moco_v3+partial+regions": Config("moco_v3", f"{PARTIAL}, {REGIONS}"),
+    "fast until 0.75": Config("fast", changes=dict(speedups=(SEVERAL, partial(GROWING, until=0.75)))),
     "fast without multi_view": Config("fast", changes=dict(speedups=(GROWING,))),
     "fast without growing": Config("fast", changes=dict(speedups=(SEVERAL, AT_TWO_THIRDS))),
     "fast without muon": Config("fast", changes=LARS),

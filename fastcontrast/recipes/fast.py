@@ -24,7 +24,7 @@ def fast():
     return Recipe(
         paper='this library', projector=(2048, 256), projector_out_bn='affine', loss=partial(NTXent, 0.2),
         target=SharedTarget, views='moco_v2', opt='muon', lr=0.02, wd=0.01,
-        speedups=(MultiView, partial(ProgressiveSize, 1 / 3, end=2 / 3, floor=16)), with_labels=(SuNCEt,),
+        speedups=(MultiView, partial(ProgressiveSize, 1 / 3, until=0.5, end=2 / 3, floor=16)), with_labels=(SuNCEt,),
         settings=dict(
             digits=dict(projector=(512, 128), loss=partial(NTXent, 0.5),
                         speedups=(MultiView, partial(ProgressiveSize, 1 / 3)))))
