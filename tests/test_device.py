@@ -282,6 +282,7 @@ def test_no_compiler_is_said(dls, monkeypatch):
 
 FAULTS = """
 import resource
+from itertools import pairwise
 import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastcontrast import device
@@ -299,7 +300,7 @@ for keep in (False, True, False):
     device._glibc = glibc if keep else lambda: None
     learn = contrastive_learner(dls, 'resnet10t', cbs=faults, small_input=False, knn_pictures=0, precision='fp32')
     with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(1)
-    print(faults.at[-1] - faults.at[2])
+    print(min(after - before for before, after in pairwise(faults.at[2:])))  # the system may take pages away in others
 """
 HUGE = Path('/sys/kernel/mm/transparent_hugepage/enabled')
 

@@ -55,7 +55,7 @@ def evaluate(
     from ..export import encoder_info
     whole(**{'--draws': draws})
     path = encoder_file(encoder)
-    data = own_data(path) if data is None else data
+    data = own_data(path, encoder) if data is None else data
     first = rival(encoder)
     _, *others = told_apart([first, *(rival(name, first) for name in _names(against))])
     files = [out_file(out, *TABLES, *DRAWINGS)] if out is not None else []

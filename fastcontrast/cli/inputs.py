@@ -128,11 +128,12 @@ def own_pictures(
 
 def own_data(
     encoder: Path, # its file
+    given: str,    # what the user calls it
 ) -> str:
     "The pictures of the run that made an encoder. Raises `InputError` where nothing says which"
     data = _settings_of(known_record(run_of(encoder))).get('data')
     if isinstance(data, str): return data
-    raise InputError(f"nothing beside {encoder} says of which pictures it is: give a folder of class folders as DATA.")
+    raise InputError(f"nothing beside {given} says of which pictures it is: give a folder of class folders as DATA.")
 
 
 def held_out(

@@ -72,7 +72,7 @@ def _from_run(config: Tuning) -> Tuning:
     folder = run_of(Path(config.encoder))
     record = known_record(folder)
     settings = record.get('settings') or record
-    if not config.data: config = replace(config, data=own_data(Path(config.encoder)))
+    if not config.data: config = replace(config, data=own_data(Path(config.encoder), config.encoder))
     if config.labels is None and own_pictures(record, config.data) and (folder/LABELED).is_file():
         config = replace(config, labels=str((folder/LABELED).absolute()))  # a few labels serve both
     seed = settings.get('seed') if config.seed is None else config.seed
