@@ -301,9 +301,10 @@ def test_batchnorm_dropout_and_random_views_are_those_of_the_parts(name):
         ends.append(torch.rand(3))
         return learn
     ours, theirs = run(Accumulate), run(OneGraph)
-    # running statistics are among the weights; rounding, another on each processor, grows from step to step
-    same(ours, theirs, rel=1e-7)
-    close(dict(ours.model.named_buffers()), dict(theirs.model.named_buffers()), rtol=1e-7, atol=1e-8)
+    # BYOL's small parts make a last bit after the first step 3e-9 after the third on some processors
+    rel = 1e-7 if name == 'byol' else 1e-8
+    same(ours, theirs, rel)  # running statistics are among the weights
+    close(dict(ours.model.named_buffers()), dict(theirs.model.named_buffers()), rtol=rel, atol=rel / 10)
     close(*ends, rtol=0, atol=0)  # and no other random numbers were drawn on the way
     if name == 'simclr':
         assert {int(m.num_batches_tracked) for m in ours.model.modules() if isinstance(m, _BatchNorm)} == {STEPS * 3}
