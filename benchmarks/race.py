@@ -316,7 +316,7 @@ class Course:
         epochs = settings["epochs"]
         row = dict(name=contestant.name, family=contestant.family, library=contestant.library, seed=seed,
                    lr=settings.get("lr"), factor=contestant.factor, precision=contestant.precision,
-                   **self.untrained(seed, folder), epochs=[], **provenance(self.run.device))
+                   **self.untrained(seed, folder, contestant.library), epochs=[], **provenance(self.run.device))
         row |= self.row(contestant, seed)
         with closing(reports(command, self.threads, folder / "log.txt")) as told:
             for report in told:
@@ -351,13 +351,15 @@ class Course:
         (h, y), (valid_h, valid_y) = parts
         return h.to(self.run.device), y, valid_h, valid_y
 
-    def untrained(self, seed: int, folder: Path) -> dict[str, float]:
-        """Make the encoder that the others' run begins with; its accuracies, as another run of the seed had them"""
+    def untrained(self, seed: int, folder: Path, library: str) -> dict[str, float]:
+        """Make the encoder that a run begins with; its accuracies, as another run of the seed had them"""
         torch.manual_seed(seed)
         encoder = make_encoder(self.rules.arch, small_input=self.small, size=self.size)
+        if library: as_others_begin(encoder)
         torch.save(encoder, folder / "encoder.pt")
-        known = [row for row in self.sheet.kept()["rows"] if row["seed"] == seed]
-        if known: return {key: value for key, value in known[0].items() if key.startswith("untrained_")}
+        def alike(row): return row["seed"] == seed and bool(row["library"]) == bool(library)
+        known = next(filter(alike, self.sheet.kept()["rows"]), None)
+        if known: return {key: value for key, value in known.items() if key.startswith("untrained_")}
         normal = dict(mean=encoder.pretrained_cfg["mean"], std=encoder.pretrained_cfg["std"])
         judged = neighbours(self.features(encoder.state_dict(), normal))
         return {f"untrained_{key}": value for key, value in judged.items()}
@@ -384,6 +386,14 @@ def spelled_row(row: dict[str, Any], metric: str) -> str:
     last = row["epochs"][-1]
     linear = f", linear {row['linear']:.2%}" if "linear" in row else ""
     return f"epoch {last['epoch']}: kNN {last[metric]:.2%}{linear} after {last['seconds']:.1f} s"
+
+
+def as_others_begin(encoder: torch.nn.Module) -> None:
+    """Have an encoder begin as in the other libraries' benchmarks, whose residual branches begin with ones where timm
+    has zeros; and lay its maps out as processors work on them faster, which is a user's choice like half precision"""
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.any(): torch.nn.init.ones_(module.weight)
+    encoder.to(memory_format=torch.channels_last)
 
 
 def neighbours(features: tuple[torch.Tensor, ...]) -> dict[str, float]:

@@ -19,7 +19,8 @@ class Contrast(nn.Module):
         self.encoder, self.loss = encoder, loss
         self.head = heads.SimCLRProjectionHead(encoder.num_features, encoder.num_features, 128)
 
-    def forward(self, views): return self.loss(*(self.head(self.encoder(x)) for x in views))
+    def embed(self, views): return [self.head(self.encoder(x)) for x in views]
+    def forward(self, embedded): return self.loss(*embedded)
 
     @staticmethod
     def transform(a):
@@ -35,11 +36,14 @@ class BYOL(nn.Module):
         for module in (self.slow_encoder, self.slow_head): utils.deactivate_requires_grad(module)
         self.loss = losses.NegativeCosineSimilarity()
 
-    def forward(self, views):
+    def embed(self, views):
         utils.update_momentum(self.encoder, self.slow_encoder, m=0.99)
         utils.update_momentum(self.head, self.slow_head, m=0.99)
-        p, q = (self.predictor(self.head(self.encoder(x))) for x in views)
-        y, z = (self.slow_head(self.slow_encoder(x)).detach() for x in views)
+        predicted = [self.predictor(self.head(self.encoder(x))) for x in views]
+        return predicted + [self.slow_head(self.slow_encoder(x)).detach() for x in views]
+
+    def forward(self, embedded):
+        p, q, y, z = embedded
         return 0.5 * (self.loss(p, z) + self.loss(q, y))
 
     @staticmethod
@@ -55,9 +59,11 @@ class SwAV(nn.Module):
         self.encoder, self.head = encoder, heads.SwaVProjectionHead(encoder.num_features, a.swav_hidden, 128)
         self.prototypes, self.loss = heads.SwaVPrototypes(128, a.swav_prototypes), losses.SwaVLoss()
 
-    def forward(self, views):
+    def embed(self, views): return [self.head(self.encoder(x)) for x in views]
+
+    def forward(self, embedded):
         self.prototypes.normalize()
-        scores = [self.prototypes(nn.functional.normalize(self.head(self.encoder(x)), dim=1)) for x in views]
+        scores = [self.prototypes(nn.functional.normalize(x, dim=1)) for x in embedded]
         return self.loss(scores[:2], scores[2:])
 
     @staticmethod
@@ -88,7 +94,8 @@ def main():
 
     def loss_of(n):
         shapes = [x.shape for x in pictures[0][0]]
-        return copy.deepcopy(model)([torch.rand(n, *shape, device=device) for shape in shapes])
+        net = copy.deepcopy(model)
+        return net(net.embed([torch.rand(n, *shape, device=device) for shape in shapes]))
 
     race.count(loss_of)
     if race.state:
@@ -99,8 +106,9 @@ def main():
     while race.epoch < a.epochs:
         for batch in loader:
             views = [x.to(device, non_blocking=True) for x in batch[0]]
-            with torch.autocast(device.type, torch.bfloat16, enabled=a.precision == "bf16"): loss = model(views)
-            loss.backward()
+            with torch.autocast(device.type, torch.bfloat16, enabled=a.precision == "bf16"):
+                embedded = model.embed(views)
+            model([x.float() for x in embedded]).backward()  # the loss is not in half precision
             opt.step()
             opt.zero_grad()
         schedule.step()
