@@ -20,14 +20,15 @@ from .export import needs_module
 from .guards import ClipEach
 from .loaders import ImageLoader
 from .losses import LOSSES, Loss, as_step_loss
-from .models import (SOURCES, ContrastiveModel, architecture, drop_paths, feature_dim, fix_positions, make_encoder)
+from .models import (SOURCES, ContrastiveModel, architecture, drop_paths, feature_dim, fix_positions, make_encoder,
+                     patch_side)
 from .modules import MODULE, as_encoder, check_trains, class_path, timm_name
 from .multi_crop import MultiCrop
 from .optim import optimizer_name
 from .recipes import METHODS, Recipe, check_parts, encoder_kind, make_part, pick_setting
 from .recipes.recipe import SMALL_PICTURES
 from .speedups.suncet import LabeledTerm
-from .stems import has_large_stem, plain_name, small_stem
+from .stems import PATCH, has_large_patches, has_large_stem, plain_name, small_stem
 from .step import StepCallback
 from .targets import Memory, Queue, Target
 from .values import other_range
@@ -235,7 +236,7 @@ class Start:
 def choose_encoder(
     dls,                             # from `image_dls`
     arch: str | nn.Module | None,    # any timm architecture, or a module; None: that of the weights
-    small_input: bool | None = None, # the ResNets' stem for small pictures; None: for a ResNet, up to 64 pixels
+    small_input: bool | None = None, # the stem for small pictures; None: for a ResNet, up to 64 pixels
     pretrained: bool = False,        # start from timm's weights
     weights: str | Path | KeptStart | None = None, # or from these: see `read_weights`
 ) -> Start:
@@ -272,11 +273,24 @@ def _begin(dls, arch: Any, small_input: bool | None, pretrained: bool, weights: 
         small_input = dls.size <= SMALL_PICTURES and dls.source != 'digits' and not pretrained
         small_input = small_input and has_large_stem(encoder)
         if small_input: small_stem(encoder)
-    name = _name_of(dls, encoder, arch, small_input)
-    if not pretrained: return Start(encoder, *name)
+    name, notes = _name_of(dls, encoder, arch, small_input), _of_few_patches(encoder, dls.size)
+    if not pretrained: return Start(encoder, *name, notes=notes)
     changed = _changed_by_timm(encoder, dls.channels)
-    notes = [f"weights of timm's '{clipped(arch)}'; {changed}"] if changed else []
+    if changed: notes.insert(0, f"weights of timm's '{clipped(arch)}'; {changed}")
     return Start(encoder, *name, f"timm's '{arch}'", notes)
+
+
+FEW_PATCHES = 16 # with fewer, a transformer sees next to nothing of where things are
+
+
+def _of_few_patches(encoder: nn.Module, size: int) -> list[str]:
+    "What to say of a ViT whose patches are large for the pictures"
+    if not has_large_patches(encoder): return []
+    side = patch_side(encoder)
+    count = (size // side) ** 2
+    if count >= FEW_PATCHES: return []
+    return [f"pictures of {size} pixels are {count} {'patch' if count == 1 else 'patches'} of {side} pixels: "
+            f"small_input=True gives '{clipped(architecture(encoder))}' patches of {PATCH}"]
 
 
 def _from_kept(dls, kept: KeptStart) -> Start:
@@ -308,8 +322,8 @@ def _from_module(dls, module: nn.Module, small_input: bool | None, pretrained: b
     "A copy of a module, with weights from a file if there are such"
     name = type(module).__name__
     if small_input:
-        raise InputError(f"small_input replaces the stem of a ResNet that is made here, and arch={name}(…) is a module "
-                         "already: change its stem before, or leave small_input out.")
+        raise InputError("small_input replaces the stem of an encoder that is made here, and "
+                         f"arch={name}(…) is a module already: change its stem before, or leave small_input out.")
     if pretrained:
         raise InputError(f"pretrained=True is for architectures by name, and arch={name}(…) is a module, which comes "
                          "with its weights: leave it out, and give head_epochs=1 if they are worth keeping.")
@@ -350,7 +364,7 @@ def _from_file(dls, arch: str | None, small_input: bool | None, weights: str | P
     encoder, read = make_encoder(arch, in_chans=dls.channels, size=dls.size), read_weights(weights)
     small = has_small_stem(encoder, read)
     if None not in (small_input, small) and small_input != small:
-        stem = 'the stem for small pictures' if small else "a ResNet's usual stem"
+        stem = 'the stem for small pictures' if small else 'the usual stem'
         raise InputError(f"weights={read.origin} are of an encoder with {stem}, and small_input={small_input} asks for "
                          "the other: leave it out.")
     small = bool(small_input if small is None else small)

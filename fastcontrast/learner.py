@@ -391,7 +391,7 @@ def contrastive_learner(
     cbs: Callback | Sequence[Callback] | None = None, # speedups, any fastai callback, a target, memory or multi-crop
     views: Any = None,                   # a kind, a `ViewKind`, or a module that augments a batch; None: the recipe's
     metrics: Sequence[str | Callable] | None = None, # the epoch table's columns; None: knn, spread and rankme
-    small_input: bool | None = None,     # the ResNets' stem for small pictures; None: up to 64 pixels
+    small_input: bool | None = None,     # the stem for small pictures; None: a ResNet's, up to 64 pixels
     pretrained: bool = False,            # start from timm's weights
     weights: str | Path | KeptStart | None = None, # or these: a timm tag, 'hf-hub:…', 'local-dir:…', a file or a folder
     head_epochs: int | None = None,      # epochs in which the head learns alone; None: one from weights, else none

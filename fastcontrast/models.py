@@ -85,7 +85,7 @@ def pretrained_config(
 
 def make_encoder(
     arch: str,                  # any timm architecture, or 'hf-hub:…' or 'local-dir:…' as timm takes them
-    small_input: bool = False,  # ResNets: the stem for small pictures (3x3, stride 1, no max-pooling)
+    small_input: bool = False,  # the stem for small pictures: see `small_stem`
     pretrained: bool = False,   # start from timm's weights (downloads them)
     in_chans: int = 3,          # channels of the pictures
     size: int | None = None,    # side of the pictures in pixels; needed by architectures with a fixed input size (ViTs)

@@ -1,4 +1,4 @@
-"""The stem for small pictures: timm's ResNets with it are architectures of timm by name, as `resnet18_small`.
+"""The stem for small pictures: timm's ResNets and ViTs with it are architectures of timm, as `resnet18_small`.
 
 Docs: https://fastcontrast.github.io/fastcontrast/models.html.md"""
 from collections.abc import Callable, Mapping
@@ -8,15 +8,19 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import PatchEmbed, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, model_entrypoint, register_model
 from timm.models.resnet import ResNet
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .core import InputError
 
-__all__ = ['SUFFIX', 'SmallStem', 'has_large_stem', 'is_mark', 'marked', 'plain_name', 'small_name', 'small_stem']
+__all__ = ['PATCH', 'SUFFIX', 'SmallStem', 'has_large_patches', 'has_large_stem', 'is_mark', 'marked', 'plain_name',
+           'small_name', 'small_stem']
 
 SUFFIX = '_small' # of the names of architectures with the stem for small pictures
+PATCH = 4         # pixels, the side of a ViT's patches with it
 
 
 class SmallStem(nn.Identity):
@@ -51,20 +55,41 @@ def marked(
 def has_large_stem(
     encoder: nn.Module, # a timm model
 ) -> bool:
-    "Whether `small_stem` can be applied: a ResNet of timm whose pooling has no weights"
+    "Whether `small_stem` can be applied to it as a ResNet: one of timm whose pooling has no weights"
     return isinstance(encoder, ResNet) and isinstance(encoder.maxpool, nn.MaxPool2d)
 
 
+def has_large_patches(
+    encoder: nn.Module, # a timm model
+) -> bool:
+    "Whether `small_stem` can be applied to it as a ViT: one of timm whose patches are larger than `PATCH` pixels"
+    embed = getattr(encoder, 'patch_embed', None)
+    # subclasses of either have weights of their own for patches, or places for them
+    return isinstance(encoder, VisionTransformer) and type(embed) is PatchEmbed and min(embed.patch_size) > PATCH
+
+
 def small_stem(
-    encoder: nn.Module, # a timm ResNet, not yet trained
+    encoder: nn.Module, # a timm ResNet or ViT, not yet trained
 ) -> None:
-    "Give a ResNet the stem for small pictures (3x3 convolution of stride 1, no max-pooling), in place; once is enough"
+    """Give an encoder the stem for small pictures, in place; once is enough
+
+    A ResNet's is a 3x3 convolution of stride 1 without max-pooling, a ViT's has patches of `PATCH` pixels. Raises
+    `InputError` for others."""
+    embed = getattr(encoder, 'patch_embed', None)
     if isinstance(getattr(encoder, 'maxpool', None), SmallStem): return
+    if isinstance(encoder, VisionTransformer) and getattr(embed, 'patch_size', None) == (PATCH, PATCH): return
     config = getattr(encoder, 'pretrained_cfg', {})
     name = config.get('architecture', type(encoder).__name__)
-    if not has_large_stem(encoder):
-        raise InputError(f"small_input is for ResNets, whose stem it replaces, and '{name}' has no such stem: leave it "
-                         "out or take a resnet.")
+    if has_large_stem(encoder): _small_convolution(encoder)
+    elif has_large_patches(encoder): _small_patches(encoder)
+    else:
+        raise InputError("small_input is for ResNets and ViTs of timm's, whose stem it replaces, and "
+                         f"'{name}' has no such stem: leave it out or take a resnet or vit.")
+    if config: config['architecture'] = small_name(name)  # in place: timm keeps the same dict as `default_cfg`
+
+
+def _small_convolution(encoder: ResNet) -> None:
+    "A ResNet's first convolution as one of stride 1, and no pooling"
     if isinstance(encoder.conv1, nn.Conv2d):
         old = encoder.conv1
         encoder.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=old.bias is not None,
@@ -77,13 +102,28 @@ def small_stem(
     encoder.maxpool = SmallStem().to(next(encoder.parameters()).device)
     encoder.feature_info = [{**info, 'reduction': info['reduction'] // (pool if i else stem)}
                             for i, info in enumerate(encoder.feature_info)]
-    if config: config['architecture'] = small_name(name)  # in place: timm keeps the same dict as `default_cfg`
+
+
+def _small_patches(encoder: VisionTransformer) -> None:
+    "A ViT's patches of `PATCH` pixels, with weights and places drawn as timm draws them"
+    embed, old = encoder.patch_embed, encoder.patch_embed.proj
+    embed.proj = nn.Conv2d(old.in_channels, old.out_channels, PATCH, PATCH, bias=old.bias is not None,
+                           device=old.weight.device, dtype=old.weight.dtype)
+    embed.patch_size = PATCH, PATCH
+    embed.set_input_size(patch_size=PATCH)  # counts them anew
+    if encoder.pos_embed is not None:
+        count = embed.num_patches + (0 if encoder.no_embed_class else encoder.num_prefix_tokens)
+        encoder.pos_embed = nn.Parameter(encoder.pos_embed.new_empty(1, count, encoder.embed_dim))
+        trunc_normal_(encoder.pos_embed, std=0.02)
+    encoder.feature_info = [{**info, 'reduction': PATCH} for info in encoder.feature_info]
 
 # --- as architectures of timm
 
 # those whose pooling has no weights, nor is smoothed
 _RESNETS = timm.list_models(module=['resnet', 'res2net', 'resnest', 'sknet'],
                             exclude_filters=['resnetblur*', '*resnetaa*', '*resnextaa*', 'resnetrs*'])
+# those whose stem is a layer of patches, and whose places are those of a ViT
+_VITS = timm.list_models(['vit_*patch*', 'test_vit*'], module='vision_transformer')
 SIDE = 32 # pixels that timm is told their pictures have
 
 
@@ -93,7 +133,7 @@ def plain_name(
 ) -> tuple[str, bool | None]:
     "An architecture and its stem by themselves: 'resnet18_small' is ('resnet18', True)"
     name = arch.removesuffix(SUFFIX)
-    return (name, True) if name != arch and name in _RESNETS else (arch, small_input)
+    return (name, True) if name != arch and name in _SMALL else (arch, small_input)
 
 
 def small_name(
@@ -130,5 +170,6 @@ def _config(name: str) -> Any:
     return replace(known, **nothing, input_size=(3, SIDE, SIDE), pool_size=pool)
 
 
-default_cfgs = generate_default_cfgs({small_name(name): _config(name) for name in _RESNETS}) # timm looks for this
-for _name in _RESNETS: globals()[small_name(_name)] = register_model(_entrypoint(_name))
+_SMALL = [*_RESNETS, *_VITS]
+default_cfgs = generate_default_cfgs({small_name(name): _config(name) for name in _SMALL}) # timm looks for this
+for _name in _SMALL: globals()[small_name(_name)] = register_model(_entrypoint(_name))

@@ -22,7 +22,7 @@ from .core import InputError, MissingPath, clipped
 from .export import encoder_info, load_encoder, needs_module
 from .files import check_file, check_utf8, read_json, user_path
 from .models import SOURCES, architecture, pretrained_config
-from .stems import is_mark
+from .stems import PATCH, is_mark
 
 __all__ = ['Fitted', 'LEAST_SHARE', 'Weights', 'adapt_filters', 'architecture_of', 'changed_channels',
            'first_convolutions', 'fit_tensors', 'has_small_stem', 'read_weights', 'timm_source']
@@ -35,6 +35,7 @@ _HEADS = ('fc', 'head', 'heads', 'head_dist', 'classifier', 'projector', 'projec
           'prediction_head', 'prototypes', 'aux', 'aux1', 'aux2', 'AuxLogits')
 _SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.tar', '.safetensors') # of files, and of no tag
 _LOOKED_FOR = ('.safetensors', '.pth', '.pth.tar', '.bin') # of files in which timm looks for weights
+_SMALL_KERNELS = {'conv1.weight': 3, 'patch_embed.proj.weight': PATCH} # sides of kernels of stems for small pictures
 MOST_NAMED = 4 # tensors that a note names
 # of an encoder's numbers that a file has to have: of a ResNet-50's those of a ResNet-18 have 27 %, by names and shapes
 LEAST_SHARE = 1 / 3
@@ -350,16 +351,18 @@ def _check_finite(taken: Mapping[str, Tensor], own: Mapping[str, Tensor], origin
 
 
 def has_small_stem(
-    encoder: nn.Module, # a ResNet of timm with the usual stem
+    encoder: nn.Module, # a ResNet or ViT of timm with the usual stem
     weights: Weights,
 ) -> bool | None:
-    "Whether weights are of a ResNet with the stem for small pictures; None where they can't tell"
+    "Whether weights are of an encoder with the stem for small pictures; None where they can't tell"
     if weights.info: return bool(weights.info['small_input'])
-    own, tensors = encoder.state_dict().get('conv1.weight'), _renamed(encoder, weights.tensors)
+    state, tensors = encoder.state_dict(), _renamed(encoder, weights.tensors)
     if any(map(is_mark, tensors)): return True
-    there = tensors.get('conv1.weight')
-    if own is None or there is None or there.ndim != 4: return None
-    return there.shape[2:] != own.shape[2:] and tuple(there.shape[2:]) == (3, 3)
+    for name, side in _SMALL_KERNELS.items():
+        own, there = state.get(name), tensors.get(name)
+        if own is None or there is None or there.ndim != 4: continue
+        return there.shape[2:] != own.shape[2:] and tuple(there.shape[2:]) == (side, side)
+    return None
 
 
 @torch.no_grad()

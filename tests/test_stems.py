@@ -1,5 +1,6 @@
 "The stem for small pictures as an architecture of timm's"
 import copy
+from functools import partial
 
 import pytest
 import timm
@@ -9,10 +10,13 @@ from helpers.pictures import Dots
 
 from fastcontrast.data import image_dls
 from fastcontrast.learner import contrastive_learner
-from fastcontrast.models import encoder_stages, feature_dim, make_encoder
-from fastcontrast.stems import _RESNETS, SmallStem, has_large_stem, is_mark, marked, plain_name, small_name, small_stem
+from fastcontrast.export import load_encoder
+from fastcontrast.models import encoder_stages, feature_dim, make_encoder, patch_side
+from fastcontrast.stems import (_RESNETS, _VITS, SmallStem, has_large_patches, has_large_stem, is_mark, marked,
+                                plain_name, small_name, small_stem)
 
-ARCHS = ['resnet18', 'test_resnet']
+ARCHS = ['resnet18', 'test_resnet', 'test_vit']
+RESNETS = ARCHS[:2]
 
 
 def made(arch, **kwargs):
@@ -25,8 +29,9 @@ def made(arch, **kwargs):
 def test_the_same_network(arch):
     "By its name and by small_input, with the weights that a seed gives"
     one = made(small_name(arch))
-    others = [lambda: make_encoder(arch, small_input=True), lambda: make_encoder(small_name(arch)),
-              lambda: make_encoder(small_name(arch), small_input=True)]
+    make = partial(make_encoder, size=32)
+    others = [lambda: make(arch, small_input=True), lambda: make(small_name(arch)),
+              lambda: make(small_name(arch), small_input=True)]
     x = torch.rand(2, 3, 32, 32)
     for make in others:
         torch.manual_seed(0)
@@ -38,7 +43,7 @@ def test_the_same_network(arch):
     assert other.pretrained_cfg['mean'] == make_encoder(arch).pretrained_cfg['mean']
 
 
-@pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.parametrize('arch', RESNETS)
 def test_a_strict_load_of_the_other_stem_fails_by_name(arch):
     plain, other = made(arch), made(small_name(arch))
     for here, there in ((plain, other), (other, plain)):
@@ -59,8 +64,42 @@ def test_features_only_and_channels():
         timm.create_model('resnet18_small', pretrained=True)
 
 
+@pytest.mark.parametrize('side', [8, 28, 32])
+def test_a_vits_patches_have_four_pixels(side):
+    net = make_encoder('test_vit', small_input=True, size=side)
+    assert patch_side(net) == 4 and net.pos_embed.shape[1] == (side // 4) ** 2 + net.num_prefix_tokens
+    assert {stage.stride for stage in encoder_stages(net).values() if stage.stride} == {4}
+    assert 0.015 < net.pos_embed.std() < 0.025 and 0 < net.patch_embed.proj.weight.std() < 0.2
+    with torch.no_grad():
+        assert net(torch.rand(2, 3, side, side)).shape == (2, net.num_features)
+        assert net(torch.rand(2, 3, 8, 8)).shape == (2, net.num_features)  # of other sizes, as those of `make_encoder`
+    small_stem(net)
+    assert patch_side(net) == 4 and not has_large_patches(net)
+
+
+def test_a_vit_of_small_patches_is_trained_written_and_read(tmp_path):
+    dls = image_dls(Dots(16), size=32, bs=4, valid=0, device='cpu', workers=0)
+    learn = contrastive_learner(dls, 'test_vit', small_input=True, knn_pictures=0)
+    assert learn.small_input and learn.arch == 'test_vit' and not any('patches' in note for note in learn.notes)
+    learn.fit_contrastive(1)
+    learn.export(tmp_path/'encoder')
+    encoder = learn.model.encoder.eval()
+    theirs = timm.create_model(f"local-dir:{tmp_path/'encoder'}", pretrained=True)
+    for other in (load_encoder(tmp_path/'encoder'), theirs):
+        x = torch.rand(2, 3, 32, 32)
+        with torch.no_grad(): torch.testing.assert_close(other.eval()(x), encoder(x))
+    torch.save(encoder.state_dict(), tmp_path/'weights.pth')
+    for given in (tmp_path/'encoder', tmp_path/'weights.pth'):  # the file's shapes tell the stem
+        again = contrastive_learner(dls, 'test_vit', weights=given, knn_pictures=0)
+        assert again.small_input and patch_side(again.model.encoder) == 4
+    usual = contrastive_learner(dls, 'test_vit', knn_pictures=0)
+    assert not usual.small_input
+    assert any('pictures of 32 pixels are 4 patches of 16 pixels: small_input=True' in note for note in usual.notes)
+
+
 def test_names():
     assert plain_name('resnet18_small') == ('resnet18', True) == plain_name('resnet18_small', None)
+    assert plain_name('vit_small_patch16_224_small') == ('vit_small_patch16_224', True)
     for name in ('resnet18', 'mobilevit_small', 'x_small', 'hf-hub:a/resnet18_small', '_small'):
         assert plain_name(name, None) == (name, None)
     assert timm.is_model('resnet50_small') and 'resnet50_small' in timm.list_models('resnet*', module='stems')
@@ -82,7 +121,10 @@ def test_every_architecture_that_can_have_it_is_known():
         if module not in ('resnet', 'res2net', 'resnest', 'sknet'): continue
         if has_large_stem(timm.create_model(name, num_classes=0, device='meta')): there.add(name)
     assert there == set(_RESNETS)
-    for name in _RESNETS: timm.create_model(small_name(name), num_classes=0, device='meta')
+    vits = {name for name in timm.list_models(module='vision_transformer')
+            if has_large_patches(timm.create_model(name, num_classes=0, device='meta'))}
+    assert vits == set(_VITS)
+    for name in _RESNETS + _VITS: timm.create_model(small_name(name), num_classes=0, device='meta')
 
 
 def test_a_checkpoint_from_before(tmp_path):

@@ -95,7 +95,9 @@ def pretrain(
              "or -1000,3000: the same in all of them, and what lies outside is clipped",
         show_default="found from a sample of the pictures, and said")] = None,
     small_input: Annotated[bool | None, Option(
-        help="Give a ResNet the stem for small pictures", show_default="up to 64 pixels, not for the digits")] = None,
+        help="Give the encoder the stem for small pictures: a ResNet's first convolution has no stride and no pooling "
+             "after it, a ViT's patches have 4 pixels",
+        show_default="for a ResNet, up to 64 pixels, not for the digits")] = None,
     setting: Annotated[str | None, Option(
         help="Which of the recipe's constants: {settings}",
         show_default="digits for the digits, small for up to 100,000 pictures; "

@@ -34,7 +34,7 @@ class Run:
     lr: float | None = None         # peak learning rate; the recipe's if not given
     labels: str | None = None       # labels that training may use: 'all', a fraction, or a file of names
     valid: float | str = 0.2        # share to judge by, where the data has no folder for it; or other pictures
-    small_input: bool | None = None # the ResNets' stem for small pictures; up to 64 pixels if not given
+    small_input: bool | None = None # the stem for small pictures; a ResNet's, up to 64 pixels, if not given
     setting: str | None = None      # the recipe's constants: 'small', 'cifar'…; by the pictures if not given
     precision: str = 'auto'         # of the model's arithmetic; 'auto': the device's best
     compile: bool = False           # the encoder, with torch.compile
