@@ -29,10 +29,10 @@ from fastai.callback.core import Callback, CancelFitException
 from fastcore.docments import docments
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastcontrast.all import Contrast, Queue, contrastive_learner, image_dls
 from fastcontrast.files import write_whole
+from fastcontrast.models import flop_counter
 from fastcontrast.pairs import PrototypeScores
 from fastcontrast.precision import has_bf16, pick_precision
 from fastcontrast.recipes import METHODS, make_part
@@ -321,7 +321,7 @@ def flops(function: Callable[[], Any]) -> int:
     """Operations of matrix products and convolutions in a call, which draws the same as any other; a multiplication
     and an addition are two"""
     torch.manual_seed(0)  # how many pictures are blurred, for one
-    with FlopCounterMode(display=False) as count: function()
+    with flop_counter() as count: function()
     return count.get_total_flops()
 
 

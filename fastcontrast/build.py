@@ -497,30 +497,51 @@ def make_model(
     recipe: Recipe,     # resolved, and without prototypes that its loss has no use for
     given: bool,        # the encoder has weights already
     in_chans: int = 3,  # channels of the pictures
-) -> ContrastiveModel:
-    "The encoder with the method's head. Raises `InputError` where the call freezes or fixes what the encoder has not"
-    _freeze(encoder, recipe)
-    if recipe.fixed_positions: _fix_positions(encoder, recipe, given)
-    if recipe.drop_path: drop_paths(encoder, recipe.drop_path)
+) -> tuple[ContrastiveModel, list[str]]: # and what to say of what the recipe asks for in vain
+    "The encoder with the method's head. Raises `InputError` where the call asks for what the encoder has not"
+    notes = [*_freeze(encoder, recipe), *_fix_positions(encoder, recipe, given), *_drop_paths(encoder, recipe)]
     head = recipe.head(feature_dim(encoder, size, in_chans))
     model = ContrastiveModel(encoder, head, recipe.per_view, recipe.joint_head, in_chans)
     model.encoder.to(memory_format=torch.channels_last)
-    return model
+    return model, notes
 
 
-def _fix_positions(encoder: nn.Module, recipe: Recipe, given: bool) -> None:
-    "Positions are waves where they are drawn here; `InputError` where the call asks for it in vain"
-    if not given and fix_positions(encoder) or 'fixed_positions' not in recipe.changes: return
+def _drop_paths(encoder: nn.Module, recipe: Recipe) -> list[str]:
+    "Blocks are skipped at times; `InputError` where the call asks for it in vain, else what to say of that"
+    if not recipe.drop_path: return []
+    try: drop_paths(encoder, recipe.drop_path)
+    except InputError:
+        if 'drop_path' in recipe.changes: raise
+        return [f"drop_path={recipe.drop_path:g} of {recipe.name}() is left out: '{architecture(encoder)}' has no "
+                "blocks that can be skipped"]
+    return []
+
+
+def _fix_positions(encoder: nn.Module, recipe: Recipe, given: bool) -> list[str]:
+    """Positions are waves where they are drawn here; `InputError` where the call asks for it in vain
+
+    And what to say of it where the recipe does, of a transformer."""
+    if not recipe.fixed_positions or not given and fix_positions(encoder): return []
     reason = "comes with weights, which keep theirs" if given else "has none like timm's transformers"
-    raise InputError(f"fixed_positions=True of {recipe.name}() puts waves in place of a learnt position embedding, and "
-                     f"'{architecture(encoder)}' {reason}: leave it out.")
+    if 'fixed_positions' in recipe.changes:
+        raise InputError(f"fixed_positions=True of {recipe.name}() puts waves in place of a learnt position embedding, "
+                         f"and '{architecture(encoder)}' {reason}: leave it out.")
+    if encoder_kind(encoder) != 'vit': return []
+    return [f"{recipe.name}() puts waves in place of a learnt position embedding, and '{architecture(encoder)}' "
+            f"{reason}: that is left out"]
 
 
-def _freeze(encoder: nn.Module, recipe: Recipe) -> None:
-    "Modules that the recipe freezes do not train; the call's, or `InputError`, and the recipe's own where they are"
-    known = {name for name, _ in encoder.named_modules()}
+def _freeze(encoder: nn.Module, recipe: Recipe) -> list[str]:
+    """Modules that the recipe freezes do not train; the call's, or `InputError`, and the recipe's own where they are
+
+    And what to say of a transformer that has them not."""
+    known, notes = {name for name, _ in encoder.named_modules()}, []
     for name in recipe.frozen:
         if name in known: encoder.get_submodule(name).requires_grad_(False)
         elif 'frozen' in recipe.changes:
             raise InputError(f"{recipe.name}() freezes '{name}', which '{architecture(encoder)}' has not: give the "
                              "names of other modules, or frozen=().")
+        elif encoder_kind(encoder) == 'vit':
+            trained = "its patches are trained" if name.startswith('patch_embed') else "nothing is frozen in its place"
+            notes.append(f"{recipe.name}() freezes '{name}', which '{architecture(encoder)}' has not: {trained}")
+    return notes

@@ -417,7 +417,7 @@ def contrastive_learner(
     parts = choose_parts(dls, encoder, method, loss, cbs)
     recipe = parts.recipe
     views = as_views(recipe.views if views is None else views, dls.size, dls.channels)
-    model = make_model(encoder, dls.size, recipe, start.given, dls.channels)
+    model, in_vain = make_model(encoder, dls.size, recipe, start.given, dls.channels)
     pair = PairLoss(parts.loss)
     model.memory['losses'] = pair.losses  # what they keep from step to step (DINO's centre) is saved with the model
     model.to(dls.device)
@@ -445,7 +445,7 @@ def contrastive_learner(
                                metrics=table.columns(), path=path, wd_bn_bias=True)
     learn.recipe, learn.arch, learn.small_input = recipe, start.arch, start.small_input
     learn.weights_from, learn.given, learn.unread = start.weights, start.given, start.unread
-    learn.notes, learn.doubts = (*start.notes, *parts.notes, *_colourless(learn)), tuple(start.doubts)
+    learn.notes, learn.doubts = (*start.notes, *parts.notes, *in_vain, *_colourless(learn)), tuple(start.doubts)
     try:
         for cb in learn.cbs:
             if isinstance(cb, StepCallback): cb.check()

@@ -8,7 +8,7 @@ Docs: https://fastcontrast.github.io/fastcontrast/models.html.md"""
 __all__ = ['SOURCES', 'ACTIVATIONS', 'LEAST_WIDTH', 'architecture', 'patch_side', 'quiet_hub', 'pretrained_config',
            'make_encoder', 'gives_scores', 'channels_of', 'fix_positions', 'drop_paths', 'own_stream', 'evaluating',
            'untracked', 'feature_dim', 'Stage', 'encoder_stages', 'find_stage', 'mlp', 'Prototypes', 'Embedding',
-           'Head', 'Route', 'ContrastiveModel', 'level_flops']
+           'Head', 'Route', 'ContrastiveModel', 'flop_counter', 'level_flops']
 
 # %% ../nbs/130_models.ipynb #12a65558
 import copy
@@ -28,7 +28,7 @@ from timm.layers import DropPath
 from timm.models import get_deprecated_models, load_model_config_from_hf
 from timm.models._hub import load_model_config_from_path
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from .core import LARGEST_SIDE, Declared, InputError, clipped, is_whole, one_of, suggest, whole
 from .stems import plain_name, small_stem
@@ -45,7 +45,9 @@ def patch_side(
     encoder: nn.Module, # a timm model, or any other
 ) -> int | None:
     "The side of a transformer's patches in pixels; None for encoders that have no such patches"
-    side = getattr(getattr(encoder, 'patch_embed', encoder), 'patch_size', None)  # torchvision's say it themselves
+    # NaFlexViT calls what has it otherwise, and torchvision's say it themselves
+    place = getattr(encoder, 'patch_embed', getattr(encoder, 'embeds', encoder))
+    side = getattr(place, 'patch_size', None)
     if isinstance(side, tuple | list): side = next(iter(side), None)
     return side if is_whole(side) else None
 
@@ -199,16 +201,42 @@ def untracked(
     finally:
         for m in norms: m.track_running_stats = True
 
+@contextmanager
+def _prefixes_seen(
+    encoder: nn.Module,
+    size: int, # side of the pictures that go through it, in pixels
+) -> Iterator[None]:
+    """Stages that give a token for each cell and no more have no prefix from then on, see `Stage`
+
+    timm tells of the encoder as a whole that it has a class token, and that of CaiT, XCiT and ConViT joins after
+    these blocks, or some of them."""
+    hooks, alone = [], set()
+    def look(stage):
+        def hook(module, args, out):
+            if isinstance(out, Tensor) and out.ndim == 3 and out.shape[1] * stage.stride**2 == size**2:
+                alone.add(stage.module)
+        return encoder.get_submodule(stage.module).register_forward_hook(hook)
+    try:
+        for stage in encoder_stages(encoder).values():
+            if stage.prefix: hooks.append(look(stage))
+        yield
+    finally:
+        for hook in hooks: hook.remove()
+    for info in getattr(encoder, 'feature_info', []):
+        if info.get('module') in alone: info['prefix'] = 0
+
 def feature_dim(
     encoder: nn.Module, # from `make_encoder`
     size: int,          # side of the pictures in pixels
     in_chans: int = 3,  # channels of the pictures
 ) -> int:               # D of the pooled features `[N, D]`
-    "Width of the encoder's features. Raises `InputError` if it can't take pictures of `size`"
+    """Width of the encoder's features. Raises `InputError` if it can't take pictures of `size`
+
+    It is seen in passing after which of the stages a class token joins, see `encoder_stages`."""
     whole(most=LARGEST_SIDE, size=size)
     picture = next(encoder.parameters()).new_zeros(1, in_chans, size, size)
     try:
-        with evaluating(encoder): h = encoder(picture)
+        with evaluating(encoder), _prefixes_seen(encoder, size): h = encoder(picture)
     except Exception as e:  # other people's modules may raise anything
         reason = shorten(str(e), 120, placeholder=' …')
         raise InputError(f"size={size} does not suit the encoder '{architecture(encoder)}', whose strides or patches "
@@ -248,7 +276,8 @@ class Stage:
 def encoder_stages(encoder: nn.Module) -> dict[str, Stage]:
     """The stages of an encoder by their modules' names, in the order of the forward pass; empty if none are described
 
-    timm describes those of its models in `feature_info`; where another module has none, `as_encoder` measures them."""
+    timm describes those of its models in `feature_info`, where `feature_dim` corrects a prefix that is not there yet;
+    where another module has none, `as_encoder` measures them."""
     modules, described = dict(encoder.named_modules()), getattr(encoder, 'feature_info', [])
     prefix, last = getattr(encoder, 'num_prefix_tokens', 0), getattr(encoder, 'output_fmt', '') == 'NHWC'
     return {info['module']: Stage(info['module'], info['num_chs'], info['reduction'], info.get('prefix', prefix),
@@ -650,6 +679,31 @@ class ContrastiveModel(nn.Module):
         return out
 
 # %% ../nbs/130_models.ipynb #0d382c6b
+def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args, **kwargs) -> int:
+    "Of shapes `[N, heads, tokens, D]`: queries with keys, and the weights with values"
+    return sdpa_flop_count(query, key, value)
+
+def _attention_backward_flops(
+    gradient: Sequence[int], # the shape of the output's gradient, `[N, heads, tokens, D]`, and those of the inputs
+    query: Sequence[int],
+    key: Sequence[int],
+    value: Sequence[int],
+    *args,
+    **kwargs,
+) -> int:
+    "Of the gradients of queries, keys and values"
+    # five products are carried out: the kernel keeps no weights, and makes queries with keys once more. Without fused
+    # attention, which keeps them, there are four
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+_ON_CPUS = { # operations that PyTorch's counter takes for nothing
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops}
+
+def flop_counter() -> FlopCounterMode:
+    "PyTorch's counter of floating-point operations, that counts attention on CPUs too, as it is carried out"
+    return FlopCounterMode(display=False, custom_mapping=_ON_CPUS)
+
 def level_flops(
     model: ContrastiveModel,
     size: int,       # side of the pictures in pixels
@@ -659,7 +713,7 @@ def level_flops(
     Raises `InputError` for one that consists of operations which PyTorch's counter does not know."""
     x = next(model.encoder.parameters()).new_zeros(1, model.in_chans, size, size)
     def count(level):
-        with evaluating(model), FlopCounterMode(display=False) as counter: model.features(x, (level,))
+        with evaluating(model), flop_counter() as counter: model.features(x, (level,))
         return counter.get_total_flops()
     learnt = [p for p in model.encoder.parameters() if p.requires_grad]
     try:

@@ -4,6 +4,7 @@ Docs: https://fastcontrast.github.io/fastcontrast/optim.html.md"""
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -151,7 +152,8 @@ def parameter_groups(
 ) -> list[dict]:
     "Parameters that train, with weight decay and without it (biases, norms, the encoder's own exceptions)"
     spared = getattr(model.encoder, 'no_weight_decay', set)() if not wd_tokens else ()
-    exceptions = {f'encoder.{n}' for n in spared}
+    exceptions = {f'encoder.{name}' for name, _ in model.encoder.named_parameters()
+                  if any(fnmatchcase(name, pattern) for pattern in spared)}  # XCiT's are 'pos_embed.*'
     predictors = [head.predictor for head in model.heads.values() if constant_lr and head.predictor is not None]
     constant = {p for predictor in predictors for p in predictor.parameters()}
     groups = []

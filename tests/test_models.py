@@ -1,16 +1,21 @@
 """Encoders against timm's own, their stages against what comes out of them, and the heads and the model around them."""
+from functools import partial
 from itertools import product
 
 import pytest
 import timm
 import torch
 from fastai.torch_core import apply, to_detach, to_float
+from timm.models.cait import Cait
+from timm.models.convit import ConVit
+from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
+from timm.models.xcit import Xcit
 from torch import nn
 
 from fastcontrast.core import InputError
 from fastcontrast.models import (ContrastiveModel, Embedding, Head, Route, architecture, channels_of, drop_paths,
-                                 encoder_stages, feature_dim, find_stage, make_encoder, mlp, patch_side,
-                                 pretrained_config)
+                                 encoder_stages, feature_dim, find_stage, flop_counter, level_flops, make_encoder, mlp,
+                                 patch_side, pretrained_config)
 
 ARCHS = {  # features, and the stages' modules, channels and strides, as the papers' tables give them
     'resnet18': (512, dict(act1=(64, 2), layer1=(64, 4), layer2=(128, 8), layer3=(256, 16), layer4=(512, 32))),
@@ -163,6 +168,37 @@ def test_stages_by_name_level_and_place():
 def test_patches(arch, size, side):
     encoder = make_encoder(arch, size=size)
     assert patch_side(encoder) == side and architecture(encoder) == arch
+
+
+def test_patches_of_a_naflexvit():
+    cfg = NaFlexVitCfg(patch_size=8, embed_dim=16, depth=1, num_heads=2, global_pool='avg', pos_embed_grid_size=(4, 4))
+    assert patch_side(NaFlexVit(cfg, num_classes=0)) == 8
+
+
+@pytest.mark.parametrize('make, prefixes', [
+    (partial(Cait, embed_dim=16, num_heads=2, depth_token_only=1), [0, 0]),
+    (partial(Xcit, embed_dim=16, num_heads=2, cls_attn_layers=1), [0, 0]),
+    (partial(ConVit, embed_dim=4, num_heads=4, local_up_to_layer=1), [0, 1]),
+], ids=['CaiT', 'XCiT', 'ConViT'])
+def test_a_class_token_that_joins_after_blocks(make, prefixes):
+    "timm counts it from the first one on"
+    encoder = make(img_size=32, patch_size=16, depth=2, num_classes=0)
+    assert feature_dim(encoder, 32) == 16
+    assert not any(m._forward_hooks for m in encoder.modules())
+    model = ContrastiveModel(encoder, Head(mlp((16, 8, 5))))
+    assert [stage.prefix for stage in model.stages.values()] == prefixes
+    _, seen = outputs(encoder, 32, [stage.module for stage in model.stages.values()])
+    for stage, prefix in zip(model.stages.values(), prefixes):
+        out = seen[stage.module]
+        assert stage.grid(out).shape == (1, 4, 16)
+        torch.testing.assert_close(stage.pool(out), out[:, prefix:].mean(1))
+
+
+@pytest.mark.parametrize('arch', ['test_vit', 'test_vit3'])
+def test_tokens_that_are_there_from_the_first_block_on(arch):
+    encoder = make_encoder(arch, size=32)
+    feature_dim(encoder, 32)
+    assert {stage.prefix for stage in encoder_stages(encoder).values()} == {1}
 
 
 def test_encoders_that_are_not_timms():
@@ -355,6 +391,29 @@ def test_stochastic_depth_of_an_encoder():
     assert not torch.equal(encoder(x), encoder(x)) and torch.equal(encoder.eval()(x), encoder(x))
     resnet = make_encoder('resnet18')
     with pytest.raises(InputError, match="drop_path=0.1 .*'resnet18' has none"): drop_paths(resnet, 0.1)
+
+
+@pytest.mark.parametrize('backward', [False, True])
+def test_attention_on_a_cpu_is_counted(backward):
+    "As its products one by one; going back, the kernel, which kept no weights, makes queries with keys once more"
+    encoder = make_encoder('test_vit', size=32)
+    def flops(fused):
+        for block in encoder.blocks: block.attn.fused_attn = fused
+        with flop_counter() as counter:
+            h = encoder(torch.rand(2, 3, 32, 32))
+            if backward: h.sum().backward()
+        return counter.get_total_flops()
+    product = 2 * 2 * 5**2 * 64  # of 2 pictures, with a class token and 4 patches of 64 numbers
+    assert flops(True) == flops(False) + backward * 6 * product
+
+
+def test_levels_have_the_operations_of_attention():
+    model = ContrastiveModel(make_encoder('test_vit', size=32), Head(mlp((64, 8, 5))))
+    model.add_head('blocks_2')
+    def flops(fused):
+        for block in model.encoder.blocks: block.attn.fused_attn = fused
+        return level_flops(model, 32)
+    assert flops(True) == flops(False)
 
 
 @pytest.mark.parametrize('early_exit', [True, False])

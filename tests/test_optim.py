@@ -6,6 +6,7 @@ import pytest
 import timm.optim.muon
 import torch
 from fastai.optimizer import OptimWrapper
+from timm.models.xcit import Xcit
 from timm.optim.lars import Lars
 from torch import nn
 
@@ -100,6 +101,18 @@ def test_position_and_class_tokens(wd_tokens):
         assert any(p is token for p in (decayed if wd_tokens else rest)['params'])
     assert all(p.ndim == 1 or p is net.encoder.pos_embed or p is net.encoder.cls_token for p in rest['params'])
     assert (decayed['weight_decay'], rest['weight_decay']) == (0.1, 0)
+
+
+@pytest.mark.parametrize('wd_tokens', [True, False])
+def test_encoders_name_exceptions_by_patterns(wd_tokens):
+    "XCiT's are {'pos_embed.*', 'cls_token'}"
+    encoder = Xcit(img_size=32, patch_size=16, embed_dim=16, depth=1, num_heads=2, cls_attn_layers=1, num_classes=0)
+    net = ContrastiveModel(encoder, Head(mlp((16, 8, 5))))
+    decayed, rest = ({id(p) for p in group['params']}
+                     for group in parameter_groups(net, 0.1, adapt=False, wd_tokens=wd_tokens))
+    for p in (encoder.pos_embed.token_projection.weight, encoder.cls_token):
+        assert id(p) in (decayed if wd_tokens else rest)
+    assert id(encoder.blocks[0].attn.qkv.weight) in decayed and id(encoder.blocks[0].attn.qkv.bias) in rest
 
 
 def test_schedules_over_a_run():

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
 def settings() -> SimpleNamespace:
@@ -79,6 +79,16 @@ def tell(**report: Any) -> None:
     if not sys.stdin.readline(): sys.exit("the racing program has ended")
 
 
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's counter, with what it lacks: attention on CPUs, whose kernel makes queries with keys anew going back"""
+    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return FlopCounterMode(display=False, custom_mapping={
+        forward: lambda query, key, value, *args, **kwargs: sdpa_flop_count(query, key, value),
+        backward: lambda gradient, query, key, value, *args, **kwargs: (
+            sdpa_backward_flop_count(gradient, query, key, value))})
+
+
 class Race:
     """The clock of a run that is judged after every epoch, and its state, from which it goes on if it is broken off
 
@@ -96,7 +106,7 @@ class Race:
 
     def count(self, loss_of: Callable[[int], torch.Tensor], n: int = 4) -> None:
         """Count the operations of a step; loss_of: the loss of some pictures' views, by a copy of the model"""
-        with torch.random.fork_rng(), FlopCounterMode(display=False) as counter: loss_of(n).backward()
+        with torch.random.fork_rng(), flop_counter() as counter: loss_of(n).backward()
         self.tflop_a_step = counter.get_total_flops() * self.a.bs / n / 1e12
 
     def start(self, steps: int) -> None:

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 from fastai.learner import ValueMetric
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..distributed import world_size
+from ..models import flop_counter
 from ..step import Phase, StepCallback
 
 # %% ../../nbs/340_cost.ipynb #fdda05cd
@@ -102,7 +102,7 @@ class Cost(StepCallback):
     def before_batch(self):
         self.kind, self.planned, self.optimizing = None, self.plan(), 0
         if any(kind not in self.flops for kind in self.plans.get(self.planned, (None,))):
-            self.counter = FlopCounterMode(display=False)
+            self.counter = flop_counter()
             self.counter.__enter__()
 
     def after_loss(self):

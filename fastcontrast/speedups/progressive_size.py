@@ -20,14 +20,26 @@ from . import SPEEDUPS
 from ..step import Phase, StepCallback
 
 # %% ../../nbs/243_progressive_size.ipynb #99f648f9
+def _whole_patch(
+    encoder: nn.Module,
+) -> int | None:
+    "The side of patches that lie side by side; None where there are none, or they overlap as those of PVT"
+    patch, stages = patch_side(encoder), list(encoder_stages(encoder).values())
+    overlap = patch is not None and stages and stages[0].stride % patch
+    return None if overlap else patch
+
 def size_steps(
     encoder: nn.Module, # a timm model
+    parts: int = 1,     # of a view along a side, of which the encoder sees one at a time
 ) -> tuple[int, int]: # pixels each
     "What sizes of views are multiples of: as a rule, and at least"
-    patch, stages = patch_side(encoder), list(encoder_stages(encoder).values())
+    patch, stages = _whole_patch(encoder), list(encoder_stages(encoder).values())
     stride = stages[-1].stride if stages else 32
-    if patch == stride: return patch, patch  # tokens of one size: a ViT
-    return max(8, stride // 2), 2
+    if patch is None: return max(8, stride // 2), 2
+    step = least = max(2, parts * patch)
+    # tokens of one size are a ViT's; a pyramid's, like Swin's, become larger, as the cells of a CNN do
+    while patch != stride and step < max(8, stride // 2): step *= 2
+    return step, least
 
 def spread_sizes(
     first: float,          # the smallest size, about
@@ -96,9 +108,13 @@ class ProgressiveSize(StepCallback):
         self.undo(usual)
         self.check()
 
+    def parts(self, full: int) -> int:
+        "How many along a side of a view the online network sees one by one, as where `CombinePatches` cuts it"
+        return max(full // side for side in self.learn.plan.query_shape or (full,))
+
     def choose(self, full: int) -> tuple[int, ...]:
         "The sizes of a run, from the first to the last. Raises `InputError` where there are none"
-        steps = size_steps(self.model.encoder)
+        steps = size_steps(self.model.encoder, self.parts(full))
         last = rounded_up(self.end * full, full, steps)
         if isinstance(self.steps, Sequence): return self._given(last)
         first = self.start * full
@@ -119,8 +135,7 @@ class ProgressiveSize(StepCallback):
     def check(self):
         plan = self.learn.plan
         self.sizes = self.choose(plan.views.size)
-        patch, least = size_steps(self.model.encoder)
-        plan.views.multiple = patch if patch == least else 1  # small crops of a ViT are whole patches, too
+        plan.views.multiple = _whole_patch(self.model.encoder) or 1  # small crops are whole patches, too
         if self.strength in (None, 1): pass
         elif self.sizes[0] == self.sizes[-1]:
             raise InputError(f"strength={self.strength:g} of {self!r} grows with the size, which does not grow: give a "

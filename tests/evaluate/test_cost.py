@@ -9,6 +9,7 @@ import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, CancelTrainException
 from fastai.callback.progress import CSVLogger
 from helpers.learners import SMALL_CROPS, Dots, small
+from helpers.pictures import VIT, pictures
 from helpers.recording import After, interrupt
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,11 +44,11 @@ def fit(learn, epochs=1, cbs=None):
 def counted(monkeypatch):
     "A list with an entry for every step that is counted"
     counters = []
-    class Counter(module.FlopCounterMode):
+    class Counter(FlopCounterMode):
         def __enter__(self):
             counters.append(self)
             return super().__enter__()
-    monkeypatch.setattr(module, 'FlopCounterMode', Counter)
+    monkeypatch.setattr(module, 'flop_counter', lambda: Counter(display=False))
     yield counters
     assert torch._C._len_torch_dispatch_stack() == 0, "a counter was left on"
 
@@ -81,6 +82,19 @@ def test_operations_are_those_of_the_layers(name, changes):
     assert len(steps['flops']) == 6 and len(set(steps['flops'])) == 1
     assert 1 <= sum(steps['flops']) / hand.total < 1.01  # products of the loss are not in the hand count
     assert cost.totals()['tflop'] == pytest.approx(sum(steps['flops']) / 1e12, rel=1e-12)
+
+
+def test_attention_is_counted_on_a_cpu():
+    "Of two views of 8 pictures: the class token and 4 patches of 64 numbers, in 6 blocks"
+    def flops(fused):
+        torch.manual_seed(3)
+        learn = contrastive_learner(pictures(8, bs=8), VIT, method=small('simclr', 'cifar'), cbs=Cost(), knn_pictures=0,
+                                    precision='fp32')
+        learn.create_mbar = False
+        for block in learn.model.encoder.blocks: block.attn.fused_attn = fused
+        return fit(learn).cost.steps['flops']
+    product = 2 * 16 * 5**2 * 64
+    assert flops(True)[0] == flops(False)[0] + 6 * product  # going back, queries with keys are made once more
 
 
 class StepsOperations(Callback):

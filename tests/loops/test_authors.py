@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+import torchvision
 from fastai.callback.core import Callback
 from helpers.learners import BARE
 from helpers.loops import unit
@@ -286,3 +287,16 @@ def test_only_the_student_drops_paths():
     assert rates[0] == pytest.approx([r for i in range(6) for r in [0.02 * i] * 2]) and rates[1] == [0.] * 12
     text = refusal(contrastive_learner, pictures(BATCHES * B), ARCH, method=METHODS['dino'](drop_path=0.1))
     assert 'drop_path=0.1' in text and ARCH in text
+
+
+def test_a_transformer_whose_blocks_cannot_be_skipped():
+    "The recipe's own rate is left out, one that was asked for is refused"
+    vit = torchvision.models.VisionTransformer(32, 16, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16)
+    def learner(**changes):
+        recipe = METHODS['dino']('imagenet', **HEADS, **changes)
+        return contrastive_learner(pictures(BATCHES * B), vit, method=recipe, knn_pictures=0)
+    learn = learner()
+    assert learn.recipe.drop_path == 0.1
+    assert "drop_path=0.1 of dino() is left out: 'VisionTransformer' has no blocks that can be skipped" in learn.notes
+    assert not any('drop_path' in note for note in learner(drop_path=0.).notes)
+    assert "drop_path=0.2 is for encoders" in refusal(learner, drop_path=0.2)

@@ -200,6 +200,15 @@ def test_what_an_encoder_has_not_cannot_be_frozen():
     assert "moco_v3() freezes 'patch_embed.proj', which 'test_resnet_small' has not" in text
     learn = contrastive_learner(pictures(8, 224), 'pit_ti_224', method='moco_v3', knn_pictures=0)  # calls it otherwise
     assert learn.recipe.opt == 'adamw' and all(p.requires_grad for p in learn.model.encoder.parameters())
+    assert {"moco_v3() freezes 'patch_embed.proj', which 'pit_ti_224' has not: its patches are trained",
+            "moco_v3() puts waves in place of a learnt position embedding, and 'pit_ti_224' has none like timm's "
+            "transformers: that is left out"} <= {*learn.notes}
+    for arch in (ARCH, VIT):  # nothing of the recipe is in vain
+        notes = contrastive_learner(pictures(8), arch, method='moco_v3', knn_pictures=0).notes
+        assert not any('freezes' in note or 'waves' in note for note in notes)
+    given = contrastive_learner(pictures(8), timm.create_model(VIT, num_classes=0, img_size=32), method='moco_v3',
+                                knn_pictures=0)
+    assert any('waves' in note and 'comes with weights, which keep theirs' in note for note in given.notes)
     learn = contrastive_learner(pictures(8), ARCH, method=moco_v3(frozen=('layer1',)), knn_pictures=0)
     assert {n.split('.')[0] for n, p in learn.model.encoder.named_parameters() if not p.requires_grad} == {'layer1'}
 

@@ -9,6 +9,7 @@ from helpers.learners import SMALL_CROPS, learner_of, small
 from helpers.pictures import ARCH, VIT, pictures
 from helpers.recording import Where
 from helpers.refusals import refusal, said
+from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from fastcontrast.checkpoint import Checkpoint
@@ -56,6 +57,12 @@ def learner(*cbs, side=32, n=24, name='simclr', changes=None, arch=ARCH, labels=
     return learn
 
 
+def swin(side):
+    "Patches of 4 pixels, then of 8"
+    return SwinTransformer(side, 4, embed_dim=8, depths=(1, 1), num_heads=(1, 1), window_size=3, strict_img_size=False,
+                           num_classes=0)
+
+
 def slow_schedule(growing, full, until, steps) -> list[int]:
     "Of every step, in exact numbers: each size has an equal share of the run up to `until`"
     until, out = Fraction(until).limit_denominator(1000), []
@@ -73,7 +80,8 @@ def slow_schedule(growing, full, until, steps) -> list[int]:
     (48, 96, (16, 2), (48, 64, 80, 96)), (16, 32, (8, 2), (16, 24, 32)), (32, 64, (16, 2), (32, 48, 64)),
     (14, 28, (16, 2), (16, 24, 28)), (112, 224, (16, 16), (112, 144, 192, 224)), (8, 16, (16, 2), (8, 12, 16)),
     (24, 48, (16, 2), (24, 32, 40, 48)), (9.6, 96, (16, 2), (8, 40, 64, 96)), (91.2, 96, (16, 2), (92, 94, 96)),
-    (56, 112, (14, 14), (56, 70, 98, 112)), (16, 16, (16, 16), (16,))])
+    (56, 112, (14, 14), (56, 70, 98, 112)), (16, 16, (16, 16), (16,)), (12, 24, (8, 4), (12, 16, 20, 24)),
+    (6, 12, (8, 4), (8, 12)), (48, 96, (32, 32), (64, 96))])
 def test_few_sizes_that_suit(first, full, steps, sizes): assert spread_sizes(first, full, steps) == sizes
 
 
@@ -90,9 +98,17 @@ def test_a_number_of_sizes():
 
 @pytest.mark.parametrize('arch,small_input,steps', [
     ('resnet18', False, (16, 2)), ('resnet18', True, (8, 2)), ('test_vit', False, (16, 16)),
-    ('convnext_atto', False, (16, 2)), ('efficientnet_b0', False, (16, 2))])
+    ('convnext_atto', False, (16, 2)), ('efficientnet_b0', False, (16, 2)), ('pvt_v2_b0', False, (16, 2))])
 def test_steps_of_encoders(arch, small_input, steps):
+    "The patches of a PVT overlap, so that it takes any size"
     assert size_steps(make_encoder(arch, small_input=small_input, size=64)) == steps
+
+
+def test_steps_of_patches():
+    assert size_steps(swin(24)) == (8, 4)
+    assert [size_steps(swin(24), n) for n in (2, 3)] == [(8, 8), (12, 12)]  # views are cut into n by n
+    assert size_steps(make_encoder(VIT, size=64), 2) == (32, 32)
+    assert size_steps(make_encoder('resnet18'), 2) == (16, 2)  # a part of any size will do
 
 
 @pytest.mark.parametrize('until, epochs', [(0.75, 3), (0.5, 1), (1, 3), (0.1, 1), (1 / 3, 3)])
@@ -259,6 +275,26 @@ def test_small_crops_of_a_transformer_are_whole_patches():
     assert views.multiple == 1
 
 
+def test_pyramids_of_patches_get_whole_ones():
+    learn = learner(ProgressiveSize(), MultiCrop((2, None, (.4, 1)), (2, 12, (.1, .4))), seen := Sizes(), side=24,
+                    arch=swin(24))
+    learn.fit(1, 1e-3)
+    assert [(sides['views'], sides['local']) for sides in seen.roles] == [(12, 8), (16, 8), (20, 8), (24, 12)]
+    assert learner(ProgressiveSize(), side=12, arch=swin(12)).progressive_size.sizes == (8, 12)
+
+
+@pytest.mark.parametrize('cbs', [(ProgressiveSize, CombinePatches), (CombinePatches, ProgressiveSize)],
+                         ids=['before', 'after'])
+def test_views_of_a_transformer_are_cut_into_whole_patches(cbs):
+    learn = learner(*[cb() for cb in cbs], seen := Sizes(), side=96, arch=VIT)
+    learn.fit(1, 1e-3)
+    assert learn.progressive_size.sizes == (64, 96)
+    assert [(sides['views'], key) for sides, key in zip(seen.roles, seen.keys)] == [(32, 64)] * 3 + [(48, 96)]
+    learn.remove_cb(CombinePatches)
+    learn.fit(1, 1e-3)
+    assert seen.views == [48, 64, 80, 96]
+
+
 def test_the_large_crops_are_the_full_size():
     learn = learner(ProgressiveSize(), MultiCrop((2, 24, (.4, 1)), (2, 12, (.1, .4))), seen := Sizes())
     learn.fit(1, 1e-3)
@@ -377,8 +413,10 @@ def test_values_that_cannot_be(kwargs, words): assert words in refusal(Progressi
     ([lambda: ProgressiveSize(steps=(16, 28), end=0.75)], {}, ['goes beyond the 24 pixels', 'larger end']),
     ([ProgressiveSize, ProgressiveSize], {}, ['ProgressiveSize()', 'the size of a step']),
     ([lambda: ProgressiveSize(steps=(40,))], dict(arch=VIT, side=64), ['(40,)', '40 pixels', 'test_vit']),
-    ([ProgressiveSize, lambda: CombinePatches(2)], dict(arch=VIT, side=64),
-     ['ProgressiveSize() has views of 48 pixels', 'CombinePatches(n=2, m=2) makes patches of 24', 'larger start']),
+    ([lambda: ProgressiveSize(steps=(48,)), lambda: CombinePatches(2)], dict(arch=VIT, side=64),
+     ['views of 48 pixels', 'CombinePatches(n=2, m=2) makes patches of 24', 'larger start']),
+    ([ProgressiveSize, lambda: CombinePatches(2)], dict(arch=VIT, side=32),
+     ['0 sizes below 32 pixels, in steps of 32']),
     ([ProgressiveSize, lambda: CombinePatches(20, 1)], {}, ['16 pixels', 'more patches than they have pixels']),
     ([ProgressiveSize, lambda: PatchVariants(combine=0)], dict(arch=VIT, side=64), ['PatchVariants']),
     ([ProgressiveSize, lambda: HardRegions('layer3')], {}, ['16 pixels', 'HardRegions', 'would keep all']),
