@@ -31,7 +31,7 @@ from .evaluate.neighbours import nearest_others, plane
 from .export import load_encoder
 from .files import check_file, user_path, write_whole
 from .loaders import ImageLoader, ImageLoaders
-from .models import channels_of, gives_scores
+from .models import channels_of, feature_dim, gives_scores, made_for, side_of
 from .views import plain_view
 
 # %% ../nbs/357_embed.ipynb #67f5697b
@@ -263,6 +263,8 @@ def model_outputs(
 ) -> Embedded:
     "What a model gives of pictures, in the place of features"
     channels, size, mean, std = _frame(model)
+    # a transformer of timm's takes no other side, or multiples of its patches alone; one that was trained here took it
+    if made_for(model) and not hasattr(model, 'value_range'): feature_dim(model, size, channels)
     if not isinstance(source, ImageLoaders):
         asked = dict(bs=2, valid=0., size=size, channels=channels, training=False) | settings
         # the same value means the same as in training; fastai's loaders scale pictures themselves
@@ -302,7 +304,8 @@ def _frame(model: nn.Module) -> tuple[int, int, Sequence[float], Sequence[float]
     if not {'input_size', 'mean', 'std'} <= {*cfg}:
         raise InputError(f"a {type(model).__name__} does not say for what pictures it is: give one of "
                          "load_encoder(…), timm's, or learn.model.encoder.")
-    channels, size, mean, std = channels_of(model, cfg['input_size'][0]), cfg['input_size'][-1], cfg['mean'], cfg['std']
+    channels, size = channels_of(model, cfg['input_size'][0]), side_of(model, cfg['input_size'][-1])
+    mean, std = cfg['mean'], cfg['std']
     if channels == 1 and len(mean) == 3: mean, std = [sum(mean) / 3], [sum(std) / 3]
     if len(mean) == len(std) == channels: return channels, size, mean, std
     raise InputError(f"the encoder takes pictures with {channels} channels and says the mean of {len(mean)}: put "

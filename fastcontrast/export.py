@@ -301,7 +301,7 @@ def _blank(
 ) -> nn.Module:
     "An encoder for the weights of a file, or a classifier"
     if needs_module(info['arch']):
-        if model is not None: return as_encoder(model, info['size'], info['in_chans'])[0]
+        if model is not None: return as_encoder(model, info['size'], info['in_chans'], resample=False)[0]
         made = 'is not fetched here' if info['arch'].startswith(SOURCES) else 'timm does not make'
         raise InputError(f"'{path}' holds the weights of a {clipped(info['arch'].removeprefix(MODULE))}, which {made}: "
                          "give one, as it was given for training, as load_encoder(path, model=…).")

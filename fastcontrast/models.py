@@ -6,9 +6,10 @@ Docs: https://fastcontrast.github.io/fastcontrast/models.html.md"""
 
 # %% auto #0
 __all__ = ['SOURCES', 'ACTIVATIONS', 'LEAST_WIDTH', 'architecture', 'patch_side', 'quiet_hub', 'pretrained_config',
-           'make_encoder', 'gives_scores', 'channels_of', 'fix_positions', 'drop_paths', 'own_stream', 'evaluating',
-           'untracked', 'feature_dim', 'Stage', 'encoder_stages', 'find_stage', 'mlp', 'Prototypes', 'Embedding',
-           'Head', 'Route', 'ContrastiveModel', 'flop_counter', 'level_flops']
+           'make_encoder', 'gives_scores', 'channels_of', 'made_for', 'side_of', 'fix_positions', 'resample_positions',
+           'drop_paths', 'own_stream', 'evaluating', 'untracked', 'feature_dim', 'Stage', 'encoder_stages',
+           'find_stage', 'mlp', 'Prototypes', 'Embedding', 'Head', 'Route', 'ContrastiveModel', 'flop_counter',
+           'level_flops']
 
 # %% ../nbs/130_models.ipynb #12a65558
 import copy
@@ -136,6 +137,24 @@ def channels_of(
     known = getattr(first, 'in_channels', usual)
     return usual if known % usual == 0 else known  # pixels may have become channels before it
 
+def made_for(
+    encoder: nn.Module, # a timm transformer, or any other
+) -> int | None:
+    "The side in pixels of the pictures that a transformer's patches are laid out for; None where it does not say it"
+    side = getattr(getattr(encoder, 'patch_embed', None), 'img_size', None)
+    if isinstance(side, tuple | list): side = next(iter(side), None)
+    return side if is_whole(side) else None
+
+def side_of(
+    encoder: nn.Module, # of timm, or described as timm's are
+    usual: int,         # what its `pretrained_cfg` says
+) -> int:
+    "Side of the pictures that an encoder takes: timm describes those of its weights, whatever side it has made it for"
+    made, config = made_for(encoder), getattr(encoder, 'pretrained_cfg', None) or {}
+    # where training was here, its side stands in `pretrained_cfg`, and its range of values beside that
+    ours = hasattr(encoder, 'value_range')
+    return made if made and not ours and config.get('fixed_input_size') else usual
+
 @torch.no_grad()
 def fix_positions(
     encoder: nn.Module, # a timm transformer; one that learns no position embedding of its own stays as it is
@@ -152,6 +171,23 @@ def fix_positions(
     embedding[0, -height * width:] = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], 1)
     embedding.requires_grad_(False)
     return True
+
+@torch.no_grad()
+def resample_positions(
+    encoder: nn.Module, # that takes pictures of this side
+    size: int,          # the side, in pixels
+) -> int | None:        # the side that it was for until now; None: it stays as it is
+    """Give one of timm's transformers, in place, the position embeddings that it resamples for this side in every pass
+
+    It makes the same of such pictures as before, and has the shapes that its name has for them. Any other encoder stays
+    as it is; Swin's windows would grow with the pictures."""
+    before = made_for(encoder)
+    if before in (None, size) or not getattr(encoder, 'dynamic_img_size', False): return None
+    if not hasattr(encoder, 'set_input_size') or not timm.is_model(architecture(encoder)): return None
+    learns = {name: p.requires_grad for name, p in encoder.named_parameters()}
+    encoder.set_input_size((size, size))
+    for name, p in encoder.named_parameters(): p.requires_grad_(learns[name])  # timm before 1.0.31 forgets it
+    return before
 
 def drop_paths(
     encoder: nn.Module, # whose blocks have a place for it, as those of timm's transformers

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .core import LARGEST_SIDE, InputError, clipped, is_whole, whole
-from .models import Stage, architecture, evaluating, make_encoder
+from .models import Stage, architecture, evaluating, made_for, make_encoder, resample_positions
 
-__all__ = ['MODULE', 'as_encoder', 'bare', 'check_trains', 'class_path', 'measured_stages', 'timm_name']
+__all__ = ['MODULE', 'as_encoder', 'bare', 'check_trains', 'class_path', 'fit_side', 'measured_stages', 'timm_name']
 
 MODULE = 'module:' # how the name of an encoder begins that nothing but its class can make
 # a module with more than this share of the parameters is what holds the stages, and not one of them: the last stage of
@@ -59,6 +59,7 @@ def as_encoder(
     module: nn.Module,  # pictures `[N, C, S, S]` to features `[N, D]`, or to maps `[N, D, H, W]`, which are pooled
     size: int,          # side of the pictures in pixels
     in_chans: int = 3,  # channels of the pictures
+    resample: bool = True, # position embeddings for another side, see `fit_side`
 ) -> tuple[nn.Module, list[str]]: # and what was changed, in sentences
     """A copy of a module that serves as an encoder, on the CPU in float32; the module stays as it is
 
@@ -94,7 +95,10 @@ def as_encoder(
         except AttributeError:
             raise InputError(f"arch={name}(…) has a {key} that can't be set, as a property: make it an attribute, or "
                              "call it something else.") from None
-    return encoder, [f"{name}'s classifier '{left_out}' was left out"] if left_out else []
+    notes = [f"{name}'s classifier '{left_out}' was left out"] if left_out else []
+    before = fit_side(encoder, size, in_chans) if resample else None
+    if before: notes.append(f"position embeddings for pictures of {before} pixels were resampled for {size}")
+    return encoder, notes
 
 
 def _config_of(encoder: nn.Module, name: str) -> dict[str, Any]:
@@ -349,3 +353,18 @@ def timm_name(
         pictures = torch.rand(2, in_chans, size, size)
     with evaluating(encoder), evaluating(blank):
         return name if torch.allclose(blank(pictures), encoder(pictures), rtol=1e-5, atol=1e-6) else None
+
+
+def fit_side(
+    encoder: nn.Module, # that takes pictures of this side
+    size: int,          # the side, in pixels
+    in_chans: int = 3,  # channels of the pictures
+) -> int | None:        # the side that it was for until now; None: it stays as it is
+    """Resample a transformer's position embeddings, in place, where it is then what its name makes for this side
+
+    A file or folder that says the name can hold it then. An encoder that no name makes stays as it is: whoever loads
+    what it has learned has to make one of the same shapes."""
+    if made_for(encoder) in (None, size): return None
+    other = copy.deepcopy(encoder).cpu().float()  # since there is no way back
+    if resample_positions(other, size) is None or timm_name(other, size, in_chans) is None: return None
+    return resample_positions(encoder, size)

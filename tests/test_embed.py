@@ -38,11 +38,11 @@ def folder(tmp_path):
 
 
 @torch.no_grad()
-def expected(encoder, path):
+def expected(encoder, path, side=32):
     "Features of one picture, by hand"
     x = torch.from_numpy(np.array(Image.open(path).convert('RGB'))).permute(2, 0, 1)[None]
     cfg = encoder.pretrained_cfg
-    return encoder(Normalize(cfg['mean'], cfg['std'])(plain_view(x, 32)))[0]
+    return encoder(Normalize(cfg['mean'], cfg['std'])(plain_view(x, side)))[0]
 
 
 def test_every_picture_by_its_name(encoder, folder):
@@ -82,6 +82,16 @@ def test_arrays_without_labels(encoder):
 def test_an_encoder_of_timms(folder):
     timms = timm.create_model(ARCH, num_classes=0).eval()
     assert embed(timms, folder).features.shape == (8, timms.num_features)
+
+
+def test_a_transformer_of_timms_by_the_side_that_it_is_made_for(folder):
+    "And not by that of timm's weights, which it describes"
+    for arch in ('test_vit', 'test_vit3'):  # the one takes other sides too
+        vit = timm.create_model(arch, num_classes=0, img_size=48).eval()
+        h = embed(vit, folder, precision='fp32').features[0]
+        torch.testing.assert_close(h, expected(vit, folder/'train/a/000.png', 48), rtol=1e-4, atol=1e-4)
+    uneven = timm.create_model('test_vit', num_classes=0, img_size=40)
+    said(["size=40 does not suit the encoder 'test_vit'"], embed, uneven, folder)
 
 
 def test_a_classifier_gives_no_features(folder, encoder):

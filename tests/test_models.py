@@ -14,8 +14,9 @@ from torch import nn
 
 from fastcontrast.core import InputError
 from fastcontrast.models import (ContrastiveModel, Embedding, Head, Route, architecture, channels_of, drop_paths,
-                                 encoder_stages, feature_dim, find_stage, flop_counter, level_flops, make_encoder, mlp,
-                                 patch_side, pretrained_config)
+                                 encoder_stages, feature_dim, find_stage, fix_positions, flop_counter, level_flops,
+                                 made_for, make_encoder, mlp, patch_side, pretrained_config, resample_positions,
+                                 side_of)
 
 ARCHS = {  # features, and the stages' modules, channels and strides, as the papers' tables give them
     'resnet18': (512, dict(act1=(64, 2), layer1=(64, 4), layer2=(128, 8), layer3=(256, 16), layer4=(512, 32))),
@@ -124,7 +125,7 @@ def test_channels_of_timms_encoders(name, channels):
 
 def test_wrong_encoders_are_refused_in_a_sentence():
     assert 'resnet18' in sentence(make_encoder, 'resnet_18')
-    assert 'vit_tiny_patch16_224' in sentence(make_encoder, 'vit_tiny_patch16_224', small_input=True, size=32)
+    assert 'convnext_atto' in sentence(make_encoder, 'convnext_atto', small_input=True, size=32)
     assert 'regnety_002' in sentence(make_encoder, 'regnety_002', small_input=True)
     assert 'pretrained' in sentence(make_encoder, 'resnet18', small_input=True, pretrained=True)
     assert 'size=16' in sentence(feature_dim, make_encoder('convnext_atto'), 16)
@@ -199,6 +200,31 @@ def test_tokens_that_are_there_from_the_first_block_on(arch):
     encoder = make_encoder(arch, size=32)
     feature_dim(encoder, 32)
     assert {stage.prefix for stage in encoder_stages(encoder).values()} == {1}
+
+
+def test_the_side_that_a_transformer_is_made_for():
+    "Is not what timm describes, which is that of its weights; where training was here, that says it"
+    vit = timm.create_model('test_vit3', num_classes=0, img_size=48)
+    assert vit.pretrained_cfg['input_size'][-1] == 160 and made_for(vit) == side_of(vit, 160) == 48
+    vit.value_range = None
+    assert made_for(vit) == 48 and side_of(vit, 96) == 96
+    for other in (make_encoder('test_resnet'), nn.Linear(3, 3)):
+        assert made_for(other) is None and side_of(other, 7) == 7
+
+
+@torch.no_grad()
+def test_position_embeddings_for_another_side():
+    "As the encoder resamples them in every pass, and none learns that did not"
+    vit, x = make_encoder('test_vit', size=64).eval(), torch.rand(2, 3, 32, 32)
+    assert fix_positions(vit)
+    before = vit(x)
+    assert resample_positions(vit, 32) == 64 and resample_positions(vit, 32) is None
+    torch.testing.assert_close(vit(x), before)
+    own, named = vit.state_dict(), make_encoder('test_vit', size=32).state_dict()
+    assert {name: t.shape for name, t in own.items()} == {name: t.shape for name, t in named.items()}
+    assert [name for name, p in vit.named_parameters() if not p.requires_grad] == ['pos_embed']
+    for other in (make_encoder('test_resnet'), timm.create_model('test_vit3', num_classes=0, img_size=64)):
+        assert resample_positions(other, 32) is None
 
 
 def test_encoders_that_are_not_timms():

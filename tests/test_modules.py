@@ -12,10 +12,10 @@ from helpers.refusals import said
 from torch import nn
 
 from fastcontrast.data import image_dls
-from fastcontrast.export import encoder_info, export_copy, load_encoder
+from fastcontrast.export import encoder_info, export_copy, export_encoder, load_encoder
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.models import encoder_stages, feature_dim, level_flops, make_encoder
-from fastcontrast.modules import as_encoder, class_path, timm_name
+from fastcontrast.modules import as_encoder, class_path, fit_side, timm_name
 from fastcontrast.multi_crop import MultiCrop
 from fastcontrast.recipes import simclr
 from fastcontrast.speedups.comb_patches import CombinePatches
@@ -435,6 +435,31 @@ def test_a_model_of_timm_that_a_name_makes_is_exported_by_that(dls, tmp_path):
     assert timm_name(as_encoder(odd, SIDE)[0], SIDE) is None
     assert timm_name(as_encoder(make_encoder('resnet10t', small_input=True), SIDE)[0], SIDE) == 'resnet10t_small'
     assert timm_name(as_encoder(Maps(), SIDE)[0], SIDE) is None
+
+
+def test_a_transformer_of_timm_for_another_side(dls, tmp_path):
+    "Its position embeddings are resampled, so that it is exported by its name; the module stays as it is"
+    net = make_encoder('test_vit', size=2 * SIDE)
+    before = copy.deepcopy(net.state_dict())
+    learn = learner(dls, net)
+    assert learn.arch == 'test_vit'
+    assert 'position embeddings for pictures of 64 pixels were resampled for 32' in learn.notes
+    learn.fit_contrastive(1, 1e-2)
+    x, encoder = torch.rand(2, 3, SIDE, SIDE), learn.model.encoder.eval()
+    with torch.no_grad(): close(load_encoder(learn.export(tmp_path/'e'))(x), encoder(x), rtol=0, atol=1e-5)
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+
+
+def test_a_transformer_that_no_name_makes_keeps_its_shapes(dls, tmp_path):
+    "By which a file is read again, as is one that was written by its class before"
+    odd = timm.create_model('test_vit', num_classes=0, img_size=2 * SIDE, depth=2)
+    encoder, notes = as_encoder(odd, SIDE)
+    assert not notes and encoder.pos_embed.shape == odd.pos_embed.shape and fit_side(encoder, SIDE) is None
+    file = learner(dls, odd).export(tmp_path/'odd.safetensors')
+    assert load_encoder(file, model=odd).pos_embed.shape == odd.pos_embed.shape
+    net = make_encoder('test_vit', size=2 * SIDE)
+    file = export_encoder(net, tmp_path/'old.safetensors', f'module:{class_path(net)}', SIDE, [.5] * 3, [.2] * 3)
+    assert load_encoder(file, model=net).pos_embed.shape == net.pos_embed.shape
 
 
 def test_a_run_that_died_is_taken_up(tmp_path):

@@ -29,9 +29,8 @@ def made(arch, **kwargs):
 def test_the_same_network(arch):
     "By its name and by small_input, with the weights that a seed gives"
     one = made(small_name(arch))
-    make = partial(make_encoder, size=32)
-    others = [lambda: make(arch, small_input=True), lambda: make(small_name(arch)),
-              lambda: make(small_name(arch), small_input=True)]
+    others = [partial(make_encoder, arch, small_input=True, size=32), partial(make_encoder, small_name(arch), size=32),
+              partial(make_encoder, small_name(arch), small_input=True, size=32)]
     x = torch.rand(2, 3, 32, 32)
     for make in others:
         torch.manual_seed(0)

@@ -110,7 +110,7 @@ def _doubts(
     record = known_record(run_of(other.file)) if other.file else {}
     tuned = record.get('verb') == 'finetune' and own_pictures(record, data)
     labels = "it was tuned with labels of these data, which its rows of few labels do not count" if tuned else ''
-    notes = other_range(other.extra, dls.value_range), other_split(other.file, data, split), labels
+    notes = other.note, other_range(other.extra, dls.value_range), other_split(other.file, data, split), labels
     return [note for note in notes if note]
 
 

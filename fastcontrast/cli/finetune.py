@@ -28,6 +28,9 @@ def finetune(
     protocol: Annotated[str | None, Option(
         help="How to train: {protocols}; linear leaves the encoder as it is, full trains all of it, semi does either "
              "by the share of labels", show_default=Tuning.protocol)] = None,
+    size: Annotated[int | None, Option(
+        help="Side in pixels at which the classifier sees a picture; position embeddings of a ViT are resampled for "
+             "it, as for 384 after 224", show_default="the encoder's")] = None,
     epochs: Annotated[int | None, Option(
         help="Passes over the pictures", show_default="the protocol's, and as many more as make 1,000 steps")] = None,
     lr: Annotated[float | None, Option(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..core import InputError
+from ..core import InputError, clipped
 from ..records import known_record
 from .inputs import encoder_file, encoder_name, run_of
 from .judging import PIXELS, file_embedder
@@ -24,6 +24,7 @@ class Rival:
     frame: tuple[list[float], list[float]] = ([], []) # mean and standard deviation of the pictures' channels
     extra: dict[str, Any] = field(default_factory=dict) # what else an encoder's file says
     file: Path | None = None # it, where there is one
+    note: str = ''      # what is to be said of how it sees the pictures
 
 
 def rival(
@@ -75,23 +76,42 @@ def _untrained(first: Rival) -> Rival:
         torch.manual_seed(0)
         encoder = make_encoder(first.arch, first.small_input, in_chans=first.channels, size=first.size)
     return Rival('untrained', first.about, first.size, first.channels, first.small_input, first.arch,
-                 _embedder(encoder, first))
+                 _embedder(encoder, first, first.size))
 
 
 def _timms(name: str, first: Rival) -> Rival:
     from ..artefact import looking_for
-    from ..models import SOURCES, make_encoder
+    from ..models import SOURCES, feature_dim, make_encoder, patch_side
     if '/' in name and not name.startswith(SOURCES):
         raise InputError(f"--against {name} is neither a file nor a folder: give one that is there, a name of timm's, "
                          "'untrained' or 'pixels'.")
-    with looking_for(name, weights=True):
-        encoder = make_encoder(name, pretrained=True, in_chans=first.channels, size=first.size)
-    return Rival(name, name, first.size, first.channels, False, name, _embedder(encoder, first))
+    def made(size): return make_encoder(name, pretrained=True, in_chans=first.channels, size=size)
+    about, note, size = name, '', first.size
+    try:
+        with looking_for(name, weights=True):
+            encoder = made(size)
+            patch = patch_side(encoder) or 1
+            if size % patch and not _takes(encoder, first):
+                size = patch * max(1, round(size / patch))
+                about = f'{name}, {size} px'
+                note = f"it sees pictures of {size} pixels, since its patches of {patch} do not divide {first.size}"
+                encoder = made(size)
+        feature_dim(encoder, size, first.channels)  # or say why not, before pictures are read
+    except InputError as e: raise InputError(f"--against {clipped(name)}: {e}") from None
+    return Rival(name, about, size, first.channels, False, name, _embedder(encoder, first, size), note=note)
 
 
-def _embedder(encoder, first: Rival) -> Callable:
-    "What a model of timm's makes of pictures, which it may know in three channels only"
+def _takes(encoder, first: Rival) -> bool:
+    "Whether a model of timm's can be shown what the first is shown"
+    from ..models import feature_dim
+    try: feature_dim(encoder, first.size, first.channels)
+    except InputError: return False
+    return True
+
+
+def _embedder(encoder, first: Rival, size: int) -> Callable:
+    "What a model of timm's makes of pictures of this side, which it may know in three channels only"
     from ..evaluate.knn import extract_features
     frame = [encoder.pretrained_cfg[name] for name in ('mean', 'std')]
     mean, std = frame if len(frame[0]) == first.channels else first.frame
-    return lambda dl: extract_features(encoder.to(dl.device), dl, first.size, mean, std)
+    return lambda dl: extract_features(encoder.to(dl.device), dl, size, mean, std)

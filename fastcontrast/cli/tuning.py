@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core import InputError, number, one_of, whole
+from ..core import LARGEST_SIDE, InputError, number, one_of, whole
 from ..files import user_path
 from ..records import known_record, read_record
 from .folder import LABELED
@@ -26,6 +26,7 @@ class Tuning:
     data: str = ''                  # the pictures
     labels: str | None = None       # 'all', a share, a number of each class, or a file of names; all if not given
     protocol: str = 'full'
+    size: int | None = None         # side of the pictures in pixels; the encoder's if not given
     epochs: int | None = None       # the protocol's if not given
     lr: float | None = None         # of the layer on top, at its peak; the protocol's if not given
     encoder_lr: float | None = None # of the encoder's last block; in the protocol's proportion if not given
@@ -82,6 +83,7 @@ def _from_run(config: Tuning) -> Tuning:
 def _check_numbers(config: Tuning) -> None:
     whole(optional=True, **{'--epochs': config.epochs, '--patience': config.patience})
     whole(least=2, optional=True, **{'--batch-size': config.batch_size})
+    whole(least=2, most=LARGEST_SIDE, optional=True, **{'--size': config.size})
     whole(least=0, optional=True, **{'--seed': config.seed, '--workers': config.workers})
     number(above=0, most=1e30, optional=True, **{'--lr': config.lr})
     number(least=0, most=1e30, optional=True, **{'--encoder-lr': config.encoder_lr})
@@ -121,18 +123,30 @@ def make_classifier(
     "The learner of a fine-tuning. Raises `InputError` for settings that can't be"
     from ..evaluate.finetune import classifier_learner
     from ..export import load_encoder
+    from ..models import feature_dim
     file = Path(config.encoder)
     encoder = load_encoder(file)
-    channels, _, size = encoder.pretrained_cfg['input_size']
+    channels, _, own = encoder.pretrained_cfg['input_size']
+    size = config.size or own
+    if size != own: feature_dim(encoder, size, channels)  # or say why not, before pictures are read
     given = dict(valid=config.valid, column=config.column, label_column=config.label_column,
                  value_range=read_range(config.value_range), device=config.device, workers=config.workers)
     split = split_of(file, config.data) | {key: value for key, value in given.items() if value is not None}
     # also of what was pretrained without: --unlabelled says that it needs no labels, not that there are none
-    dls = read_pictures(config.data, 2, size=size, **split | dict(channels=channels, unlabelled=False))
+    split |= _stored(config) | dict(channels=channels, unlabelled=False)
+    dls = read_pictures(config.data, 2, size=size, **split)
     return classifier_learner(
         encoder.to(dls.device), dls, read_labels(config.labels), config.protocol, epochs=config.epochs, lr=config.lr,
         bs=config.batch_size, encoder_lr=config.encoder_lr, decay=config.decay, patience=config.patience,
         views=views_of_run(file, None), precision=config.precision, seed=config.seed, path=folder)
+
+
+def _stored(
+    config: Tuning,
+) -> dict[str, Any]: # for `read_pictures`
+    "At which side pictures are kept: what the encoder's run was given for it goes with its own size alone"
+    from ..export import encoder_info
+    return {} if config.size in (None, encoder_info(config.encoder)['size']) else dict(store_size=None)
 
 
 class Finetuning(Job):
@@ -216,7 +230,8 @@ def _record(config: Tuning, learn: Any) -> dict[str, Any]:
     plain = {name: value for name, value in vars(protocol).items() if isinstance(value, str | int | float)}
     # what judges the classifier's encoder later: the run of the one that it began with may be gone by then
     given = {key: kept[key] for key in ('valid', 'column', 'label_column', 'value_range') if kept[key] is not None}
-    split = held_out(known_record(run_of(Path(config.encoder))), config.data) | given | dict(unlabelled=False)
+    held = held_out(known_record(run_of(Path(config.encoder))), config.data)
+    split = held | given | _stored(config) | dict(unlabelled=False)
     return dict(
         asdict(config), epochs=learn.epochs, lr=learn.peak, batch_size=dls.train.bs, precision=learn.precision,
         arch=architecture(learn.model.encoder), size=dls.size, protocol_values=plain, n_train=len(dls.train.data),

@@ -20,7 +20,8 @@ from ..core import LARGEST_SIDE, InputError, MissingPath, clipped, suggest, whol
 from ..artefact import find_encoder
 from ..export import encoder_info, load_encoder
 from ..files import user_path
-from ..models import SOURCES, Stage, architecture, encoder_stages, evaluating, make_encoder
+from ..models import (SOURCES, Stage, architecture, encoder_stages, evaluating, make_encoder, pretrained_config,
+                      side_of)
 from ..modules import as_encoder, bare
 from .boxes import LONGEST
 
@@ -152,8 +153,9 @@ def encoder_of(
     if isinstance(source, nn.Module):
         if not pretrained: raise InputError("pretrained=False is for an encoder's file or name: of a module, give one "
                                             "that was not trained.")
-        config = getattr(bare(source), 'pretrained_cfg', None) or {}
-        encoder, _ = as_encoder(source, (config.get('input_size') or (64,))[-1], _channels(bare(source)))
+        module = bare(source)
+        known = (getattr(module, 'pretrained_cfg', None) or {}).get('input_size') or (64,)
+        encoder, _ = as_encoder(module, side_of(module, known[-1]), _channels(module))
         return encoder.requires_grad_()  # a classifier may have had it stand still
     if not isinstance(source, str | os.PathLike):
         raise InputError(f"{clipped(repr(source), 60)} is no encoder: give a module, the folder of a run, a file, or a "
@@ -163,7 +165,9 @@ def encoder_of(
     name = str(source)
     if (os.sep in name or path.suffix == '.safetensors') and not name.startswith(SOURCES):
         raise MissingPath(f"no encoder at {path}: give the folder of a run that has one, a file, or a name of timm's.")
-    return make_encoder(name, pretrained=pretrained)
+    # made for a side, if only for its usual one, a Swin takes any other too (see `make_encoder`)
+    known = pretrained_config(name).get('input_size') or (None,)
+    return make_encoder(name, pretrained=pretrained, size=known[-1])
 
 
 def _of_file(path: Path, pretrained: bool) -> nn.Module:

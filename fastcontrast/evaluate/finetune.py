@@ -50,6 +50,7 @@ from ..history import DeviceRecorder, History
 from ..loaders import ImageData, ImageLoader, ImageLoaders, empty_loader
 from ..logs import RunLog
 from ..models import architecture, evaluating, gives_scores
+from ..modules import fit_side
 from ..optim import Wrapped, cosine, optimizer
 from ..precision import pick_precision
 from ..resumable import ResumableLearner, check_folder
@@ -507,8 +508,8 @@ def classifier_learner(
 ) -> ClassifierLearner:
     """A learner that is to be trained with labels, by `fit_protocol`, and is judged by the validation part
 
-    Raises `InputError` for data without labels, an encoder that does not take them, and where several processes
-    train."""
+    A timm transformer for pictures of another side has its position embeddings resampled. Raises `InputError` for data
+    without labels, an encoder that does not take them, and where several processes train."""
     if not isinstance(dls, ImageLoaders): raise InputError("dls must come from image_dls(…).")
     if world_size() > 1: raise InputError("fine-tuning is done by one process: start it without a launcher.")
     _check_numbers(epochs=epochs, bs=bs, lr=lr, encoder_lr=encoder_lr, decay=decay, patience=patience, seed=seed,
@@ -530,6 +531,8 @@ def classifier_learner(
     with draws:
         torch.manual_seed(seed)
         model = Classifier(encoder, width, data.classes, still=not protocol.encoder_lr).to(dls.device)
+        # in every pass it would do so itself, but what it learns would have shapes that no name makes for this side
+        fit_side(encoder, dls.size, dls.channels)
         encoder.pretrained_cfg.update(input_size=(dls.channels, dls.size, dls.size))  # of what it is trained on
         encoder.value_range = dls.value_range
         learn = _learner(model, parts, maker, protocol, peak, precision, [*L(cbs), *L(stop)], path)

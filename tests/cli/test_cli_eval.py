@@ -9,8 +9,10 @@ import safetensors.torch
 import torch
 from helpers.cli import TINY, config
 from helpers.folders import image_folder
+from timm.models import save_for_hf
 
 from fastcontrast.cli.inputs import other_split
+from fastcontrast.cli.rivals import rival
 from fastcontrast.data import has_valid
 from fastcontrast.export import encoder_info, export_encoder
 from fastcontrast.models import make_encoder
@@ -83,6 +85,23 @@ def test_encoders_side_by_side(digits, run, refused, folder):
     assert "unknown architecture 'pixel'" in refused('eval', digits[0], 'digits', '--against', 'pixel')
     assert '--draws=0' in refused('eval', digits[0], 'digits', '--draws', 0)
     assert '.csv or .json or .md or .tex or .png or .svg or .pdf' in refused('eval', digits[0], 'digits', '-o', 'e.txt')
+
+
+def test_a_rival_of_timms_for_other_sides(run, refused, folder):
+    "Sees the nearest multiple of its patches, which is said; what none helps is refused before pictures are read"
+    for name, size in (('e', 40), ('small', 16)):
+        export_encoder(make_encoder('test_resnet'), f'{name}.safetensors', 'test_resnet', size, [.5] * 3, [.2] * 3)
+    save_for_hf(make_encoder('test_vit', size=32), folder/'vit', safe_serialization=True)
+    save_for_hf(make_encoder('test_convnext'), folder/'net', safe_serialization=True)
+    image_folder(folder/'p', dict(a=10, bb=10))
+    code, out, err = run('eval', 'e.safetensors', 'p', '--against', 'local-dir:vit', '--draws', 1, '-o', 't.csv')
+    assert (code, err) == (0, '') and {*pd.read_csv('t.csv')['encoder']} == {'e.safetensors', 'local-dir:vit'}
+    assert 'local-dir:vit: it sees pictures of 32 pixels, since its patches of 16 do not divide 40\n' in out
+    first = rival('e.safetensors')
+    assert (other := rival('local-dir:vit', first)).size == 32 and other.about == 'local-dir:vit, 32 px'
+    assert rival('local-dir:net', first).size == 40 and not rival('local-dir:net', first).note
+    assert "--against local-dir:net: size=16 does not suit the encoder 'test_convnext'" in refused(
+        'eval', 'small.safetensors', 'p', '--against', 'local-dir:net')
 
 
 def test_one_that_has_diverged_costs_the_others_nothing(digits, run, refused, folder):

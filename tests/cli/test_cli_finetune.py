@@ -186,6 +186,24 @@ def test_a_run_that_left_labels_alone(run, pretrained):
     assert code == 0 and '16 labels of 2 classes' in out and config('f')['protocol_values']['encoder_lr'] == 0
 
 
+def test_larger_pictures_than_in_pretraining(run, refused, folder):
+    "A ViT's usual step; the side at which the run kept its pictures was for theirs"
+    image_folder(folder/'p', dict(a=6, bb=6), size=(48, 48))
+    (folder/'r').mkdir()
+    export_encoder(make_encoder('test_vit', size=32), 'r/encoder.safetensors', 'test_vit', 32, [.5] * 3, [.2] * 3)
+    Path('r/config.json').write_text(json.dumps(dict(settings=dict(data=str(folder/'p'), store_size=40))))
+    command = ('finetune', 'r', '--epochs', 1, '--bs', 4)
+    code, _, err = run(*command, '--size', 48, '--out', 'f')
+    f = config('f')
+    assert (code, err) == (0, '') and f['size'] == f['settings']['size'] == 48 and f['split']['store_size'] is None
+    assert tuple(load_classifier('f').pretrained_cfg['input_size']) == (3, 48, 48)
+    assert run(*command, '--out', 'g')[0] == 0
+    assert config('g')['size'] == 32 and config('g')['split']['store_size'] == 40
+    assert 'f was begun with --size 48, and is now given 64' in refused('finetune', '--resume', 'f', '--size', 64)
+    assert "size=40 does not suit the encoder 'test_vit'" in refused(*command, '--size', 40, '--out', 'h')
+    assert '--size=1 must be a whole number from 2 to 8192' in refused(*command, '--size', 1)
+
+
 def test_what_cannot_be(refused, run, digits, folder):
     image_folder(folder/'loose', {'': 4})
     for args, words in ((('none', 'digits'), 'no encoder at'), ((), 'nothing says whose encoder'),

@@ -1,5 +1,6 @@
 "A detector on top of an encoder: its maps, its parts, what it learns, and which encoders make none"
 import copy
+import inspect
 
 import pytest
 import timm
@@ -120,6 +121,18 @@ def test_an_encoder_that_stood_still_learns(encoder):
     still = copy.deepcopy(encoder).requires_grad_(False)
     assert all(p.requires_grad for p in encoder_of(still).parameters())
     assert not any(p.requires_grad for p in still.parameters())
+
+
+def test_a_transformer_by_the_side_that_it_is_made_for():
+    "And not by that of timm's weights, which it describes"
+    vit = timm.create_model('test_vit3', num_classes=0, img_size=48)
+    assert encoder_of(vit).patch_embed.img_size == (48, 48)
+
+
+@pytest.mark.skipif('dynamic_img_size' not in inspect.signature(SwinTransformer).parameters, reason="timm is older")
+def test_a_swin_by_its_name_takes_pictures_of_any_shape():
+    model = detector('swin_tiny_patch4_window7_224', CLASSES, pretrained=False, **TINY)
+    assert model.backbone.strides == [8, 16, 32, 64]
 
 
 def test_grey_pictures(tmp_path):
