@@ -161,8 +161,8 @@ def race(
 ) -> None:
     """How many seconds of training does it take to the kNN accuracy that another library's whole run ends with?
 
-    Everybody trains the same encoder (timm's, with the stem for small pictures up to 64 px) on the same files, each
-    in its own training: ours with what the recipes say, the others with the loader, augmentation, head, loss,
+    Everybody trains the same architecture (timm's, with the stem for small pictures up to 64 px) on the same files,
+    each in its own training: ours with what the recipes say, the others with the loader, augmentation, head, loss,
     optimizer and schedule of their own benchmarks (benchmarks/peers). Runs take turns, seed by seed, each in a process
     of its own that has the machine to itself. After every epoch the clock stands still, while the state is written
     and the encoder judged, by the same kNN for all (all pictures of both parts, temperature 0.1) and at the end by a

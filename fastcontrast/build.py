@@ -20,8 +20,8 @@ from .export import needs_module
 from .guards import ClipEach
 from .loaders import ImageLoader
 from .losses import LOSSES, Loss, as_step_loss
-from .models import (SOURCES, ContrastiveModel, architecture, drop_paths, feature_dim, fix_positions, make_encoder,
-                     patch_side)
+from .models import (SOURCES, ContrastiveModel, architecture, correct_prefixes, drop_paths, feature_dim,
+                     fix_positions, make_encoder, patch_side)
 from .modules import MODULE, as_encoder, check_trains, class_path, timm_name
 from .multi_crop import MultiCrop
 from .optim import optimizer_name
@@ -273,10 +273,10 @@ def _begin(dls, arch: Any, small_input: bool | None, pretrained: bool, weights: 
         small_input = dls.size <= SMALL_PICTURES and dls.source != 'digits' and not pretrained
         small_input = small_input and has_large_stem(encoder)
         if small_input: small_stem(encoder)
-    name, notes = _name_of(dls, encoder, arch, small_input), _of_few_patches(encoder, dls.size)
-    if not pretrained: return Start(encoder, *name, notes=notes)
+    name = _name_of(dls, encoder, arch, small_input)
+    if not pretrained: return Start(encoder, *name, notes=_of_few_patches(encoder, dls.size))
     changed = _changed_by_timm(encoder, dls.channels)
-    if changed: notes.insert(0, f"weights of timm's '{clipped(arch)}'; {changed}")
+    notes = [f"weights of timm's '{clipped(arch)}'; {changed}"] if changed else []
     return Start(encoder, *name, f"timm's '{arch}'", notes)
 
 
@@ -501,6 +501,7 @@ def make_model(
     "The encoder with the method's head. Raises `InputError` where the call asks for what the encoder has not"
     notes = [*_freeze(encoder, recipe), *_fix_positions(encoder, recipe, given), *_drop_paths(encoder, recipe)]
     head = recipe.head(feature_dim(encoder, size, in_chans))
+    correct_prefixes(encoder, size, in_chans)
     model = ContrastiveModel(encoder, head, recipe.per_view, recipe.joint_head, in_chans)
     model.encoder.to(memory_format=torch.channels_last)
     return model, notes

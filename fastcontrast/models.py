@@ -8,8 +8,8 @@ Docs: https://fastcontrast.github.io/fastcontrast/models.html.md"""
 __all__ = ['SOURCES', 'ACTIVATIONS', 'LEAST_WIDTH', 'architecture', 'patch_side', 'quiet_hub', 'pretrained_config',
            'make_encoder', 'gives_scores', 'channels_of', 'made_for', 'side_of', 'fix_positions', 'resample_positions',
            'drop_paths', 'own_stream', 'evaluating', 'untracked', 'feature_dim', 'Stage', 'encoder_stages',
-           'find_stage', 'mlp', 'Prototypes', 'Embedding', 'Head', 'Route', 'ContrastiveModel', 'flop_counter',
-           'level_flops']
+           'correct_prefixes', 'find_stage', 'mlp', 'Prototypes', 'Embedding', 'Head', 'Route', 'ContrastiveModel',
+           'flop_counter', 'level_flops']
 
 # %% ../nbs/130_models.ipynb #12a65558
 import copy
@@ -180,9 +180,10 @@ def resample_positions(
     """Give one of timm's transformers, in place, the position embeddings that it resamples for this side in every pass
 
     It makes the same of such pictures as before, and has the shapes that its name has for them. Any other encoder stays
-    as it is; Swin's windows would grow with the pictures."""
+    as it is, like Swin, which has none, and whose windows would grow with the pictures."""
     before = made_for(encoder)
     if before in (None, size) or not getattr(encoder, 'dynamic_img_size', False): return None
+    if not isinstance(getattr(encoder, 'pos_embed', None), nn.Parameter): return None
     if not hasattr(encoder, 'set_input_size') or not timm.is_model(architecture(encoder)): return None
     learns = {name: p.requires_grad for name, p in encoder.named_parameters()}
     encoder.set_input_size((size, size))
@@ -237,42 +238,16 @@ def untracked(
     finally:
         for m in norms: m.track_running_stats = True
 
-@contextmanager
-def _prefixes_seen(
-    encoder: nn.Module,
-    size: int, # side of the pictures that go through it, in pixels
-) -> Iterator[None]:
-    """Stages that give a token for each cell and no more have no prefix from then on, see `Stage`
-
-    timm tells of the encoder as a whole that it has a class token, and that of CaiT, XCiT and ConViT joins after
-    these blocks, or some of them."""
-    hooks, alone = [], set()
-    def look(stage):
-        def hook(module, args, out):
-            if isinstance(out, Tensor) and out.ndim == 3 and out.shape[1] * stage.stride**2 == size**2:
-                alone.add(stage.module)
-        return encoder.get_submodule(stage.module).register_forward_hook(hook)
-    try:
-        for stage in encoder_stages(encoder).values():
-            if stage.prefix: hooks.append(look(stage))
-        yield
-    finally:
-        for hook in hooks: hook.remove()
-    for info in getattr(encoder, 'feature_info', []):
-        if info.get('module') in alone: info['prefix'] = 0
-
 def feature_dim(
     encoder: nn.Module, # from `make_encoder`
     size: int,          # side of the pictures in pixels
     in_chans: int = 3,  # channels of the pictures
 ) -> int:               # D of the pooled features `[N, D]`
-    """Width of the encoder's features. Raises `InputError` if it can't take pictures of `size`
-
-    It is seen in passing after which of the stages a class token joins, see `encoder_stages`."""
+    "Width of the encoder's features. Raises `InputError` if it can't take pictures of `size`"
     whole(most=LARGEST_SIDE, size=size)
     picture = next(encoder.parameters()).new_zeros(1, in_chans, size, size)
     try:
-        with evaluating(encoder), _prefixes_seen(encoder, size): h = encoder(picture)
+        with evaluating(encoder): h = encoder(picture)
     except Exception as e:  # other people's modules may raise anything
         reason = shorten(str(e), 120, placeholder=' …')
         raise InputError(f"size={size} does not suit the encoder '{architecture(encoder)}', whose strides or patches "
@@ -312,13 +287,36 @@ class Stage:
 def encoder_stages(encoder: nn.Module) -> dict[str, Stage]:
     """The stages of an encoder by their modules' names, in the order of the forward pass; empty if none are described
 
-    timm describes those of its models in `feature_info`, where `feature_dim` corrects a prefix that is not there yet;
+    timm describes those of its models in `feature_info`, where `correct_prefixes` mends a prefix that is not there yet;
     where another module has none, `as_encoder` measures them."""
     modules, described = dict(encoder.named_modules()), getattr(encoder, 'feature_info', [])
     prefix, last = getattr(encoder, 'num_prefix_tokens', 0), getattr(encoder, 'output_fmt', '') == 'NHWC'
     return {info['module']: Stage(info['module'], info['num_chs'], info['reduction'], info.get('prefix', prefix),
                                   info.get('last', last))
             for info in described if info.get('module') in modules}
+
+def correct_prefixes(
+    encoder: nn.Module, # that takes pictures of this side
+    size: int,          # the side, in pixels
+    in_chans: int = 3,  # channels of the pictures
+) -> None:
+    """Have an encoder's `feature_info` say, in place, which of its stages have no class token yet
+
+    timm tells of the encoder as a whole that it has one, and that of CaiT, XCiT and ConViT joins after these blocks, or
+    some of them: they give a token for each cell and no more."""
+    stages, alone = [stage for stage in encoder_stages(encoder).values() if stage.prefix], set()
+    if not stages: return
+    def look(stage):
+        def hook(module, args, out):
+            if isinstance(out, Tensor) and out.ndim == 3 and out.shape[1] * stage.stride**2 == size**2:
+                alone.add(stage.module)
+        return encoder.get_submodule(stage.module).register_forward_hook(hook)
+    hooks = [look(stage) for stage in stages]
+    try: feature_dim(encoder, size, in_chans)
+    finally:
+        for hook in hooks: hook.remove()
+    for info in encoder.feature_info:
+        if info['module'] in alone: info['prefix'] = 0
 
 def find_stage(
     encoder: nn.Module, # a timm model

@@ -11,7 +11,7 @@ import torch
 from timm.layers import PatchEmbed, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, model_entrypoint, register_model
 from timm.models.resnet import ResNet
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from .core import InputError
@@ -62,10 +62,10 @@ def has_large_stem(
 def has_large_patches(
     encoder: nn.Module, # a timm model
 ) -> bool:
-    "Whether `small_stem` can be applied to it as a ViT: one of timm whose patches are larger than `PATCH` pixels"
-    embed = getattr(encoder, 'patch_embed', None)
-    # subclasses of either have weights of their own for patches, or places for them
-    return isinstance(encoder, VisionTransformer) and type(embed) is PatchEmbed and min(embed.patch_size) > PATCH
+    "Whether `small_stem` can be applied to it as a ViT: one of `VITS` whose patches are larger than `PATCH` pixels"
+    embed, config = getattr(encoder, 'patch_embed', None), getattr(encoder, 'pretrained_cfg', None) or {}
+    if not isinstance(encoder, VisionTransformer) or config.get('architecture') not in VITS: return False
+    return type(embed) is PatchEmbed and min(embed.patch_size) > PATCH  # others have more weights for patches
 
 
 def small_stem(
@@ -123,7 +123,8 @@ def _small_patches(encoder: VisionTransformer) -> None:
 _RESNETS = timm.list_models(module=['resnet', 'res2net', 'resnest', 'sknet'],
                             exclude_filters=['resnetblur*', '*resnetaa*', '*resnextaa*', 'resnetrs*'])
 # those whose stem is a layer of patches, and whose places are those of a ViT
-_VITS = timm.list_models(['vit_*patch*', 'test_vit*'], module='vision_transformer')
+VITS = [name for module in ('vision_transformer', 'deit')
+        for name in timm.list_models(['vit_*patch*', 'test_vit*', 'deit*'], module=module)]
 SIDE = 32 # pixels that timm is told their pictures have
 
 
@@ -152,8 +153,11 @@ def _make(name: str, **kwargs: Any) -> nn.Module:
 
 def _entrypoint(name: str) -> Callable[..., nn.Module]:
     "What timm calls for such an architecture"
+    # as timm makes a ViT: maps of its blocks, and position embeddings resampled for another side
+    more = dict(feature_cfg=dict(out_indices=3, feature_cls='getter'),
+                pretrained_filter_fn=checkpoint_filter_fn) if name in VITS else {}
     def make(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return build_model_with_cfg(partial(_make, name), small_name(name), pretrained, **kwargs)
+        return build_model_with_cfg(partial(_make, name), small_name(name), pretrained, **more, **kwargs)
     make.__name__ = make.__qualname__ = small_name(name)
     make.__doc__ = f"timm's {name} with the stem for small pictures"
     return make
@@ -170,6 +174,6 @@ def _config(name: str) -> Any:
     return replace(known, **nothing, input_size=(3, SIDE, SIDE), pool_size=pool)
 
 
-_SMALL = [*_RESNETS, *_VITS]
+_SMALL = [*_RESNETS, *VITS]
 default_cfgs = generate_default_cfgs({small_name(name): _config(name) for name in _SMALL}) # timm looks for this
 for _name in _SMALL: globals()[small_name(_name)] = register_model(_entrypoint(_name))

@@ -13,10 +13,10 @@ from timm.models.xcit import Xcit
 from torch import nn
 
 from fastcontrast.core import InputError
-from fastcontrast.models import (ContrastiveModel, Embedding, Head, Route, architecture, channels_of, drop_paths,
-                                 encoder_stages, feature_dim, find_stage, fix_positions, flop_counter, level_flops,
-                                 made_for, make_encoder, mlp, patch_side, pretrained_config, resample_positions,
-                                 side_of)
+from fastcontrast.models import (ContrastiveModel, Embedding, Head, Route, architecture, channels_of, correct_prefixes,
+                                 drop_paths, encoder_stages, feature_dim, find_stage, fix_positions, flop_counter,
+                                 level_flops, made_for, make_encoder, mlp, patch_side, pretrained_config,
+                                 resample_positions, side_of)
 
 ARCHS = {  # features, and the stages' modules, channels and strides, as the papers' tables give them
     'resnet18': (512, dict(act1=(64, 2), layer1=(64, 4), layer2=(128, 8), layer3=(256, 16), layer4=(512, 32))),
@@ -184,7 +184,7 @@ def test_patches_of_a_naflexvit():
 def test_a_class_token_that_joins_after_blocks(make, prefixes):
     "timm counts it from the first one on"
     encoder = make(img_size=32, patch_size=16, depth=2, num_classes=0)
-    assert feature_dim(encoder, 32) == 16
+    correct_prefixes(encoder, 32)
     assert not any(m._forward_hooks for m in encoder.modules())
     model = ContrastiveModel(encoder, Head(mlp((16, 8, 5))))
     assert [stage.prefix for stage in model.stages.values()] == prefixes
@@ -198,7 +198,7 @@ def test_a_class_token_that_joins_after_blocks(make, prefixes):
 @pytest.mark.parametrize('arch', ['test_vit', 'test_vit3'])
 def test_tokens_that_are_there_from_the_first_block_on(arch):
     encoder = make_encoder(arch, size=32)
-    feature_dim(encoder, 32)
+    correct_prefixes(encoder, 32)
     assert {stage.prefix for stage in encoder_stages(encoder).values()} == {1}
 
 
@@ -223,8 +223,9 @@ def test_position_embeddings_for_another_side():
     own, named = vit.state_dict(), make_encoder('test_vit', size=32).state_dict()
     assert {name: t.shape for name, t in own.items()} == {name: t.shape for name, t in named.items()}
     assert [name for name, p in vit.named_parameters() if not p.requires_grad] == ['pos_embed']
-    for other in (make_encoder('test_resnet'), timm.create_model('test_vit3', num_classes=0, img_size=64)):
-        assert resample_positions(other, 32) is None
+    others = (make_encoder('test_resnet'), timm.create_model('test_vit3', num_classes=0, img_size=64),
+              make_encoder('swin_tiny_patch4_window7_224', size=64))
+    for other in others: assert resample_positions(other, 32) is None
 
 
 def test_encoders_that_are_not_timms():

@@ -23,6 +23,7 @@ import fastcontrast.step
 from fastcontrast.data import image_dls
 from fastcontrast.evaluate.finetune import Protocol, classifier_learner
 from fastcontrast.learner import contrastive_learner
+from fastcontrast.models import make_encoder
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MEASUREMENTS = {(group, name): measurement for group in GROUPS
@@ -541,6 +542,18 @@ def run_of(name, seed, seconds, knn, family=None):
     epochs = [dict(epoch=i, seconds=seconds * i, tflop=i, knn20=v, knn200=v) for i, v in enumerate(knn, 1)]
     return dict(name=name, family=family or name, library="", seed=seed, lr=1, untrained_knn20=0.2, linear=0.5,
                 done=True, epochs=epochs)
+
+
+def test_the_others_begin_as_in_their_benchmarks():
+    from race import as_others_begin
+    ours, theirs = (make_encoder("test_resnet") for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    as_others_begin(theirs)
+    changed = [name for name, t in ours.state_dict().items() if not torch.equal(t, theirs.state_dict()[name])]
+    assert changed and all(re.fullmatch(r"layer\d\.\d\.bn\d\.weight", name) for name in changed)
+    assert all((theirs.state_dict()[name] == 1).all() and not ours.state_dict()[name].any() for name in changed)
+    first = next(p for p in theirs.parameters() if p.ndim == 4)
+    assert first.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_what_is_there_of_a_race_is_put_into_its_table(tmp_path, monkeypatch):

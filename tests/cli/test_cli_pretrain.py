@@ -247,7 +247,7 @@ def test_batches_in_chunks(run, refused, folder):
     (('more',), 'more'),
     (('--cache',), 'leave cache (--cache) out'),
     (('--valid', 'x.tar'), "there is no shard 'x.tar'"),
-    (('--small-input', '--arch', 'vit_tiny_patch16_224'), 'small_input'),
+    (('--small-input', '--arch', 'convnext_atto'), 'small_input'),
 ])
 def test_options_out_of_range(refused, args, words):
     assert words in refused('pretrain', 'digits', *args)
