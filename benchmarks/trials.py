@@ -101,6 +101,8 @@ CONFIGS: dict[str, Config] = {
        for temp in (0.1, 0.2, 0.5) for dcl in (False, True)},
     "moco_v3+partial+regions": Config("moco_v3", f"{PARTIAL}, {REGIONS}"),
     "fast until 0.75": Config("fast", changes=dict(speedups=(SEVERAL, partial(GROWING, until=0.75)))),
+    **{f"fast lr {lr:g}": Config("fast", changes=dict(lr=lr)) for lr in (0.002, 0.005, 0.01)},
+    "fast adamw 1e-3": Config("fast", changes=dict(opt="adamw", lr=1e-3, wd=0.05)),
     "fast without multi_view": Config("fast", changes=dict(speedups=(GROWING,))),
     "fast without growing": Config("fast", changes=dict(speedups=(SEVERAL, AT_TWO_THIRDS))),
     "fast without muon": Config("fast", changes=LARS),
