@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
-from fastcontrast.all import (DCL, Cost, InputError, NTXent, ProgressiveSize, SuNCEt, contrastive_learner,
-                              few_label_accuracy, image_dls, linear_probe)
+from fastcontrast.all import (DCL, Cost, InputError, NTXent, ProgressiveSize, SuNCEt, ViewKind,
+                              contrastive_learner, few_label_accuracy, image_dls, linear_probe)
 from fastcontrast.cli.settings import parse_speedups
 from fastcontrast.data import VALID_FOLDERS, stratified
 from fastcontrast.files import write_whole
@@ -77,6 +77,9 @@ REGIONS = "regions('layer2')"
 SUNCET = "suncet(seed={seed})"
 SEVERAL, GROWING = METHODS["fast"].recipe.speedups
 AT_TWO_THIRDS = partial(ProgressiveSize, GROWING.keywords["end"], end=GROWING.keywords["end"])
+# lightly's benchmark of Imagenette, at the best of three rates of its own (`race`)
+AS_LIGHTLY = dict(projector=(512, 128), loss=partial(NTXent, 0.5), opt="sgd", lr=0.12, wd=5e-4, wd_all=True, warmup=0,
+                  views=ViewKind(jitter=(0.4, 0.4, 0.4, 0.1)))
 LARS = dict(opt="lars", lr=0.4, wd=1e-4, opt_args=dict(trust_coeff=0.02, trust_clip=True))  # of `cifar`
 CONFIGS: dict[str, Config] = {
     "moco_v3": Config("moco_v3"),
@@ -107,6 +110,7 @@ CONFIGS: dict[str, Config] = {
     "fast without growing": Config("fast", changes=dict(speedups=(SEVERAL, AT_TWO_THIRDS))),
     "fast without muon": Config("fast", changes=LARS),
     "fast without mild views": Config("fast", changes=dict(views="simclr")),
+    "simclr as lightly": Config("simclr", changes=AS_LIGHTLY),
     "simclr without muon": Config("simclr", changes=LARS),
     "fast_moco half": Config("fast_moco", share=0.5),
     "simclr half": Config("simclr", share=0.5),
