@@ -7,7 +7,7 @@ import re
 import shutil
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
+from tried import TRIED
 
 from fastcontrast.all import (DCL, Cost, InputError, NTXent, ProgressiveSize, SuNCEt, ViewKind,
                               contrastive_learner, few_label_accuracy, image_dls, linear_probe)
@@ -45,6 +46,7 @@ class Config:
     temp: float | None = None  # of the loss, instead of the recipe's
     share: float = 1.0         # of the epochs
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the recipe
+    more: Callable[[], Callback] | None = None  # another callback
 
     @property
     def figure(self) -> str:
@@ -62,7 +64,7 @@ class Config:
 
     def make_speedups(self, seed: int) -> list[Callback]:
         """New ones"""
-        return parse_speedups(self.with_seed(seed))
+        return parse_speedups(self.with_seed(seed)) + ([self.more()] if self.more else [])
 
     def make_loss(self, setting: str | None) -> torch.nn.Module | None:
         """The loss; None: the recipe's"""
@@ -87,9 +89,12 @@ CONFIGS: dict[str, Config] = {
     "moco_v3+partial": Config("moco_v3", PARTIAL),
     "moco_v3+intermediate": Config("moco_v3", "intermediate"),
     "moco_v3+regions": Config("moco_v3", f"intermediate, {REGIONS}"),
+    **{f"moco_v3+regions {score}": Config("moco_v3", f"intermediate, regions('layer2', score='{score}')")
+       for score in ("loss", "texture")},
     "moco_v3+all": Config("moco_v3", f"{PARTIAL}, {PATCHES}, {REGIONS}"),
     "moco_v3+suncet": Config("moco_v3", SUNCET),
     "fast_moco": Config("fast_moco"),
+    "fast_moco digits crops": Config("fast_moco", changes=dict(views="digits")),
     "simclr": Config("simclr"),
     "simclr+suncet": Config("simclr", SUNCET),
     "simclr+dcl": Config("simclr", dcl=True),
@@ -106,12 +111,19 @@ CONFIGS: dict[str, Config] = {
     "fast until 0.75": Config("fast", changes=dict(speedups=(SEVERAL, partial(GROWING, until=0.75)))),
     **{f"fast lr {lr:g}": Config("fast", changes=dict(lr=lr)) for lr in (0.002, 0.005, 0.01)},
     "fast adamw 1e-3": Config("fast", changes=dict(opt="adamw", lr=1e-3, wd=0.05)),
+    "fast wsd": Config("fast", changes=dict(schedule="wsd")),
+    "fast narrow head": Config("fast", changes=dict(projector=(512, 256))),
+    **{f"fast {name}": Config("fast", share=share, more=more) for name, (more, share) in TRIED.items()},
     "fast without multi_view": Config("fast", changes=dict(speedups=(GROWING,))),
     "fast without growing": Config("fast", changes=dict(speedups=(SEVERAL, AT_TWO_THIRDS))),
     "fast without muon": Config("fast", changes=LARS),
     "fast without mild views": Config("fast", changes=dict(views="simclr")),
     "simclr as lightly": Config("simclr", changes=AS_LIGHTLY),
     "simclr without muon": Config("simclr", changes=LARS),
+    "simclr+progressive_size without muon": Config("simclr", "progressive_size", changes=LARS),
+    **{f"simclr lr {lr:g}": Config("simclr", changes=dict(lr=lr)) for lr in (0.01, 0.04)},
+    **{f"simclr temp{temp:g}": Config("simclr", temp=temp) for temp in (0.1, 0.5)},
+    **{f"simclr warmup {share:g}": Config("simclr", changes=dict(warmup_share=share)) for share in (0, 0.2)},
     "fast_moco half": Config("fast_moco", share=0.5),
     "simclr half": Config("simclr", share=0.5),
     "simclr+suncet half": Config("simclr", SUNCET, share=0.5),

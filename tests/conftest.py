@@ -1,4 +1,5 @@
-"""The tests run side by side, one process a core (`pytest -n 0`: one after the other); a process uses one thread."""
+"""The tests run side by side, one process more than there are cores (`pytest -n 0`: one after the other), of one thread
+each."""
 import gc
 import os
 
@@ -6,6 +7,11 @@ if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS",
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+
+def pytest_xdist_auto_num_workers():
+    "A fifth of a process's time is waiting, for programs and files, in which a core can do something else"
+    return os.cpu_count() + 1
 
 
 def pytest_collection_finish():

@@ -1,0 +1,134 @@
+"""What was tried beside the library's own speedups, and is not in it: so that its measurements can be made again."""
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from fastai.callback.core import Callback
+from timm.layers import PatchDropout
+from torch import Tensor
+
+from fastcontrast.all import StepCallback
+from fastcontrast.losses import sinkhorn
+from fastcontrast.step import Phase
+
+
+def pairs(n: int) -> list[tuple[int, int]]:
+    """Every view with every other"""
+    return [(i, j) for i in range(n) for j in range(n) if i != j]
+
+
+def embedded(pred: dict) -> tuple[Tensor, Tensor]:
+    """Of the views: features without gradient and projections, `[n, B, D]` each, of length one, in float32"""
+    final = pred["views"]["final"]
+    return F.normalize(final.h.detach().float(), dim=-1), F.normalize(final.z.float(), dim=-1)
+
+
+class SelfAssign(StepCallback):
+    """ReSA (Weng et al. 2025, arXiv:2501.18452): how alike pictures are by their features, balanced by Sinkhorn-Knopp,
+    is the target of how alike they are to be by their projections. In place of the method's loss, or beside it"""
+    phase = Phase.LABELS
+
+    def __init__(self, temp: float = 0.4, weight: float | None = None): self.temp, self.weight = temp, weight
+    def __repr__(self): return f"SelfAssign({self.temp}, {self.weight})"
+
+    def after_loss(self):
+        with torch.autocast(self.dls.device.type, enabled=False):
+            h, z = embedded(self.pred)
+            targets = sinkhorn(h[0] @ h[1].T, 0.05)
+            loss = torch.stack([-(targets * F.log_softmax(z[i] @ z[j].T / self.temp, 1)).sum(1).mean()
+                                for i, j in pairs(len(z))]).mean()
+        if self.weight is not None: return self.step.add_term("resa", self.weight, loss)
+        self.learn.loss_grad = loss
+        self.learn.loss = loss.detach()
+
+
+class MeanWeights(StepCallback):
+    """Judged are the means of the encoder's latest weights, which training does not see"""
+    phase = Phase.GUARDS
+
+    def __init__(self, keep: float = 0.98): self.keep, self.mean, self.own, self.n = keep, [], [], 0
+    def __repr__(self): return f"MeanWeights({self.keep})"
+
+    @property
+    def state(self) -> list[Tensor]:
+        """What there are means of: parameters, and statistics of BatchNorm"""
+        encoder = self.model.encoder
+        return [t.detach() for t in (*encoder.parameters(), *encoder.buffers()) if t.is_floating_point()]
+
+    @torch.no_grad()
+    def after_batch(self):
+        if not self.training: return
+        if not self.mean: self.mean = [t.clone() for t in self.state]
+        self.n += 1
+        torch._foreach_lerp_(self.mean, self.state, 1 - min(self.keep, self.n / (self.n + 9)))
+
+    @torch.no_grad()
+    def after_train(self):
+        self.own = [t.clone() for t in self.state]
+        torch._foreach_copy_(self.state, self.mean)
+
+    @torch.no_grad()
+    def before_train(self):
+        if self.own: torch._foreach_copy_(self.state, self.own)
+
+
+class DropPatches(StepCallback):
+    """Training sees a share of a transformer's patches only, another in every picture of every step"""
+    phase = Phase.INPUT
+
+    def __init__(self, share: float = 0.5): self.share = share
+    def __repr__(self): return f"DropPatches({self.share})"
+
+    def attached(self):
+        vit = next(m for m in self.model.encoder.modules() if hasattr(m, "patch_drop"))
+        vit.patch_drop = PatchDropout(self.share, num_prefix_tokens=vit.num_prefix_tokens)
+
+
+class LeaveOut(StepCallback):
+    """Each epoch leaves out a share of the pictures: those whose last loss was the lowest, or by chance"""
+    phase = Phase.LABELS
+
+    def __init__(self, share: float, by_chance: bool = False): self.share, self.by_chance = share, by_chance
+    def __repr__(self): return f"LeaveOut({self.share}, {self.by_chance})"
+
+    def attached(self):
+        train, kind = self.dls.train, type(self.dls.train)
+        self.losses = torch.full((len(train.data),), 1e6)  # whoever was never seen comes first
+
+        class Some(kind):
+            count = property(lambda loader: kind.count.fget(loader) - self.n_left_out * loader.shuffle)
+
+            def _order(loader, epoch, begin=0):
+                return self.drawn(epoch, len(loader) * loader.bs)[begin * loader.bs:] if loader.shuffle else (
+                    kind._order(loader, epoch, begin))
+
+        self.n_left_out = int(self.share * len(train.data))
+        train.__class__ = Some
+
+    def drawn(self, epoch: int, n: int) -> Tensor:
+        """The pictures of an epoch, in a random order"""
+        draws = torch.Generator().manual_seed(epoch)
+        chance = torch.rand(len(self.losses), generator=draws)
+        kept = (chance if self.by_chance else self.losses + 1e-6 * chance).topk(n).indices
+        self.of_epoch = kept[torch.randperm(n, generator=draws)]
+        return self.of_epoch
+
+    @torch.no_grad()
+    def after_loss(self):
+        if not self.training: return
+        with torch.autocast(self.dls.device.type, enabled=False):
+            _, z = embedded(self.pred)
+            own = torch.arange(z.shape[1], device=z.device)
+            losses = [F.cross_entropy(z[i] @ z[j].T / 0.2, own, reduction="none") for i, j in pairs(len(z))]
+        batch = slice(self.iter * len(own), (self.iter + 1) * len(own))
+        self.losses[self.of_epoch[batch]] = torch.stack(losses).mean(0).cpu()
+
+
+# by the name that follows the method's in a configuration, and the share of the epochs: what takes less goes on longer
+TRIED: dict[str, tuple[Callable[[], Callback], float]] = {
+    "resa": (SelfAssign, 1), "resa 0.2": (lambda: SelfAssign(0.2), 1), "beside resa": (lambda: SelfAssign(0.4, 1.0), 1),
+    "mean weights": (MeanWeights, 1),
+    "half the patches": (DropPatches, 1), "half the patches longer": (DropPatches, 1.6),
+    "without the easy quarter": (lambda: LeaveOut(0.25), 4 / 3), "without the easy half": (lambda: LeaveOut(0.5), 2),
+    "without any quarter": (lambda: LeaveOut(0.25, by_chance=True), 4 / 3),
+}
