@@ -12,11 +12,13 @@ from torch import nn
 
 from fastcontrast import muon
 from fastcontrast.core import InputError
+from fastcontrast.data import image_dls
+from fastcontrast.learner import contrastive_learner
 from fastcontrast.models import ContrastiveModel, Head, make_encoder, mlp
 from fastcontrast.muon import QUINTIC, Muon, by_gram_matrix, orthogonalized
 from fastcontrast.optim import (OPTIMIZERS, SCHEDULES, AdamW, JointLars, Sgd, optimizer, parameter_groups,
                                 schedule_words, schedules, stable_until, warmup_then)
-from fastcontrast.recipes import simclr
+from fastcontrast.recipes import METHODS, simclr
 
 
 def model(predictor: bool = True) -> ContrastiveModel:
@@ -54,6 +56,35 @@ def test_lars_by_the_norm_of_gradient_and_decay_together():
         opt.step()
         torch.testing.assert_close((matrix.data, bias.data, idle.data), (w, b, still), rtol=1e-13, atol=1e-13)
     assert [g['weight_decay'] for g in opt.param_groups] == [0.5, 0.5]
+
+
+WITH_LARS = [name for name, method in METHODS.items() if method.recipe.own('cifar', 32, 'cnn').opt == 'lars']
+
+
+@pytest.mark.parametrize('name', WITH_LARS)
+def test_small_pictures_are_trained_by_the_clipped_lars_of_solo_learn(name):
+    "Its lars.py by hand: the trust ratio, 0.02 of the norms, is at most the rate; vectors have neither that nor decay"
+    heads = dict(projector=(16, 8)) | (dict(predictor=(16, 8)) if METHODS[name].recipe.predictor else {})
+    learn = contrastive_learner(image_dls('digits', bs=64), 'test_resnet', METHODS[name](setting='cifar', **heads))
+    learn.model.double()
+    learn.create_opt()
+    lr, wd = 0.3, learn.recipe.own('cifar', 32, 'cnn').wd
+    params = [p for p in learn.model.parameters() if p.requires_grad]
+    by_hand, speeds, clipped = [p.detach().clone() for p in params], [0] * len(params), set()
+    for group in learn.opt.opt.param_groups: group['lr'] = lr
+    for scale in (1e-4, 1., 1e-2):  # beside a small gradient the ratio is large
+        for i, p in enumerate(params):
+            w, g = by_hand[i], scale * torch.randn_like(p)
+            p.grad = g.clone()
+            if w.ndim > 1 and w.any():
+                ratio = 0.02 * w.norm() / (g.norm() + wd * w.norm() + 1e-8)
+                clipped.add(bool(ratio > lr))
+                g = (g + wd * w) * min(ratio / lr, 1)
+            speeds[i] = 0.9 * speeds[i] + g
+            by_hand[i] = w - lr * speeds[i]
+        learn.opt.opt.step()
+    torch.testing.assert_close([p.detach() for p in params], by_hand, rtol=1e-9, atol=1e-12)
+    assert clipped == {False, True}
 
 
 def test_these_are_all_there_are(): assert OURS.keys() == OPTIMIZERS.keys()

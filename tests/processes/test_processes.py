@@ -121,6 +121,8 @@ RUNS = {  # what `contrastive_learner` is given
     'neg_cosine': lambda: dict(method=small('byol', loss=NegCosine)),
     'comb_patches': lambda: dict(method=small('moco_v3'), cbs=[CombinePatches()]),
     'multi_view': lambda: dict(method=small('simclr'), cbs=[MultiView(3)]),
+    'multi_view, each': lambda: dict(method=small('moco_v3'), cbs=[MultiView(3, 'each')]),
+    'multi_view, growing': lambda: dict(method=small('simclr'), cbs=[MultiView(4), ProgressiveSize()], **STAGED),
     'multi_view, one way': lambda: dict(method=small('moco_v2'), cbs=[MultiView(3)]),
     'patch_variants': lambda: dict(method=small('simclr'), cbs=[PatchVariants(combine='layer2')], **STAGED),
     'patch_variants sampled': lambda: dict(method=small('byol'), cbs=[PatchVariants(patches='sample')]),
