@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastcontrast.all import StepCallback
 from fastcontrast.losses import sinkhorn
+from fastcontrast.speedups.regions import SCORES, Score
 from fastcontrast.step import Phase
 
 
@@ -122,6 +123,35 @@ class LeaveOut(StepCallback):
             losses = [F.cross_entropy(z[i] @ z[j].T / 0.2, own, reduction="none") for i, j in pairs(len(z))]
         batch = slice(self.iter * len(own), (self.iter + 1) * len(own))
         self.losses[self.of_epoch[batch]] = torch.stack(losses).mean(0).cpu()
+
+
+@SCORES.register("disagreement")
+class Disagreement(Score):
+    """One minus the cosine of a location with the whole other view, times its texture"""
+    keys = True
+
+    def __call__(self, look):
+        def far(i, keys): return 1 - F.cosine_similarity(look.queries[i], keys[:look.lead[-1]], dim=-1)
+        return look.over_keys(far) * look.texture
+
+
+@SCORES.register("loss beyond its own")
+class BeyondOwn(Score):
+    """The loss of a location against the other view's keys, less that against its own whole view's"""
+    keys = True
+    def contrasts(self, loss): return loss.contrasts
+
+    def __call__(self, look):
+        each = look.loss.each
+        return look.over_keys(lambda i, keys: each(look.queries[i], keys) - each(look.queries[i], look.whole[i]))
+
+
+@SCORES.register("unlike beyond others")
+class BeyondOthers(Score):
+    """`unlike`, less its mean over the pictures of the batch at the same place: what is hard in every picture is not"""
+    def __call__(self, look):
+        hard = SCORES["unlike"]()(look)
+        return hard - hard.mean(-1, keepdim=True)
 
 
 # by the name that follows the method's in a configuration, and the share of the epochs: what takes less goes on longer
