@@ -111,7 +111,7 @@ CONFIGS: dict[str, Config] = {
     "fast until 0.75": Config("fast", changes=dict(speedups=(SEVERAL, partial(GROWING, until=0.75)))),
     **{f"fast lr {lr:g}": Config("fast", changes=dict(lr=lr)) for lr in (0.002, 0.005, 0.01)},
     "fast adamw 1e-3": Config("fast", changes=dict(opt="adamw", lr=1e-3, wd=0.05)),
-    **{f"{method} wsd": Config(method, changes=dict(schedule="wsd")) for method in ("fast", "simclr")},
+    **{f"{method} cosine": Config(method, changes=dict(schedule="cosine")) for method in ("fast", "simclr")},
     "fast narrow head": Config("fast", changes=dict(projector=(512, 256))),
     **{f"fast {name}": Config("fast", share=share, more=more) for name, (more, share) in TRIED.items()},
     "fast without multi_view": Config("fast", changes=dict(speedups=(GROWING,))),

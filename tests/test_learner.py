@@ -399,17 +399,22 @@ def test_lars_adapts_filters_only(dls):
 
 # --- schedule
 
-def test_learning_rate_during_a_fit():
-    learn = make(dots(32, bs=4, valid=0), method=simclr(projector=(16,)), cbs=Steps)
+def half_a_cosine(t): return (1 + math.cos(math.pi * t)) / 2
+def up_to_four_fifths(t): return 1 if t <= 0.8 else 1 - math.sqrt((t - 0.8) / 0.2)
+
+
+@pytest.mark.parametrize('changes,share', [({}, up_to_four_fifths), (dict(schedule='cosine'), half_a_cosine)])
+def test_learning_rate_during_a_fit(changes, share):
+    learn = make(dots(32, bs=4, valid=0), method=simclr(projector=(16,), **changes), cbs=Steps)
     learn.create_mbar = False
     learn.fit_contrastive(5, lr=0.2)
     lrs = learn.steps.lrs
     n, warm = 40, 4  # half an epoch of 8 steps warms up: a tenth of the run
     assert len(lrs) == n and all(len(set(groups)) == 1 for groups in lrs)
     for i, (lr, *_) in enumerate(lrs):
-        want = 0.2 * i / warm if i < warm else 0.2 * (1 + math.cos(math.pi * (i - warm) / (n - warm))) / 2
+        want = 0.2 * i / warm if i < warm else 0.2 * share((i - warm) / (n - warm))
         assert lr == pytest.approx(want, abs=1e-9)
-    assert lrs[0][0] == 0 and lrs[warm][0] == pytest.approx(0.2) and lrs[-1][0] < 0.002
+    assert lrs[0][0] == 0 and lrs[warm][0] == pytest.approx(0.2) and lrs[-1][0] < 0.02
 
 
 def test_warm_up_is_the_recipes_in_long_runs(capsys):
@@ -440,10 +445,10 @@ def test_learning_rate_grows_with_the_batch(bs):
     n = 32 // bs
     warm = 0.1
     i = n - 1
-    assert learn.steps.lrs[i][0] == pytest.approx(0.02 * bs / 256
-                                                  * (1 + math.cos(math.pi * (i / n - warm) / (1 - warm))) / 2)
+    share = up_to_four_fifths((i / n - warm) / (1 - warm))
+    assert learn.steps.lrs[i][0] == pytest.approx(0.02 * bs / 256 * share)
     learn.fit_contrastive(1, lr=0.03)
-    assert learn.steps.lrs[i][0] == pytest.approx(0.03 * (1 + math.cos(math.pi * (i / n - warm) / (1 - warm))) / 2)
+    assert learn.steps.lrs[i][0] == pytest.approx(0.03 * share)
 
 
 # --- what a fit prints

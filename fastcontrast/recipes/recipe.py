@@ -172,7 +172,7 @@ SMALL_SET = 100_000            # pictures that a set has at most in the setting 
 
 _SHARED = dict( # what every recipe has in a setting…
     cifar=dict(opt_args=dict(trust_coeff=0.02, trust_clip=True), wd=1e-4),
-    small=dict(opt='muon', opt_args={}, lr=0.02, wd=0.01, wd_all=False, schedule='cosine', warmup=10, warmup_from=0.,
+    small=dict(opt='muon', opt_args={}, lr=0.02, wd=0.01, wd_all=False, schedule='wsd', warmup=10, warmup_from=0.,
                lr_end=0.),
     digits=dict(opt='adamw', opt_args={}, lr=8e-3, wd=1e-4, wd_end=None, wd_all=False, schedule='cosine', warmup=10,
                 warmup_from=0., lr_end=0., multi_crop=None))
