@@ -56,7 +56,7 @@ class Run:
     log: str | None = None          # who else is told of the run: 'tensorboard, wandb'
 
 
-DIGITS = dict(arch='resnet10t', epochs=25, batch_size=64)  # enough for 1,797 pictures of 8x8
+DIGITS = dict(arch='resnet10t', epochs=18, batch_size=64)  # enough for 1,797 pictures of 8x8
 
 ALIASES = {'with': 'speedups', 'range': 'value_range'}  # options that have another name than their field
 _NAMES = {field: name for name, field in ALIASES.items()}

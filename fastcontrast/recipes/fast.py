@@ -26,5 +26,5 @@ def fast():
         target=SharedTarget, views='moco_v2', opt='muon', lr=0.02, wd=0.01, schedule='wsd',
         speedups=(MultiView, partial(ProgressiveSize, 1 / 3, until=0.5, end=2 / 3, floor=16)), with_labels=(SuNCEt,),
         settings=dict(
-            digits=dict(projector=(512, 128), loss=partial(NTXent, 0.5),
+            digits=dict(projector=(512, 128), loss=partial(NTXent, 0.5), schedule='wsd',
                         speedups=(MultiView, partial(ProgressiveSize, 1 / 3)))))

@@ -377,7 +377,7 @@ def test_digits_runs_what_a_newcomer_runs(tmp_path, monkeypatch):
         folder = Path(command[command.index("--out") + 1])
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(dict(
-            epochs=25, batch_size=64, cost=dict(seconds=37.2), results=results)))
+            epochs=18, batch_size=64, cost=dict(seconds=27.2), results=results)))
     run = subprocess.run
     monkeypatch.setattr(accuracy.subprocess, "run", pretrain)
     invoke("accuracy", "digits", "--device=cpu", "--seeds=0,3", f"--out={tmp_path}")

@@ -64,7 +64,7 @@ def test_where_settings_come_from(folder):
     (folder/'settings.ini').write_text('[DEFAULT]\nepochs = 3\nlr = .1\nvalid = .3\n'
                                        '[a]\nlr = .2\nvalid = others\nseed = none\n')
     given = dict(lr=None, size=64)
-    assert resolve(given) == Run(arch='resnet10t', epochs=25, batch_size=64, size=64)
+    assert resolve(given) == Run(arch='resnet10t', epochs=18, batch_size=64, size=64)
     assert resolve(given, 'a') == Run(arch='resnet10t', epochs=3, batch_size=64, size=64, lr=.2, valid='others')
     assert resolve(dict(data='p', lr=.4, valid='.5'), 'a') == Run(data='p', epochs=3, lr=.4, valid=.5)
 
