@@ -26,7 +26,8 @@ def embedded(pred: dict) -> tuple[Tensor, Tensor]:
 
 class SelfAssign(StepCallback):
     """ReSA (Weng et al. 2025, arXiv:2501.18452): how alike pictures are by their features, balanced by Sinkhorn-Knopp,
-    is the target of how alike they are to be by their projections. In place of the method's loss, or beside it"""
+    is the target of how alike they are to be by their projections. In place of the method's loss, or beside it; without
+    the momentum network with which the authors have it a little higher"""
     phase = Phase.LABELS
 
     def __init__(self, temp: float = 0.4, weight: float | None = None): self.temp, self.weight = temp, weight
@@ -47,7 +48,7 @@ class MeanWeights(StepCallback):
     """Judged are the means of the encoder's latest weights, which training does not see"""
     phase = Phase.GUARDS
 
-    def __init__(self, keep: float = 0.98): self.keep, self.mean, self.own, self.n = keep, [], [], 0
+    def __init__(self, keep: float = 0.95): self.keep, self.means, self.own, self.n = keep, [], [], 0
     def __repr__(self): return f"MeanWeights({self.keep})"
 
     @property
@@ -59,14 +60,14 @@ class MeanWeights(StepCallback):
     @torch.no_grad()
     def after_batch(self):
         if not self.training: return
-        if not self.mean: self.mean = [t.clone() for t in self.state]
+        if not self.means: self.means = [t.clone() for t in self.state]
         self.n += 1
-        torch._foreach_lerp_(self.mean, self.state, 1 - min(self.keep, self.n / (self.n + 9)))
+        torch._foreach_lerp_(self.means, self.state, 1 - min(self.keep, self.n / (self.n + 9)))
 
     @torch.no_grad()
     def after_train(self):
         self.own = [t.clone() for t in self.state]
-        torch._foreach_copy_(self.state, self.mean)
+        torch._foreach_copy_(self.state, self.means)
 
     @torch.no_grad()
     def before_train(self):
@@ -82,11 +83,12 @@ class DropPatches(StepCallback):
 
     def attached(self):
         vit = next(m for m in self.model.encoder.modules() if hasattr(m, "patch_drop"))
-        vit.patch_drop = PatchDropout(self.share, num_prefix_tokens=vit.num_prefix_tokens)
+        vit.patch_drop = PatchDropout(1 - self.share, num_prefix_tokens=vit.num_prefix_tokens)
 
 
 class LeaveOut(StepCallback):
-    """Each epoch leaves out a share of the pictures: those whose last loss was the lowest, or by chance"""
+    """Each epoch leaves out a share of the pictures: those whose last loss (InfoNCE at 0.2) was the lowest, or by
+    chance. In one process, and not of shards"""
     phase = Phase.LABELS
 
     def __init__(self, share: float, by_chance: bool = False): self.share, self.by_chance = share, by_chance
@@ -94,7 +96,7 @@ class LeaveOut(StepCallback):
 
     def attached(self):
         train, kind = self.dls.train, type(self.dls.train)
-        self.losses = torch.full((len(train.data),), 1e6)  # whoever was never seen comes first
+        self.losses = torch.full((len(train.data),), 1e6, dtype=torch.float64)  # whoever was never seen comes first
 
         class Some(kind):
             count = property(lambda loader: kind.count.fget(loader) - self.n_left_out * loader.shuffle)
@@ -122,13 +124,14 @@ class LeaveOut(StepCallback):
             own = torch.arange(z.shape[1], device=z.device)
             losses = [F.cross_entropy(z[i] @ z[j].T / 0.2, own, reduction="none") for i, j in pairs(len(z))]
         batch = slice(self.iter * len(own), (self.iter + 1) * len(own))
-        self.losses[self.of_epoch[batch]] = torch.stack(losses).mean(0).cpu()
+        self.losses[self.of_epoch[batch]] = torch.stack(losses).mean(0).double().cpu()
 
 
 @SCORES.register("disagreement")
 class Disagreement(Score):
     """One minus the cosine of a location with the whole other view, times its texture"""
     keys = True
+    def contrasts(self, loss): return False
 
     def __call__(self, look):
         def far(i, keys): return 1 - F.cosine_similarity(look.queries[i], keys[:look.lead[-1]], dim=-1)
@@ -149,6 +152,8 @@ class BeyondOwn(Score):
 @SCORES.register("unlike beyond others")
 class BeyondOthers(Score):
     """`unlike`, less its mean over the pictures of the batch at the same place: what is hard in every picture is not"""
+    def contrasts(self, loss): return True
+
     def __call__(self, look):
         hard = SCORES["unlike"]()(look)
         return hard - hard.mean(-1, keepdim=True)

@@ -650,6 +650,6 @@ def _changes(learn, state: dict[str, Any], epochs: int, stable: bool) -> list[st
     planned = state['place']['epochs']
     if planned == epochs: return said
     if stable: return [*said, f"planned for {planned} epochs and now for {epochs}: taken up where the learning rate "
-                       "had not begun to fall, and it stays up; what else depends on a run's length, like EMATarget's "
-                       "momentum or the warm-up of a short run, is worked out anew"]
+                       "had not begun to fall; what else depends on a run's length, like EMATarget's momentum, the "
+                       "size of views that grow or the warm-up of a short run, is worked out anew"]
     return [*said, f"planned for {planned} epochs and now for {epochs}: the schedule is worked out anew from here on"]

@@ -102,8 +102,12 @@ class History(Callback):
     ):
         self.path_of_file, self.rows, self.problem = Path(path), [], ''
         self.epochs_told = inf # of the recorder's, when an epoch has ended that is not among them
+        self.stale = False     # whether the file has epochs that a longer run makes again
 
-    def before_fit(self): self.rows = []
+    def before_fit(self): self.rows, self.stale = [], False
+
+    def before_train(self):
+        if self.stale: self.write()
     def after_train(self): self.epochs_told = len(self.recorder.values)
 
     def after_epoch(self):
@@ -119,7 +123,7 @@ class History(Callback):
 
     def write(self):
         "Write the file; a full disk costs the file, which the next epoch writes anew, and not the run"
-        text = io.StringIO()
+        self.stale, text = False, io.StringIO()
         writer = csv.DictWriter(text, self.recorder.metric_names, extrasaction='ignore', lineterminator='\n')
         writer.writeheader()
         writer.writerows(self.rows)
@@ -128,7 +132,7 @@ class History(Callback):
         else: self.problem = ''
 
     def state_dict(self) -> dict[str, Any]: return dict(rows=self.rows)
-    def load_state_dict(self, state: dict[str, Any]): self.rows = [dict(row) for row in state['rows']]
+    def load_state_dict(self, state: dict[str, Any]): self.rows, self.stale = [dict(row) for row in state['rows']], True
 
 
 class Clock(Callback):

@@ -149,8 +149,8 @@ class ContrastiveLearner(ResumableLearner):
         With `resume` a run survives whatever ends it: the same call goes on at the step where it was, with what it
         would have drawn, and ends with the same weights. How often its state is written, a `Checkpoint` among `cbs` or
         the learner's says. More epochs than before make it longer: with the schedule 'wsd' as if it had been planned
-        so, where the warm-up is equal. Raises `InputError` where the folder's run is another, and `Interrupted` at a
-        signal."""
+        so, where the warm-up is equal and no views grow. Raises `InputError` where the folder's run is another, and
+        `Interrupted` at a signal."""
         whole(n_epoch=n_epoch)
         number(above=0, most=1e30, optional=True, lr=lr)  # 32 bits hold no more than 3e38
         check_folder(resume)

@@ -11,7 +11,8 @@ import torch  # noqa: E402
 
 def pytest_xdist_auto_num_workers():
     "A fifth of a process's time is waiting, for programs and files, in which a core can do something else"
-    return os.cpu_count() + 1
+    given = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
+    return int(given) if given else len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
 
 
 def pytest_collection_finish():

@@ -144,6 +144,18 @@ def test_small_begins_with_what_a_recipe_has_in_cifar():
     assert recipe.resolve('imagenet').lr == 0.3
 
 
+@pytest.mark.parametrize('encoder', ENCODERS)
+@pytest.mark.parametrize('name', METHODS)
+def test_in_small_the_rate_of_muon_stays_up(name, encoder):
+    "And of no other optimizer: half a cosine is the others' own"
+    recipe = METHODS[name].recipe.own('small', 128, encoder)
+    assert recipe.schedule == ('wsd' if recipe.opt == 'muon' else 'cosine')
+
+
+def test_the_rate_of_fast_stays_up_everywhere():
+    assert {METHODS['fast'].recipe.own(setting).schedule for setting in SETTINGS} == {'wsd'}
+
+
 @pytest.mark.parametrize('opt', ['lars', 'sgd'])
 def test_an_optimizer_of_the_calls_has_no_rates_of_another(opt):
     recipe = Recipe(**FIELDS, settings=dict(cifar=dict(lr=0.4, wd=1e-5)), changes=dict(opt=opt))

@@ -224,15 +224,20 @@ def _cause(job: Job, problem: BaseException) -> BaseException:
 def _check_space(job: Job) -> None:
     "Raise `NoSpace` unless the disk has room for what the run will write"
     from ..checkpoint import size_of
+    from ..optim import stable_until
     path = job.folder.path
     product = sum(tensor.nbytes for tensor in job.trained().state_dict().values())
     checkpoint = 0 if job.config.checkpoint == 'none' else size_of(job.learn)
     there = sum(file.stat().st_size for file in path.rglob('*') if file.is_file())
-    needed, free = product + (KEPT + 1) * checkpoint, shutil.disk_usage(path).free
+    recipe = getattr(job.learn, 'recipe', None)
+    for_longer = bool(recipe) and stable_until(getattr(job.config, 'schedule', None) or recipe.schedule) > 0
+    count = KEPT + 1 + for_longer
+    needed, free = product + count * checkpoint, shutil.disk_usage(path).free
     if needed <= there + free: return
     parts = f"the {job.thing} {megabytes(product)}"
     if checkpoint:
-        parts += f", and {KEPT + 1} checkpoints of {megabytes(checkpoint)}, of which the last {KEPT} are kept"
+        also = ", and the one before the learning rate falls," if for_longer else ''
+        parts += f", and {count} checkpoints of {megabytes(checkpoint)}, of which the last {KEPT}{also} are kept"
     advice = ", or --checkpoint none" if checkpoint else ''
     raise NoSpace(f"the disk of {path} has {megabytes(free)} free, and this run needs {megabytes(needed)} "
                   f"({parts}): make room, or give --out on another disk{advice}.")

@@ -76,7 +76,7 @@ def moco_v3():
             vit=dict(projector=(4096, 4096, 256), predictor=(4096, 256), predictor_out_bn='plain',
                      loss=partial(InfoNCE, 0.2, scale=4 * 0.2), views='byol',
                      frozen=('patch_embed.proj',), fixed_positions=True, opt='adamw', lr=1.5e-4, wd=0.1, wd_all=True,
-                     warmup=40, warmup_share=40 / 300)))
+                     schedule='cosine', warmup=40, warmup_share=40 / 300)))
 
 def _for_patches(kind: str) -> ViewKind:
     "Views whose smallest combinations of patches show as much as the kind's smallest crops"

@@ -20,6 +20,7 @@ from run import GROUPS, make_app
 from typer.testing import CliRunner
 
 import fastcontrast.step
+from fastcontrast.cli.settings import parse_speedups
 from fastcontrast.data import image_dls
 from fastcontrast.evaluate.finetune import Protocol, classifier_learner
 from fastcontrast.learner import contrastive_learner
@@ -580,12 +581,34 @@ def test_every_configuration_can_be():
     from trials import CONFIGS
     for config in CONFIGS.values():
         config.recipe("small").resolve("small").check()
-        assert bool(config.make_speedups(0)) == bool(config.speedups)
+        assert len(config.make_speedups(0)) == len(parse_speedups(config.with_seed(0))) + bool(config.more)
     whole = CONFIGS["fast"].recipe("small").resolve("small")
     parts = [CONFIGS[f"fast without {part}"].recipe("small").resolve("small")
              for part in ("multi_view", "growing", "muon", "mild views")]
     assert [(len(r.speedups), r.opt, r.views) for r in parts] == [
         (1, whole.opt, whole.views), (2, whole.opt, whole.views), (2, "lars", whole.views), (2, whole.opt, "simclr")]
+
+
+def trained(arch, *cbs, **kwargs):
+    """A learner after an epoch of two steps"""
+    dls = common.random_dls(16, 32, 8, "cpu")
+    learn = contrastive_learner(dls, arch, "simclr", cbs=cbs, small_input=False, knn_pictures=0, **kwargs)
+    with learn.no_bar(), learn.no_logging(): learn.fit_contrastive(1)
+    return learn
+
+
+def test_what_was_tried():
+    from tried import DropPatches, LeaveOut, MeanWeights, SelfAssign
+    learn = trained("test_resnet", SelfAssign(), some := LeaveOut(0.5))
+    assert learn.train_iter == len(learn.dls.train) == 1  # of two batches
+    left = some.losses == 1e6
+    assert left.sum() == 8 and not set(left.nonzero().flatten().tolist()) & set(some.of_epoch.tolist())
+    assert set(some.drawn(1, 8).tolist()) == set(left.nonzero().flatten().tolist())  # whoever was not seen
+    trained("test_resnet", means := MeanWeights())
+    assert any((a != b).any() for a, b in zip(means.state, means.own))
+    learn = trained("test_vit", DropPatches(0.25))
+    drop = learn.model.encoder.patch_drop
+    assert drop.train()(torch.zeros(2, drop.num_prefix_tokens + 16, 3)).shape[1] == drop.num_prefix_tokens + 4
 
 
 def test_four_views_of_half_the_side():

@@ -194,7 +194,10 @@ def test_too_little_space(run, folder, monkeypatch):
     code, out, err = run('pretrain', 'p', *TINY, '--out', 'r')
     assert (code, out, err.count('\n')) == (1, '', 1) and err.startswith('error: ')
     assert 'the disk of r has 30.0 MB free, and this run needs ' in err and 'or --checkpoint none.' in err
-    assert '3 checkpoints of ' in err and not Path('r').exists()
+    assert '4 checkpoints of ' in err and 'the last 2, and the one before the learning rate falls, are kept' in err
+    assert not Path('r').exists()
+    _, _, err = run('pretrain', 'p', *TINY, '--out', 'r', '--schedule', 'cosine')
+    assert '3 checkpoints of ' in err and 'of which the last 2 are kept' in err
 
 
 def test_an_encoder_that_cannot_be_written_is_kept_elsewhere(run, folder, monkeypatch):
