@@ -330,6 +330,18 @@ def test_a_signal_while_the_row_is_written_does_not_part_recorder_and_history(tm
     same_state(resume(tmp_path/'a'), resume(tmp_path/'whole'))
 
 
+def test_epochs_that_a_longer_run_makes_again_leave_the_history_at_once(tmp_path):
+    def make(): return learner(schedule='wsd', warmup=0)
+    def cbs(*more): return [History(tmp_path/'history.csv'), *more]
+    resume(tmp_path, make, epochs=5, cbs=cbs())
+    assert len(history(tmp_path)) == 5
+    rows = []
+    class Look(Callback):
+        def after_batch(self): rows.append(len(history(tmp_path)))
+    resume(tmp_path, make, epochs=8, cbs=cbs(Look()))
+    assert rows[0] == 4 and len(history(tmp_path)) == 8
+
+
 def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch, capsys):
     write, calls = checkpoint.write_whole, []
     def full(path, content):
