@@ -1,4 +1,5 @@
-"""What was tried beside the library's own speedups, and is not in it: so that its measurements can be made again."""
+"""Trials of what is not in the library, so that their measurements can be made, and made again; the page has those that
+were: ReSA, the means of weights, and the easy quarter left out."""
 from collections.abc import Callable
 
 import torch
