@@ -1,5 +1,4 @@
-"""The tests run side by side, one process more than there are cores (`pytest -n 0`: one after the other), of one thread
-each."""
+"""The tests run side by side, one process of one thread a core (`pytest -n 0`: one after the other)"""
 import gc
 import os
 
@@ -7,12 +6,6 @@ if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS",
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-
-
-def pytest_xdist_auto_num_workers():
-    "A fifth of a process's time is waiting, for programs and files, in which a core can do something else"
-    given = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
-    return int(given) if given else len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
 
 
 def pytest_collection_finish():
