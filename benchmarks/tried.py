@@ -10,8 +10,10 @@ from torch import Tensor
 
 from fastcontrast.all import StepCallback
 from fastcontrast.losses import sinkhorn
+from fastcontrast.precision import autocast, pick_precision
 from fastcontrast.speedups.regions import SCORES, Score
 from fastcontrast.step import Phase
+from fastcontrast.views import plain_view
 
 
 def pairs(n: int) -> list[tuple[int, int]]:
@@ -73,6 +75,34 @@ class MeanWeights(StepCallback):
     @torch.no_grad()
     def before_train(self):
         if self.own: torch._foreach_copy_(self.state, self.own)
+
+
+class SettleNorms(StepCallback):
+    """Judged is the encoder with BatchNorm's statistics of whole pictures, as they are evaluated, and not those of the
+    smaller views that training has seen: the means of `n` batches"""
+    phase = Phase.SIZE  # before the seconds of an epoch are counted
+
+    def __init__(self, n: int = 16): self.n = n
+    def __repr__(self): return f"SettleNorms({self.n})"
+
+    def attached(self):
+        train = self.dls.train
+        drawn = torch.randperm(len(train.data), generator=torch.Generator().manual_seed(0))[:self.n * train.bs]
+        self.pictures = train.only(drawn, train.bs)
+
+    @torch.no_grad()
+    def after_train(self):
+        encoder = self.model.encoder
+        norms = [m for m in encoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        usual = [m.momentum for m in norms]
+        for m in norms:
+            m.reset_running_stats()
+            m.momentum = None  # the mean of all batches
+        encoder.train()
+        for images, *aspects, _ in self.pictures:
+            views = self.learn.plan.normalize(plain_view(images, self.dls.size, *aspects))
+            with autocast(pick_precision(self.learn.precision, views.device), views.device): encoder(views)
+        for m, momentum in zip(norms, usual, strict=True): m.momentum = momentum
 
 
 class DropPatches(StepCallback):
@@ -163,7 +193,7 @@ class BeyondOthers(Score):
 # by the name that follows the method's in a configuration, and the share of the epochs: what takes less goes on longer
 TRIED: dict[str, tuple[Callable[[], Callback], float]] = {
     "resa": (SelfAssign, 1), "resa 0.2": (lambda: SelfAssign(0.2), 1), "beside resa": (lambda: SelfAssign(0.4, 1.0), 1),
-    "mean weights": (MeanWeights, 1),
+    "mean weights": (MeanWeights, 1), "settled": (SettleNorms, 1),
     "half the patches": (DropPatches, 1), "half the patches longer": (DropPatches, 1.6),
     "without the easy quarter": (lambda: LeaveOut(0.25), 4 / 3), "without the easy half": (lambda: LeaveOut(0.5), 2),
     "without any quarter": (lambda: LeaveOut(0.25, by_chance=True), 4 / 3),

@@ -598,7 +598,7 @@ def trained(arch, *cbs, **kwargs):
 
 
 def test_what_was_tried():
-    from tried import DropPatches, LeaveOut, MeanWeights, SelfAssign
+    from tried import DropPatches, LeaveOut, MeanWeights, SelfAssign, SettleNorms
     learn = trained("test_resnet", SelfAssign(), some := LeaveOut(0.5))
     assert learn.train_iter == len(learn.dls.train) == 1  # of two batches
     left = some.losses == 1e6
@@ -606,6 +606,13 @@ def test_what_was_tried():
     assert set(some.drawn(1, 8).tolist()) == set(left.nonzero().flatten().tolist())  # whoever was not seen
     trained("test_resnet", means := MeanWeights())
     assert any((a != b).any() for a, b in zip(means.state, means.own))
+    learn = trained("test_resnet", settled := SettleNorms(1), precision="fp32")
+    images, _ = next(iter(settled.pictures))
+    first = learn.model.encoder.conv1[0], learn.model.encoder.conv1[1]
+    cells = first[0](learn.normalize(images / 255)).movedim(1, -1).flatten(0, 2)
+    torch.testing.assert_close(first[1].running_mean, cells.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first[1].running_var, cells.var(0), rtol=1e-4, atol=1e-5)
+    assert first[1].momentum == 0.1
     learn = trained("test_vit", DropPatches(0.25))
     drop = learn.model.encoder.patch_drop
     assert drop.train()(torch.zeros(2, drop.num_prefix_tokens + 16, 3)).shape[1] == drop.num_prefix_tokens + 4
