@@ -92,6 +92,11 @@ class Job:
         return self.config.epochs
 
     @property
+    def made_longer(self) -> bool:
+        "Whether it had finished before, so that its folder has what it made then"
+        return self.folder.before.get('state') == 'finished'
+
+    @property
     def earlier(self) -> float:
         "Seconds that earlier processes have taken, as the record has it"
         return self.folder.before.get('seconds') or 0
@@ -232,7 +237,7 @@ def _check_space(job: Job) -> None:
     recipe = getattr(job.learn, 'recipe', None)
     for_longer = bool(recipe) and stable_until(getattr(job.config, 'schedule', None) or recipe.schedule) > 0
     count = KEPT + 1 + for_longer
-    needed, free = product + count * checkpoint, shutil.disk_usage(path).free
+    needed, free = product * (1 + job.made_longer) + count * checkpoint, shutil.disk_usage(path).free
     if needed <= there + free: return
     parts = f"the {job.thing} {megabytes(product)}"
     if checkpoint:

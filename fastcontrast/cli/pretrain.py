@@ -143,7 +143,8 @@ def pretrain(
     resume: Annotated[str | None, Option(
         metavar='RUN', help="Go on with the run in this folder, from its newest checkpoint, by the settings it was "
                             "begun with; --epochs may grow, and a run whose learning rate stays up goes on from "
-                            "before it fell", show_default="a new run")] = None,
+                            "before it fell, while the finished encoder stays as encoder-EPOCHS.safetensors",
+        show_default="a new run")] = None,
     out: Annotated[str | None, Option(
         help="Folder for the results, or for the folders of several runs; goes on with what has begun there",
         show_default="a new one in runs/")] = None,

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import write_whole
 from ..records import VIEWS
 from ..signals import Interrupted, Signals
 from .folder import RunFolder
@@ -28,10 +29,24 @@ class Training(Job):
     def kept_settings(self): return kept_settings(self.config, self.folder.before.get('settings'))
     def work(self): _run(self)
     def export(self, path): return self.learn.export(path)
+    def save(self):
+        if self.made_longer: _keep_finished(self)
+        super().save()
     def trained(self): return self.learn.model.encoder
     def doubts(self): return [*self.learn.doubts, *self.learn.collapse.warnings]
     def measures(self): return dict(cost=self.cost.totals())
     def report(self): _report(self)
+
+
+def _keep_finished(training: Training) -> None:
+    "The encoder of the finished run keeps a name of its own: that of the longer one is behind it for a while"
+    encoder, kept = training.folder/'encoder.safetensors', training.folder/_finished_name(training)
+    if not encoder.exists(): return
+    try: write_whole(kept, encoder.read_bytes())
+    except OSError as e: training.note(f"{encoder} could not be kept as {kept.name}: {e.strerror}")
+
+
+def _finished_name(training: Training) -> str: return f"encoder-{training.folder.before['epochs_done']}.safetensors"
 
 
 def make_learner(
@@ -134,6 +149,7 @@ def _announce(training: Training) -> None:
     if dls.within: to_judge += f" within {dls.within}"
     together = f" in {processes} processes" if processes > 1 else ''
     console.print(training.announced(), end='')
+    if training.made_longer: console.print(f"the encoder that it had finished stays, as {_finished_name(training)}")
     tell_notes(dls)
     console.print(f"{len(dls.train.data):,} pictures to train on{to_judge}; "
                   f"{training.config.arch} on {training.device}{together}; results in {training.folder}")

@@ -169,6 +169,19 @@ def test_judging_that_was_cut_short_is_made_up_for(run, folder, monkeypatch):
     assert same(before, weights('r')) and len(rows('r')) == 3 and config('r')['epochs_done'] == 3
 
 
+def test_a_finished_encoder_outlives_a_longer_run(run, folder, monkeypatch):
+    "Under a name of its own, as the longer run's is behind it until its learning rate has come down"
+    image_folder(folder/'p', dict(a=6, bb=6))
+    assert run(*COMMAND, '--epochs', 1, '--out', 'r')[0] == 0
+    first, names = weights('r'), {file.name for file in Path('r').iterdir()}
+    with ended_after_an_epoch(monkeypatch): assert run('pretrain', '--resume', 'r', '--epochs', 3)[0] == 143
+    kept = load_encoder('r/encoder-1.safetensors').state_dict()
+    assert same(first, kept) and not same(first, weights('r'))
+    assert run('pretrain', '--resume', 'r')[0] == 0
+    assert {file.name for file in Path('r').iterdir()} == names | {'encoder-1.safetensors'}
+    assert same(first, load_encoder('r/encoder-1.safetensors').state_dict()) and len(rows('r')) == 3
+
+
 def test_what_is_no_run(refused, folder):
     for name, content, words in (('a', None, 'there is no such folder'), ('b', '', 'there is no config.json in it'),
                                  ('c', '{', "c/config.json can't be read"), ('d', '[]', 'it is no record of a run'),
