@@ -154,6 +154,11 @@ def _picture(sample: dict[str, Any]) -> Any:
     return next((value for known in kinds for kind, value in sample.items() if kind in known), None)
 
 
+def _begin(sample: dict[str, Any]) -> int:
+    "Bytes before the first member of a sample"
+    return min(member.offset for member in sample.values() if isinstance(member, tarfile.TarInfo))
+
+
 def _class(tar: tarfile.TarFile, sample: dict[str, Any]) -> int:
     "The class of a sample, -1 if it has none. Raises `ValueError`"
     if 'cls' not in sample: return -1
@@ -177,8 +182,7 @@ def _look_into(path: str) -> Shard:
             members = (dict(fname=m.name, data=m, __url__=path) for m in _members(tar))
             for sample in group(members):
                 if _picture(sample) is None: continue
-                if len(y) % MARK == 0:
-                    marks.append(min(m.offset for m in sample.values() if isinstance(m, tarfile.TarInfo)))
+                if len(y) % MARK == 0: marks.append(_begin(sample))
                 y.append(_class(tar, sample))
             tar.fileobj.seek(tar.offset)
             complete = tar.fileobj.read(512) == bytes(512)  # every tar file that was finished ends in zeros
@@ -253,6 +257,7 @@ class Shards:
     ):
         self.paths, self.index = list(paths), _index(list(paths), workers) if index is None else index
         self.starts = np.cumsum([0, *(shard.count for shard in self.index)])
+        self._places: dict[tuple[int, int], list[int]] = {}  # after marks that were looked behind: see `_see`
         most = max(CLASSES, len(self))
         for path, shard in zip(self.paths, self.index, strict=True):
             top = max(shard.y, default=-1)
@@ -284,19 +289,26 @@ class Shards:
         k: int,     # number of a shard
         start: int, # of its pictures, the first to read
         stop: int,  # and the first not to
+        remember: bool = False, # where the pictures between the mark and the first one begin
     ) -> Iterator[tuple[int, str, bytes]]: # number of the picture among all, its name, its file
         "Stream some pictures of a shard. Raises `InputError` where the shard is not what it was"
-        group, path, mark = _webdataset().tariterators.group_by_keys, str(self.paths[k]), start // MARK
-        number = start
+        group, path, number = _webdataset().tariterators.group_by_keys, str(self.paths[k]), start
+        mark, passed = divmod(start, MARK)
+        places = [*self._places.get((k, mark), [self.index[k].marks[mark]])]
+        known = min(passed, len(places) - 1)  # the nearest of them
         try:
             check_file(path)
             with open(path, 'rb') as file:
-                file.seek(self.index[k].marks[mark])
+                file.seek(places[known])
                 with tarfile.open(fileobj=file, mode='r:', tarinfo=_Member) as tar:
                     members = (dict(fname=m.name, data=m, __url__=path) for m in _members(tar))
-                    found = ((s['__key__'], x) for s in group(members) if (x := _picture(s)) is not None)
-                    for key, picture in islice(found, start - mark * MARK, stop - mark * MARK):
-                        yield int(self.starts[k]) + number, f'{path}/{key}', tar.extractfile(picture).read()
+                    found = ((s, x) for s in group(members) if (x := _picture(s)) is not None)
+                    for i, (sample, picture) in zip(range(known, stop - mark * MARK), found):
+                        if remember and i == len(places): places.append(_begin(sample))
+                        if i < passed: continue
+                        if remember: self._places[k, mark] = places
+                        content = tar.extractfile(picture).read()
+                        yield int(self.starts[k]) + number, f"{path}/{sample['__key__']}", content
                         number += 1
         except (OSError, tarfile.TarError, ValueError, RecursionError) as e:
             reason = getattr(e, 'strerror', None) or e.args[0]
@@ -327,7 +339,8 @@ class Shards:
         return self._see(*self.locate(i), see, channels)
 
     def _see(self, k: int, number: int, see: Callable[[Image.Image | Raster], T], channels: int | None) -> T:
-        (_, _, file), = self.read(k, number, number + 1)
+        "Some hundred pictures are looked at: of few shards many behind one mark, and headers are read once"
+        (_, _, file), = self.read(k, number, number + 1, remember=True)
         with open_picture(io.BytesIO(file), channels) as picture: return see(picture)
 
 # --- streaming

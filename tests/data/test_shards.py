@@ -2,6 +2,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 import tarfile
 
@@ -39,10 +40,18 @@ def dls_of(source, **kwargs): return image_dls(source, **dict(bs=4, size=8, work
 def numbers(loader): return everything(loader)[0][:, 0, 4, 4].tolist()
 
 
-@pytest.fixture
-def root(tmp_path):
+@pytest.fixture(scope='module')
+def three(tmp_path_factory):
     "Three shards of 70, 100 and 30 pictures, more than there are between two marks"
-    for k, (a, b) in enumerate(((0, 70), (70, 170), (170, 200))): write(tmp_path/f'{k:03}.tar', range(a, b))
+    folder = tmp_path_factory.mktemp('three')
+    for k, (a, b) in enumerate(((0, 70), (70, 170), (170, 200))): write(folder/f'{k:03}.tar', range(a, b))
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path, three):
+    "A copy of them, to be changed and written to"
+    for file in three.glob('*.tar'): shutil.copy(file, tmp_path)
     return tmp_path
 
 
@@ -126,6 +135,23 @@ def test_sources_and_parts(root, tmp_path):
     write(unlabelled/'1.tar', range(10), labels=False)
     dls = dls_of(unlabelled, valid=0.2)
     assert dls.classes is None and len(dls.valid) == 0 and (everything(dls.train.ordered())[1] == -1).all()
+
+
+def test_pictures_are_looked_at_in_any_order(root, monkeypatch):
+    "Also where no suffix or a label comes first; and headers that were passed over once are not read again"
+    write(root/'003.tar', range(90), kind='png', labels=False)
+    pictures, headers, read = Shards([root/f'{k:03}.tar' for k in range(4)], 0), [], tarfile.TarInfo.frombuf.__func__
+    expected = [*range(200), *range(90)]
+    def counted(cls, *args):
+        headers.append(args)
+        return read(cls, *args)
+    monkeypatch.setattr(tarfile.TarInfo, 'frombuf', classmethod(counted))
+    def grey(i): return pictures.look(i, lambda picture: picture.getpixel((0, 0))[0], None)
+    order = np.random.default_rng(0).permutation(290).tolist()
+    for most in (30, 8):
+        headers.clear()
+        assert [grey(i) for i in order] == [expected[i] for i in order]
+        assert len(headers) < most * 290
 
 
 def test_an_archive_beside_its_pictures_is_no_shard(root):
