@@ -2,7 +2,9 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import matplotlib.figure
 import pytest
 from helpers.cli import ENV, PROGRAM
 
@@ -33,6 +35,20 @@ def refused(run):
         assert err.startswith('error: ') and err.count('\n') == 1 and '\x1b' not in err, err
         return err
     return refused
+
+
+@pytest.fixture(autouse=True)
+def coarse_drawings(monkeypatch):
+    """Half the time of a small run goes to the layout of its two drawings and their many pixels
+
+    The run of `digits` draws them as they are; what other verbs draw stays as it is."""
+    save = matplotlib.figure.Figure.savefig
+    def savefig(drawn, file, **kwargs):
+        if str(file).endswith('.partial.png') and Path(file).name.startswith(('.curves.', '.views.')):
+            drawn.set_layout_engine('none')
+            kwargs['dpi'] = 40
+        save(drawn, file, **kwargs)
+    monkeypatch.setattr(matplotlib.figure.Figure, 'savefig', savefig)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import termios
 import time
 from contextlib import suppress
@@ -18,10 +17,11 @@ import psutil
 import pytest
 import torch
 from fastai.callback.core import Callback
-from helpers.cli import ENV, PROGRAM, TINY, config, finish, started, until
+from helpers.cli import ENV, PROGRAM, TINY, config, finish, forked, started, until
 from helpers.folders import image_folder, picture
 from webdataset import TarWriter
 
+from fastcontrast import pictures
 from fastcontrast.cli import training
 from fastcontrast.cli.job import Job
 from fastcontrast.cli.problems import sentence
@@ -66,19 +66,17 @@ def test_ctrl_c_in_training_on_a_terminal(folder):
     assert len(list(csv.DictReader(history.open()))) == c['epochs_done'] and (folder/'r [i]/curves.png').exists()
 
 
+def read_slowly():
+    "And say when a picture is read"
+    def pixels(*args):
+        os.write(1, b'.')
+        time.sleep(3)
+    pictures.Files.pixels = pixels
+
+
 def test_interrupted_while_pictures_are_read(folder):
     image_folder(folder/'p', dict(a=4, bb=4))
-    (folder/'slow.py').write_text(  # which says when a picture is read
-        "import os, time\n"
-        "from fastcontrast import pictures\n"
-        "from fastcontrast.cli import main\n"
-        "def pixels(*args):\n"
-        "    os.write(1, b'.')\n"
-        "    time.sleep(3)\n"
-        "pictures.Files.pixels = pixels\n"
-        "main()\n")
-    process = subprocess.Popen([sys.executable, 'slow.py', 'pretrain', 'p', *map(str, TINY)], cwd=folder, env=ENV,
-                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = forked('pretrain', 'p', *TINY, cwd=folder, prepare=read_slowly)
     assert process.stdout.read(1) == '.'
     process.send_signal(signal.SIGINT)
     out, err = finish(process, 130)
@@ -175,8 +173,8 @@ def test_a_decoding_worker_is_killed(folder):
     image_folder(folder/'p', dict(a=4, bb=4))
     with TarWriter('s.tar') as tar:
         for i in range(16): tar.write(dict(__key__=str(i), png=picture(i), cls=i % 2))
-    process = started('pretrain', 's.tar', *TINY[:2], '--batch-size', 4, '--epochs', 5000, '--workers', 1, '--out', 'r',
-                      '--no-controls', cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = forked('pretrain', 's.tar', *TINY[:2], '--batch-size', 4, '--epochs', 5000, '--workers', 1, '--out', 'r',
+                     '--no-controls', cwd=folder)
     until(process, folder/'r/history.csv')
     while process.poll() is None:  # each epoch has one of its own
         with suppress(psutil.NoSuchProcess):
@@ -190,8 +188,8 @@ def test_a_decoding_worker_is_killed(folder):
 def test_a_terminal_that_is_closed(folder):
     "As any signal; SIGTERM ends runs elsewhere here"
     image_folder(folder/'p', dict(a=4, bb=4))
-    process = started('pretrain', 'p', *TINY[:2], '--batch-size', 4, '--epochs', 5000, '--out', 'r', '--no-controls',
-                      cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = forked('pretrain', 'p', *TINY[:2], '--batch-size', 4, '--epochs', 5000, '--out', 'r', '--no-controls',
+                     cwd=folder)
     until(process, folder/'r/history.csv')
     process.send_signal(signal.SIGHUP)
     _, err = finish(process, 129)

@@ -14,7 +14,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from helpers.cli import ENV, TINY, config, finish, started, until
+from helpers.cli import ENV, TINY, config, finish, forked, until
 from helpers.folders import image_folder
 from helpers.pictures import ARCH
 
@@ -28,7 +28,6 @@ from fastcontrast.models import make_encoder
 from fastcontrast.records import changed, owner_lives, read_run, setting_of
 
 LONG = (*TINY[:2], '--batch-size', 4, '--epochs', 5000, '--no-controls')
-PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def record(path, **fields):
@@ -41,7 +40,7 @@ def record(path, **fields):
 def test_a_folder_has_one_owner(run, refused, folder):
     "Until it ends, also while pictures are read; one that was killed leaves it to the next"
     image_folder(folder/'p', dict(a=4, bb=4))
-    owner = started('pretrain', 'p', *LONG, '--out', 'r', cwd=folder, **PIPES)
+    owner = forked('pretrain', 'p', *LONG, '--out', 'r', cwd=folder)
     until(owner, folder/'r/history.csv')
     c = config('r')
     assert (c['state'], c['pid'], c['host']) == ('running', owner.pid, socket.gethostname()) and c['started']
@@ -173,7 +172,7 @@ def test_a_file_system_without_locks(folder, monkeypatch):
 
 def test_a_folder_that_vanishes_is_made_again(folder):
     image_folder(folder/'p', dict(a=4, bb=4))
-    process = started('pretrain', 'p', *LONG, '--out', 'r', cwd=folder, **PIPES)
+    process = forked('pretrain', 'p', *LONG, '--out', 'r', cwd=folder)
     until(process, folder/'r/history.csv')
     shutil.rmtree('r', ignore_errors=True)
     until(process, folder/'r/history.csv', epochs=2)
@@ -217,13 +216,15 @@ def test_an_encoder_that_cannot_be_written_is_kept_elsewhere(run, folder, monkey
     assert config('r')['state'] == 'failed' and 'encoder' in config('r')['reason']
 
 
+def limit_files():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
 def test_a_full_disk(folder):
     "Files may not be larger than a limit: checkpoints and encoder don't fit, and the run goes on"
     image_folder(folder/'p', dict(a=4, bb=4))
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    process = started('pretrain', 'p', *TINY, '--out', 'r', '--no-controls', cwd=folder, preexec_fn=limit, **PIPES)
+    process = forked('pretrain', 'p', *TINY, '--out', 'r', '--no-controls', cwd=folder, prepare=limit_files)
     out, err = finish(process, 1)
     assert 'the checkpoint of step 1 could not be written (File too large); the run goes on.' in out
     assert re_line(err, 'error: the encoder cannot be written to', 'nor could it be written anywhere else')

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastcontrast.history import History
+from helpers.forks import Program
 
 PROGRAM = [sys.executable, '-m', 'fastcontrast']
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'COLUMNS': '80'}
@@ -28,6 +29,11 @@ def judged_knn(file):
 def started(*args, cwd, **kwargs):
     "The program as a process of its own"
     return subprocess.Popen([*PROGRAM, *map(str, args)], cwd=cwd, env=ENV, text=True, **kwargs)
+
+
+def forked(*args, cwd, prepare=None):
+    "The program as a process that need not import what takes seconds, where it does not matter how it was started"
+    return Program(args, cwd, ENV, prepare)
 
 
 def finish(process, code):

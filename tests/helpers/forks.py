@@ -1,5 +1,11 @@
 """Processes that need not import what takes seconds: each is a fork of a server that did, and of nothing else."""
 import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from multiprocessing.reduction import DupFd
 
 import torch.multiprocessing as mp
 
@@ -11,3 +17,59 @@ CONTEXT.set_forkserver_preload(["fastcontrast.all", "matplotlib.pyplot", "nbdev.
 def start(process, *args, count=2):
     "`process(rank, *args)` in that many processes, as `mp.spawn` has it; what waits for them"
     return mp.start_processes(process, args, count, join=False, start_method=METHOD)
+
+
+class Program:
+    "`python -m fastcontrast` and pipes for what it prints: as `subprocess.Popen` has it, but for the start"
+    def __init__(self, args, cwd, env, prepare=None):
+        pipes = [os.pipe() for _ in range(2)]
+        self.stdout, self.stderr = (os.fdopen(reading, encoding='utf-8') for reading, _ in pipes)
+        self.process = CONTEXT.Process(target=_program, daemon=True, args=(
+            [*map(str, args)], str(cwd), env, prepare, *(_Passed(writing) for _, writing in pipes)))
+        self.process.start()
+        for _, writing in pipes: os.close(writing)
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self): return self.process.exitcode
+
+    def poll(self): return self.process.exitcode
+
+    def send_signal(self, number):
+        if self.poll() is None: os.kill(self.pid, number)
+
+    def kill(self): self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout=None):
+        self.process.join(timeout)
+        if self.poll() is None: raise subprocess.TimeoutExpired('fastcontrast', timeout)
+        return self.poll()
+
+    def communicate(self, timeout=None):
+        "Few lines: neither pipe is ever full"
+        self.wait(timeout)
+        return self.stdout.read(), self.stderr.read()
+
+
+class _Passed:
+    "A file descriptor on its way to another process"
+    def __init__(self, fd): self.fd = fd
+    def __reduce__(self): return _open, (DupFd(self.fd),)
+
+
+def _open(passed): return passed.detach()
+
+
+def _program(args, cwd, env, prepare, out, err):
+    multiprocessing.current_process()._config['daemon'] = False  # it may have workers, as a program; it ends with tests
+    multiprocessing.set_start_method('fork', force=True)
+    for i, fd in (1, out), (2, err):
+        os.dup2(fd, i)
+        os.close(fd)
+    sys.stdout, sys.stderr = (open(i, 'w', encoding='utf-8', closefd=False) for i in (1, 2))
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    if prepare: prepare()
+    sys.argv = ['fastcontrast', *args]
+    runpy.run_module('fastcontrast', run_name='__main__', alter_sys=True)
