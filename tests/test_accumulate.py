@@ -41,7 +41,7 @@ from fastcontrast.targets import EMATarget, NearestNeighbours, Queue, SharedTarg
 from fastcontrast.views import RoleViews
 
 close = torch.testing.assert_close
-STEPS, LR = 3, 0.05
+STEPS, LR = 2, 0.05  # what the first leaves, queues and moving averages too, the second begins with
 
 
 class Fixed(RoleViews):
@@ -83,7 +83,7 @@ def without_batchnorm(model):
 
 def made(name, cbs=(), norm=True, fixed=True, arch=ARCH, side=32, double=True, setting='cifar', loss=None, bs=B,
          **changes):
-    "A small learner of three steps, from one seed; a moving average is moved off, so that it is told from the network"
+    "A small learner of a few steps, from one seed; a moving average is moved off, so that it is told from the network"
     torch.manual_seed(5)
     if name in ('swav', 'dino'): changes = dict(prototypes_frozen=0, memory=None, multi_crop=SMALL_CROPS) | changes
     memory = {'moco_v1': Queue, 'moco_v2': Queue, 'nnclr': NearestNeighbours}.get(name)
@@ -107,11 +107,19 @@ def made(name, cbs=(), norm=True, fixed=True, arch=ARCH, side=32, double=True, s
 
 
 def trained(*args, **kwargs):
-    "Such a learner after its three steps"
+    "Such a learner after its steps"
     learn = made(*args, **kwargs)
     torch.manual_seed(6)
     learn.fit(1, LR)
     return learn
+
+
+def all_close(mine, other, rel, atol):
+    "Tensors by name, compared in one piece: one by one takes as long as a step"
+    assert all(mine[n].shape == t.shape and mine[n].dtype == t.dtype for n, t in other.items())
+    flat = [torch.cat([torch.zeros(1), *(tensors[n].flatten() for n in other)]) for tensors in (mine, other)]
+    if not torch.allclose(*flat, rtol=rel, atol=atol):  # which NaN is not: by which name
+        for n, t in other.items(): close(mine[n], t, rtol=rel, atol=atol, msg=lambda m, n=n: f'{n}: {m}')
 
 
 def same(ours, theirs, rel=1e-8):
@@ -122,11 +130,13 @@ def same(ours, theirs, rel=1e-8):
         assert mine.keys() == other.keys() and len(mine) > 3  # no gradient, not even 0, where the other has none
         for part in ('encoder', 'heads', 'memory'):
             # biases in front of a normalisation have no gradient but rounding
-            most = max([g.abs().max().item() for n, g in other.items() if n.startswith(part)], default=0)
+            theirs_of_it = {n: g for n, g in other.items() if n.startswith(part)}
+            most = max([g.abs().max().item() for g in theirs_of_it.values()], default=0)
             assert most > 1e-7 or part == 'memory'
-            for n in (n for n in other if n.startswith(part)):
-                close(mine[n], other[n], rtol=rel, atol=rel * most, msg=lambda m, n=n: f'gradient of {n}: {m}')
-    for mine, other in zip(a.weights, b.weights, strict=True): close(mine, other, rtol=rel, atol=rel / 10)
+            all_close(mine, theirs_of_it, rel, rel * most)
+    for mine, other in zip(a.weights, b.weights, strict=True):
+        assert mine.keys() == other.keys()
+        all_close(mine, other, rel, rel / 10)
     moved = [n for n in a.weights[0] if not torch.equal(a.weights[0][n], a.weights[-1][n])]
     assert any('encoder' in n for n in moved) and any('heads' in n for n in moved)
 
@@ -136,7 +146,9 @@ def same(ours, theirs, rel=1e-8):
 @pytest.mark.parametrize('name', METHODS)
 def test_every_method_is_that_of_the_whole_batch(name):
     whole = trained(name, norm=False, side=16)
-    for k in (2, 3): same(trained(name, [Accumulate(k)], norm=False, side=16), whole)
+    # in how many parts: of one kind of target and memory each, in two as well
+    for k in (2, 3) if name in ('simclr', 'moco_v2', 'swav') else (3,):
+        same(trained(name, [Accumulate(k)], norm=False, side=16), whole)
 
 
 def test_a_queue_for_each_view():
@@ -176,8 +188,8 @@ SPEEDUPS = {
 STAGED = ('stages', 'patches at stages', 'to a level', 'gradient to a level', 'most of them')
 
 
-# with the other methods, those that each kind of pass is among
-KINDS = ('patches', 'stitched maps', 'three views', 'stages', 'labels', 'most of them')
+# with the other methods, those that each kind of pass is among: 'most of them' has patches, stages and labels
+KINDS = ('stitched maps', 'three views', 'most of them')
 
 
 @pytest.mark.parametrize('name, what', [
@@ -195,13 +207,22 @@ def test_speedups_are_those_of_the_whole_batch(name, what, monkeypatch):
         assert mine == pytest.approx(other, rel=1e-6) and mine > 0
 
 
-@pytest.mark.parametrize('more', [
-    (), (CombinePatches(),), (IntermediateLoss(), PartialBackprop(seed=1))], ids=['', 'patches', 'to a level'])
-@pytest.mark.parametrize('name,score', [
-    ('moco_v3', 'loss'), ('moco_v2', 'loss'), ('byol', 'loss'), ('simsiam', 'loss'), ('moco_v3', 'unlike'),
-    ('simclr', 'unlike'), ('moco_v2', 'texture')])
+REGIONS = {
+    '': lambda: (), 'patches': lambda: (CombinePatches(),),
+    'to a level': lambda: (IntermediateLoss(), PartialBackprop(seed=1))}
+
+
+SCORES = [('moco_v3', 'loss'), ('moco_v2', 'loss'), ('byol', 'loss'), ('simsiam', 'loss'), ('moco_v3', 'unlike'),
+          ('simclr', 'unlike'), ('moco_v2', 'texture')]
+# more speedups where keys are a target's, a queue's, and none's
+WITH_MORE = [('moco_v3', 'loss'), ('moco_v2', 'loss'), ('simclr', 'unlike')]
+
+
+@pytest.mark.parametrize('name, score, more', [
+    pytest.param(*which, more, marks=[] if not more or which in WITH_MORE else pytest.mark.slow)
+    for which in SCORES for more in REGIONS])
 def test_regions_are_chosen_among_the_keys_of_the_whole_batch(name, score, more):
-    seen = looked_for(name, score, more)
+    seen = looked_for(name, score, REGIONS[more]())
     # no negatives; or noise, which is alike everywhere but at the border
     assert len(seen) > 1 or name in ('byol', 'simsiam') or score != 'loss'
 
@@ -436,10 +457,10 @@ def test_a_batch_that_is_left_out_leaves_nothing_for_the_next():
     def run(*cbs):
         learn = made('simclr', cbs, norm=False)
         def skip(): raise CancelBatchException
-        learn.fit(1, LR, cbs=[After('after_loss', 1, skip)])
+        learn.fit(1, LR, cbs=[After('after_loss', 0, skip)])
         return learn.diary
     ours, theirs = run(Accumulate(2)), run()
-    assert len(ours.losses) == 2
+    assert len(ours.losses) == STEPS - 1
     for mine, other in zip(ours.grads, theirs.grads, strict=True): close(mine, other, rtol=1e-8, atol=1e-9)
 
 

@@ -7,6 +7,7 @@ import kornia.augmentation as K
 import pytest
 import torch
 from helpers.learners import small
+from helpers.pairs import paired
 from helpers.pictures import ARCH, pictures
 from helpers.recording import Where
 from helpers.refusals import refusal
@@ -198,16 +199,15 @@ def test_with_small_crops_a_module_is_given_crops_of_their_size():
 
 # --- with all that is made of views
 
-@pytest.mark.parametrize('cbs,kwargs', TOGETHER.values(), ids=TOGETHER)
-@pytest.mark.parametrize('views', PIPELINES.values(), ids=PIPELINES)
-def test_it_trains_with(views, cbs, kwargs):
-    learn = learner_with(views(), cbs(), **kwargs)
-    trains(learn)
+@pytest.mark.parametrize('views, with_what', paired(PIPELINES, TOGETHER, 2))
+def test_it_trains_with(views, with_what):
+    cbs, kwargs = TOGETHER[with_what]
+    trains(learner_with(PIPELINES[views](), cbs(), **kwargs))
 
 
-@pytest.mark.parametrize('cbs,kwargs', WITH_CROPS.values(), ids=WITH_CROPS)
-@pytest.mark.parametrize('views', COLOURS.values(), ids=COLOURS)
-def test_it_trains_with_crops_and(views, cbs, kwargs):
+@pytest.mark.parametrize('views, with_what', paired(COLOURS, WITH_CROPS, 2))
+def test_it_trains_with_crops_and(views, with_what):
+    views, (cbs, kwargs) = COLOURS[views], WITH_CROPS[with_what]
     learn = learner_with(views(), cbs(), **kwargs)
     assert {'views', 'local'} <= set(learn.views.makers)
     kinds = {type(maker) for maker in learn.views.makers.values()}
@@ -215,9 +215,8 @@ def test_it_trains_with_crops_and(views, cbs, kwargs):
     trains(learn)
 
 
-@pytest.mark.parametrize('name', ['simclr', 'moco_v1', 'swav', 'dino', 'nnclr'])
-@pytest.mark.parametrize('views', PIPELINES.values(), ids=PIPELINES)
-def test_methods_train_with(views, name): trains(learner_with(views(), name=name))
+@pytest.mark.parametrize('views, name', paired(PIPELINES, ['simclr', 'moco_v1', 'swav', 'dino', 'nnclr'], 2))
+def test_methods_train_with(views, name): trains(learner_with(PIPELINES[views](), name=name))
 
 
 @pytest.mark.parametrize('views', PIPELINES.values(), ids=PIPELINES)

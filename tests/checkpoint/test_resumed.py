@@ -25,7 +25,7 @@ from fastcontrast.speedups.regions import HardRegions
 from fastcontrast.speedups.suncet import SuNCEt, SupervisedTerm
 from fastcontrast.targets import Queue
 
-EPOCHS, BATCHES = 2, 4
+EPOCHS, BATCHES = 2, 3
 SPEEDUPS = dict(
     none=list, comb_patches=lambda: [CombinePatches()], patch_variants=lambda: [PatchVariants(patches='sample')],
     intermediate=lambda: [IntermediateLoss()], partial=lambda: [IntermediateLoss(), PartialBackprop()],
@@ -37,21 +37,21 @@ SPEEDUPS = dict(
                  MultiView(3), ProgressiveSize(steps=(24,))])
 
 
-def dots(side=32): return image_dls(Dots(30, side), bs=6, valid=0.2, labels='all', workers=0, device='cpu')
+def dots(side=32): return image_dls(Dots(24, side), bs=6, valid=0.2, labels='all', workers=0, device='cpu')
 
 
 def learner(method='simclr', cbs=list, dls=dots, accumulate=1, precision='auto', **changes):
     torch.manual_seed(0)
     return contrastive_learner(dls(), ARCH, method=small(method, 'cifar', **changes), cbs=cbs(), small_input=False,
-                               knn_pictures=24, accumulate=accumulate, precision=precision)
+                               knn_pictures=16, accumulate=accumulate, precision=precision)
 
 
-def check(tmp_path, make, deaths=2):
-    "A run without a death, and one with some, at random steps"
-    draw = random.Random(str(tmp_path.name))
-    whole = run(make, tmp_path/'whole', EPOCHS)
-    died = sorted(draw.sample(range(1, EPOCHS * BATCHES + 1), deaths))
-    broken = run(make, tmp_path/'broken', EPOCHS, *died)
+def check(tmp_path, make, deaths=1, cost=False):
+    "A run without a death, and one with some, at random steps, of which the first can go on from a checkpoint"
+    draw, kwargs = random.Random(str(tmp_path.name)), dict(every=('epoch', '2 steps'), cost=cost)
+    whole = run(make, tmp_path/'whole', EPOCHS, **kwargs)
+    died = sorted(draw.sample(range(2, EPOCHS * BATCHES + 1), deaths))
+    broken = run(make, tmp_path/'broken', EPOCHS, *died, **kwargs)
     same_state(whole, broken)
     rows = history(tmp_path/'broken')
     assert rows == history(tmp_path/'whole') and [row['epoch'] for row in rows] == ['0', '1']
@@ -66,11 +66,14 @@ def test_every_recipe(tmp_path, method): check(tmp_path, partial(learner, method
 # of every kind of target and memory one at once
 @pytest.mark.parametrize('method', [name if name in ('simsiam', 'nnclr', 'swav', 'dino', 'fast')
                                     else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES])
-def test_every_recipe_with_all_speedups(tmp_path, method): check(tmp_path, partial(learner, method, SPEEDUPS['all']))
+def test_every_recipe_with_all_speedups(tmp_path, method):
+    check(tmp_path, partial(learner, method, SPEEDUPS['all']), deaths=2)
 
 
 @pytest.mark.parametrize('name', [name for name in SPEEDUPS if name not in ('none', 'all')])
-def test_every_speedup(tmp_path, name): check(tmp_path, partial(learner, 'moco_v3', SPEEDUPS[name]))
+def test_every_speedup(tmp_path, name):
+    varies = name in ('partial', 'progressive_size')  # what a step costs
+    check(tmp_path, partial(learner, 'moco_v3', SPEEDUPS[name]), cost=varies)
 
 
 def test_bfloat16(tmp_path): check(tmp_path, partial(learner, 'byol', SPEEDUPS['all'], precision='bf16'))
@@ -79,7 +82,8 @@ def test_bfloat16(tmp_path): check(tmp_path, partial(learner, 'byol', SPEEDUPS['
 def test_muon(tmp_path): check(tmp_path, partial(learner, 'moco_v3', SPEEDUPS['all'], opt='muon', lr=1e-3))
 
 
-def test_batches_in_parts(tmp_path): check(tmp_path, partial(learner, 'moco_v2', SPEEDUPS['all'], accumulate=2))
+def test_batches_in_parts(tmp_path):
+    check(tmp_path, partial(learner, 'moco_v2', SPEEDUPS['all'], accumulate=2), cost=True)
 
 
 def test_a_queue_that_begins_late(tmp_path):
@@ -96,34 +100,34 @@ def test_crops_of_two_sizes_and_a_queue_for_each_view(tmp_path):
 def test_stochastic_depth(tmp_path):
     def make():
         torch.manual_seed(0)
-        return contrastive_learner(dots(), VIT, method=small('dino', 'cifar'), knn_pictures=24)
+        return contrastive_learner(dots(), VIT, method=small('dino', 'cifar'), knn_pictures=16)
     check(tmp_path, make)
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory): return image_folder(tmp_path_factory.mktemp('pictures')/'all', dict(a=15, b=15))
+def folder(tmp_path_factory): return image_folder(tmp_path_factory.mktemp('pictures')/'all', dict(a=12, b=12))
 
 
 @pytest.mark.parametrize('kind', [dict(), dict(memory=1e-12, workers=0), dict(memory=1e-12, workers=2),
                                   dict(memory=1e-12, workers=0, cache=True)], ids=str)
 def test_every_way_to_read_pictures(tmp_path, folder, kind):
     def dls(): return image_dls(folder, size=32, bs=6, valid=0.2, labels='all', device='cpu', **kind)
-    check(tmp_path, partial(learner, 'simclr', lambda: [SuNCEt(per_class=3)], dls), deaths=1)
+    check(tmp_path, partial(learner, 'simclr', lambda: [SuNCEt(per_class=3)], dls))
 
 
 @pytest.fixture(scope='module')
 def shapes(tmp_path_factory):
     "Pictures that are no squares"
     root = tmp_path_factory.mktemp('shapes')/'all'
-    image_folder(root, dict(a=15), size=(60, 40))
-    return image_folder(root, dict(b=15), size=(40, 50))
+    image_folder(root, dict(a=12), size=(60, 40))
+    return image_folder(root, dict(b=12), size=(40, 50))
 
 
 @pytest.mark.parametrize('kind', [dict(), dict(memory=1e-12, workers=2), dict(memory=1e-12, workers=0, cache=True)],
                          ids=str)
 def test_whole_pictures(tmp_path, shapes, kind):
     def dls(): return image_dls(shapes, size=32, bs=6, valid=0.2, labels='all', device='cpu', **kind)
-    check(tmp_path, partial(learner, 'moco_v2', lambda: [SuNCEt(per_class=3)], dls, accumulate=2), deaths=1)
+    check(tmp_path, partial(learner, 'moco_v2', lambda: [SuNCEt(per_class=3)], dls, accumulate=2))
 
 
 def test_shards(tmp_path, folder):
@@ -135,7 +139,7 @@ def test_shards(tmp_path, folder):
                 label.size = 1
                 tar.addfile(label, io.BytesIO(b'01'[i % 2:i % 2 + 1]))
     def dls(): return image_dls(str(tmp_path/'{0..1}.tar'), size=32, bs=6, valid=0, workers=1, device='cpu')
-    check(tmp_path, partial(learner, 'simclr', dls=dls), deaths=1)
+    check(tmp_path, partial(learner, 'simclr', dls=dls))
 
 
 def test_fastais_loaders_with_random_transforms(tmp_path, folder):
@@ -143,4 +147,4 @@ def test_fastais_loaders_with_random_transforms(tmp_path, folder):
         loaders = ImageDataLoaders.from_folder(folder, valid_pct=0.2, seed=0, bs=6, item_tfms=RandomResizedCrop(32),
                                                num_workers=0, device='cpu')
         return image_dls(loaders, device='cpu')
-    check(tmp_path, partial(learner, 'simclr', dls=dls), deaths=1)
+    check(tmp_path, partial(learner, 'simclr', dls=dls))

@@ -53,14 +53,17 @@ def loader_of(request, monkeypatch):
     return loader
 
 
-def places(n: int) -> list[int]: return sorted({0, 1, n // 2, n - 1, n})
+def places(loader, kind) -> list[int]:
+    "Where to begin; fewer where each pass starts processes, which take longer than all that they read"
+    n = len(loader)
+    return sorted({1, n - 1} if kind[-1] in '123' else {0, 1, n // 2, n - 1, n})
 
 
 @pytest.mark.parametrize('kind', [*FOLDERS, 'shards-0', 'shards-3'])
 def test_a_pass_begins_in_the_middle(loader_of, kind):
     loader = loader_of(kind)
     passes = [list(loader) for _ in range(2)]
-    for begin in places(len(loader)):
+    for begin in places(loader, kind):
         for resumed in (loader, loader_of(kind))[:1 + (begin == 1)]:  # one made anew, too
             resumed.epoch, resumed.begin = 1, begin
             assert len(resumed) == len(passes[1])
@@ -77,7 +80,7 @@ def test_a_pass_begins_in_the_middle(loader_of, kind):
 def test_in_order_too(loader_of, kind):
     loader = loader_of(kind).ordered()
     whole = list(loader)
-    for begin in places(len(loader)):
+    for begin in places(loader, kind):
         loader.begin = begin
         same(loader, whole[begin:])
 

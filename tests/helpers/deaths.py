@@ -23,12 +23,14 @@ class DieAt(Callback):
         if self.train_iter == self.step: raise Death
 
 
-def run(make, folder, epochs, *deaths, every=('epoch', '3 steps')):
-    "A learner that has been trained for so many epochs; its processes have died after these steps of the run"
+def run(make, folder, epochs, *deaths, every=('epoch', '3 steps'), cost=True):
+    """A learner that has been trained for so many epochs; its processes have died after these steps of the run
+
+    To count operations, which `cost` does, takes a third of the time of so few steps."""
     for life, step in enumerate((*deaths, None)):
         learn, dying = make(), [DieAt(step)] if step else []
         if life and newest(folder): draw_something()
-        cbs = [Checkpoint(every), History(folder/'history.csv'), Cost(), *dying]
+        cbs = [Checkpoint(every), History(folder/'history.csv'), *([Cost()] if cost else []), *dying]
         try: learn.fit_contrastive(epochs, cbs=cbs, resume=folder)
         except Death: assert step
         else: assert not step

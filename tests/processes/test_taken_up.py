@@ -49,8 +49,8 @@ def process(r, folder, told):
         dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=r, world_size=2,
                                 timeout=timedelta(seconds=60))
         for name in RUNS:
-            whole = run(partial(learner, name), folder/name/'whole', 2)
-            broken = run(partial(learner, name), folder/name/'broken', 2, *DEATHS.get(name, USUAL))
+            whole = run(partial(learner, name), folder/name/'whole', 2, cost=name == 'all')
+            broken = run(partial(learner, name), folder/name/'broken', 2, *DEATHS.get(name, USUAL), cost=name == 'all')
             same_state(whole, broken)  # in each process, its own statistics of BatchNorm too
         planned_longer(folder/'longer')
         rate_is_looked_for()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from helpers.learners import build, one_step, quick, small
+from helpers.pairs import paired
 from helpers.pictures import ARCH, LEVELS, LR, B, pictures
 from helpers.recording import step_inputs, step_wholes, traces
 from helpers.refusals import refusal, said
@@ -35,9 +36,10 @@ def test_every_pair_of_patches_finds_the_whole_other_view(name):
     patched(name, CombinePatches(), n=2, subsets=[(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)])
 
 
-@pytest.mark.parametrize('name', ['moco_v3', 'simclr', 'swav', 'byol'])
-@pytest.mark.parametrize('n,m', [(2, 1), (2, 3), (2, 4), (3, 4), (3, 1)])
-def test_other_numbers_of_patches(name, n, m):
+@pytest.mark.parametrize('patches, name', paired([(2, 1), (2, 3), (2, 4), (3, 4), (3, 1)],
+                                                 ['moco_v3', 'simclr', 'swav', 'byol'], 2), ids=str)
+def test_other_numbers_of_patches(name, patches):
+    n, m = patches
     if (n, m) == (3, 4) and name in ('simclr', 'swav'): return other_numbers_in_part(name)
     patched(name, CombinePatches(n, m, 'all'), n=n, subsets=list(itertools.combinations(range(n * n), m)))
 

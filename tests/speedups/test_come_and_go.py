@@ -7,6 +7,7 @@ import timm
 import torch
 from fastai.callback.core import Callback
 from helpers.learners import build, quick, random_views, small, three_steps
+from helpers.pairs import paired
 from helpers.pictures import ARCH, LEVELS, LR, B
 from helpers.recording import After, Script, interrupt, traces
 from helpers.refusals import refusal
@@ -38,8 +39,7 @@ NOTHING = {'one patch': lambda: [CombinePatches(n=1, m=1)], 'no stages': lambda:
 plain_steps = cache(three_steps)
 
 
-@pytest.mark.parametrize('what', NOTHING)
-@pytest.mark.parametrize('name', SEVEN)
+@pytest.mark.parametrize('name, what', paired(SEVEN, NOTHING, always=('all of these',)))
 def test_bitwise_the_recipe_without_it(name, what):
     losses, weights = plain_steps(name)
     with_losses, with_weights = three_steps(name, NOTHING[what]())
@@ -57,8 +57,7 @@ def test_the_same_views_with_and_without_losses_at_stages(name):
     assert torch.equal(first_views([]), first_views([IntermediateLoss()]))
 
 
-@pytest.mark.parametrize('what', REMOVABLE)
-@pytest.mark.parametrize('name', ['moco_v2', 'moco_v3', 'nnclr', 'swav', 'dino'])
+@pytest.mark.parametrize('name, what', paired(['moco_v2', 'moco_v3', 'nnclr', 'swav', 'dino'], REMOVABLE, 2, ('all',)))
 def test_a_removed_speedup_leaves_no_trace(name, what):
     "In either order; the target's heads and the rings of levels go with the next fit at the latest"
     learn = quick(name, n=8, **(dict(memory=partial(Queue, 8)) if name == 'moco_v2' else {}))

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from helpers.equations import loop_dcl
+from helpers.pairs import paired
 from helpers.learners import SMALL_CROPS, build, one_step, quick, small, three_steps
 from helpers.loops import cos, unit
 from helpers.pictures import LEVELS, LR, B, KnownViews
@@ -90,8 +91,7 @@ def agrees(name, cb, cbs=(), levels=('final',), slow=SlowViews, recipe=None, **h
 
 # --- the step, by hand
 
-@every_target
-@pytest.mark.parametrize('name', [*BY_HAND, 'dino'])
+@pytest.mark.parametrize('name, target', paired([*BY_HAND, 'dino'], TARGETS))
 def test_four_views(name, target): agrees(name, MultiView(4, target))
 
 
@@ -169,9 +169,9 @@ CASES = [(name, 'cifar') for name in RECIPES if MultiView not in RECIPES[name].s
 CASES += [('swav', 'imagenet'), ('dino', 'imagenet')]
 
 
-@every_target
-@pytest.mark.parametrize('name,setting', CASES)
-def test_a_pair_is_bitwise_the_recipe_without_it(name, setting, target):
+@pytest.mark.parametrize('case, target', paired(CASES, TARGETS), ids=str)
+def test_a_pair_is_bitwise_the_recipe_without_it(case, target):
+    name, setting = case
     losses, weights = plain_steps(name, setting=setting)
     with_losses, with_weights = three_steps(name, setting=setting, cbs=[MultiView(2, target)])
     assert len(losses) == 3 and torch.equal(losses, with_losses)

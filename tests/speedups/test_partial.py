@@ -9,6 +9,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from helpers.learners import build, one_step, quick, small
+from helpers.pairs import paired
 from helpers.pictures import ARCH, LEVELS, LR, SIDE, STAGES, B, pictures
 from helpers.recording import Script, Untouched, draws
 from helpers.refusals import said
@@ -26,8 +27,7 @@ from fastcontrast.targets import Queue
 def _seed(): torch.manual_seed(3)
 
 
-@pytest.mark.parametrize('level', LEVELS)
-@pytest.mark.parametrize('name', ['moco_v2', 'moco_v3', 'simclr', 'swav', 'nnclr'])
+@pytest.mark.parametrize('name, level', paired(['moco_v2', 'moco_v3', 'simclr', 'swav', 'nnclr'], LEVELS, 2))
 def test_the_drawn_levels_loss_alone(name, level):
     "Whether the forward pass stops there or goes on: from the same weights, with the same views"
     learn = one_step(name, [IntermediateLoss(weights=0.3), drawing := PartialBackprop(only(level))])
@@ -53,8 +53,7 @@ def test_the_drawn_level_of_combined_patches(level):
 
 
 @pytest.mark.parametrize('stop', [True, False], ids=['stop', 'go on'])
-@pytest.mark.parametrize('opt', ['sgd', 'lars', 'adamw'])
-@pytest.mark.parametrize('name', ['moco_v3', 'simclr', 'swav'])
+@pytest.mark.parametrize('name, opt', paired(['moco_v3', 'simclr', 'swav'], ['sgd', 'lars', 'adamw']))
 def test_nothing_above_the_drawn_level_moves(name, opt, stop):
     "Nor by momentum or weight decay: after a step at the end everything has momentum"
     look = Untouched()

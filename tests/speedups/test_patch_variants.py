@@ -8,6 +8,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from helpers.learners import build, local_learner, one_step, quick, small
+from helpers.pairs import paired
 from helpers.pictures import ARCH, LR, SIDE, B, D, pictures
 from helpers.recording import Recording, Seen, step_inputs
 from helpers.refusals import refusal, said
@@ -106,11 +107,13 @@ def test_drawn_weights_in_a_step():
     agree(learn, slow, slow.combined(learn.views.made[0]['views'], n=2, subsets=cb.subsets, merge=merge))
 
 
-@pytest.mark.parametrize('stage,name,seed', [
-    ('input', 'moco_v3', 0), ('input', 'simclr', 1), ('layer1', 'moco_v3', 2), ('layer2', 'byol', 0),
-    ('layer3', 'swav', 1), ('layer4', 'moco_v3', 3)])
-@pytest.mark.parametrize('n,m', [(2, 2), (2, 4), (3, 3)])
-def test_patches_stitched_before_the_end(stage, name, seed, n, m):
+STITCHED = [('input', 'moco_v3', 0), ('input', 'simclr', 1), ('layer1', 'moco_v3', 2), ('layer2', 'byol', 0),
+            ('layer3', 'swav', 1), ('layer4', 'moco_v3', 3)]
+
+
+@pytest.mark.parametrize('where, patches', paired(STITCHED, [(2, 2), (2, 4), (3, 3)], 2), ids=str)
+def test_patches_stitched_before_the_end(where, patches):
+    (stage, name, seed), (n, m) = where, patches
     learn = one_step(name, [PatchVariants(n, m, combine=stage, seed=seed)])
     slow = Slow(learn)
     learn.fit(1, LR)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from helpers.learners import SMALL_CROPS, learner_of, small
+from helpers.pairs import paired
 from helpers.pictures import ARCH, VIT, pictures
 from helpers.recording import Where
 from helpers.refusals import refusal, said
@@ -111,9 +112,10 @@ def test_steps_of_patches():
     assert size_steps(make_encoder('resnet18'), 2) == (16, 2)  # a part of any size will do
 
 
-@pytest.mark.parametrize('until, epochs', [(0.75, 3), (0.5, 1), (1, 3), (0.1, 1), (1 / 3, 3)])
-@pytest.mark.parametrize('steps', [None, 2, 4, (16, 24, 24, 28), (8, 32)], ids=str)
-def test_the_size_of_every_step(until, steps, epochs):
+@pytest.mark.parametrize('until_epochs, steps', paired([(0.75, 3), (0.5, 1), (1, 3), (0.1, 1), (1 / 3, 3)],
+                                                       [None, 2, 4, (16, 24, 24, 28), (8, 32)], 2), ids=str)
+def test_the_size_of_every_step(until_epochs, steps):
+    until, epochs = until_epochs
     learn = learner(ProgressiveSize(until=until, steps=steps), seen := Sizes())
     learn.fit(epochs, 1e-3)
     *growing, full = learn.progressive_size.sizes
@@ -158,16 +160,18 @@ def test_what_is_drawn_has_the_full_size():
 
 # --- the same without it
 
-@pytest.mark.parametrize('make', [lambda: ProgressiveSize(start=1), lambda: ProgressiveSize(start=1, strength=1),
-                                  lambda: ProgressiveSize(steps=(32,), until=0.5)], ids=['1', 'strength', 'given'])
-@pytest.mark.parametrize('name', ['simclr', 'moco_v1', 'dino'])
+FULL = {'1': lambda: ProgressiveSize(start=1), 'strength': lambda: ProgressiveSize(start=1, strength=1),
+        'given': lambda: ProgressiveSize(steps=(32,), until=0.5)}
+
+
+@pytest.mark.parametrize('name, make', paired(['simclr', 'moco_v1', 'dino'], FULL))
 def test_nothing_grows_bit_for_bit(make, name):
     def weights(*cbs):
         torch.manual_seed(3)
         learn = learner(*cbs, name=name, accumulate=2)
         learn.fit_contrastive(1, 1e-2)
         return learn.model.state_dict()
-    without, there = weights(), weights(make())
+    without, there = weights(), weights(FULL[make]())
     assert without.keys() == there.keys() and all(torch.equal(t, there[n]) for n, t in without.items())
 
 
@@ -246,8 +250,8 @@ def test_every_recipe_trains(name):
     if crops: assert [sides['local'] for sides in seen.roles] == [8, 8, 12, 16]
 
 
-@pytest.mark.parametrize('kwargs', [dict(), dict(accumulate=2), dict(precision='bf16')], ids=str)
-@pytest.mark.parametrize('name', ['byol', 'moco_v1'])
+@pytest.mark.parametrize('name, kwargs', paired(['byol', 'moco_v1'],
+                                                [dict(), dict(accumulate=2), dict(precision='bf16')]), ids=str)
 def test_everything_follows(name, kwargs):
     "Patches, the support batch, small crops, the teacher's views"
     learn = learner(ProgressiveSize(), CombinePatches(), SuNCEt(per_class=2), seen := Sizes(), look := Where(),

@@ -4,6 +4,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner, ValueMetric
 from helpers.learners import plain_learner, quick, small, tiny_model
+from helpers.pairs import paired
 from helpers.pictures import ARCH, LR, pictures
 from helpers.recording import train_two_steps, traces
 from helpers.refusals import refusal
@@ -56,10 +57,10 @@ def everything(learn) -> tuple:
 
 # --- a failed addition leaves nothing
 
-@pytest.mark.parametrize('error', [RuntimeError('no'), KeyError('no'), InputError('No.'), KeyboardInterrupt()],
-                         ids=lambda e: type(e).__name__)
-@every_part
-def test_a_callback_that_fails_at_the_end_leaves_nothing(make, error):
+@pytest.mark.parametrize('part, kind', paired(PARTS, [RuntimeError, KeyError, InputError, KeyboardInterrupt],
+                                              always=(RuntimeError,)))
+def test_a_callback_that_fails_at_the_end_leaves_nothing(part, kind):
+    make, error = PARTS[part], kind('no')
     part = make()
     learn = learner_for(part)
     before = everything(learn)

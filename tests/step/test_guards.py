@@ -9,6 +9,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from helpers.learners import plain_learner, quick, small, tiny_model
+from helpers.pairs import paired
 from helpers.loops import paper_step, same_grads
 from helpers.pictures import ARCH, LR, Dots, KnownViews, Plain, plain_batches
 from helpers.recording import After, Diary, interrupt, step_is_over
@@ -201,8 +202,7 @@ def test_a_dead_encoder_is_told_of(name, capsys):
     assert "the features of all pictures are the same at the level 'final'" in text
 
 
-@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name, precision', paired(METHODS, ['fp32', 'bf16']))
 def test_what_learns_says_nothing(name, precision, capsys):
     learn = contrastive_learner(image_dls(Dots(32), bs=8, valid=0, device='cpu'), ARCH, small(name, 'cifar'),
                                 precision=precision, **SILENT)

@@ -3,6 +3,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from helpers.learners import quick, small
+from helpers.pairs import paired
 from helpers.pictures import ARCH, pictures
 from helpers.recording import Where
 from torch import nn
@@ -105,15 +106,17 @@ def test_the_support_batch_rides_along_at_any_size(sizes, n, views):
         assert passes == [[2 * 8 + n * 8, 3, side, side]]
 
 
-@pytest.mark.parametrize('make', [
-    lambda: [CombinePatches()], lambda: [PatchVariants(patches='sample')], lambda: [PatchVariants(combine='layer1')],
-    lambda: [IntermediateLoss(), HardRegions('layer1')],
-    lambda: [SuNCEt(), MultiCrop((2, None, (.4, 1)), (2, 16, (.1, .4))), IntermediateLoss()]],
-    ids=['patches', 'sampled', 'stitched', 'regions', 'several'])
-@pytest.mark.parametrize('accumulate', [1, 2])
-@pytest.mark.parametrize('name', ['byol', 'moco_v1'])
-def test_speedups_train_at_changing_sizes(make, accumulate, name):
-    learn = learner_of(*make(), Sizes(32, 48, 40), look := Where(), name=name, accumulate=accumulate)
+CHANGING = dict(
+    patches=lambda: [CombinePatches()], sampled=lambda: [PatchVariants(patches='sample')],
+    stitched=lambda: [PatchVariants(combine='layer1')], regions=lambda: [IntermediateLoss(), HardRegions('layer1')],
+    several=lambda: [SuNCEt(), MultiCrop((2, None, (.4, 1)), (2, 16, (.1, .4))), IntermediateLoss()])
+
+
+@pytest.mark.parametrize('make, how', paired(CHANGING, [('byol', 1), ('moco_v1', 2), ('byol', 2), ('moco_v1', 1)], 2),
+                         ids=str)
+def test_speedups_train_at_changing_sizes(make, how):
+    name, accumulate = how
+    learn = learner_of(*CHANGING[make](), Sizes(32, 48, 40), look := Where(), name=name, accumulate=accumulate)
     learn.fit(1, 1e-3)
     assert len(look.steps) == 3 and all(finite for *_, finite in look.steps)
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from helpers.learners import small
+from helpers.pairs import paired
 from helpers.pictures import ARCH, LEVELS, D, K, pictures
 from torch import nn
 
@@ -180,8 +181,7 @@ def test_the_centre_moves_once_a_step_whoever_scores(mixers, accumulate):
 
 
 @every_mixer
-@pytest.mark.parametrize('make', [Remembering, ForeignRemembering])
-@pytest.mark.parametrize('name', ['simclr', 'moco_v3', 'moco_v1'])
+@pytest.mark.parametrize('name, make', paired(['simclr', 'moco_v3', 'moco_v1'], [Remembering, ForeignRemembering]))
 def test_a_loss_is_updated_once_a_step(make, mixers, name):
     "With all queries and all keys of the step, after it was scored"
     order = []
