@@ -106,17 +106,26 @@ DAMAGES = dict(flip=(flip, 'digest'), cut=(cut, 'digest'), pickle=(holding_a_pic
                newer=(newer, 'update fastcontrast'), garbled=(garbled, 'step-000000006.json'), gone=(gone, 'read'))
 
 
+@pytest.fixture(scope='module')
+def seventh(tmp_path_factory):
+    "The folder of a run that died after its seventh step, and the learner of one that did not"
+    folder = tmp_path_factory.mktemp('seventh')
+    died(folder/'run', 7)
+    return folder/'run', resume(folder/'whole')
+
+
 @pytest.mark.parametrize('name', DAMAGES)
-def test_a_damaged_one_falls_back_to_the_one_before(tmp_path, capsys, monkeypatch, name):
+def test_a_damaged_one_falls_back_to_the_one_before(tmp_path, seventh, capsys, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     damage, words = DAMAGES[name]
-    folder = died(tmp_path/'run', 7)
+    shutil.copytree(seventh[0], tmp_path/'run')
+    folder = tmp_path/'run'/'checkpoints'
     damage(folder/'step-000000006.0.pt')
     capsys.readouterr()
     learn = resume(tmp_path/'run')
     said = capsys.readouterr().out
     assert words in said and 'going on from step 4,' in said and not (tmp_path/'it_was_run').exists()
-    same_state(learn, resume(tmp_path/'whole'))
+    same_state(learn, seventh[1])
 
 
 def test_a_damaged_one_falls_back_when_the_run_grows(tmp_path, capsys):

@@ -737,7 +737,8 @@ def test_a_sweep_that_was_killed_leaves_the_same(run, folder):
 
 
 def test_a_sweep_on_the_digits(run):
-    settings('[sweep: s]\nsize = 16\nepochs = 1\nbatch_size = 256\ncontrols = no\nwith =\n  none\n  partial\n')
+    settings('[sweep: s]\narch = test_resnet\nsize = 16\nepochs = 1\nbatch_size = 256\ncontrols = no\n'
+             'with =\n  none\n  partial\n')
     code, out, err = run('sweep', 's')
     refused, = plan('runs/s')['refused']
     assert (code, err, refused['setting']) == (0, '', 'with=partial') and 'PartialBackprop' in refused['reason']

@@ -1,13 +1,14 @@
 "Pictures that are no squares are kept whole: squashed to squares, with their aspects beside them, however they come"
 import io
-import subprocess
-import sys
+import re
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.folders import Given, dls_of, everything, image_folder, picture, same
+from helpers.forks import CONTEXT
 from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import functional as TF
@@ -116,28 +117,26 @@ def test_a_jpeg_is_decoded_no_smaller_than_is_kept():
     assert aspects.item() == pytest.approx(1600 / 440, rel=1e-2)
 
 
-PROGRAM = """
-import re, sys
-from pathlib import Path
-from PIL import Image
-from fastcontrast.formats import PixelFormat
-from fastcontrast.pictures import square_pixels
-form, (mode, width, height) = PixelFormat(388, whole=True), sys.argv[1:]
-x = Image.new(mode, (int(width), int(height)), 'white')
-square_pixels(Image.new(mode, (500, 400)), form)
-def memory(kind): return int(re.search(kind + r':\\s*(\\d+) kB', Path('/proc/self/status').read_text())[1])
-before = memory('VmRSS')
-assert square_pixels(x, form)[0] == 255
-print(memory('VmHWM') - before)
-"""
+def _square(sender, mode, size):
+    form, x = PixelFormat(388, whole=True), Image.new(mode, size, 'white')
+    square_pixels(Image.new(mode, (500, 400)), form)
+    def memory(kind): return int(re.search(kind + r':\s*(\d+) kB', Path('/proc/self/status').read_text())[1])
+    before = memory('VmRSS')
+    white = square_pixels(x, form)[0] == 255
+    sender.send((bool(white), memory('VmHWM') - before))
 
 
 @pytest.mark.parametrize('mode, size', [('RGB', (1, 30_000_000)), ('L', (30_000_000, 1)), ('L', (2000, 14_000))])
 def test_long_ones_take_no_more_memory(mode, size):
     "Pillow alone would make a picture in between of as many rows as there are, each as wide as the result"
-    got = subprocess.run([sys.executable, '-c', PROGRAM, mode, *map(str, size)], capture_output=True, text=True)
-    assert got.returncode == 0, got.stderr
-    assert int(got.stdout) < 60_000  # kB
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_square, args=(sender, mode, size))
+    process.start()
+    sender.close()
+    assert receiver.poll(120)
+    white, grown = receiver.recv()
+    process.join(60)
+    assert white and grown < 60_000  # kB
 
 
 # ---------------------------------------------------------------- however they come

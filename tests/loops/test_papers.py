@@ -13,6 +13,7 @@ from helpers.loops import (
     same_grads, simclr_loop)
 from helpers.pictures import LR, SIDE, B, Halves, K, plain_batches
 from helpers.recording import Diary, Seen
+from helpers.pairs import paired
 from lightly.loss import NTXentLoss
 
 from fastcontrast.guards import FiniteLoss
@@ -93,12 +94,14 @@ def test_a_learner_of_contrastive_learner_takes_the_papers_step(name):
     assert (ours - theirs).norm() < 1e-4 * theirs.norm()
 
 
-@pytest.mark.parametrize('size', [9, 12, B], ids='queue of {}'.format)
-@pytest.mark.parametrize('name,setting,momentum', [
-    ('moco_v1', 'imagenet', lambda t: 0.999), ('moco_v2', 'imagenet', lambda t: 0.999),
-    ('moco_v1', 'cifar', cosine_momentum(0.99, 0.999)), ('moco_v2', 'cifar', cosine_momentum(0.99, 0.999))],
-    ids=['v1-imagenet', 'v2-imagenet', 'v1-cifar', 'v2-cifar'])
-def test_moco_is_the_papers(name, setting, momentum, size):
+MOCO = {
+    ('moco_v1', 'imagenet'): lambda t: 0.999, ('moco_v2', 'imagenet'): lambda t: 0.999,
+    ('moco_v1', 'cifar'): cosine_momentum(0.99, 0.999), ('moco_v2', 'cifar'): cosine_momentum(0.99, 0.999)}
+
+
+@pytest.mark.parametrize('which, size', paired(MOCO, [9, 12, B], 2), ids=str)
+def test_moco_is_the_papers(which, size):
+    (name, setting), momentum = which, MOCO[which]
     learn = build(small(name, setting), cbs=[Queue(size)])
     loop = Loop(name, learn, 3, 3, temp=0.07 if name == 'moco_v1' else 0.2, momentum=momentum)
     assert len(loop.rows) == size
@@ -162,10 +165,14 @@ def test_nnclr_is_the_papers(setting, temp, size):
     parity(learn, loop)
 
 
-@pytest.mark.parametrize('setting', ['imagenet', 'cifar'], ids=['multi-crop', 'two views'])
-@pytest.mark.parametrize('queue', [None, Queue(20, start=1), Queue(50, start=1), Queue(20, start=5), Queue(15)],
-                         ids=['no queue', 'from epoch 1', 'when it is full', 'never', 'at once'])
+QUEUES = {'no queue': None, 'from epoch 1': Queue(20, start=1), 'when it is full': Queue(50, start=1),
+          'never': Queue(20, start=5), 'at once': Queue(15)}
+
+
+# with crops of two sizes, and with two views alone
+@pytest.mark.parametrize('queue, setting', paired(QUEUES, ['imagenet', 'cifar'], always=('from epoch 1',)))
 def test_swav_is_the_papers(setting, queue):
+    queue = QUEUES[queue]
     given = dict(cbs=[copy.deepcopy(queue)]) if queue else {}
     simpler = dict(opt='adamw', wd_all=False, prototypes_frozen=1)
     learn = build(small('swav', setting, **simpler, **({} if queue else dict(memory=None))), **given)

@@ -14,6 +14,7 @@ from helpers.recording import Script, traces
 from helpers.refusals import said
 from helpers.slow import Slow, agree, agree_without, each_query, mean_of, regions, tokens, walk, whole_views
 from helpers.speedups import only
+from helpers.pairs import paired
 
 from fastcontrast.losses import DCL, DCLW, InfoNCE, NTXent
 from fastcontrast.speedups.comb_patches import CombinePatches
@@ -29,9 +30,13 @@ close = torch.testing.assert_close
 def _seed(): torch.manual_seed(3)
 
 
-@pytest.mark.parametrize('stage,keep', [('layer1', 0.5), ('layer2', 0.5), ('layer2', 0.25)])
-@pytest.mark.parametrize('name', ['moco_v2', 'moco_v3', 'byol', 'simclr', 'simsiam', 'nnclr', 'swav', 'barlow_twins'])
-def test_the_window_with_the_highest_mean_loss_goes_on(name, stage, keep):
+WINDOWS = [('layer1', 0.5), ('layer2', 0.5), ('layer2', 0.25)]
+
+
+@pytest.mark.parametrize('name, where', paired(
+    ['moco_v2', 'moco_v3', 'byol', 'simclr', 'simsiam', 'nnclr', 'swav', 'barlow_twins'], WINDOWS), ids=str)
+def test_the_window_with_the_highest_mean_loss_goes_on(name, where):
+    stage, keep = where
     learn = one_step(name, [cb := HardRegions(stage, keep, cells=None, score='loss')])
     slow, sizes = Slow(learn, (stage, 'final')), []
     after = learn.model.encoder.get_submodule(STAGES[STAGES.index(stage) + 1])

@@ -12,6 +12,7 @@ from helpers.loops import codes, paper_ctr, paper_nt_xent, same_grads, soft_cros
 from helpers.pictures import ARCH, B, Dots, KnownViews, Plain
 from helpers.recording import After, Diary, Recording, RecordingMaker, interrupt, step_inputs, step_route
 from helpers.refusals import refusal
+from helpers.pairs import paired
 from torch import nn
 
 from fastcontrast.core import InputError
@@ -154,9 +155,8 @@ def same_weights(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
-@pytest.mark.parametrize('term', [
-    SuNCEt(weight=0), SupervisedTerm('ce', weight=0), SupervisedTerm('supcon', 0)], ids=repr)
-@pytest.mark.parametrize('name', ['simclr', 'moco_v3', 'swav'])
+@pytest.mark.parametrize('name, term', paired(['simclr', 'moco_v3', 'swav'], [
+    SuNCEt(weight=0), SupervisedTerm('ce', weight=0), SupervisedTerm('supcon', 0)]), ids=str)
 def test_without_weight_it_is_the_method_bit_by_bit(name, term):
     plain, learn = run(name, epochs=1), run(name, term := copy.deepcopy(term), epochs=1)
     assert same_weights(plain, learn) and plain.roles.losses == learn.roles.losses
