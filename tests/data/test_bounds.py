@@ -120,7 +120,7 @@ def large(folder, kind, side):
 @pytest.mark.parametrize('bits, kind', [(8, kind) for kind in FILES] + [(16, kind) for kind in DEEP])
 def test_one_takes_what_it_asks_for(tmp_path, bits, kind):
     "If it took more, several at once would take more than they may; if less, they would wait for nothing"
-    grown, after, told, reason = growth(large(tmp_path, kind, 3500), 400 * MB, bits)
+    grown, after, told, reason = growth(large(tmp_path, kind, 2800), 400 * MB, bits)
     spare = (18 if kind in DEEP else 10) * MB  # for bands of rows and what the allocator keeps
     assert not reason and grown - spare < told <= 1.3 * grown and after < 2 * MB
 
