@@ -121,7 +121,8 @@ HABITS = dict(
               needs='tensorboard', true="list(Path('runs').rglob('events*'))"),
         Habit('wandb.init()\nlearn.fit(1, 1e-3, cbs=WandbCallback())', "losses, rates and columns; no predictions",
               needs='wandb',
-              true="wandb.run.summary['knn'] == learn.recorder.values[-1][1] and wandb.config['batch size'] == '128'"),
+              true="wandb.run.summary['knn'] == learn.recorder.values[-1][1] "
+              "and wandb.config['batch size'] == str(dls.bs)"),
         Habit('learn.fit(1, 1e-3, cbs=GradientClip(0.1))', "as in fastai", true="len(learn.recorder.values) == 1"),
         Habit('learn.fit(2, 1e-3, cbs=ShortEpochCallback())', "its epochs have rows as others have",
               true="len(learn.recorder.losses) == 2 and all(len(row) == 4 for row in learn.recorder.values)"),

@@ -2,8 +2,8 @@
 import os
 import pty
 import re
-import subprocess
 import sys
+import warnings
 from io import StringIO
 from types import SimpleNamespace
 
@@ -12,6 +12,7 @@ import torch
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.learner import ValueMetric
+from helpers.forks import CONTEXT
 from helpers.learners import real_learner
 from rich.console import Console
 
@@ -212,31 +213,35 @@ def test_a_table_in_a_notebook_has_three_decimals(monkeypatch):
     assert rows == [['3', '0.988', '', '00:12']]
 
 
-SCRIPT = '''
-import sys, warnings
-warnings.filterwarnings('ignore')
-from helpers.learners import real_learner
-from fastai.callback.core import Callback, CancelEpochException
-class Stops(Callback):
+class Interrupts(Callback):
     def after_step(self):
-        if sys.argv[1] == 'stop' and self.learn.epoch == 1: raise KeyboardInterrupt
-learn = real_learner(knn_pictures=0, cbs=Stops())
-learn.create_mbar = True
-print('bar:', type(learn.progress).__name__)
-try: learn.fit(3, 1e-3)
-except KeyboardInterrupt: print('stopped')
-print('after')
-'''
+        if self.learn.epoch == 1: raise KeyboardInterrupt
+
+
+def program(terminal, stop):
+    "What a script does on a terminal"
+    os.setsid()
+    file = os.open(terminal, os.O_RDWR)
+    for stream in range(3): os.dup2(file, stream)
+    os.close(file)
+    os.environ.update(TERM='xterm', COLUMNS='100')
+    sys.stdout = open(1, 'w', closefd=False)
+    warnings.filterwarnings('ignore')
+    learn = real_learner(knn_pictures=0, cbs=Interrupts() if stop else None)
+    learn.create_mbar = True
+    print('bar:', type(learn.progress).__name__)
+    try: learn.fit(3, 1e-3)
+    except KeyboardInterrupt: print('stopped')
+    print('after', flush=True)
 
 
 @pytest.mark.parametrize('how', ['end', 'stop'])
 def test_on_a_real_terminal(how):
     main, terminal = pty.openpty()
-    env = dict(os.environ, TERM='xterm', COLUMNS='100', PYTHONPATH=os.pathsep.join(sys.path))
-    process = subprocess.Popen([sys.executable, '-c', SCRIPT, how], stdout=terminal, stderr=terminal, stdin=terminal,
-                               env=env)
+    process = CONTEXT.Process(target=program, args=(os.ttyname(terminal), how == 'stop'))
+    process.start()
+    text = os.read(main, 65536)  # by now the program has the terminal
     os.close(terminal)
-    text = b''
     while True:
         try: chunk = os.read(main, 65536)
         except OSError: break
@@ -244,7 +249,8 @@ def test_on_a_real_terminal(how):
         text += chunk
     os.close(main)
     text = text.decode()
-    assert process.wait(60) == 0, text
+    process.join(60)
+    assert process.exitcode == 0, text
     assert 'bar: RunBar' in text and text.rstrip().endswith('after')
     assert text.count(HIDE) == text.count(SHOW) and text.rindex(HIDE) < text.rindex(SHOW) < text.rindex('after')
     assert 'epoch 2 of 3' in text and ('stopped' in text) == (how == 'stop')

@@ -1,21 +1,22 @@
 """Precision on the CPU: what is autocast, what stays exact, and where bfloat16 would be wrong."""
 import itertools
 import os
-import subprocess
+import resource
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from fastcore.basics import AttrDict
+from helpers.forks import CONTEXT
 from helpers.pictures import ARCH, pictures
 from torch import nn
 
 from fastcontrast import device
 from fastcontrast.all import (CombinePatches, EMATarget, HardRegions, InputError, IntermediateLoss, PartialBackprop,
-                              contrastive_learner, moco_v3, nnclr, simsiam)
+                              contrastive_learner, moco_v3, nnclr, simclr, simsiam)
 from fastcontrast.device import Autocast, Compile, _CompiledModule, _glibc, reuse_memory
 from fastcontrast.precision import has_bf16
 from fastcontrast.views import OPERATIONS, Views
@@ -254,7 +255,8 @@ def test_compiled_views_are_the_same_views(dls):
     class Watch(Callback):
         order = 70
         def before_train(self): during.append(made(self.learn.plan.views.operations))
-    with (learn := learner(dls, cbs=[Compile(backend, views=True), Watch()])).no_logging(): learn.fit_contrastive(1)
+    learn = learner(dls, arch=ARCH, cbs=[Compile(backend, views=True), Watch()])
+    with learn.no_logging(): learn.fit_contrastive(1)
     assert torch.allclose(during[0], plain, atol=2e-6) and not learn.plan.views.operations
     assert len(compiled) > len(OPERATIONS)  # the encoder as well
 
@@ -268,7 +270,7 @@ def test_compiled_views_are_the_same_views(dls):
 def test_what_cannot_be_compiled_runs_as_it_is(dls, capsys):
     def backend(graph, inputs): raise RuntimeError('no such operation')
     torch._dynamo.reset()
-    learn = learner(dls, cbs=Compile(backend))
+    learn = learner(dls, arch=ARCH, cbs=Compile(backend))
     learn.fit_contrastive(1)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('compile:')]
     assert len(lines) == 1 and 'the encoder runs as it is' in lines[0] and 'no such operation' in lines[0]
@@ -280,28 +282,26 @@ def test_no_compiler_is_said(dls, monkeypatch):
     with pytest.raises(InputError, match=r'needs a C\+\+ compiler'): learner(dls, compile=True)
 
 
-FAULTS = """
-import resource
-from itertools import pairwise
-import torch
-from fastai.callback.core import Callback, CancelFitException
-from fastcontrast import device
-from fastcontrast.all import contrastive_learner, image_dls
-
 class Faults(Callback):
     def before_fit(self): self.at = []
     def before_batch(self):
         self.at.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
         if len(self.at) == 6: raise CancelFitException
 
-dls, glibc = image_dls('digits', size=64, bs=32), device._glibc
-for keep in (False, True, False):
-    faults = Faults()
-    device._glibc = glibc if keep else lambda: None
-    learn = contrastive_learner(dls, 'resnet10t', cbs=faults, small_input=False, knn_pictures=0, precision='fp32')
-    with learn.no_logging(), learn.no_mbar(): learn.fit_contrastive(1)
-    print(min(after - before for before, after in pairwise(faults.at[2:])))  # the system may take pages away in others
-"""
+
+def faults_in_a_step(report):
+    "Of fits that keep their memory, or not"
+    torch.set_num_threads(1)
+    dls, glibc, found = pictures(192, 64, 32), device._glibc, []
+    for keep in (False, True, False):
+        device._glibc = glibc if keep else lambda: None
+        learn = learner(dls, simclr(), cbs=(faults := Faults()), precision='fp32')
+        with learn.no_logging(): learn.fit_contrastive(1)
+        # the system may take pages away in others
+        found.append(min(after - before for before, after in itertools.pairwise(faults.at[2:])))
+    report.send(found)
+
+
 HUGE = Path('/sys/kernel/mm/transparent_hugepage/enabled')
 
 
@@ -311,10 +311,13 @@ LARGE_PAGES = HUGE.exists() and '[always]' in HUGE.read_text()
 @pytest.mark.skipif(_glibc() is None or LARGE_PAGES, reason="needs glibc, and pages of 4 kB")
 def test_memory_that_a_step_has_freed_is_the_next_ones():
     "A process of its own, whose allocator nobody has touched"
-    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    got = subprocess.run([sys.executable, '-c', FAULTS], capture_output=True, text=True, env=env)
-    assert not got.returncode, got.stderr
-    before, kept, after = map(int, got.stdout.split())
+    here, there = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=faults_in_a_step, args=(there,))
+    process.start()
+    there.close()
+    before, kept, after = here.recv()
+    process.join(60)
+    assert process.exitcode == 0
     assert kept < before / 2, (before, kept)
     assert after > 2 * kept, (after, kept)  # the fit has put the allocator back
 

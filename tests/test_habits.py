@@ -17,6 +17,7 @@ from habits import HABITS, TITLES, Habit, on_the_page, table
 from helpers.deaths import Death, DieAt, same_state, tensors
 from helpers.refusals import refusal, said
 from helpers.telling import Told, epochs_told
+from sklearn.datasets import load_digits
 
 from fastcontrast import logs, optim
 from fastcontrast.checkpoint import Checkpoint, plain
@@ -34,7 +35,13 @@ ROWS = [row for rows in HABITS.values() for row in rows]
 
 
 @pytest.fixture(scope='module')
-def dls(): return image_dls('digits', size=16, bs=128, labels='all', device='cpu', tell=lambda note: None)
+def dls():
+    "400 of the digits, in epochs of ten steps"
+    digits = load_digits()
+    pictures = (digits.images[:400] * 15).astype(np.uint8), digits.target[:400]
+    dls = image_dls(pictures, size=16, bs=32, valid=0.2, labels='all', device='cpu', tell=lambda note: None)
+    dls.source = 'digits'  # whose constants they have, and whose stem
+    return dls
 
 
 @pytest.fixture(scope='module')
@@ -390,7 +397,7 @@ def test_a_log_has_every_column_the_settings_and_the_views(dls, told, tmp_path):
     learn.told.every = 4
     learn.fit_contrastive(2)
     (settings, views, *rows, failed), = told.values()
-    assert (settings['name of the recipe'], settings['batch size']) == ('simclr', 128)
+    assert (settings['name of the recipe'], settings['batch size']) == ('simclr', 32)
     assert isinstance(views, Figure) and failed is False
     steps = [values for _, values in rows if 'loss' in values]
     epochs = epochs_told(rows)

@@ -48,7 +48,8 @@ def test_every_room_stands_below_those_that_it_imports_from():
 @pytest.fixture
 def clone(tmp_path):
     "The library without the notebooks, where files can be added, and what runs a program in it"
-    shutil.copytree(ROOT / 'fastcontrast', tmp_path / 'fastcontrast', ignore=shutil.ignore_patterns('__pycache__'))
+    # with what is compiled: the files keep their times
+    shutil.copytree(ROOT / 'fastcontrast', tmp_path / 'fastcontrast')
     environment = {**os.environ, 'PYTHONPATH': str(tmp_path), 'MPLBACKEND': 'Agg'}
     def run(*args: str) -> str:
         command = [sys.executable, '-W', 'ignore', *args]

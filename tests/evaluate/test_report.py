@@ -415,14 +415,15 @@ def test_pictures_of_all_runs_of_a_setting_are_compared(tmp_path):
     assert notes.count('pictures to train on 50, not 100') == 2
 
 
-@pytest.mark.parametrize('name', ['index.html', 'curves.pdf', 'differences.png', 'table.csv'])
-def test_nobody_elses_file_gives_way(three, tmp_path, name):
+def test_nobody_elses_file_gives_way(three, tmp_path):
     out = tmp_path/'own'
     out.mkdir()
-    (out/name).write_text('mine')
-    said([name, "no earlier report's", 'another folder'], report, three, out)
-    assert [file.name for file in out.iterdir()] == [name] and (out/name).read_text() == 'mine'
-    (out/name).rename(out/'notes.txt')
+    for name in ('index.html', 'curves.pdf', 'differences.png', 'table.csv'):
+        (out/name).write_text('mine')
+        said([name, "no earlier report's", 'another folder'], report, three, out)
+        assert [file.name for file in out.iterdir()] == [name] and (out/name).read_text() == 'mine'
+        (out/name).unlink()
+    (out/'notes.txt').write_text('mine')
     for _ in range(2): report(three, out)
     assert (out/'notes.txt').read_text() == 'mine'
 
