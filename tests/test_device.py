@@ -292,7 +292,7 @@ class Faults(Callback):
 def faults_in_a_step(report):
     "Of fits that keep their memory, or not"
     torch.set_num_threads(1)
-    dls, glibc, found = pictures(192, 64, 32), device._glibc, []
+    dls, glibc, found = pictures(96, 64, 16), device._glibc, []
     for keep in (False, True, False):
         device._glibc = glibc if keep else lambda: None
         learn = learner(dls, simclr(), cbs=(faults := Faults()), precision='fp32')
