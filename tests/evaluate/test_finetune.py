@@ -139,6 +139,13 @@ def test_the_protocols_of_the_papers():
     assert [fifths(t) for t in (0, .59, .6, .79, .8, 1)] == [1, 1, .2, .2, .04, .04]
 
 
+def test_few_pictures_have_a_thousand_steps_unless_somebody_says_how_many_epochs():
+    dls = loaders()
+    def epochs(**settings): return classifier_learner(encoder_for(dls), dls, protocol='linear', **settings).epochs
+    assert epochs(bs=12) == 334 and epochs(bs=12, epochs=7) == 7  # of 36 pictures: three steps an epoch
+    assert epochs(bs=3) == 90  # the protocol's are more
+
+
 def test_rates_of_blocks():
     dls = loaders()
     model = Classifier(encoder_for(dls), 96, 'ab')
