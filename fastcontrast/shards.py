@@ -249,7 +249,8 @@ def _index(paths: list[Path], workers: int) -> list[Shard]:
 # --- pictures by number
 
 class Shards:
-    "The pictures of some shards, numbered one after the other; nothing in memory grows with them but their labels"
+    """The pictures of some shards, numbered one after the other; nothing in memory grows with them but their labels,
+    and where those begin that were looked at"""
     def __init__(self,
         paths: Sequence[Path], # .tar files
         workers: int,          # processes that look into those that are new
@@ -339,7 +340,7 @@ class Shards:
         return self._see(*self.locate(i), see, channels)
 
     def _see(self, k: int, number: int, see: Callable[[Image.Image | Raster], T], channels: int | None) -> T:
-        "Some hundred pictures are looked at: of few shards many behind one mark, and headers are read once"
+        "What is seen of a picture; where those before it begin is remembered, since of few shards many are looked at"
         (_, _, file), = self.read(k, number, number + 1, remember=True)
         with open_picture(io.BytesIO(file), channels) as picture: return see(picture)
 

@@ -2,6 +2,7 @@
 import os
 import pty
 import re
+import select
 import sys
 import warnings
 from io import StringIO
@@ -240,7 +241,8 @@ def test_on_a_real_terminal(how):
     main, terminal = pty.openpty()
     process = CONTEXT.Process(target=program, args=(os.ttyname(terminal), how == 'stop'))
     process.start()
-    text = os.read(main, 65536)  # by now the program has the terminal
+    assert select.select([main], [], [], 60)[0], 'the program says nothing'
+    text = os.read(main, 65536)  # by now it has the terminal
     os.close(terminal)
     while True:
         try: chunk = os.read(main, 65536)

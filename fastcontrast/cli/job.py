@@ -92,9 +92,9 @@ class Job:
         return self.config.epochs
 
     @property
-    def made_longer(self) -> bool:
-        "Whether it had finished before, so that its folder has what it made then"
-        return self.folder.before.get('state') == 'finished'
+    def products(self) -> int:
+        "Files of what it makes that its folder will hold"
+        return 1
 
     @property
     def earlier(self) -> float:
@@ -237,9 +237,9 @@ def _check_space(job: Job) -> None:
     recipe = getattr(job.learn, 'recipe', None)
     for_longer = bool(recipe) and stable_until(getattr(job.config, 'schedule', None) or recipe.schedule) > 0
     count = KEPT + 1 + for_longer
-    needed, free = product * (1 + job.made_longer) + count * checkpoint, shutil.disk_usage(path).free
+    needed, free = job.products * product + count * checkpoint, shutil.disk_usage(path).free
     if needed <= there + free: return
-    parts = f"the {job.thing} {megabytes(product)}"
+    parts = f"the {job.thing} {megabytes(product)}{' and the finished one as much' if job.products > 1 else ''}"
     if checkpoint:
         also = ", and the one before the learning rate falls," if for_longer else ''
         parts += f", and {count} checkpoints of {megabytes(checkpoint)}, of which the last {KEPT}{also} are kept"

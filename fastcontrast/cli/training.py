@@ -11,11 +11,14 @@ from .inputs import read_pictures, tell_notes
 from .job import Job, carry_out, make_keeper
 from .judging import control_results, features, file_embedder, judge, results_table, unjudged
 from .launch import meet
-from .output import console
+from .output import console, unwritable
 from .record import record_of
 from .registries import methods
 from .resume import kept_settings
 from .settings import Run, check_names, number_or_name, parse_speedups, read_range
+
+
+FINISHED = 'finished_epochs' # field of config.json: of the encoder that is to be kept when a finished run goes on
 
 
 @dataclass
@@ -23,30 +26,20 @@ class Training(Job):
     "A pretraining under way"
     kept: Any = None           # the `KeptStart` of a run whose checkpoint takes the place of its --weights
     cost: Any = None           # a `Cost`
+    stays: str = ''            # the file that the encoder of a finished run has, which is made longer; '' for others
 
     verb, thing, suffix = 'pretrain', 'encoder', '.safetensors'
 
     def kept_settings(self): return kept_settings(self.config, self.folder.before.get('settings'))
     def work(self): _run(self)
     def export(self, path): return self.learn.export(path)
-    def save(self):
-        if self.made_longer: _keep_finished(self)
-        super().save()
+
+    @property
+    def products(self): return 1 + (FINISHED in self.folder.record)
     def trained(self): return self.learn.model.encoder
     def doubts(self): return [*self.learn.doubts, *self.learn.collapse.warnings]
     def measures(self): return dict(cost=self.cost.totals())
     def report(self): _report(self)
-
-
-def _keep_finished(training: Training) -> None:
-    "The encoder of the finished run keeps a name of its own: that of the longer one is behind it for a while"
-    encoder, kept = training.folder/'encoder.safetensors', training.folder/_finished_name(training)
-    if not encoder.exists(): return
-    try: write_whole(kept, encoder.read_bytes())
-    except OSError as e: training.note(f"{encoder} could not be kept as {kept.name}: {e.strerror}")
-
-
-def _finished_name(training: Training) -> str: return f"encoder-{training.folder.before['epochs_done']}.safetensors"
 
 
 def make_learner(
@@ -107,6 +100,8 @@ def train(
     kept: Any = None, # a `KeptStart` in place of --weights
 ) -> None:
     "A whole run. Raises `Ended` if it ended early, after all that it has was kept"
+    # written before the run is under way, so that it is known however often that is broken off
+    if folder.before.get('state') == 'finished': folder.save(**{FINISHED: folder.before.get('epochs_done')})
     carry_out(Training(config, folder, signals, kept=kept))
 
 
@@ -133,9 +128,23 @@ def _prepare(training: Training) -> None:
     training.cost, training.unjudged = Cost(), unjudged(learn.dls.bank.data, learn.dls.valid.data)
     record = record_of(config, learn)
     training.begin(record)
+    _keep_finished(training)
     data = learn.dls.train.data
     if 0 < record['n_labeled'] < len(data):
         training.write_labeled(name for name, known in zip(data.names, data.labeled) if known)
+
+
+def _keep_finished(training: Training) -> None:
+    """A run that had finished, and is made longer, keeps its encoder by a name of its own: the new one is behind it for
+    a while. Raises `InputError` where that can't be"""
+    folder, encoder = training.folder, training.folder/'encoder.safetensors'
+    if FINISHED not in folder.record: return
+    if encoder.exists():
+        kept = encoder.with_stem(f'encoder-{folder.record[FINISHED]}')
+        try: write_whole(kept, encoder.read_bytes())
+        except OSError as e: raise unwritable(f"{kept}, where the finished encoder is to stay,", e) from None
+        training.stays = kept.name
+    folder.save(FINISHED)
 
 
 def _draw_views(training: Training) -> None:
@@ -149,7 +158,7 @@ def _announce(training: Training) -> None:
     if dls.within: to_judge += f" within {dls.within}"
     together = f" in {processes} processes" if processes > 1 else ''
     console.print(training.announced(), end='')
-    if training.made_longer: console.print(f"the encoder that it had finished stays, as {_finished_name(training)}")
+    if training.stays: console.print(f"the encoder that it had finished stays, as {training.stays}")
     tell_notes(dls)
     console.print(f"{len(dls.train.data):,} pictures to train on{to_judge}; "
                   f"{training.config.arch} on {training.device}{together}; results in {training.folder}")

@@ -88,13 +88,13 @@ def test_batches_in_parts(tmp_path):
 
 def test_a_queue_that_begins_late(tmp_path):
     def make(): return learner('swav', memory=partial(Queue, 12, start=1), prototypes_frozen=1)
-    check(tmp_path, make)
+    check(tmp_path, make, cost=True)
 
 
 def test_crops_of_two_sizes_and_a_queue_for_each_view(tmp_path):
     def make():
         return learner('swav', memory=partial(Queue, 6, start=1, per_view=True), multi_crop=SMALL_CROPS)
-    check(tmp_path, make)
+    check(tmp_path, make, cost=True)
 
 
 def test_stochastic_depth(tmp_path):

@@ -1,6 +1,7 @@
 "pretrain goes on with a run that did not finish: by its own settings, and where it was"
 import csv
 import json
+import os
 import shutil
 import signal
 from collections import namedtuple
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.cli import TINY, config, ended_after_an_epoch
+from helpers.cli import TINY, config, ended_after_an_epoch, forked
 from helpers.folders import image_folder
 
 from fastcontrast.cli import training
@@ -169,16 +170,34 @@ def test_judging_that_was_cut_short_is_made_up_for(run, folder, monkeypatch):
     assert same(before, weights('r')) and len(rows('r')) == 3 and config('r')['epochs_done'] == 3
 
 
+def killed_early(): training._keep_finished = lambda job: os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_finished_encoder_outlives_a_longer_run(run, folder, monkeypatch):
     "Under a name of its own, as the longer run's is behind it until its learning rate has come down"
     image_folder(folder/'p', dict(a=6, bb=6))
     assert run(*COMMAND, '--epochs', 1, '--out', 'r')[0] == 0
     first, names = weights('r'), {file.name for file in Path('r').iterdir()}
+    assert forked('pretrain', '--resume', 'r', '--epochs', 3, cwd=folder, prepare=killed_early).wait(60) == -9
+    assert config('r')['state'] == 'running'
     with ended_after_an_epoch(monkeypatch): assert run('pretrain', '--resume', 'r', '--epochs', 3)[0] == 143
     kept = load_encoder('r/encoder-1.safetensors').state_dict()
     assert same(first, kept) and not same(first, weights('r'))
     assert run('pretrain', '--resume', 'r')[0] == 0
     assert {file.name for file in Path('r').iterdir()} == names | {'encoder-1.safetensors'}
+    assert same(first, load_encoder('r/encoder-1.safetensors').state_dict()) and len(rows('r')) == 3
+
+
+def test_a_finished_encoder_that_cannot_be_kept_is_not_lost(run, folder):
+    image_folder(folder/'p', dict(a=6, bb=6))
+    assert run(*COMMAND, '--epochs', 1, '--out', 'r')[0] == 0
+    first, before = weights('r'), config('r')
+    Path('r/encoder-1.safetensors').mkdir()
+    code, _, err = run('pretrain', '--resume', 'r', '--epochs', 3)
+    assert code == 2 and "encoder-1.safetensors, where the finished encoder is to stay, can't be written" in err
+    assert same(first, weights('r')) and config('r')['epochs_done'] == 1 and before['state'] == 'finished'
+    Path('r/encoder-1.safetensors').rmdir()
+    assert run('pretrain', '--resume', 'r', '--epochs', 3)[0] == 0
     assert same(first, load_encoder('r/encoder-1.safetensors').state_dict()) and len(rows('r')) == 3
 
 
