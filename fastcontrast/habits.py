@@ -209,7 +209,8 @@ def _training(learn) -> list[str]:
     "Lines on what trains a model"
     own = [p for net in (learn.model.encoder, learn.model.heads) for p in net.parameters()]
     trained, recipe = sum(p.numel() for p in own if p.requires_grad), learn.recipe
+    at = " at a batch of 256" if recipe.scaled else ""
     return [f"{sum(p.numel() for p in own):,} parameters, of which {trained:,} train",
             f"method: {recipe.name} ({recipe.setting}), loss {learn.loss_func.loss}",
-            f"optimizer: {optimizer_name(recipe.opt)}, lr {recipe.lr:g} at a batch of 256, wd {recipe.wd:g}",
+            f"optimizer: {optimizer_name(recipe.opt)}, lr {recipe.lr:g}{at}, wd {recipe.wd:g}",
             f"views: {learn.views}", f"callbacks: {', '.join(str(cb) for cb in learn.cbs.sorted('order'))}"]

@@ -138,7 +138,7 @@ class ContrastiveLearner(ResumableLearner):
 
     def fit_contrastive(self,
         n_epoch: int,            # epochs
-        lr: float | None = None, # peak learning rate; None: the recipe's, in proportion to the batch
+        lr: float | None = None, # peak learning rate; None: the recipe's for this batch
         cbs=None,                # callbacks for this fit only
         resume: str | Path | None = None, # a folder: keep checkpoints there, and go on from the newest that is there
         schedule: str | None = None,      # of the learning rate, in `SCHEDULES`; None: the recipe's
@@ -161,8 +161,8 @@ class ContrastiveLearner(ResumableLearner):
             SCHEDULES.find(schedule)
             self.recipe = replace(usual, schedule=schedule)
         r = self.recipe
-        peak = r.lr * bs / 256 if lr is None else lr
-        origin = f"{r.lr:g} x {bs}/256" if lr is None else "given"
+        peak = r.peak_lr(bs) if lr is None else lr
+        origin = "given" if lr is not None else f"{r.lr:g} x {bs}/256" if r.scaled else "at every batch"
         try:
             if self.logger is not noop: self._announce(n_epoch, peak, origin)
             if self.opt is None: self.create_opt()
@@ -441,7 +441,7 @@ def contrastive_learner(
                      wd_tokens=recipe.wd_tokens)
     # whether norms and biases have weight decay is said by their group
     learn = ContrastiveLearner(dls, model, loss_func=pair, opt_func=optimizer(recipe.opt, recipe.opt_args),
-                               splitter=groups, lr=recipe.lr * dls.train.bs / 256, cbs=[*frame, *added],
+                               splitter=groups, lr=recipe.peak_lr(dls.train.bs), cbs=[*frame, *added],
                                metrics=table.columns(), path=path, wd_bn_bias=True)
     learn.recipe, learn.arch, learn.small_input = recipe, start.arch, start.small_input
     learn.weights_from, learn.given, learn.unread = start.weights, start.given, start.unread

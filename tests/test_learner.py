@@ -247,7 +247,7 @@ def few(monkeypatch, n): monkeypatch.setattr('fastcontrast.recipes.recipe.SMALL_
 
 
 @pytest.mark.parametrize('size,n,setting,projector,views,temp,lr', [
-    (32, 18, 'small', (2048, 256), 'simclr_cifar', 0.2, 0.02), (80, 18, 'small', (2048, 256), 'simclr', 0.2, 0.02),
+    (32, 18, 'small', (2048, 256), 'simclr_cifar', 0.2, 0.01), (80, 18, 'small', (2048, 256), 'simclr', 0.2, 0.01),
     (32, 17, 'cifar', (2048, 256), 'simclr_cifar', 0.2, 0.4), (80, 17, 'imagenet', (2048, 128), 'simclr', 0.1, 0.3)])
 def test_pictures_pick_the_setting_and_the_call_has_the_last_word(monkeypatch, size, n, setting, projector, views, temp,
                                                                   lr):
@@ -258,7 +258,7 @@ def test_pictures_pick_the_setting_and_the_call_has_the_last_word(monkeypatch, s
     r = learn.recipe
     assert (r.setting, r.projector, r.views, r.lr, learn.loss_func.loss.temp) == (setting, projector, views, lr, temp)
     assert learn.views.main.kind == views and learn.views.size == size
-    assert learn.small_input == (size == 32) and learn.lr == lr * 8 / 256
+    assert learn.small_input == (size == 32) and learn.lr == (lr if setting == 'small' else lr * 8 / 256)
     out = [m for m in learn.model.heads.final.projector if isinstance(m, nn.Linear)][-1].out_features
     assert out == projector[-1]
     asked = 'cifar' if setting == 'imagenet' else 'imagenet'
@@ -364,7 +364,7 @@ def test_optimizers_are_pytorchs(ours, pytorchs, args):
 
 
 def test_a_rate_that_is_for_another_optimizer_is_said(dls):
-    said = "the learning rate 0.02 of fast() is for opt='muon', and none was given for opt='lars'"
+    said = "the learning rate 0.01 of fast() is for opt='muon', and none was given for opt='lars'"
     assert make(dls, method=fast(opt='lars')).notes == (said,)
     for method in (fast(opt='lars', lr=0.1), fast(opt='muon'), simclr(opt='lars'), simclr()):
         assert not make(dls, method=method).notes
@@ -438,15 +438,16 @@ def test_warmup_then_cosine():
 
 
 @pytest.mark.parametrize('bs', [4, 16])
-def test_learning_rate_grows_with_the_batch(bs):
-    learn = make(dots(32, bs=bs, valid=0), method=simclr(projector=(16,)), cbs=Steps)
+@pytest.mark.parametrize('opt, share_of_lr', [('sgd', lambda bs: bs / 256), ('muon', lambda bs: 1)])
+def test_learning_rate_grows_with_the_batch_but_muons(bs, opt, share_of_lr):
+    learn = make(dots(32, bs=bs, valid=0), method=simclr(projector=(16,), opt=opt, lr=0.02, schedule='wsd'), cbs=Steps)
     learn.create_mbar = False
     learn.fit_contrastive(1)
     n = 32 // bs
     warm = 0.1
     i = n - 1
     share = up_to_four_fifths((i / n - warm) / (1 - warm))
-    assert learn.steps.lrs[i][0] == pytest.approx(0.02 * bs / 256 * share)
+    assert learn.steps.lrs[i][0] == pytest.approx(0.02 * share_of_lr(bs) * share)
     learn.fit_contrastive(1, lr=0.03)
     assert learn.steps.lrs[i][0] == pytest.approx(0.03 * share)
 

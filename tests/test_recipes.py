@@ -113,7 +113,7 @@ def test_a_recipe_without_settings_has_what_all_share(opt):
     assert (cifar.wd, cifar.opt_args) == ((1e-4, args) if opt == 'lars' else (0.3, dict(eps=1.)))
     assert (cifar.views, cifar.multi_crop, cifar.lr, cifar.opt) == ('simclr_cifar', None, 0.3, opt)
     kept = ('adamw', 0.3, 0.3, dict(eps=1.), 0.25)
-    of_muon = ('muon', 0.02, 0.01, {}, 0)
+    of_muon = ('muon', 0.01, 0.01, {}, 0)
     assert (small.opt, small.lr, small.wd, small.opt_args, small.warmup_from) == (kept if opt == 'adamw' else of_muon)
     assert (small.views, small.multi_crop) == ('simclr', MultiCrop)
     assert (digits.views, digits.multi_crop, digits.opt, digits.opt_args) == ('digits', None, 'adamw', {})
@@ -137,7 +137,7 @@ def test_small_begins_with_what_a_recipe_has_in_cifar():
     recipe = Recipe(**FIELDS, warmup=3, settings=settings)
     cifar, small = recipe.resolve('cifar'), recipe.resolve('small')
     assert (cifar.opt, cifar.lr, cifar.wd, cifar.projector, cifar.warmup) == ('lars', 0.4, 0.5, (8,), 3)
-    assert (small.opt, small.lr, small.wd, small.projector, small.warmup) == ('muon', 0.02, 0.01, (4,), 10)
+    assert (small.opt, small.lr, small.wd, small.projector, small.warmup) == ('muon', 0.01, 0.01, (4,), 10)
     assert replace(recipe, opt='sgd').resolve('small') == small
     adamw = replace(recipe, opt='adamw').resolve('small')
     assert (adamw.opt, adamw.lr, adamw.wd, adamw.warmup) == ('adamw', 0.4, 0.5, 3)

@@ -25,7 +25,7 @@ def record_of(
     dls, recipe = learn.dls, learn.recipe
     train = dls.train.data
     return dict(
-        asdict(config), size=dls.size, batch_size=dls.train.bs, lr=config.lr or recipe.lr * dls.train.bs / 256,
+        asdict(config), size=dls.size, batch_size=dls.train.bs, lr=config.lr or recipe.peak_lr(dls.train.bs),
         small_input=learn.small_input, setting=recipe.setting, precision=learn.precision,
         loss=str(learn.loss_func.loss), **_axes(learn),
         recipe={key: value for key, value in asdict(recipe).items() if key not in _NOT_RECORDED},

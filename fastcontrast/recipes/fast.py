@@ -23,7 +23,7 @@ def fast():
     "SimCLR of several mild views that begin small and grow, by Muon, and SuNCEt where there are labels"
     return Recipe(
         paper='this library', projector=(2048, 256), projector_out_bn='affine', loss=partial(NTXent, 0.2),
-        target=SharedTarget, views='moco_v2', opt='muon', lr=0.02, wd=0.01, schedule='wsd',
+        target=SharedTarget, views='moco_v2', opt='muon', lr=0.01, wd=0.01, schedule='wsd',
         speedups=(MultiView, partial(ProgressiveSize, 1 / 3, until=0.5, end=2 / 3, floor=16)), with_labels=(SuNCEt,),
         settings=dict(
             digits=dict(projector=(512, 128), loss=partial(NTXent, 0.5), schedule='wsd',

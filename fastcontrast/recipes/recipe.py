@@ -48,7 +48,7 @@ class Recipe:
     loss: Callable[[], nn.Module] | nn.Module # the loss of a pair of views, or what makes it
     target: Callable[[], Target] | Target # the callback that makes the keys, or what makes it
     views: str | ViewKind | nn.Module   # a kind of views by name or strengths, or any module that augments a batch
-    lr: float                           # peak learning rate at a batch of 256; in proportion to the batch
+    lr: float                           # peak learning rate at a batch of 256, see `peak_lr`
     about: str = ''                     # one sentence
     projector_bn: bool = True           # BatchNorm on the projector's hidden layers
     projector_out_bn: str | None = None # BatchNorm on its output: None, 'affine', 'plain'
@@ -108,6 +108,17 @@ class Recipe:
     ) -> 'Recipe':
         "This recipe as `own` gives it, with the call's changes on top"
         return self.own(setting, size, encoder).with_changes(self.changes)
+
+    @property
+    def scaled(self) -> bool:
+        "Whether its learning rate grows in proportion to the batch: Muon's steps have the same length at any"
+        return optimizer_name(self.opt) != 'muon'
+
+    def peak_lr(self,
+        bs: int, # pictures a batch
+    ) -> float:
+        "The learning rate after the warm-up"
+        return self.lr * bs / 256 if self.scaled else self.lr
 
     def over(self,
         values: Mapping[str, Any], # by field
@@ -172,7 +183,7 @@ SMALL_SET = 100_000            # pictures that a set has at most in the setting 
 
 _SHARED = dict( # what every recipe has in a setting…
     cifar=dict(opt_args=dict(trust_coeff=0.02, trust_clip=True), wd=1e-4),
-    small=dict(opt='muon', opt_args={}, lr=0.02, wd=0.01, wd_all=False, schedule='wsd', warmup=10, warmup_from=0.,
+    small=dict(opt='muon', opt_args={}, lr=0.01, wd=0.01, wd_all=False, schedule='wsd', warmup=10, warmup_from=0.,
                lr_end=0.),
     digits=dict(opt='adamw', opt_args={}, lr=8e-3, wd=1e-4, wd_end=None, wd_all=False, schedule='cosine', warmup=10,
                 warmup_from=0., lr_end=0., multi_crop=None))
@@ -334,7 +345,7 @@ def _axes(recipe: Recipe) -> dict[str, Any]:
         projector=widths(recipe.projector),
         predictor=widths(recipe.predictor),
         prototypes=recipe.prototypes or '–',
-        optimizer=f"{optimizer_name(recipe.opt)}, lr {recipe.lr:g} at 256, {decay}",
+        optimizer=f"{optimizer_name(recipe.opt)}, lr {recipe.lr:g}{' at 256' if recipe.scaled else ''}, {decay}",
         paper=recipe.paper)
 
 def recipe_table(
