@@ -28,7 +28,7 @@ group = Group("transfer", "What an encoder of ours is worth: by every protocol, 
 # ---- every protocol ----
 
 
-@group.measurement(quick=dict(data="digits", arch="test_resnet", size=16, epochs=1))
+@group.measurement(quick=dict(data="digits", arch="test_resnet", size=16, bs=128, epochs=1))
 def protocols(
     run: Run,
     data: str = "",         # 'digits', or a folder with train/ and val/ or test/

@@ -2,6 +2,7 @@
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelFitException
+from helpers.learners import narrow
 from helpers.pretend import CUDA, OnDevice, Pretend, Waited, move_
 from torch import nn
 
@@ -53,8 +54,10 @@ def losses(method, make, pretend, **kwargs):
     torch.manual_seed(0)
     dls = image_dls(Pictures(), size=64 if "montage" in repr(cbs := make()) else 32, bs=8, valid=0, device="cpu",
                     labels="all")
-    learn = contrastive_learner(dls, "test_resnet", method, cbs=cbs, precision="fp32", small_input=False,
+    recipe = narrow(METHODS.get(method, method), "small")
+    learn = contrastive_learner(dls, "test_resnet", recipe, cbs=cbs, precision="fp32", small_input=False,
                                 knn_pictures=0, **kwargs)
+    assert learn.recipe.setting == "small"
     learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, FiniteLoss)])  # it looks once in many steps
     steps = Steps(pretend)
     with learn.no_logging(), learn.no_mbar(), Pretend():

@@ -76,6 +76,13 @@ def small(name: str, setting: str = 'imagenet', **changes):
     return METHODS[name](setting, **{**few, **changes})
 
 
+def narrow(method, setting: str, width=64):
+    "The recipe with heads of few channels and nothing else changed: what takes the same steps, and less time"
+    usual = method().resolve(setting)
+    heads = {name: tuple(min(n, width) for n in getattr(usual, name)) for name in ('projector', 'predictor')}
+    return method(setting, **{name: widths for name, widths in heads.items() if widths})
+
+
 def random_views(steps: int, local: bool = False) -> list[dict]:
     def crops(side): return torch.rand(2, B, 3, side, side, dtype=torch.float64)
     return [{'views': crops(SIDE), **({'local': crops(16)} if local else {})} for _ in range(steps)]
