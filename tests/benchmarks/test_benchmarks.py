@@ -18,10 +18,10 @@ import torch
 import typer
 from fastai.callback.core import Callback
 from helpers.learners import narrow
+from helpers.pictures import few_digits
 from run import GROUPS, make_app
 from typer.testing import CliRunner
 
-import fastcontrast.data
 import fastcontrast.step
 from fastcontrast.cli.settings import parse_speedups
 from fastcontrast.data import image_dls
@@ -107,15 +107,6 @@ LONG = ("kills", "restart", "processes", "step", "reuse", "accumulate", "through
 
 
 def marks_of(group, name): return [pytest.mark.slow] if name in LONG and group != "speedups" else []
-
-
-def few_digits(monkeypatch, every: int):
-    """Whatever reads the digits gets one of so many"""
-    class Few(fastcontrast.data._Digits):
-        def __init__(self, *args):
-            super().__init__(*args)
-            self.x, self.targets = self.x[::every], self.targets[::every]
-    monkeypatch.setattr(fastcontrast.data, "_Digits", Few)
 
 
 def narrow_heads(monkeypatch):

@@ -1,6 +1,7 @@
 """Pictures, views of them that are known, and the sizes of what is small."""
 import torch
 
+from fastcontrast import data
 from fastcontrast.data import image_dls
 from fastcontrast.views import Normalize, ViewMaker
 
@@ -9,6 +10,15 @@ B, LR, D, K = 6, 0.05, 8, 12    # batch, learning rate, width of projections, pr
 VIT = 'test_vit'
 STAGES = ('layer1', 'layer2', 'layer3', 'layer4')
 LEVELS = ('layer1', 'layer2', 'layer3', 'final')  # what IntermediateLoss() scores
+
+
+def few_digits(monkeypatch, every: int):
+    "Whoever reads the digits in this process gets one of so many"
+    class Few(data._Digits):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.x, self.targets = self.x[::every], self.targets[::every]
+    monkeypatch.setattr(data, '_Digits', Few)
 
 
 class KnownViews(ViewMaker):
