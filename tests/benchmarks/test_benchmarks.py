@@ -818,7 +818,7 @@ def test_the_hand_written_loop_does_the_same_arithmetic(method, monkeypatch):
         dls = common.random_dls(18, 16, 6, "cpu")
         # the memory is no multiple of a batch and gets round once; gradients are so small that nothing would be clipped
         changes = dict(clip_each=0.02) if method == "dino" else {}
-        return common.settled_learner(dls, "resnet10t", method, rows=14, changes=changes)
+        return common.settled_learner(dls, "test_resnet", method, rows=14, changes=changes)
 
     by_hand, ours, seen = learner().to_fp32(), learner().to_fp32(), Seen()
     train = by_hand.dls.train
