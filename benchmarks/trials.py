@@ -108,7 +108,7 @@ CONFIGS: dict[str, Config] = {
        for temp in (0.1, 0.2, 0.5) for dcl in (False, True)},
     "moco_v3+partial+regions": Config("moco_v3", f"{PARTIAL}, {REGIONS}"),
     "fast until 0.75": Config("fast", changes=dict(speedups=(SEVERAL, partial(GROWING, until=0.75)))),
-    **{f"fast lr {lr:g}": Config("fast", changes=dict(lr=lr)) for lr in (0.002, 0.005, 0.01, 0.04, 0.08, 0.16)},
+    **{f"fast lr {lr:g}": Config("fast", changes=dict(lr=lr)) for lr in (0.0025, 0.005, 0.02, 0.04)},
     **{f"fast temp {temp:g}": Config("fast", temp=temp) for temp in (0.1, 0.4)},
     **{f"fast wd {wd:g}": Config("fast", changes=dict(wd=wd)) for wd in (0.001, 0.1)},
     **{f"fast bs {bs}": Config("fast", bs=bs) for bs in (32, 64, 128, 256)},

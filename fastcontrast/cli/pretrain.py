@@ -67,7 +67,7 @@ def pretrain(
         help="Pictures in a batch, of all processes together",
         show_default=f"256, or the pictures there are; for digits {DIGITS['batch_size']}")] = None,
     lr: Annotated[float | None, Option(
-        help="Peak learning rate", show_default="the recipe's, in proportion to the batch")] = None,
+        help="Peak learning rate", show_default="the recipe's, in proportion to the batch but for Muon")] = None,
     labels: Annotated[str | None, Option(
         help="Labels that training may use: 'all', a fraction like 0.1, or a file of picture names; "
              "these speedups use them, nothing else does: {labelled_speedups} (one comes with {labelled_methods})",
