@@ -1,5 +1,5 @@
 """Trials of what is not in the library, so that their measurements can be made, and made again; the page has those that
-were: ReSA, the means of weights, and the easy quarter left out."""
+were: ReSA, means of weights, the easy quarter left out, settled statistics, and half of a transformer's patches."""
 from collections.abc import Callable
 
 import torch
