@@ -100,8 +100,8 @@ def train(
     kept: Any = None, # a `KeptStart` in place of --weights
 ) -> None:
     "A whole run. Raises `Ended` if it ended early, after all that it has was kept"
-    # written before the run is under way, so that it is known however often that is broken off
-    if folder.before.get('state') == 'finished': folder.save(**{FINISHED: folder.before.get('epochs_done')})
+    # which is written with the state that takes the place of 'finished': known however often the run is broken off
+    if folder.before.get('state') == 'finished': folder.record[FINISHED] = folder.before.get('epochs_done')
     carry_out(Training(config, folder, signals, kept=kept))
 
 
