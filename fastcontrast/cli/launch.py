@@ -13,10 +13,10 @@ from pathlib import Path
 
 from ..core import InputError
 from ..signals import ENDING, Interrupted, Signals
-from .output import LAUNCHER, fail
+from .output import LAUNCHER, fail, orphaned
 
 PATIENCE = 120  # seconds that processes which were told to end may take to save what they have
-NOTICE = 2      # seconds in which the end of a process is known here, at most
+NOTICE = 20     # seconds in which the end of a process is known here, at most: a busy machine buries slowly
 _ENDED = 'ended'  # the file that says which process has ended before its time
 
 
@@ -49,7 +49,7 @@ def ended_peer(
     "Which of the other processes has ended, and how, as the launcher has it"
     if LAUNCHER not in os.environ: return ''
     file, end = Path(os.environ[LAUNCHER])/_ENDED, time.monotonic() + NOTICE
-    while wait and not file.exists() and time.monotonic() < end: time.sleep(0.05)
+    while wait and not file.exists() and not orphaned() and time.monotonic() < end: time.sleep(0.05)
     try: return file.read_text(encoding='utf-8')
     except OSError: return ''
 

@@ -59,10 +59,10 @@ def make_lenient() -> None:
 
 def launched() -> str | None:
     "The file in which one of several processes says why it failed, for their launcher to tell it once"
-    return None if _orphaned() else os.environ.get('TORCHELASTIC_ERROR_FILE')
+    return None if orphaned() else os.environ.get('TORCHELASTIC_ERROR_FILE')
 
 
-def _orphaned() -> bool:
+def orphaned() -> bool:
     "Whether the launcher has been killed, whose folder has its number in the name"
     return LAUNCHER in os.environ and f'-{os.getppid()}-' not in Path(os.environ[LAUNCHER]).name
 
@@ -84,7 +84,7 @@ def fail(
     "End the program"
     if sentence.startswith('error: '): sentence = shown(sentence)  # one line, whatever a name in it holds
     file = launched()
-    if _orphaned(): shutil.rmtree(os.environ[LAUNCHER], ignore_errors=True)
+    if orphaned(): shutil.rmtree(os.environ[LAUNCHER], ignore_errors=True)
     with suppress(OSError):  # of a terminal that is gone
         if file: Path(file).write_text(json.dumps(dict(message=sentence, timestamp=time.time())))
         if not file or (code > 128 and LAUNCHER not in os.environ): errors.print(sentence, style='red')
