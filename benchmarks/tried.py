@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
-from timm.layers import PatchDropout
 from torch import Tensor
 
 from fastcontrast.all import StepCallback
 from fastcontrast.losses import sinkhorn
 from fastcontrast.precision import autocast, pick_precision
+from fastcontrast.speedups.drop_patches import DropPatches
 from fastcontrast.speedups.regions import SCORES, Score
 from fastcontrast.step import Phase
 from fastcontrast.views import plain_view
@@ -105,18 +105,6 @@ class SettleNorms(StepCallback):
         for m, momentum in zip(norms, usual, strict=True): m.momentum = momentum
 
 
-class DropPatches(StepCallback):
-    """Training sees a share of a transformer's patches only, another in every picture of every step"""
-    phase = Phase.INPUT
-
-    def __init__(self, share: float = 0.5): self.share = share
-    def __repr__(self): return f"DropPatches({self.share})"
-
-    def attached(self):
-        vit = next(m for m in self.model.encoder.modules() if hasattr(m, "patch_drop"))
-        vit.patch_drop = PatchDropout(1 - self.share, num_prefix_tokens=vit.num_prefix_tokens)
-
-
 class LeaveOut(StepCallback):
     """Each epoch leaves out a share of the pictures: those whose last loss (InfoNCE at 0.2) was the lowest, or by
     chance. In one process, and not of shards"""
@@ -195,6 +183,7 @@ TRIED: dict[str, tuple[Callable[[], Callback], float]] = {
     "resa": (SelfAssign, 1), "resa 0.2": (lambda: SelfAssign(0.2), 1), "beside resa": (lambda: SelfAssign(0.4, 1.0), 1),
     "mean weights": (MeanWeights, 1), "settled": (SettleNorms, 1),
     "half the patches": (DropPatches, 1), "half the patches longer": (DropPatches, 1.6),
+    "half the patches until 0.75": (lambda: DropPatches(until=0.75), 4 / 3),
     "without the easy quarter": (lambda: LeaveOut(0.25), 4 / 3), "without the easy half": (lambda: LeaveOut(0.5), 2),
     "without any quarter": (lambda: LeaveOut(0.25, by_chance=True), 4 / 3),
 }
