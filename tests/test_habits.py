@@ -1,7 +1,5 @@
 """fastai's habits, each of which works or says what to do instead; and what stands behind them."""
 import csv
-import os
-import subprocess
 import sys
 import warnings
 
@@ -110,12 +108,6 @@ def test_there_is_a_row_for_each_of_the_habits():
 
 def test_the_page_has_the_table():
     assert on_the_page() == table(), "they differ: run python tests/habits.py"
-
-
-def test_the_import_warns_of_nothing():
-    got = subprocess.run([sys.executable, '-W', 'error', '-c', 'import fastcontrast.all'], capture_output=True,
-                         text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert (got.returncode, got.stdout, got.stderr) == (0, '', '')
 
 
 def test_figures_are_pictures_where_nobody_drew_by_pyplot(dls):

@@ -401,6 +401,9 @@ def cold():
     return Recipe(projector=(32, 16), loss=ColdDCL, target=SharedTarget, views='simclr', lr=0.3)
 '''
 CHECK = '''
+import warnings
+import fastcontrast.all  # where every warning is an error
+warnings.simplefilter('ignore')
 from fastcontrast import recipes
 from fastcontrast.recipes import METHODS, LOSSES, cold, recipe_table, simclr
 assert callable(cold) and METHODS['cold'] is cold and LOSSES['cold'].__name__ == 'ColdDCL' and 'cold' in recipes.__all__
@@ -409,10 +412,10 @@ print(recipe_table().loc['cold', 'loss'])
 '''
 
 
-def test_a_new_method_is_one_new_file(tmp_path):
+def test_a_new_method_is_one_new_file_and_the_import_warns_of_nothing(tmp_path):
     "In a copy of the package, beside the library's own; its module has the method's name"
     shutil.copytree(Path(fastcontrast.__file__).parent, tmp_path / 'fastcontrast')  # with what is compiled of it
     (tmp_path / 'fastcontrast/recipes/cold.py').write_text(FILE)
-    got = subprocess.run([sys.executable, '-c', CHECK], capture_output=True, text=True, cwd=tmp_path,
-                         env={**os.environ, 'PYTHONPATH': str(tmp_path)})
-    assert got.returncode == 0 and got.stdout == 'ColdDCL(temp=0.05)\n', got.stderr
+    got = subprocess.run([sys.executable, '-W', 'error', '-c', CHECK], capture_output=True, text=True, cwd=tmp_path,
+                         env={**os.environ, 'PYTHONPATH': str(tmp_path), 'OMP_NUM_THREADS': '1'})
+    assert (got.returncode, got.stdout, got.stderr) == (0, 'ColdDCL(temp=0.05)\n', '')
