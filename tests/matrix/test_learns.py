@@ -12,7 +12,7 @@ from fastcontrast.recipes import METHODS
 
 
 @pytest.fixture(scope='module')
-def dls(): return image_dls('digits', bs=64)
+def dls(): return image_dls('digits', size=24, bs=64)
 
 
 def few_labels(learn) -> float:
