@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
+from timm.layers import PatchDropout
 from torch import Tensor
 
 from fastcontrast.all import StepCallback
 from fastcontrast.losses import sinkhorn
 from fastcontrast.precision import autocast, pick_precision
-from fastcontrast.speedups.drop_patches import DropPatches
 from fastcontrast.speedups.regions import SCORES, Score
 from fastcontrast.step import Phase
 from fastcontrast.views import plain_view
@@ -103,6 +103,21 @@ class SettleNorms(StepCallback):
             views = self.learn.plan.normalize(plain_view(images, self.dls.size, *aspects))
             with autocast(pick_precision(self.learn.precision, views.device), views.device): encoder(views)
         for m, momentum in zip(norms, usual, strict=True): m.momentum = momentum
+
+
+class DropPatches(StepCallback):
+    """Until a share of the run training sees a share of a transformer's patches only, others in every picture of every
+    step"""
+    phase = Phase.INPUT
+
+    def __init__(self, share: float = 0.5, until: float = 1): self.share, self.until = share, until
+    def __repr__(self): return f"DropPatches({self.share}, {self.until})"
+
+    def attached(self):
+        self.vit = next(m for m in self.model.encoder.modules() if hasattr(m, "patch_drop"))
+        self.vit.patch_drop = PatchDropout(1 - self.share, num_prefix_tokens=self.vit.num_prefix_tokens)
+
+    def before_batch(self): self.vit.patch_drop.prob = 1 - self.share if self.pct_train < self.until - 1e-6 else 0
 
 
 class LeaveOut(StepCallback):

@@ -8,8 +8,8 @@ Docs: https://fastcontrast.github.io/fastcontrast/models.html.md"""
 __all__ = ['SOURCES', 'ACTIVATIONS', 'LEAST_WIDTH', 'architecture', 'patch_side', 'quiet_hub', 'pretrained_config',
            'make_encoder', 'gives_scores', 'channels_of', 'made_for', 'side_of', 'fix_positions', 'resample_positions',
            'drop_paths', 'own_stream', 'evaluating', 'untracked', 'feature_dim', 'Stage', 'encoder_stages',
-           'token_place', 'take_tokens', 'correct_prefixes', 'find_stage', 'mlp', 'Prototypes', 'Embedding', 'Head',
-           'Route', 'ContrastiveModel', 'flop_counter', 'level_flops']
+           'correct_prefixes', 'find_stage', 'mlp', 'Prototypes', 'Embedding', 'Head', 'Route', 'ContrastiveModel',
+           'flop_counter', 'level_flops']
 
 # %% ../nbs/130_models.ipynb #12a65558
 import copy
@@ -26,7 +26,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
-from timm.models import VisionTransformer, get_deprecated_models, load_model_config_from_hf
+from timm.models import get_deprecated_models, load_model_config_from_hf
 from timm.models._hub import load_model_config_from_path
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -295,21 +295,6 @@ def encoder_stages(encoder: nn.Module) -> dict[str, Stage]:
                                   info.get('last', last))
             for info in described if info.get('module') in modules}
 
-def token_place(
-    encoder: nn.Module, # a timm model, or any other
-) -> nn.Module | None:
-    "What gives a transformer's blocks their tokens, which know their place in the picture: the same in any order"
-    return encoder.patch_drop if isinstance(encoder, VisionTransformer) else None
-
-def take_tokens(
-    tokens: Tensor, # `[N, T, C]`
-    places: Tensor, # `[N, K]`
-) -> Tensor:        # `[N, K, C]`
-    "Some tokens of every picture"
-    n, t, c = tokens.shape
-    rows = torch.arange(n, device=places.device)[:, None] * t + places
-    return tokens.reshape(-1, c).index_select(0, rows.flatten()).view(n, -1, c)  # its backward adds rows
-
 def correct_prefixes(
     encoder: nn.Module, # that takes pictures of this side
     size: int,          # the side, in pixels
@@ -506,11 +491,10 @@ class Route(Declared):
     early_exit: bool = True                   # the encoder stops after the deepest of them
     joint: bool = False                       # all views of a role in one pass, even in a model that is `per_view`
     rides: str | None = None                  # the role that goes through together with 'views', see `run_roles`
-    # By role and place, functions of a tensor with the role's leading dimensions, usually [V, B]. Places: 'tokens'
-    # (before a transformer's blocks, [V, B, T, C]: see `token_place`), the name of a stage's level (its output,
-    # [V, B, C, H, W] or [V, B, T, C]), 'pooled' (features of every level), 'means' (the same, by functions that take
-    # weighted means over other dimensions than the features', with weights that sum to one: linear layers may come
-    # before or after them), 'projector' and 'predictor' (what they give)
+    # By role and place, functions of a tensor with the role's leading dimensions, usually [V, B]. Places: the name of a
+    # stage's level (its output, [V, B, C, H, W] or [V, B, T, C]), 'pooled' (features of every level), 'means' (the
+    # same, by functions that take weighted means over other dimensions than the features', with weights that sum to
+    # one: linear layers may come before or after them), 'projector' and 'predictor' (what they give)
     edits: dict[str, dict[str, list[Callable[[Tensor], Tensor]]]] = field(default_factory=dict)
     # What runs a pass chunk by chunk, called with the pass (of views to embeddings, both by role) and its views; None:
     # all pictures at once
@@ -602,22 +586,18 @@ class ContrastiveModel(nn.Module):
         lead, out = x.shape[:-3], {}
         exits = early_exit and 'final' not in levels
         deepest = [level for level in self.stages if level in levels][-1] if exits else None
-        def edited(y, place):
-            nonlocal lead
-            for edit in edits.get(place, ()):
-                inner, y = y.ndim - 1, edit(y.unflatten(0, lead))
-                lead, y = y.shape[:-inner], y.flatten(0, -inner - 1)
-            return y
         def tap(stage):
             def hook(module, args, y):
+                nonlocal lead
                 if stage.level in levels: out[stage.level] = stage.pool(y).unflatten(0, lead)
                 if stage.level == deepest: raise _EarlyExit
-                return edited(y, stage.level)
+                for edit in edits.get(stage.level, ()):
+                    inner, y = y.ndim - 1, edit(y.unflatten(0, lead))
+                    lead, y = y.shape[:-inner], y.flatten(0, -inner - 1)
+                return y
             return hook
         stages = [stage for level, stage in self.stages.items() if level in levels or level in edits]
-        places = [(self.tapped(stage), tap(stage)) for stage in stages]
-        if 'tokens' in edits: places.append((token_place(self.encoder), lambda module, args, y: edited(y, 'tokens')))
-        hooks = [module.register_forward_hook(hook) for module, hook in places]
+        hooks = [module.register_forward_hook(tap(stage)) for module, stage in [(self.tapped(s), s) for s in stages]]
         # what is compiled knows nothing of hooks, like one that pools the maps of an encoder
         as_it_is = hooks or self.compiled is None or self.encoder._forward_hooks
         encoder = self.encoder if as_it_is else self.compiled

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..core import InputError, Registry, number, whole
 from ..distributed import gather, rank
 from ..losses import Loss
-from ..models import Head, Stage, evaluating, find_stage, take_tokens, untracked
+from ..models import Head, Stage, evaluating, find_stage, untracked
 from ..pairs import MEETS, add_level, drop_level
 from . import SPEEDUPS
 from .intermediate import default_stages
@@ -412,7 +412,7 @@ class HardRegions(StepCallback):
         "What goes on, the part where the score is highest (anywhere if there is none yet), and where it is"
         lead = maps.shape[:-choice.inner]
         flat = maps.flatten(0, len(lead) - 1)
-        grid = choice.stage.grid(flat)
+        grid, n = choice.stage.grid(flat), len(flat)
         if scores is None: scores = grid.new_zeros(grid.shape[:-1])
         if grid.ndim == 4:
             sides = window_sides(*grid.shape[1:3], self.keep)
@@ -421,8 +421,9 @@ class HardRegions(StepCallback):
             if flat.shape[1:] == grid.movedim(-1, 1).shape[1:]: kept = kept.movedim(-1, 1)  # channels first, as it came
             return kept.unflatten(0, lead), (top, left, *sides)
         tokens = scores.topk(max(1, round(self.keep * grid.shape[1])), sorted=False).indices.sort(1).values
-        kept = torch.cat([flat[:, :choice.stage.prefix], take_tokens(grid, tokens)], 1)
-        return kept.unflatten(0, lead), tokens
+        rows = torch.arange(n, device=tokens.device)[:, None] * grid.shape[1] + tokens
+        kept = grid.reshape(-1, grid.shape[-1]).index_select(0, rows.flatten()).view(n, -1, grid.shape[-1])
+        return torch.cat([flat[:, :choice.stage.prefix], kept], 1).unflatten(0, lead), tokens
 
     def after_fit(self):
         for choice in self.choices: choice.begin()

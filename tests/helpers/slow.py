@@ -369,9 +369,9 @@ def agree_without(learn, slow, loss, prefix):
 
 
 def tokens(encoder, x, keep=None, at=2):
-    "timm's ViT by hand: after block `at` (-1: before all), and the end; `keep` picks tokens of the patches on the way"
-    x = encoder._pos_embed(encoder.patch_embed(x))
-    for i, block in enumerate([encoder.norm_pre, *encoder.blocks], -1):
+    "timm's ViT by hand: after block `at`, and the end; `keep` picks tokens of the patches on the way"
+    x = encoder.norm_pre(encoder.patch_drop(encoder._pos_embed(encoder.patch_embed(x))))
+    for i, block in enumerate(encoder.blocks):
         x = block(x)
         if i == at:
             middle = x
