@@ -5,9 +5,12 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 from multiprocessing.reduction import DupFd
 
 import torch.multiprocessing as mp
+
+from fastcontrast import signals
 
 METHOD = "forkserver"
 CONTEXT = multiprocessing.get_context(METHOD)
@@ -19,16 +22,12 @@ def start(process, *args, count=2):
     return mp.start_processes(process, args, count, join=False, start_method=METHOD)
 
 
-class Program:
-    "`python -m fastcontrast` and pipes for what it prints: as `subprocess.Popen` has it, but for the start"
-    def __init__(self, args, cwd, env, prepare=None):
-        pipes = [os.pipe() for _ in range(2)]
-        self.stdout, self.stderr = (os.fdopen(reading, encoding='utf-8') for reading, _ in pipes)
-        self.process = CONTEXT.Process(target=_program, daemon=True, args=(
-            [*map(str, args)], str(cwd), env, prepare, *(_Passed(writing) for _, writing in pipes)))
-        self.process.start()
-        for _, writing in pipes: os.close(writing)
-        self.pid = self.process.pid
+class _Started:
+    "A process as `subprocess.Popen` has it, but for the start"
+    def __init__(self, process):
+        self.process = process
+        process.start()
+        self.pid = process.pid
 
     @property
     def returncode(self): return self.process.exitcode
@@ -44,6 +43,17 @@ class Program:
         self.process.join(timeout)
         if self.poll() is None: raise subprocess.TimeoutExpired('fastcontrast', timeout)
         return self.poll()
+
+
+class Program(_Started):
+    "`python -m fastcontrast`, and pipes for what it prints, or the one file that both go to"
+    def __init__(self, args, cwd, env, prepare=None, log=None):
+        pipes = [os.pipe() for _ in range(2)] if log is None else []
+        files = [writing for _, writing in pipes] or [log.fileno()] * 2
+        super().__init__(CONTEXT.Process(target=_program, daemon=True, args=(
+            [*map(str, args)], str(cwd), env, prepare, *map(_Passed, files))))
+        for _, writing in pipes: os.close(writing)
+        if pipes: self.stdout, self.stderr = (os.fdopen(reading, encoding='utf-8') for reading, _ in pipes)
 
     def communicate(self, timeout=None):
         "Few lines: neither pipe is ever full"
@@ -70,6 +80,27 @@ def _program(args, cwd, env, prepare, out, err):
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    tempfile.tempdir = None  # the server's
     if prepare: prepare()
+    _run(args)
+
+
+def _run(args):
     sys.argv = ['fastcontrast', *args]
     runpy.run_module('fastcontrast', run_name='__main__', alter_sys=True)
+
+
+class Member(_Started):
+    "One of the processes that `--processes 2` starts: a fork of the program itself, in place of a new Python"
+    def __init__(self, command, env):
+        super().__init__(multiprocessing.get_context('fork').Process(target=_member, args=(command, env)))
+
+
+def _member(command, env):
+    "It has heard and printed nothing so far"
+    signals._active.remove()
+    signals._active = None
+    sys.stdout, sys.stderr = (open(i, 'w', encoding='utf-8', closefd=False) for i in (1, 2))
+    os.environ.clear()
+    os.environ.update(env)
+    _run(command[command.index('fastcontrast') + 1:])

@@ -11,16 +11,19 @@ import sys
 import tarfile
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
+from helpers.folders import image_folder
+from helpers.forks import Member, Program
 from helpers.refusals import refusal, said
 from PIL import Image
 
-from fastcontrast.cli import launch
+from fastcontrast.cli import job, launch
 from fastcontrast.distributed import join_processes
 from fastcontrast.export import load_encoder
 from fastcontrast.signals import Signals
@@ -32,6 +35,8 @@ ENV = {
 
 
 TINY = ('--arch', 'test_resnet', '--size', 16, '--batch-size', 700, '--no-controls')
+LONG = ('pretrain', 'p', '--arch', 'test_resnet', '--epochs', 5000, '--batch-size', 4, '--no-controls',
+        '--processes', 2, '--out', 'run')
 SCRIPT = """
 import sys
 from fastcontrast.all import contrastive_learner, image_dls
@@ -56,19 +61,32 @@ def folder(tmp_path, monkeypatch):
 def ended(processes): return all(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in processes)
 
 
-def started(*args, until):
-    "The program, when its output matches; the processes that it started; what waits for its exit code and output"
+def started(*args, until, prepare=None):
+    """The program, when its output matches; the processes that it started; what waits for its exit code and output
+
+    If something prepares it, all of them are forks, which import nothing anew."""
+    env = ENV | dict(TMPDIR=os.environ['TMPDIR'])
     with open('log', 'w') as log:
-        program = subprocess.Popen([sys.executable, '-m', 'fastcontrast', *map(str, args)], stdout=log, stderr=log,
-                                   env=ENV, start_new_session=True)
+        program = Program(args, '.', env, prepare, log) if prepare else subprocess.Popen(
+            [sys.executable, '-m', 'fastcontrast', *map(str, args)], stdout=log, stderr=log, env=env,
+            start_new_session=True)
     def wait():
         code = program.wait(60)
         return code, Path('log').read_text()
-    end = time.monotonic() + 120
-    while not re.search(until, Path('log').read_text(), re.M):
+    end, children = time.monotonic() + 120, []
+    while True:
+        done = re.search(until, Path('log').read_text(), re.M)
+        with suppress(psutil.NoSuchProcess):  # it has ended
+            children = psutil.Process(program.pid).children(recursive=True) or children
+        if done: return program, children, wait
         assert program.poll() is None and time.monotonic() < end, Path('log').read_text()
         time.sleep(0.1)
-    return program, psutil.Process(program.pid).children(recursive=True), wait
+
+
+def forks():
+    "The program's processes are forks too; a terminal sends its signals to all of them, and to nobody else"
+    os.setsid()
+    launch.subprocess = SimpleNamespace(Popen=Member)
 
 
 @pytest.mark.slow
@@ -132,22 +150,23 @@ def left_over(): return {name for name in os.listdir(os.environ['TMPDIR'])
                          if name.startswith(('torchelastic_', 'fastcontrast-'))}
 
 
-@pytest.mark.parametrize('number, code, group', [
-    (signal.SIGINT, 130, True), pytest.param(signal.SIGTERM, 143, False, marks=pytest.mark.slow),
-    pytest.param(signal.SIGHUP, 129, False, marks=pytest.mark.slow),
-], ids=['Ctrl-C on a terminal', 'SIGTERM', 'SIGHUP'])
-def test_a_signal_ends_all_and_keeps_everything(folder, number, code, group):
+@pytest.mark.parametrize('number, code, group, prepare', [
+    (signal.SIGINT, 130, True, forks), pytest.param(signal.SIGINT, 130, True, None, marks=pytest.mark.slow),
+    pytest.param(signal.SIGTERM, 143, False, None, marks=pytest.mark.slow),
+    pytest.param(signal.SIGHUP, 129, False, None, marks=pytest.mark.slow),
+], ids=['Ctrl-C on a terminal', 'of programs that nobody forked', 'SIGTERM', 'SIGHUP'])
+def test_a_signal_ends_all_and_keeps_everything(folder, number, code, group, prepare):
     "Within seconds: the launcher passes it on, or a terminal sends it to all"
     if signal.getsignal(number) is signal.SIG_IGN: pytest.skip("what began this has it ignored, as nohup does")
-    program, children, wait = started('pretrain', *TINY, '--epochs', 500, '--processes', 2, '--out', 'run',
-                                      until='^ *0 ')
+    image_folder(folder/'p', dict(a=6, b=6))
+    program, children, wait = started(*LONG, until='^ *0 ', prepare=prepare)
     start = time.monotonic()
     if group: os.killpg(program.pid, number)
     else: program.send_signal(number)
     got, out = wait()
     assert got == code and ended(children) and time.monotonic() - start < 10, out
     last = out.splitlines()[-1]
-    words = (r'interrupted after \d+ of 500 epochs: the encoder as it was then is in run/encoder.safetensors; '
+    words = (r'interrupted after \d+ of 5000 epochs: the encoder as it was then is in run/encoder.safetensors; '
              'go on with: fastcontrast pretrain --resume run')
     assert re.fullmatch(words, last) and out.count('interrupted') == 1 and 'Traceback' not in out
     assert load_encoder(folder/'run/encoder.safetensors').num_features
@@ -172,14 +191,28 @@ def test_a_signal_before_training(folder):
     assert not (folder/'run').exists()
 
 
+def forks_that_notice():
+    "And leave the number of each, and a file when the first knows that it lost another"
+    forks()
+    class Numbered(Member):
+        def __init__(self, command, env):
+            super().__init__(command, env)
+            Path(f"{env['RANK']}.pid").write_text(str(self.pid))
+    launch.subprocess.Popen, ended_peer = Numbered, job.ended_peer
+    def noticed(**kwargs):
+        Path('noticed').touch()
+        return ended_peer(**kwargs)
+    job.ended_peer = noticed
+
+
 def test_a_process_that_dies_ends_all(folder):
     "The first one keeps what was trained"
-    program, children, wait = started('pretrain', *TINY, '--epochs', 500, '--processes', 2, '--out', 'run',
-                                      until='^ *0 ')
-    second = next(p for p in children if p.environ()['RANK'] == '1')
+    image_folder(folder/'p', dict(a=6, b=6))
+    program, children, wait = started(*LONG, until='^ *0 ', prepare=forks_that_notice)
     program.send_signal(signal.SIGSTOP)  # on a busy machine the launcher is not the first to notice
-    second.kill()
-    time.sleep(3)
+    os.kill(int(Path('1.pid').read_text()), signal.SIGKILL)
+    end = time.monotonic() + 60
+    while not Path('noticed').exists() and time.monotonic() < end: time.sleep(0.05)
     program.send_signal(signal.SIGCONT)
     code, out = wait()
     assert code == 1 and ended(children), out
@@ -216,7 +249,7 @@ def test_the_launcher_dies(folder):
 
 def test_what_process_0_refuses_is_told_once():
     Path('notes').touch()
-    _, children, wait = started('pretrain', *TINY, '--processes', 2, '--out', '.', until='error')
+    _, children, wait = started('pretrain', *TINY, '--processes', 2, '--out', '.', until='error', prepare=forks)
     code, out = wait()
     assert code == 2 and ended(children)
     assert out == "error: --out . already holds files: give a new folder, or remove it.\n"
