@@ -14,7 +14,8 @@ import typer
 from helpers.cli import ENV, config, started
 from helpers.deaths import TIMES, history
 from helpers.folders import image_folder
-from helpers.pretrained import PRETEND
+from helpers.forks import Program
+from helpers.pretrained import Pretended
 from helpers.refusals import refusal, said
 
 from fastcontrast.all import sweep
@@ -285,8 +286,9 @@ def test_the_repositorys_own_sweeps_are_valid(monkeypatch):
 
 @pytest.fixture
 def pretend(monkeypatch):
-    "Runs are made by a program that takes no time for it"
-    monkeypatch.setattr(sweeping, 'PROGRAM', PRETEND)
+    "Runs are made by a program that takes no time for it, and soon seen to be there"
+    monkeypatch.setattr(sweeping, 'subprocess', SimpleNamespace(Popen=Pretended, DEVNULL=None))
+    monkeypatch.setattr(sweeping, 'time', SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: time.sleep(0.01)))
 
 
 TINY = '[sweep: a]\nseed = 0 1\nepochs = 3\nloss =\n  none\n  dcl\n'
@@ -386,7 +388,6 @@ def test_settings_that_can_t_go_together_are_noted(run, refused, pretend):
 
 def test_several_at_a_time(run, pretend, monkeypatch, refused):
     settings(TINY)
-    monkeypatch.setenv('EPOCH', '.2')
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     monkeypatch.setattr(os, 'cpu_count', lambda: 8)
     assert run('sweep', 'a', '--jobs', 3)[0] == 0
@@ -406,7 +407,6 @@ def test_gpus_are_divided(run, pretend, monkeypatch):
     assert [gpus(3, 2, taken) for taken in ('', '01', '03', '0123', '01230')] == ['0,1', '2,3', '1,2', '0,1', '1,2']
     assert gpus(1, 1, '') is None and gpus(2, 4, '') is None  # one run at a time, or runs that take all
     settings(TINY.replace('epochs = 3', 'epochs = 1\nprocesses = 2'))
-    monkeypatch.setenv('EPOCH', '.5')
     assert run('sweep', 'a', '--jobs', 2)[0] == 0
     had = [json.loads(file.read_text())['CUDA_VISIBLE_DEVICES'] for file in Path('runs/a').glob('*/environment.json')]
     assert len(had) == 4 and set(had) == {'0,1', '2,3'}
@@ -472,19 +472,20 @@ def test_an_error_of_the_sweep_has_its_runs_end_whole(pretend, monkeypatch):
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=['INT', 'TERM'])
 def test_interrupted(run, pretend, monkeypatch, number, code):
     "What is under way ends whole, and the last line says how to go on"
-    settings(TINY.replace('epochs = 3', 'epochs = 4'))
+    settings(TINY.replace('epochs = 3', 'epochs = 40'))
     second, now = Path('runs/a/loss=dcl--seed=0'), sweeping.Work.now
     def signalled(work):
         if len(history_rows(second)) == 1: signal.raise_signal(number)
         return now(work)
     with monkeypatch.context() as patch:
         patch.setattr(sweeping.Work, 'now', signalled)
-        patch.setenv('EPOCH', '.4')
+        patch.setenv('EPOCH', '.1')
+        patch.setenv('SLOW', 'loss=dcl--seed=0')
         got, out, err = run('sweep', 'a')
     assert (got, out.count('kNN')) == (code, 1) and err == (
         'interrupted: 1 of 4 runs are finished: runs/a, and what was under way is kept; '
         'go on with: fastcontrast sweep a\n')
-    assert 1 <= len(history_rows(second)) < 4 and not owner_lives(second)
+    assert 1 <= len(history_rows(second)) < 40 and not owner_lives(second)
     got, out, err = run('sweep', 'a')
     assert got == 0 and out.count('kNN') == 3 and out.endswith('4 of 4 runs are finished: runs/a\n')
 
@@ -494,8 +495,9 @@ def test_a_run_that_another_process_makes_is_waited_for(run, pretend, monkeypatc
     settings(TINY)
     Path('hold').touch()
     made = read_sweep('a').settings[0].chosen
-    command = [*PRETEND, 'pretrain', *as_options(made), '--seed', '0', '--out', 'runs/a/loss=none--seed=0']
-    other, wait = subprocess.Popen(command, env=ENV | dict(HOLD='hold')), sweeping.Work.wait_for_others
+    command = ['pretrain', *as_options(made), '--seed', '0', '--out', 'runs/a/loss=none--seed=0']
+    with open('errors', 'w') as errors: other = Pretended(command, ENV | dict(HOLD='hold'), errors)
+    wait = sweeping.Work.wait_for_others
     end = time.monotonic() + 60
     while not owner_lives(Path('runs/a/loss=none--seed=0')) and time.monotonic() < end: time.sleep(0.05)
     def let_go(work):
@@ -736,10 +738,19 @@ def test_a_sweep_that_was_killed_leaves_the_same(run, folder):
     assert refused['reason'] in Path('of-killed/table.md').read_text()
 
 
-def test_a_sweep_on_the_digits(run):
-    settings('[sweep: s]\narch = test_resnet\nsize = 16\nepochs = 1\nbatch_size = 256\ncontrols = no\n'
+def test_a_sweep_in_earnest(run, folder, monkeypatch):
+    "A program of its own trains; that which is refused is a fork, as to import all takes as long in either"
+    image_folder(folder/'p', dict(a=8, b=8))
+    settings('[sweep: s]\ndata = p\narch = test_resnet\nepochs = 1\nbatch_size = 4\ncontrols = no\n'
              'with =\n  none\n  partial\n')
+    popen, forked = subprocess.Popen, []
+    def start(command, env, **files):
+        if '--with' not in command: return popen(command, env=env, **files)
+        forked.append(Program(command[command.index('pretrain'):], folder, env, files=[files['stderr']] * 2))
+        return forked[-1]
+    monkeypatch.setattr(sweeping, 'subprocess', SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL))
     code, out, err = run('sweep', 's')
     refused, = plan('runs/s')['refused']
     assert (code, err, refused['setting']) == (0, '', 'with=partial') and 'PartialBackprop' in refused['reason']
+    assert len(forked) == 1
     assert config('runs/s/with=none--seed=0')['state'] == 'finished' and f"refused: {refused['reason']}" in out

@@ -14,7 +14,8 @@ from fastcontrast import signals
 
 METHOD = "forkserver"
 CONTEXT = multiprocessing.get_context(METHOD)
-CONTEXT.set_forkserver_preload(["fastcontrast.all", "matplotlib.pyplot", "nbdev.showdoc", "nbdev.test"])
+CONTEXT.set_forkserver_preload([
+    "fastcontrast.all", "fastcontrast.cli", "matplotlib.pyplot", "nbdev.showdoc", "nbdev.test"])
 
 
 def start(process, *args, count=2):
@@ -46,10 +47,10 @@ class _Started:
 
 
 class Program(_Started):
-    "`python -m fastcontrast`, and pipes for what it prints, or the one file that both go to"
-    def __init__(self, args, cwd, env, prepare=None, log=None):
-        pipes = [os.pipe() for _ in range(2)] if log is None else []
-        files = [writing for _, writing in pipes] or [log.fileno()] * 2
+    "`python -m fastcontrast`, and pipes for what it prints, unless it has files to print to"
+    def __init__(self, args, cwd, env, prepare=None, files=()):
+        pipes = [] if files else [os.pipe() for _ in range(2)]
+        files = [writing for _, writing in pipes] or [file.fileno() for file in files]
         super().__init__(CONTEXT.Process(target=_program, daemon=True, args=(
             [*map(str, args)], str(cwd), env, prepare, *map(_Passed, files))))
         for _, writing in pipes: os.close(writing)

@@ -67,7 +67,7 @@ def started(*args, until, prepare=None):
     If something prepares it, all of them are forks, which import nothing anew."""
     env = ENV | dict(TMPDIR=os.environ['TMPDIR'])
     with open('log', 'w') as log:
-        program = Program(args, '.', env, prepare, log) if prepare else subprocess.Popen(
+        program = Program(args, '.', env, prepare, (log, log)) if prepare else subprocess.Popen(
             [sys.executable, '-m', 'fastcontrast', *map(str, args)], stdout=log, stderr=log, env=env,
             start_new_session=True)
     def wait():
