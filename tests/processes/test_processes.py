@@ -92,7 +92,7 @@ make_views = Views.forward
 def views_by_picture(self, images, size=None, aspects=None):
     "Views that depend on the picture alone, in whichever process it is"
     def of(x, *aspect):
-        torch.manual_seed(int(x.long().sum()))
+        torch.default_generator.manual_seed(int(x.long().sum()))
         return make_views(self, x[None], size, *aspect)[self.role]
     pictures = zip(images) if aspects is None else zip(images, aspects.split(1))
     return {self.role: torch.cat([of(*picture) for picture in pictures], 1).double()}
