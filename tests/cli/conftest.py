@@ -2,11 +2,11 @@
 import signal
 import subprocess
 import sys
-from pathlib import Path
+from functools import partial
 
 import matplotlib.figure
 import pytest
-from helpers.cli import ENV, PROGRAM
+from helpers.cli import ENV, PROGRAM, coarse_drawings, no_drawings
 
 from fastcontrast.cli import main
 
@@ -38,17 +38,13 @@ def refused(run):
 
 
 @pytest.fixture(autouse=True)
-def coarse_drawings(monkeypatch):
-    """Half the time of a small run goes to the layout of its two drawings and their many pixels
+def drawings(request, monkeypatch):
+    """Half the time of a small run went to its two drawings: to their layout and their many pixels
 
-    The run of `digits` draws them as they are; what other verbs draw stays as it is."""
-    save = matplotlib.figure.Figure.savefig
-    def savefig(drawn, file, **kwargs):
-        if str(file).endswith('.partial.png') and Path(file).name.startswith(('.curves.', '.views.')):
-            drawn.set_layout_engine('none')
-            kwargs['dpi'] = 40
-        save(drawn, file, **kwargs)
-    monkeypatch.setattr(matplotlib.figure.Figure, 'savefig', savefig)
+    They are made, and a picture of them written that is coarse, where a module says `DRAWN = True`, or else always the
+    same. The run of `digits` draws them as they are; what other verbs draw stays as it is."""
+    sketch = coarse_drawings if getattr(request.module, 'DRAWN', False) else no_drawings
+    sketch(partial(monkeypatch.setattr, matplotlib.figure.Figure, 'savefig'))
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,8 @@ from helpers.odd import KINDS, no_file, within
 
 from fastcontrast.data import image_dls
 
+DRAWN = True  # what is odd here is in the drawings too
+
 ODD = '\x1b[31m\x1b]0;title\x07\nred\u202e'
 SHOWN = '\\x1b[31m\\x1b]0;title\\x07\\nred\\u202e'
 RUN = ('pretrain', 'p', *TINY, '--no-controls')

@@ -12,6 +12,8 @@ from fastcontrast.cli.settings import read_range, resolve
 from fastcontrast.core import InputError
 from fastcontrast.embed import embed
 
+DRAWN = True  # what is odd here is in the drawings too
+
 
 def deep(folder, top=4000):
     "12-bit pictures of two classes"

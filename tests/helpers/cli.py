@@ -6,7 +6,12 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+from PIL import Image
 
 from fastcontrast.history import History
 from helpers.forks import Program
@@ -32,8 +37,40 @@ def started(*args, cwd, **kwargs):
 
 
 def forked(*args, cwd, prepare=None):
-    "The program as a process that need not import what takes seconds, where it does not matter how it was started"
-    return Program(args, cwd, ENV, prepare)
+    """The program as a process that need not import what takes seconds, where it does not matter how it was started
+
+    Nor does it draw: see `no_drawings`."""
+    return Program(args, cwd, ENV, partial(_undrawn, prepare))
+
+
+def _undrawn(prepare):
+    no_drawings(partial(setattr, matplotlib.figure.Figure, 'savefig'))
+    if prepare: prepare()
+
+
+def _of_run(file):
+    "Whether a figure is one of the two that every run draws"
+    return str(file).endswith('.partial.png') and Path(file).name.startswith(('.curves.', '.views.'))
+
+
+def coarse_drawings(put):
+    "What runs draw has few pixels, and no layout; `put` takes the place of `Figure.savefig`"
+    save = matplotlib.figure.Figure.savefig
+    def savefig(drawn, file, **kwargs):
+        if _of_run(file):
+            drawn.set_layout_engine('none')
+            kwargs['dpi'] = 40
+        save(drawn, file, **kwargs)
+    put(savefig)
+
+
+def no_drawings(put):
+    "The files that runs draw are there, and are noise"
+    save = matplotlib.figure.Figure.savefig
+    def savefig(drawn, file, **kwargs):
+        if not _of_run(file): return save(drawn, file, **kwargs)
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)).save(file)
+    put(savefig)
 
 
 def finish(process, code):
