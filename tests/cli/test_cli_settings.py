@@ -73,7 +73,7 @@ def test_run_from_the_settings_file(run, folder):
     image_folder(folder/'p', dict(a=8, bb=8))
     (folder/'p.txt').write_text('a/001.png\nbb/002.png\n')
     (folder/'settings.ini').write_text(
-        '[DEFAULT]\nseed = 3\narch = resnet10t\nlr = \n'
+        '[DEFAULT]\nseed = 3\narch = test_resnet\nlr = \n'
         '[quick]\ndata = p\nbatch_size = 4\nepochs = 2\nlabels = p.txt\nloss = dcl\nsmall_input = no\ncontrols = no\n'
         'method = moco_v3\naccumulate = 2\n'
         '[other]\nepochs = 7\n')
@@ -81,7 +81,7 @@ def test_run_from_the_settings_file(run, folder):
     assert (code, err) == (0, '') and out.endswith('are in runs/quick\n')
     c = config('runs/quick')
     expected = dict(data='p', batch_size=4, epochs=1, seed=3, lr=.01, small_input=False, labels='p.txt',
-                    method='moco_v3', arch='resnet10t', accumulate=2)
+                    method='moco_v3', arch='test_resnet', accumulate=2)
     assert {k: c[k] for k in expected} == expected
     assert c['loss'].startswith('DCL(') and list(c['results']) == ['trained encoder']
 
