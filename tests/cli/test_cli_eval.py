@@ -73,12 +73,13 @@ def test_rivals_that_were_trained_on_what_judges(digits, run, folder):
     assert other_split(digits[0]/'encoder.safetensors', 'digits', dict(seed=9, valid=.2)) == ''
 
 
-def test_encoders_side_by_side(digits, run, refused, folder):
+def test_encoders_side_by_side(digits, run, refused, folder, monkeypatch):
+    few_digits(monkeypatch, 3)
     against = f'pixels, untrained,{digits[0]}/encoder.safetensors'
     code, out, err = run('eval', digits[0], 'digits', '--against', against, '--draws', 2, '-o', 't.csv')
     assert (code, err) == (0, '') and 'untrained' in out
     rows = pd.read_csv('t.csv').set_index(['encoder', 'measure'])
-    assert rows.loc[('pixels', 'kNN, k=20, τ=0.1'), 'mean'] == pytest.approx(.9496, abs=1e-3)
+    assert rows.loc[('pixels', 'kNN, k=20, τ=0.1'), 'mean'] == pytest.approx(.9098, abs=1e-3)
     assert rows.loc[('untrained', 'nearest class mean'), 'difference'] < 0
     itself = f'{digits[0].name} (2)'  # of the same name as the first
     assert rows.loc[(itself, 'recall at 1'), ['difference', 'error']].tolist() == [0, 0]
