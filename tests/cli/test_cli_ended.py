@@ -52,7 +52,7 @@ def test_ctrl_c_in_training_on_a_terminal(folder):
         except OSError: break  # the program has gone
         trained = history.exists() and history.read_text().count('\n') > 2
         if b'^C' not in text and trained: os.write(master, b'\x03')
-    assert process.wait(10) == 130, text.decode()
+    assert process.wait(60) == 130, text.decode()
     text, c = text.decode(), config(folder/'r [i]')
     last = text.replace('\r', '\n').strip().splitlines()[-1]
     moves = text.count('\r') - text.count('\r\n')

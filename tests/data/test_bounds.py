@@ -217,8 +217,8 @@ def test_memory_is_shared_and_first_come_is_first_served():
     for need in (60, 90, 10, 10, 40, 100, 1, 300):
         threads.append(threading.Thread(target=take, args=(need,)))
         threads[-1].start()
-        time.sleep(.002)
-    for thread in threads: thread.join(10)
+        while len(memory._waiting) + len(order) < len(threads): time.sleep(.001)
+    for thread in threads: thread.join(60)
     assert not memory._waiting
     assert order == [60, 90, 10, 10, 40, 100, 1, 300] and memory.used == 0
     assert max(total for total in most if total != 300) <= 100 and most[-1] == 300

@@ -318,7 +318,7 @@ def test_workers_are_let_go(class_folder):
     assert len(workers) == 2 and all(w.is_alive() for w in workers)  # half a batch takes half the workers
     del labeled
     loader.close()
-    for w in workers: w.join(5)
+    for w in workers: w.join(60)
     assert not any(w.is_alive() for w in workers)
     assert not alike([first], [next(loader)])
     loader.close()

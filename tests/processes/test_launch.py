@@ -71,7 +71,7 @@ def started(*args, until, prepare=None):
             [sys.executable, '-m', 'fastcontrast', *map(str, args)], stdout=log, stderr=log, env=env,
             start_new_session=True)
     def wait():
-        code = program.wait(60)
+        code = program.wait(300)
         return code, Path('log').read_text()
     end, children = time.monotonic() + 120, []
     while True:
