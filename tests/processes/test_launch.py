@@ -213,6 +213,7 @@ def test_a_process_that_dies_ends_all(folder):
     os.kill(int(Path('1.pid').read_text()), signal.SIGKILL)
     end = time.monotonic() + 60
     while not Path('noticed').exists() and time.monotonic() < end: time.sleep(0.05)
+    time.sleep(3)  # which is longer than the first once waited for the launcher
     program.send_signal(signal.SIGCONT)
     code, out = wait()
     assert code == 1 and ended(children), out
