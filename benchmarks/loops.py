@@ -3,6 +3,9 @@
 A loop has the learner's encoder, heads, loss, views, pictures and PyTorch optimizer; everything else is written
 out. It is what `speed step-time` and `memory step` compare with, and `tests/benchmarks` checks that weights and
 losses are the learner's.
+
+Its convolutions are PyTorch's own. On a CPU in bfloat16 these leave part of a gradient unwritten where a kernel with a
+stride meets a map smaller than it, which a learner's do not (nbs/180): so pictures for it have 32 pixels at least.
 """
 import copy
 

@@ -28,7 +28,7 @@ def mib(values: list[float]) -> list[float]: return [value / MIB for value in va
 # ---- a step ----
 
 
-@group.measurement(quick=dict(arch="test_resnet", size=16, bs=8, rounds=1))
+@group.measurement(quick=dict(arch="test_resnet", size=32, bs=8, rounds=1))
 def step(
     run: Run,
     arch: str = "resnet18", # encoder

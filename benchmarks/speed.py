@@ -214,7 +214,7 @@ def compare(got: dict[str, list[dict]]) -> dict[str, list[float]]:
 
 
 @group.measurement(
-    quick=dict(methods="simclr,swav", arch="test_resnet", size=16, bs=8, steps=1, rounds=1),
+    quick=dict(methods="simclr,swav", arch="test_resnet", size=32, bs=8, steps=1, rounds=1),
     gpu=dict(steps=10))
 def step_time(
     run: Run,
