@@ -438,14 +438,19 @@ class Views(ViewMaker):
         return [brightness, contrast, saturation, hue]
 
     def _jitter(self, x: Tensor, chosen: Tensor) -> Tensor:
-        "The four colour steps in a random order, each sample with its own factors"
-        factors, steps = self.factors(len(x), x.device), [_brightness, _contrast, _saturation, _hue]
-        order = torch.randperm(4).tolist()  # on the host, which has to know what to run
-        todo = [i for i in order if self.strength.jitter[i] and (i < 2 or x.shape[1] == 3)]
-        def change(x, *factors):
-            for i, factor in zip(todo, factors, strict=True): x = self._run(steps[i])(x, factor)
-            return x
-        return _change(x, chosen, change, *(factors[i] for i in todo))
+        "The four colour steps, each sample with its own factors, and the views of a picture in orders of their own"
+        steps = (_brightness, _contrast, _saturation, _hue)
+        used = [i for i in range(4) if self.strength.jitter[i] and (i < 2 or x.shape[1] == 3)]
+        factors = self.factors(len(x), x.device)
+        def in_an_order(view, chosen, *factors):
+            order = torch.randperm(len(used)).tolist()  # on the host, which has to know what to run
+            def change(view, *factors):
+                for i in order: view = self._run(steps[used[i]])(view, factors[i])
+                return view
+            return _change(view, chosen, change, *factors)
+        by_view = (t.chunk(self.n) for t in (x, chosen, *(factors[i] for i in used)))
+        views = list(map(in_an_order, *by_view))
+        return x if x.device.type == 'cpu' else torch.cat(views)
 
     def _block(self, images: Tensor, size: int, aspects: Tensor | None) -> Tensor:
         "Views of one block: [b, C, H, W] to [n, b, C, size, size] float32"

@@ -282,6 +282,12 @@ def test_jitter_order_varies():
         seen.add(tuple(views(flat(.9, .5, .3)[None])['views'][0, 0, :, 0, 0].mul(1e4).round().tolist()))
     assert len(seen) > 8
 
+def test_jitter_order_is_each_views_own():
+    views = two_views(4, only(jitter=(.8, .8, .8, .2), jitter_p=1.))
+    views.factors = lambda n, device: [torch.full((n, 1, 1, 1), f) for f in (1.6, .5, 1.7, .15)]
+    pairs = torch.cat([views(flat(.9, .5, .3).expand(6, -1, -1, -1))['views'][..., 0, 0] for _ in range(40)], 1)
+    assert (pairs[0] - pairs[1]).abs().amax(1).gt(1e-3).float().mean() > .6  # of 24 orders some come to the same
+
 def test_grey_share_and_value():
     x = torch.rand(3, 4, 4)
     views = drawn(x, 4, grey=.2)
