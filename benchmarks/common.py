@@ -30,7 +30,7 @@ from fastcore.docments import docments
 from PIL import Image
 from torch import Tensor, nn
 
-from fastcontrast.all import Contrast, Queue, contrastive_learner, image_dls
+from fastcontrast.all import Contrast, ProgressiveSize, Queue, contrastive_learner, image_dls
 from fastcontrast.files import write_whole
 from fastcontrast.models import flop_counter
 from fastcontrast.pairs import PrototypeScores
@@ -435,9 +435,11 @@ def seconds_a_step(learn, warm: int, steps: int, lr: float | None = LR, cbs: Ite
 
 
 def steps_to_time(learn, warm: int, most: int) -> int:
-    """How many steps of one epoch a clock can have after `warm`, at most `most`. Raises `Lacking` if none"""
+    """How many steps of one epoch a clock can have after `warm`: at most `most`, but all if views grow over a run, as
+    they do over an epoch then. Raises `Lacking` if none"""
     batches = len(learn.dls.train)
-    steps = min(most, batches - warm - 1)  # the last batch is fetched and not trained on
+    steps = batches - warm - 1  # the last batch is fetched and not trained on
+    if not any(isinstance(cb, ProgressiveSize) for cb in learn.cbs): steps = min(most, steps)
     if steps < 1:
         raise Lacking(f"an epoch of {batches} batches is too short to be timed: give more pictures or a smaller --bs")
     return steps

@@ -28,7 +28,7 @@ class Loop:
         r, memory = self.recipe, self.model.memory
         self.loss, self.prototypes = memory["losses"]["final"], self.model.heads["final"].prototypes
         self.method = METHODS[r.name]
-        self.peak = r.lr * self.train.bs / 256 if lr is None else lr
+        self.peak = r.peak_lr(self.train.bs) if lr is None else lr
         groups = parameter_groups(self.model, r.wd, r.opt == "lars", r.predictor_constant_lr, r.wd_all, r.wd_tokens)
         self.opt = OPTIMIZERS[r.opt](groups, lr=self.peak, **r.opt_args)
         self.decaying = [group for group in self.opt.param_groups if group["weight_decay"]]

@@ -446,7 +446,7 @@ class Told(Callback):
         totals = learn.cost.totals()
         tell(epoch=self.epoch + 1, seconds=totals["seconds"], tflop=totals["tflop"], decode_s=self.decode_s,
              weights=str(weights), mean=list(learn.mean), std=list(learn.std), precision=learn.precision,
-             notes=list(learn.notes), lr=learn.recipe.lr * self.dls.train.bs / 256, setting=learn.recipe.setting,
+             notes=list(learn.notes), lr=learn.recipe.peak_lr(self.dls.train.bs), setting=learn.recipe.setting,
              speedups=[repr(cb) for cb in learn.cbs if isinstance(cb, tuple(SPEEDUPS.values()))])
 
 

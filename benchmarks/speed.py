@@ -70,8 +70,7 @@ def throughput(
 
     Data and augmentation are included. lightly runs as its own examples do, stable-pretraining and solo-learn as
     they do themselves (benchmarks/peers), each in an interpreter of its own. All train the same ResNet (with the
-    stem for large pictures; contiguous in the others' loops, as there) on the same files with the same widths,
-    batch and optimizer.
+    stem for large pictures) on the same files with the same widths, batch and optimizer.
 
     'ours over encoder' compares whole steps with what the hardware could do at best: forward and backward pass of
     the encoder, on two views that are ready; nothing is read or augmented, there is no head, no loss and no
@@ -79,9 +78,10 @@ def throughput(
 
     Each measurement is a process of its own, so that no worker prefetches during the other's turn; they take turns.
     The one-off decoding of the pictures into memory is reported beside, not counted. All are timed as they run by
-    themselves (ours in bfloat16 where the device has it; the others in mixed precision on a GPU only), and all in
-    float32 and in bfloat16 where that differs. Goals: 1.35 over lightly, ahead of the other two, and 0.93 of the
-    encoder.
+    themselves (ours in bfloat16 where the device has it, with channels-last maps; the others in mixed precision on a
+    GPU only, with contiguous maps, as in their own programs), ours in float32 too, and on a CPU the others in
+    bfloat16 with channels-last maps, as a user might have them who looks for speed. Goals: 1.35 over lightly, ahead
+    of the other two, and 0.93 of the encoder.
 
     An interpreter for a peer has the torch that is used here, since libraries are compared and not their releases:
 
@@ -148,7 +148,7 @@ def measure_peer(name: str, device: str, interpreters: dict[str, str], settings:
     """The figures of another library"""
     name, _, half = name.partition(" ")
     precision = "bf16" if half or device == "cuda" else "fp32"
-    settings = dict(settings, hidden=HIDDEN, out=OUT, precision=precision, device=device)
+    settings = dict(settings, hidden=HIDDEN, out=OUT, precision=precision, channels_last=bool(half), device=device)
     return last_line([interpreters[name], str(BENCHMARKS / "peers" / PEERS[name]), json.dumps(settings)])
 
 

@@ -21,9 +21,9 @@ def settings() -> SimpleNamespace:
     """What a measurement gives to a runner, as JSON
 
     Of `speed throughput`: data, arch, size, bs, hidden and out (widths of the projector), warm and steps (before and
-    on the clock), workers, precision ('fp32' or 'bf16') and device ('cpu' or 'cuda'). Of `race`: data, size, bs,
-    epochs, seed, method, workers, precision, device, folder (of the run's state and of the untrained encoder), and
-    what race.py recommends for the library.
+    on the clock), workers, precision ('fp32' or 'bf16'), channels_last (bool) and device ('cpu' or 'cuda'). Of
+    `race`: data, size, bs, epochs, seed, method, workers, precision, device, folder (of the run's state and of the
+    untrained encoder), and what race.py recommends for the library.
     """
     a = SimpleNamespace(**json.loads(sys.argv[1]))
     torch.manual_seed(getattr(a, "seed", 0))

@@ -17,6 +17,7 @@ def main():
         pictures, batch_size=a.bs, shuffle=True, drop_last=True, num_workers=a.workers,
         persistent_workers=a.workers > 0, pin_memory=device.type == "cuda")
     encoder = timm.create_model(a.arch, num_classes=0).to(device)
+    if a.channels_last: encoder.to(memory_format=torch.channels_last)
     head = SimCLRProjectionHead(encoder.num_features, a.hidden, a.out).to(device)
     loss_of = NTXentLoss(0.2 if small else 0.1)
     parameters = [*encoder.parameters(), *head.parameters()]

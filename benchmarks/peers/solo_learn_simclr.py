@@ -7,6 +7,7 @@ bar and checkpoints.
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from clock import Clock, settings
 from solo.methods import METHODS
 from solo.utils.pretrain_dataloader import (prepare_dataloader, prepare_datasets, prepare_n_crop_transform,
@@ -43,6 +44,7 @@ def main():
         max_epochs=1, batch_size=a.bs, optimizer="sgd", extra_optimizer_args=dict(momentum=0.9), lars=False,
         exclude_bias_n_norm=False, lr=0.06, weight_decay=1e-4, classifier_lr=0.01, accumulate_grad_batches=1,
         scheduler="none", min_lr=0.0, warmup_start_lr=0.0, warmup_epochs=0, num_large_crops=2, num_small_crops=0)
+    if a.channels_last: model.encoder.to(memory_format=torch.channels_last)
     clock = LightningClock(a, lambda batch: batch[1])
     trainer_of(a, clock, max_steps=a.warm + a.steps).fit(model, loader)
     clock.report("solo-learn", "pytorch-lightning")

@@ -84,6 +84,7 @@ def main():
     a = settings()
     with quiet():
         encoder = spt.backbone.from_timm(a.arch, low_resolution=False, num_classes=0)
+        if a.channels_last: encoder.to(memory_format=torch.channels_last)
         projector = nn.Sequential(
             nn.Linear(encoder.num_features, a.hidden, bias=False), nn.BatchNorm1d(a.hidden), nn.ReLU(inplace=True),
             nn.Linear(a.hidden, a.out, bias=False), spt.backbone.BatchNorm1dNoBias(a.out))

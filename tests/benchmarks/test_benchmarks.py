@@ -28,6 +28,8 @@ from fastcontrast.data import image_dls
 from fastcontrast.evaluate.finetune import Protocol, classifier_learner
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.models import make_encoder
+from fastcontrast.speedups.multi_view import MultiView
+from fastcontrast.speedups.progressive_size import ProgressiveSize
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MEASUREMENTS = {(group, name): measurement for group in GROUPS
@@ -732,8 +734,14 @@ def test_an_epoch_of_few_batches_is_timed_by_those_it_has():
     took = seconds_of_epochs(unlabelled, labelled, quick=False)
     assert all(len(seconds) == 3 and 0 < min(seconds) <= max(seconds) < 100 for seconds in took.values())
     for batches in (2, 3):
-        short = SimpleNamespace(dls=SimpleNamespace(train=range(batches)))
+        short = SimpleNamespace(dls=SimpleNamespace(train=range(batches)), cbs=[])
         with pytest.raises(common.Lacking, match=f"{batches} batches is too short"): common.steps_to_time(short, 2, 9)
+
+
+def test_all_sizes_of_growing_views_are_on_the_clock():
+    epoch = SimpleNamespace(train=range(78))
+    assert common.steps_to_time(SimpleNamespace(dls=epoch, cbs=[MultiView()]), 2, 10) == 10
+    assert common.steps_to_time(SimpleNamespace(dls=epoch, cbs=[MultiView(), ProgressiveSize()]), 2, 10) == 75
 
 
 def test_the_trial_says_how_many_epochs_fit():
