@@ -158,12 +158,13 @@ def surroundings(learn) -> dict[str, Any]:
     "What the last digits of a step depend on beside the settings"
     device = next(learn.model.parameters()).device
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
+    parts = [cb.chunks for cb in learn.cbs if isinstance(cb, StepCallback) and cb.phase is Phase.CHUNKS]
     return dict(processes=world_size(), device=name, threads=torch.get_num_threads(), precision=learn.precision,
-                torch=torch.__version__, fastcontrast=__version__)
+                accumulate=max([1, *parts]), torch=torch.__version__, fastcontrast=__version__)
 
 
 # what only watches and reports, or is free to change
-_FREE = (Phase.PROCESSES, Phase.COUNT, Phase.GUARDS, Phase.TABLE, Phase.LAST, Phase.KEEP)
+_FREE = (Phase.PROCESSES, Phase.CHUNKS, Phase.COUNT, Phase.GUARDS, Phase.TABLE, Phase.LAST, Phase.KEEP)
 
 def _identity(learn) -> dict[str, Any]:
     "The settings that a run can't change on its way"
@@ -173,7 +174,8 @@ def _identity(learn) -> dict[str, Any]:
     return plain(dict(named, callbacks=[repr(cb) for cb in own]), 'the learner')
 
 
-_LATER = {'opt_args of the recipe', 'frozen of the recipe'}  # settings that checkpoints of earlier versions lack
+# settings that checkpoints of earlier versions lack
+_LATER = {'opt_args of the recipe', 'frozen of the recipe', 'opt_args of the protocol', 'first weights'}
 
 def _as_before(
     settings: dict[str, Any], # of `_identity`
@@ -182,6 +184,13 @@ def _as_before(
     def told(cb): return re.sub(r'^(ClipEach)\(.*\)$|^(PatchVariants\(.*), seed=\d+(\))$', r'\1\2\3', cb)
     known = {name: value for name, value in settings.items() if name not in _LATER}
     return dict(known, callbacks=[told(cb) for cb in settings['callbacks']])
+
+
+def _without_parts(
+    settings: dict[str, Any], # of `_identity`, also of earlier versions, which told of `Accumulate`
+) -> dict[str, Any]:
+    "Settings but for in how many parts batches go through the model"
+    return dict(settings, callbacks=[cb for cb in settings['callbacks'] if not cb.startswith('Accumulate(')])
 
 
 def capture(
@@ -401,6 +410,7 @@ class Checkpoint(StepCallback):
             return []
         state, notes = found
         _check_same(self.learn, state, epochs, self.directory)
+        self.learn.first_weights = state['settings'].get('first weights')
         _load_model(self.learn, state, self.directory)
         self.taken, place = state, state['place']
         self.learn.begin_epoch = place['epoch']
@@ -624,10 +634,11 @@ def _load_model(learn, state: dict[str, Any], folder: Path) -> None:
 
 def _check_same(learn, state: dict[str, Any], epochs: int, folder: Path) -> None:
     "Raise `InputError` where a run has settings that the one in the folder has not"
-    was, now = state['settings'], _identity(learn)
-    if not _LATER & was.keys(): was, now = _as_before(was), _as_before(now)
+    was, now = _without_parts(state['settings']), _identity(learn)
+    lacking, unread = _LATER - was.keys(), now.get('first weights') is None  # their file may be gone by now
+    if lacking == _LATER: was, now = _as_before(was), _as_before(now)
     for name in dict.fromkeys([*was, *now]):
-        if was.get(name) == now.get(name): continue
+        if was.get(name) == now.get(name) or name in lacking or unread and name == 'first weights': continue
         values = difference(was.get(name), now.get(name), 'there', 'here')
         raise InputError(f"the run in {folder.parent} differs in its {name}, {values}: go on with the same settings, "
                          "or begin anew in another folder.")

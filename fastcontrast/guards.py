@@ -114,7 +114,8 @@ class Collapse(StepCallback):
         self.start = {level: there(t) for level, t in state['start'].items()}
         self.looks = {level: [there(t) for t in looks] for level, looks in state['looks'].items()}
         self.differ = there(state['differ'])
-        self.accuracies, self.warnings = list(state['accuracies']), list(state['warnings'])
+        self.accuracies = list(state['accuracies'])
+        self.warnings = [] if self.ends else list(state['warnings'])  # what had been warned of may end it now
 
     def after_pred(self):
         levels = next((self.pred[role] for role in self.step.queries if role in self.pred), {})

@@ -40,7 +40,7 @@ from .evaluate.finetune import ClassifierLearner, Labels, Protocol, finetune
 from .evaluate.knn import extract_features, knn_accuracy
 from .evaluate.linear import linear_probe
 from .evaluate.table import EpochTable
-from .export import export_encoder
+from .export import export_encoder, weights_digest
 from .figures import Figure
 from .guards import Collapse, FiniteLoss, chance_level
 from .habits import Habits, Setting, check_habit, summary_of, trial
@@ -82,6 +82,7 @@ class ContrastiveLearner(ResumableLearner):
     weights_from: str | None = None # what gave the encoder its first weights; None: drawn, or a module's own
     given: bool = False         # whether it came with weights, from wherever
     unread: bool = False        # whether they are still to come, from a checkpoint
+    first_weights: str | None = None # what tells them from others; None: drawn, a module's own, or not read
     notes: tuple[str, ...] = () # what was chosen for these data in place of the recipe's; printed when a fit begins
     doubts: tuple[str, ...] = () # what may be a mistake of the call: warnings, printed then too
     plan: Plan                  # what every step begins with
@@ -445,6 +446,7 @@ def contrastive_learner(
                                metrics=table.columns(), path=path, wd_bn_bias=True)
     learn.recipe, learn.arch, learn.small_input = recipe, start.arch, start.small_input
     learn.weights_from, learn.given, learn.unread = start.weights, start.given, start.unread
+    if start.weights is not None and not start.unread: learn.first_weights = weights_digest(encoder)
     learn.notes, learn.doubts = (*start.notes, *parts.notes, *in_vain, *_colourless(learn)), tuple(start.doubts)
     try:
         for cb in learn.cbs:

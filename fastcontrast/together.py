@@ -2,6 +2,7 @@
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from textwrap import shorten
 from typing import Any
 
@@ -22,12 +23,12 @@ def settings(
     train, state = learn.dls.train, learn.model.state_dict()
     recipe = {f'{name} of the recipe': value for name, value in vars(learn.recipe).items()
               if isinstance(value, str | int | float | None)}
-    # a function among the arguments has another address in every process
-    recipe['opt_args of the recipe'] = re.sub(' at 0x[0-9a-f]+', '', repr(sorted(learn.recipe.opt_args.items())))
+    recipe['opt_args of the recipe'] = told(learn.recipe.opt_args)
     recipe['frozen of the recipe'] = list(learn.recipe.frozen)
     reporting = int(Phase.TABLE) + 1  # what comes later only reports
     return recipe | {
         'architecture': learn.arch,
+        'first weights': learn.first_weights,
         'loss': repr(learn.loss_func.loss),
         'views': repr(learn.views),
         'callbacks': [repr(cb) for cb in learn.cbs if cb.order < reporting],
@@ -46,6 +47,13 @@ def _normalisation(learn) -> dict[str, Any]:
     "Mean and standard deviation, where they may have been worked out of the pictures"
     if learn.model.in_chans == 3: return {}
     return {'mean of the channels': list(learn.mean), 'standard deviation of the channels': list(learn.std)}
+
+
+def told(
+    arguments: Mapping[str, Any], # by name
+) -> str:
+    "Arguments in words that are the same in every process, where a function has another address"
+    return re.sub(' at 0x[0-9a-f]+', '', repr(sorted(arguments.items())))
 
 
 def pictures(

@@ -40,7 +40,7 @@ from ..device import Autocast
 from ..distributed import world_size
 from .knn import extract_features
 from .linear import draw
-from ..export import folder_tensors, write_folder
+from ..export import folder_tensors, weights_digest, write_folder
 from ..figures import Figure
 from ..files import user_path
 from ..generators import OwnDraws
@@ -55,7 +55,7 @@ from ..optim import Wrapped, cosine, optimizer
 from ..precision import pick_precision
 from ..resumable import ResumableLearner, check_folder
 from ..step import Phase
-from ..together import pictures
+from ..together import pictures, told
 from ..views import Normalize, Views, ViewKind, draw_pictures, plain_view
 
 # %% ../../nbs/315_finetune.ipynb #d649ade6
@@ -355,6 +355,7 @@ class ClassifierLearner(ResumableLearner):
     views_seen: Views   # what training sees of a picture
     draws: OwnDraws     # what it draws from
     stop: EarlyStop | None = None
+    first_weights: str = '' # what tells the encoder's from others
     labels: str = ''    # how many are used, in words
     known: int = 0      # pictures that have one, used or not
     judge_every: int = 1 # epochs between two looks at the validation part; the last that is planned has one
@@ -434,6 +435,7 @@ class ClassifierLearner(ResumableLearner):
                     if isinstance(value, str | int | float)}
         train, stop = self.dls.train, self.stop
         return protocol | {
+            'opt_args of the protocol': told(self.protocol.opt_args), 'first weights': self.first_weights,
             'architecture': architecture(self.model.encoder), 'classes': self.model.classes,
             'views': repr(self.views_seen.strength), 'batch size': train.bs, 'learning rate': self.peak,
             'schedule': getattr(self.protocol.schedule, '__name__', ''), **pictures(self.dls),
@@ -537,6 +539,7 @@ def classifier_learner(
         encoder.value_range = dls.value_range
         learn = _learner(model, parts, maker, protocol, peak, precision, [*L(cbs), *L(stop)], path)
     learn.protocol, learn.peak, learn.views_seen, learn.draws, learn.stop = protocol, peak, maker, draws, stop
+    learn.first_weights = weights_digest(encoder)
     learn.epochs = epochs or max(protocol.epochs, -(-STEPS // len(parts.train)))
     looked = len(used) * (1 if model.still else _PASSES)  # pictures that could be looked at in the time of an epoch
     learn.judge_every = judge_every or max(1, round(len(parts.valid.data) / looked))

@@ -39,11 +39,11 @@ from fastcontrast.speedups.suncet import SuNCEt, SupervisedTerm
 from fastcontrast.step import Phase
 
 
-def learner(method='simclr', arch=ARCH, n=24, cbs=(), loss=None, **changes):
+def learner(method='simclr', arch=ARCH, n=24, cbs=(), loss=None, weights=None, **changes):
     torch.manual_seed(0)
     dls = image_dls(Dots(n, 16), bs=6, valid=0, labels='all', workers=0, device='cpu')
     return contrastive_learner(dls, arch, method=small(method, 'cifar', **changes), cbs=list(cbs), loss=loss,
-                               knn_pictures=0, small_input=False)
+                               weights=weights, knn_pictures=0, small_input=False)
 
 
 def died(folder, *steps, epochs=3, make=learner, every='2 steps', **kwargs):
@@ -201,7 +201,7 @@ def test_a_checkpoint_of_an_earlier_version_is_taken_up(tmp_path):
     path = folder/'step-000000002.0.pt'
     state, content = torch.load(path, weights_only=True), io.BytesIO()
     told = state['settings']
-    del told['opt_args of the recipe'], told['frozen of the recipe']
+    del told['opt_args of the recipe'], told['frozen of the recipe'], told['first weights']
     told['callbacks'] = [cb.replace(', seed=5', '').replace('(3.0)', '') for cb in told['callbacks']]
     assert {'PatchVariants(n=2, m=2)', 'ClipEach'} <= set(told['callbacks'])
     torch.save(state, content)
@@ -209,6 +209,20 @@ def test_a_checkpoint_of_an_earlier_version_is_taken_up(tmp_path):
     assert resume(tmp_path, make).train_iter == 12
     others = refusal(lambda: resume(tmp_path, lambda: learner(cbs=[PatchVariants(seed=5)])))
     assert 'opt_args' in others  # what it writes tells all
+
+
+def test_other_weights_to_begin_with_are_refused(tmp_path):
+    def begun_with(name): return lambda: learner(weights=tmp_path/f'{name}.safetensors')
+    for seed, name in enumerate('ab'):
+        torch.manual_seed(seed)
+        first = learner()
+        for p in first.model.encoder.parameters(): torch.nn.init.normal_(p)
+        first.export(tmp_path/f'{name}.safetensors')
+    died(tmp_path/'run', 7, make=begun_with('a'))
+    assert 'first weights' in refusal(lambda: resume(tmp_path/'run', begun_with('b')))
+    died(tmp_path/'run', 9, make=begun_with('a'))  # what goes on says so again
+    assert 'first weights' in refusal(lambda: resume(tmp_path/'run', begun_with('b')))
+    assert resume(tmp_path/'run', begun_with('a')).train_iter == 12
 
 
 def test_another_learning_rate_is_refused(tmp_path):

@@ -60,6 +60,11 @@ def test_another_run_is_refused(tmp_path):
         if words == 'batch size': learn.dls.train.bs = 8
         if words == 'patience': learn.dls = learner().dls
         said([f'differs in its {words}'], learn.fit_protocol, resume=tmp_path)
+    dls = loaders(64, labels='all')
+    longer = encoder_for(dls)  # of a pretraining that went on meanwhile, say
+    with torch.no_grad(): next(longer.parameters()).mul_(1.01)
+    other = classifier_learner(longer, dls, epochs=3, bs=12)
+    said(['differs in its first weights'], other.fit_protocol, resume=tmp_path)
     said(['is no folder'], finetune, nn.Identity(), loaders(), resume=3)
 
 
