@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -165,6 +166,19 @@ def write_whole(
     "Write a file whole, or leave the one that is there; makes its folder. Raises `OSError`"
     with whole_file(path) as partial:
         partial.write_bytes(content.encode(errors='surrogateescape') if isinstance(content, str) else content)
+
+
+def copy_whole(
+    source: Path, # a file or a folder
+    path: Path,   # takes the place of a file or folder that is there
+) -> None:
+    "Copy it whole, or leave what is there. Raises `OSError`"
+    if not source.is_dir(): return write_whole(path, source.read_bytes())
+    partial = path.with_name(f'.{path.name}.partial')
+    shutil.rmtree(partial, ignore_errors=True)  # of a program that was killed
+    shutil.copytree(source, partial)
+    if path.is_dir(): shutil.rmtree(path)
+    partial.rename(path)
 
 
 def megabytes(

@@ -17,7 +17,7 @@ from ..core import InputError, import_all
 from ..files import FULL
 from ..signals import Interrupted
 from .output import Ended, console, errors, fail, launched, make_lenient
-from .problems import exit_code, sentence
+from .problems import exit_code, sentence, wants_memory
 from .settings import parse_speedups
 from .verbs import app
 
@@ -52,8 +52,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as e:
-        if isinstance(e, OSError) and (e.errno in FULL or e.filename):  # or a file that is gone
-            fail(f"error: {sentence(e, 'this machine')}.", 1)
+        if wants_memory(e) or isinstance(e, OSError) and (e.errno in FULL or e.filename):  # or a file that is gone
+            fail(f"error: {sentence(e, 'its device', next(iter(sys.argv[1:]), ''))}.", 1)
         if launched(): fail(traceback.format_exc(), 1)
         raise
 

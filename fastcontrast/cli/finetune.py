@@ -72,7 +72,8 @@ def finetune(
         show_default=Tuning.checkpoint)] = None,
     resume: Annotated[str | None, Option(
         metavar='RUN', help="Go on with the fine-tuning in this folder, from its newest checkpoint, by the settings it "
-                            "was begun with; --epochs may grow", show_default="a new run")] = None,
+                            "was begun with; --epochs may grow, while the finished classifier stays as "
+                            "classifier-EPOCHS", show_default="a new run")] = None,
     out: Annotated[str | None, Option(
         help="Folder for the results; goes on with the run there, if one has begun",
         show_default="a new one in runs/")] = None,

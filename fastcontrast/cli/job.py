@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..core import InputError, NoSpace
-from ..files import listed, megabytes, write_whole
+from ..files import copy_whole, listed, megabytes, write_whole
 from ..records import HISTORY
 from ..signals import Interrupted, Signals
 from .folder import ERROR, LABELED, RunFolder, resume_command
@@ -21,6 +21,7 @@ from .output import Ended, errors, unwritable
 from .problems import NOBODY_READS, exit_code, is_peers, sentence
 
 KEPT = 2  # checkpoints
+FINISHED = 'finished_epochs' # field of config.json: of the product that is to be kept when a finished run goes on
 _NEVER = 1e12 # seconds between them, where only the end of the run is kept
 
 
@@ -38,6 +39,7 @@ class Job:
     keeper: Any = None         # a `Checkpoint`
     results: dict[str, dict[str, float]] = field(default_factory=dict) # how good it is, by what is judged
     product: Path | None = None # what it makes, exported
+    stays: str = ''            # the name that the product of a finished run has, which is made longer; '' for others
     goes_on: bool = False      # whether from a checkpoint of an earlier process
     unsaved: str = ''          # why the product is not in the run's folder; '' if it is there
     notes: list[str] = field(default_factory=list) # what went wrong and did not end it
@@ -76,6 +78,10 @@ class Job:
         "Say what came of it"
         raise NotImplementedError
 
+    def but_with(self, problem: BaseException) -> str:
+        "Options that go on where the same ones would come to the same problem; '' if there are none"
+        return ''
+
     # --- how it stands
 
     @property
@@ -93,8 +99,8 @@ class Job:
 
     @property
     def products(self) -> int:
-        "Files of what it makes that its folder will hold"
-        return 1
+        "Of what it makes, how many its folder will hold"
+        return 1 + (FINISHED in self.folder.record)
 
     @property
     def earlier(self) -> float:
@@ -115,7 +121,7 @@ class Job:
         "Do what is not to be broken off; what does not succeed is noted"
         with self.signals.held():
             try: keep()
-            except Exception as e: self.note(sentence(e, self.device))
+            except Exception as e: self.note(sentence(e, self.device, self.verb))
 
     def note(self, problem: str) -> None:
         "Warn of what does not end the run"
@@ -134,6 +140,19 @@ class Job:
         _check_space(self)
         self.folder.worth_keeping = True
         self.folder.save(**record, unjudged=self.unjudged)
+        self._keep_finished()
+
+    def _keep_finished(self) -> None:
+        """A run that had finished, and is made longer, keeps what it made by a name of its own: the new one is behind
+        it for a while. Raises `InputError` where that can't be"""
+        if FINISHED not in self.folder.record: return
+        made = self.folder/f'{self.thing}{self.suffix}'
+        if made.exists():
+            kept = self.folder/f'{self.thing}-{self.folder.record[FINISHED]}{self.suffix}'
+            try: copy_whole(made, kept)
+            except OSError as e: raise unwritable(f"{kept}, where the finished {self.thing} is to stay,", e) from None
+            self.stays = kept.name
+        self.folder.save(FINISHED)
 
     def write_labeled(self, names: Iterable[str]) -> None:
         "Name the pictures whose labels training knows, in a file that --labels takes"
@@ -142,7 +161,9 @@ class Job:
     def announced(self) -> str:
         "A line that says with what it goes on, with its end; '' for a new run"
         if not self.folder.resumed: return ''
-        return f"going on with {self.folder}{'' if self.goes_on else ', from its beginning: it has no checkpoint'}\n"
+        begin = '' if self.goes_on else ', from its beginning: it has no checkpoint'
+        stays = f"the {self.thing} that it had finished stays, as {self.stays}\n" if self.stays else ''
+        return f"going on with {self.folder}{begin}\n{stays}"
 
     def finish(self) -> None:
         "Export what was trained. Raises `InputError` if it is of no use"
@@ -196,6 +217,8 @@ def carry_out(
 ) -> None:
     "A whole run. Raises `Ended` if it ended early, after all that it has was kept"
     folder, signals, problem = job.folder, job.signals, None
+    # it is written with the state that takes the place of 'finished': known however often the run is broken off
+    if _made_longer(job): folder.record[FINISHED] = folder.before['epochs_done']
     try: folder.running(job.kept_settings(), job.verb)
     except OSError as e: raise unwritable(f"the run folder {folder}", e) from None
     try: job.work()
@@ -224,6 +247,13 @@ def _cause(job: Job, problem: BaseException) -> BaseException:
     else: return problem
     cause.__cause__ = problem
     return cause
+
+
+def _made_longer(job: Job) -> bool:
+    "Whether the run had done all of its epochs, and has more to do"
+    before, planned = job.folder.before, job.config.epochs
+    done = before.get('epochs_done')
+    return bool(done and planned and done == before.get('epochs') < planned)
 
 
 def _check_space(job: Job) -> None:
@@ -302,7 +332,7 @@ def _state(problem: BaseException | None) -> str:
 
 def _reason(job: Job, problem: BaseException) -> str:
     return str(problem).rstrip('.') if isinstance(problem, (KeyboardInterrupt, InputError, Failure)) else (
-        sentence(problem, job.device))
+        sentence(problem, job.device, job.verb))
 
 
 def _told(job: Job, problem: BaseException) -> BaseException:
@@ -322,7 +352,8 @@ def _told(job: Job, problem: BaseException) -> BaseException:
     if job.begun and code != 2 and not has_checkpoint(folder):
         parts.append("without a checkpoint it can only begin anew")
     if code == 2 or not has_checkpoint(folder): return Ended('; '.join(parts) + '.', code)
-    return Ended('; '.join([*parts, f"go on with: {resume_command(folder.path, job.verb)}"]), code)
+    command = resume_command(folder.path, job.verb) + job.but_with(problem)
+    return Ended('; '.join([*parts, f"go on with: {command}"]), code)
 
 
 def _saved(job: Job) -> str:

@@ -29,21 +29,33 @@ def exit_code(
 
 def sentence(
     problem: BaseException,
-    device: str,            # where the training is, in words
+    device: str,            # where it happened, in words
+    verb: str,              # of the command
 ) -> str:                   # without a full stop
     "What has happened, and what to do about it where that is known"
     if isinstance(problem, NOBODY_READS): return "nobody reads what it prints"
-    return _memory(problem, device) or _decoding(problem) or _file(problem) or _named(problem)
+    return _memory(problem, device, verb) or _decoding(problem) or _file(problem) or _named(problem)
 
 
-def _memory(problem: BaseException, device: str) -> str | None:
+def wants_memory(
+    problem: BaseException,
+) -> str: # 'device', or 'machine'; '' if it is something else
+    "Whose memory has run out"
     import torch
-    if isinstance(problem, torch.OutOfMemoryError):
-        return f"out of memory on {device}: give a larger --accumulate, or a smaller --batch-size or --size"
-    if isinstance(problem, MemoryError) or isinstance(problem, RuntimeError) and _CPU_MEMORY.search(str(problem)):
-        return ("this machine is out of memory: give a larger --accumulate, a smaller --batch-size or --size, or "
-                "fewer --workers")
-    return None
+    if isinstance(problem, torch.OutOfMemoryError): return 'device'
+    short = isinstance(problem, MemoryError) or isinstance(problem, RuntimeError) and _CPU_MEMORY.search(str(problem))
+    return 'machine' if short else ''
+
+
+_ANEW = "begin anew with a smaller --batch-size or --size"
+_LESS = dict(pretrain=f"give a larger --accumulate, or {_ANEW}", finetune=_ANEW,
+             detect="give a smaller --batch-size or --size") # what takes less memory, by verb
+
+def _memory(problem: BaseException, device: str, verb: str) -> str | None:
+    whose, advice = wants_memory(problem), _LESS.get(verb, "close what else uses it, or give fewer pictures")
+    if whose == 'device': return f"out of memory on {device}: {advice}"
+    fewer = "; fewer --workers take less, too" * (verb in ('pretrain', 'finetune'))
+    return f"this machine is out of memory: {advice}{fewer}" if whose else None
 
 
 def _decoding(problem: BaseException) -> str | None:

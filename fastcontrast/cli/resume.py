@@ -10,8 +10,9 @@ from ..files import user_path
 from ..records import CARRIED_OUT, RECORD, history_rows, read_record
 from .settings import Run, number_or_name, option
 
-# beside how a run is carried out: how long it is, and its rounding; none of them is what it has learned so far
-MAY_CHANGE = CARRIED_OUT | {'epochs', 'precision', 'compile'}
+# beside how a run is carried out: how long it is, its rounding, and in how many parts batches go through the model;
+# none of them is what it has learned so far
+MAY_CHANGE = CARRIED_OUT | {'epochs', 'precision', 'compile', 'accumulate'}
 
 # what a run that goes on takes from config.json, and its types
 _KEPT = dict(epochs_done=int, seconds=int | float, results=dict)

@@ -3,7 +3,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import write_whole
 from ..records import VIEWS
 from ..signals import Interrupted, Signals
 from .folder import RunFolder
@@ -11,14 +10,12 @@ from .inputs import read_pictures, tell_notes
 from .job import Job, carry_out, make_keeper
 from .judging import control_results, features, file_embedder, judge, results_table, unjudged
 from .launch import meet
-from .output import console, unwritable
+from .output import console
+from .problems import wants_memory
 from .record import record_of
 from .registries import methods
 from .resume import kept_settings
 from .settings import Run, check_names, number_or_name, parse_speedups, read_range
-
-
-FINISHED = 'finished_epochs' # field of config.json: of the encoder that is to be kept when a finished run goes on
 
 
 @dataclass
@@ -26,7 +23,6 @@ class Training(Job):
     "A pretraining under way"
     kept: Any = None           # the `KeptStart` of a run whose checkpoint takes the place of its --weights
     cost: Any = None           # a `Cost`
-    stays: str = ''            # the file that the encoder of a finished run has, which is made longer; '' for others
 
     verb, thing, suffix = 'pretrain', 'encoder', '.safetensors'
 
@@ -34,12 +30,16 @@ class Training(Job):
     def work(self): _run(self)
     def export(self, path): return self.learn.export(path)
 
-    @property
-    def products(self): return 1 + (FINISHED in self.folder.record)
     def trained(self): return self.learn.model.encoder
     def doubts(self): return [*self.learn.doubts, *self.learn.collapse.warnings]
     def measures(self): return dict(cost=self.cost.totals())
     def report(self): _report(self)
+
+    def but_with(self, problem):
+        if self.learn is None or not wants_memory(problem): return ''
+        share, chunks = self.learn.dls.train.share, self.learn.plan.chunks
+        more = next((parts for parts in range(chunks + 1, share // 2 + 1) if share % parts == 0), None)
+        return f' --accumulate {more}' if more else ''
 
 
 def make_learner(
@@ -100,8 +100,6 @@ def train(
     kept: Any = None, # a `KeptStart` in place of --weights
 ) -> None:
     "A whole run. Raises `Ended` if it ended early, after all that it has was kept"
-    # which is written with the state that takes the place of 'finished': known however often the run is broken off
-    if folder.before.get('state') == 'finished': folder.record[FINISHED] = folder.before.get('epochs_done')
     carry_out(Training(config, folder, signals, kept=kept))
 
 
@@ -128,23 +126,9 @@ def _prepare(training: Training) -> None:
     training.cost, training.unjudged = Cost(), unjudged(learn.dls.bank.data, learn.dls.valid.data)
     record = record_of(config, learn)
     training.begin(record)
-    _keep_finished(training)
     data = learn.dls.train.data
     if 0 < record['n_labeled'] < len(data):
         training.write_labeled(name for name, known in zip(data.names, data.labeled) if known)
-
-
-def _keep_finished(training: Training) -> None:
-    """A run that had finished, and is made longer, keeps its encoder by a name of its own: the new one is behind it for
-    a while. Raises `InputError` where that can't be"""
-    folder, encoder = training.folder, training.folder/'encoder.safetensors'
-    if FINISHED not in folder.record: return
-    if encoder.exists():
-        kept = encoder.with_stem(f'encoder-{folder.record[FINISHED]}')
-        try: write_whole(kept, encoder.read_bytes())
-        except OSError as e: raise unwritable(f"{kept}, where the finished encoder is to stay,", e) from None
-        training.stays = kept.name
-    folder.save(FINISHED)
 
 
 def _draw_views(training: Training) -> None:
@@ -158,7 +142,6 @@ def _announce(training: Training) -> None:
     if dls.within: to_judge += f" within {dls.within}"
     together = f" in {processes} processes" if processes > 1 else ''
     console.print(training.announced(), end='')
-    if training.stays: console.print(f"the encoder that it had finished stays, as {training.stays}")
     tell_notes(dls)
     console.print(f"{len(dls.train.data):,} pictures to train on{to_judge}; "
                   f"{training.config.arch} on {training.device}{together}; results in {training.folder}")

@@ -116,7 +116,7 @@ def test_a_run_without_its_encoder_is_not_finished(run, folder, monkeypatch):
 
 
 @pytest.mark.parametrize('error, words', [
-    (torch.OutOfMemoryError(), 'out of memory on .*: give a larger --accumulate, or a smaller --batch-size'),
+    (torch.OutOfMemoryError(), 'out of memory on .*: give a larger --accumulate, or begin anew with a smaller --batch'),
     (MemoryError(), 'this machine is out of memory: give a larger --accumulate'),
     (ZeroDivisionError('x\ny'), 'ZeroDivisionError: x'),
     (OSError(errno.ENOSPC, 'No space left on device', 'f'), "no space is left on the disk for 'f'"),
@@ -162,11 +162,45 @@ def test_errors_of_a_callback(run, folder, monkeypatch, error):
     (RuntimeError('Exception occured in `Table` when calling event `after_epoch`:\n\tno rows\nmore'),
      'RuntimeError: no rows'),
     (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
-     'this machine is out of memory: give a larger --accumulate, a smaller --batch-size or --size, or fewer --workers'),
+     'this machine is out of memory: give a larger --accumulate, or begin anew with a smaller --batch-size or --size; '
+     'fewer --workers take less, too'),
     (OSError(errno.EIO, 'Input/output error'), 'OSError: [Errno 5] Input/output error'),
     (KeyError(), 'KeyError'),
 ])
-def test_sentences(error, words): assert sentence(error, 'cpu') == words
+def test_sentences(error, words): assert sentence(error, 'cpu', 'pretrain') == words
+
+
+@pytest.mark.parametrize('verb, words', [
+    ('finetune', 'begin anew with a smaller --batch-size or --size'),
+    ('detect', 'give a smaller --batch-size or --size'), ('embed', 'close what else uses it, or give fewer pictures')])
+def test_what_takes_less_memory(verb, words):
+    "Only what the verb has"
+    assert sentence(torch.OutOfMemoryError(), 'cuda', verb) == f'out of memory on cuda: {words}'
+    assert sentence(MemoryError(), 'cuda', verb).startswith(f'this machine is out of memory: {words}')
+
+
+def test_out_of_memory_without_a_run(run, folder, monkeypatch):
+    image_folder(folder/'p', dict(a=4))
+    def short(*args, **kwargs): raise torch.OutOfMemoryError
+    monkeypatch.setattr('fastcontrast.cli.views.read_pictures', short)
+    code, _, err = run('views', 'p')
+    assert code == 1 and err == "error: out of memory on its device: close what else uses it, or give fewer pictures.\n"
+
+
+def test_a_run_out_of_memory_goes_on_in_parts(run, folder, monkeypatch):
+    "By the command that it is told"
+    image_folder(folder/'p', dict(a=8, bb=8))
+    class Full(Callback):
+        def after_epoch(self): raise torch.OutOfMemoryError
+    fit = training.fit
+    def with_callback(*args): fit(*args[:-1], [*args[-1], Full()])
+    with monkeypatch.context() as m:
+        m.setattr(training, 'fit', with_callback)
+        code, _, err = run('pretrain', 'p', *TINY, '--epochs', 2, '--out', 'r', '--no-controls')
+    command = re.search('go on with: fastcontrast (pretrain --resume r --accumulate 2)', err)
+    assert code == 1 and command, err
+    code, out, err = run(*command[1].split())
+    assert code == 0 and 'accumulate: 2 in place of 1' in out and config('r')['epochs_done'] == 2, (out, err)
 
 
 def test_a_decoding_worker_is_killed(folder):

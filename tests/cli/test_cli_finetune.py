@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.cli import TINY, config, ended_after_an_epoch
 from helpers.folders import image_folder, picture
+from safetensors.torch import load_file
 
 from fastcontrast.cli import main
 from fastcontrast.cli.rivals import views_of_run
@@ -117,7 +118,12 @@ def test_it_ends_as_if_nothing_had_happened(run, folder, pretrained, monkeypatch
 
 def test_a_finished_one_is_made_longer(run, refused, pretrained):
     assert run('finetune', pretrained, '--labels', 'all', '--bs', 8, '--epochs', 1, '--out', 'f')[0] == 0
+    first = load_file('f/classifier/model.safetensors')
     code, out, _ = run('finetune', '--resume', 'f', '--epochs', 3)
+    assert 'the classifier that it had finished stays, as classifier-1' in out
+    kept, new = (load_file(f'{name}/model.safetensors') for name in ('f/classifier-1', 'f/classifier'))
+    assert all(torch.equal(t, kept[name]) for name, t in first.items()) and load_classifier('f/classifier-1')
+    assert not all(torch.equal(t, new[name]) for name, t in first.items())
     assert code == 0 and 'planned for 1 epochs and now for 3: the schedule' in out and len(rows(Path('f'))) == 3
     assert config('f')['state'] == 'finished' and config('f')['settings']['epochs'] == 3
     assert 'give --epochs more than 3' in refused('finetune', '--resume', 'f', '--epochs', 3)
