@@ -3,6 +3,7 @@
 Docs: https://fastcontrast.github.io/fastcontrast/data.html.md"""
 import difflib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +28,7 @@ from .core import LARGEST_SIDE, InputError, MissingPath, clipped, is_number, num
 from .distributed import join_processes, local_world_size, rank, world_size
 from .files import from_list, megabytes, read_text, user_path
 from .formats import LONGEST, PixelFormat
-from .folders import Left, by_folder, find_pictures, list_folder
+from .folders import Left, by_folder, find_pictures, folders_beside, list_folder
 from .loaders import (FastaiLoader, ImageData, ImageLoader, ImageLoaders, MappedLoader, PictureStream, ResidentLoader,
                       ShardLoader, StratifiedLoader, StreamingLoader, decode_all, empty_loader, load_rows, outside)
 from .pictures import Files, Names, Pictures, by_reason, common_size, short_and_long
@@ -41,6 +42,8 @@ __all__ = ['SOURCES', 'VALID_FOLDERS', 'ImageData', 'ImageLoader', 'ImageLoaders
 
 SOURCES = ('digits',)
 VALID_FOLDERS = ('val', 'valid', 'validation', 'test')
+# beginning of a name like test1 or Val_2, which is no class
+_VALIDATES = re.compile(f"(?:{'|'.join(VALID_FOLDERS)})(?![a-z])", re.IGNORECASE)
 BATCH = 256  # pictures, where nobody says how many
 MOST_CHANNELS = 4096 # as of the finest spectrometers, many times over
 SOME_LABELS = "None, if training is to know none, 'all', a fraction in (0, 1], like 0.1, or a file of names"
@@ -68,6 +71,19 @@ def _scan(folder: Path, classes: list[str] | None = None) -> tuple[Files, list[s
     classes = classes or list(below)
     y = np.repeat([classes.index(f) for f in below], [len(below[f]) for f in below])
     return Files(folder, Names.in_folders(below), y), classes
+
+
+def _train_folder(root: Path, note: Callable[[str], None]) -> Path | None:
+    """The folder train/ of a training split; None: there is none, or it is a class like those beside it
+
+    Where none validates it is a class, if it holds loose pictures alone, and a folder beside it has some, too."""
+    folder = root/'train'
+    if not folder.is_dir(): return None
+    beside, alike = folders_beside(folder, but=('train', *VALID_FOLDERS))
+    validates = _valid_folder(root) or any(map(_VALIDATES.match, beside))
+    if alike and not validates: return None
+    if beside: note(f"folders of pictures beside train/ are left out: {_some(beside)}")
+    return folder
 
 
 def _valid_folder(root: Path) -> Path | None:
@@ -114,16 +130,21 @@ def _no_folder(root: Path, source: str) -> str:
     return suggest(source, SOURCES, 'folder or data set') if by_name else f"there is no folder '{source}'"
 
 
-def _open_folder(source: str | Path, unlabelled: bool, held: bool = True) -> tuple[Part, Part | None]:
-    "The pictures of a name that is to be a folder, and those of its validation split, where it has one (and `held`)"
+def _open_folder(
+    source: str | Path,
+    unlabelled: bool, # is it taken as it is?
+    held: bool,       # is a validation split wanted?
+    note: Callable[[str], None], # gets what is worth one
+) -> tuple[Part, Part | None]:
+    "The pictures of a name that is to be a folder, and those of its validation split, where it has one"
     root = user_path(source, 'source')
     if not root.exists():
         raise MissingPath(_no_folder(root, str(source)))
     if not root.is_dir():
         raise InputError(f"'{source}' is a file: give the folder that holds the pictures, or a table of their paths "
                          f"({', '.join(TABLES)})")
-    folder, beside = root/'train', _valid_folder(root)
-    if not folder.is_dir():
+    folder, beside = _train_folder(root, note), _valid_folder(root)
+    if folder is None:
         if beside and not unlabelled: raise InputError(f"'{root}' has a folder {beside.name}/ but no train/")
         return _folder_part(root, str(source), unlabelled), None
     train = _folder_part(folder, str(source), unlabelled)
@@ -372,6 +393,7 @@ def _open_any(
     source: Any, # folder, list, table, data set or 'digits'
     columns: Columns,
     size: int | None,        # side of the square the model will see
+    note: Callable[[str], None], # gets what is worth one
     unlabelled: bool = False, # are its labels left alone?
     held: bool = True,       # is a validation split wanted?
 ) -> tuple[Part, Part | None]:
@@ -381,7 +403,7 @@ def _open_any(
         return train, test if held else None
     if isinstance(source, (str, Path)) and not is_table(source):
         columns.refuse(f"the folder '{source}'")
-        return _open_folder(source, unlabelled, held)
+        return _open_folder(source, unlabelled, held, note)
     return open_collection(source, columns, unlabelled), None
 
 
@@ -402,7 +424,7 @@ def _open_judge(source: Any, settings: _Settings) -> list[Part]:
         if paths := _tar_files(source): return [_shards_part(paths, settings, str(source))]
         if not folder.is_dir(): raise MissingPath(f"there is no validation folder '{source}'")
     if are_shards(source): return [_shards_part(shard_paths(source), settings, f'{len(source)} shards')]
-    parts = _open_any(source, replace(settings.columns, strict=False), settings.size)
+    parts = _open_any(source, replace(settings.columns, strict=False), settings.size, settings.note)
     return [part for part in parts if part is not None]
 
 
@@ -791,5 +813,5 @@ def image_dls(
     if cache and (shards or not isinstance(source, (str, Path)) or source in SOURCES):
         raise InputError(f"cache={cache} keeps a folder of pictures decoded, and the source is none: "
                          "leave cache (--cache) out")
-    train, held = shards or _open_any(source, settings.columns, size, unlabelled, held=is_number(valid))
+    train, held = shards or _open_any(source, settings.columns, size, settings.note, unlabelled, held=is_number(valid))
     return _load(train, _judges(train, held, settings), settings)

@@ -6,7 +6,7 @@ import os
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -17,6 +17,7 @@ from .core import InputError, clipped, shown
 from .files import check_file
 from .pictures import picture_suffixes
 
+LOOKED_INTO = 100 # folders of a folder, where it is only asked whether there is a picture
 SNIFFED = 100 # files with other suffixes whose first bytes are looked at; if one is a picture, all are
 MOST_LEFT = 9 # times as many files as pictures may be left out; where there are more, pictures are not what was meant
 # suffixes of pictures that Pillow does not read, or not everywhere
@@ -158,6 +159,44 @@ def by_folder(
     return found.pop('', []), found, left.settle(sum(len(part.pictures) for part in parts.values()))
 
 
+def loose_kind(
+    folder: Path,
+) -> str: # 'pictures', or 'arrays' where there are no others; '': it is neither
+    "What it is that lies in a folder itself, where none of it lies in its folders"
+    names, inner = _entries(os.fspath(folder))
+    kinds = set(map(_kind, _suffixes(names)))
+    kind = next((kind for kind in ('pictures', 'arrays') if kind in kinds), '')
+    return '' if kind and any(_has_loose(entry.path, kind) for entry in _followed(inner, folder)) else kind
+
+
+def folders_beside(
+    folder: Path,
+    but: Container[str], # names of those that do not count, its own among them
+) -> tuple[list[str], bool]: # the others' names, sorted; does it hold loose pictures alone, as one of them has some?
+    "The folders beside one that hold pictures, or whose folders do. Each is looked into up to its first picture"
+    others = [entry for entry in _folders(folder.parent) if entry.name not in but]
+    own = loose_kind(folder) if others else ''
+    kind = own or 'pictures'
+    loose = {entry.name for entry in others if _has_loose(entry.path, kind)}
+    names = [entry.name for entry in others if entry.name in loose or _has_below(entry.path, kind)]
+    return names, bool(own and loose)
+
+
+def _has_loose(
+    folder: str,
+    kind: str, # of `_kind`
+) -> bool:
+    "Does a file of a kind lie in a folder itself? Not in one that can't be looked into"
+    with suppress(OSError), os.scandir(folder) as entries:
+        return any(_kind(entry.name[entry.name.rfind('.'):]) == kind and visible(entry.name) and not _is_folder(entry)
+                   for entry in entries)
+    return False
+
+
+def _has_below(folder: str, kind: str) -> bool:
+    return any(_has_loose(entry.path, kind) for entry in _folders(folder)[:LOOKED_INTO])
+
+
 def _with_arrays(listing: Listing) -> Listing: return replace(listing, pictures=listing.arrays)
 
 
@@ -227,6 +266,19 @@ def _files(
             if inner is None or inner in seen: continue
             seen.add(inner)
             left.append((f'{prefix}{entry.name}/', entry.path, inner))
+
+
+def _folders(folder: str | Path) -> list[os.DirEntry]:
+    "The visible folders in a folder, sorted; none in one that can't be looked into"
+    try: return _followed(_entries(os.fspath(folder))[1], folder)
+    except InputError: return []
+
+
+def _followed(folders: list[os.DirEntry], folder: str | Path) -> list[os.DirEntry]:
+    "Those of the folders in a folder that are no links to a part of it, or to what holds it; sorted"
+    real = os.path.realpath(folder)
+    followed = (entry for entry in folders if _real_path(entry, real, real) is not None)
+    return sorted(followed, key=lambda entry: entry.name)
 
 
 def _real_path(

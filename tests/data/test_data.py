@@ -1,4 +1,6 @@
 "Every source, its splits and labels, and every bad input"
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,72 @@ def test_train_folder_without_validation_is_split(tmp_path):
     image_folder(tmp_path/'train', dict(a=10, b=10))
     dls = dls_of(tmp_path)
     assert len(dls.train.data) == 16 and len(dls.valid.data) == 4
+
+
+def notes_of(source, **kwargs):
+    "What is said of a source, and its training pictures"
+    notes = []
+    return notes, dls_of(source, tell=notes.append, **kwargs).train.data
+
+
+@pytest.mark.parametrize('suffix', ['png', 'npy'])
+def test_a_class_may_be_called_train(tmp_path, suffix):
+    root = image_folder(tmp_path/'vehicles', dict(bus=4, car=4, train=4))
+    (root/'train/models').mkdir()  # without pictures
+    if suffix == 'npy':
+        for path in root.rglob('*.png'):
+            np.save(path.with_suffix('.npy'), np.asarray(Image.open(path)))
+            path.unlink()
+    notes, data = notes_of(root, valid=0)
+    assert notes[0] == '3 classes from folders: bus, car, train' and data.y.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert len(notes_of(root, unlabelled=True)[1]) == 12
+    (root/f'train/000.{suffix}').rename(root/f'train/models/000.{suffix}')
+    notes, data = notes_of(root, unlabelled=True)  # it has folders of its own
+    assert notes == ['folders of pictures beside train/ are left out: bus, car'] and len(data) == 4
+
+
+def test_a_folder_called_train_is_taken_as_it_is(tmp_path):
+    root = image_folder(tmp_path/'photos', {'train': 4, 'beach': 3, '2023/05': 2})
+    notes, data = notes_of(root, unlabelled=True)
+    assert not notes and data.names[0] == '2023/05/000.png' and len(data) == 9
+    (root/'beach').rename(tmp_path/'beach')
+    notes, data = notes_of(root, unlabelled=True)  # no other has loose ones, as train/ does
+    assert notes == ['folders of pictures beside train/ are left out: 2023'] and len(data) == 4
+
+
+@pytest.mark.parametrize('beside', ['test1', 'Val_2', 'TEST'])
+def test_what_is_called_like_a_split_makes_no_class_of_train(tmp_path, beside):
+    root = image_folder(tmp_path, {'train': 4, beside: 3, 'valley': 2})
+    notes, data = notes_of(root)
+    assert data.classes is None and len(data) == 4
+    assert notes == [f'folders of pictures beside train/ are left out: {", ".join(sorted([beside, "valley"]))}']
+
+
+def test_what_stands_beside_splits_is_told(tmp_path):
+    image_folder(tmp_path/'p/train', dict(a=4, b=4))
+    image_folder(tmp_path/'p', {'extra/a': 3, 'more': 2, '.hidden': 1})
+    (tmp_path/'p/empty/deep').mkdir(parents=True)
+    (tmp_path/'p/papers').mkdir()
+    (tmp_path/'p/papers/list.txt').write_text('no picture')
+    (tmp_path/'p/latest').symlink_to('train')
+    left = 'folders of pictures beside train/ are left out: extra, more'
+    for unlabelled in (False, True): assert left in notes_of(tmp_path/'p', unlabelled=unlabelled)[0]
+    image_folder(tmp_path/'p/val', dict(a=1, b=1))
+    image_folder(tmp_path/'p/test', dict(a=1, b=1))
+    notes, data = notes_of(tmp_path/'p')
+    assert left in notes and data.classes == ['a', 'b'] and len(data) == 8
+    image_folder(tmp_path/'q', dict(a=4, b=4))
+    assert left in notes_of(tmp_path/'q', valid=tmp_path/'p')[0]
+    image_folder(tmp_path/'flat', dict(train=4, val=2, more=3))
+    notes, data = notes_of(tmp_path/'flat')
+    assert data.classes is None and notes == ['folders of pictures beside train/ are left out: more']
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason='root may look into everything')
+def test_what_may_not_be_looked_into_is_no_matter_beside_splits(tmp_path):
+    image_folder(tmp_path/'train', dict(a=4))
+    (tmp_path/'lost+found').mkdir(mode=0)
+    assert notes_of(tmp_path) == (['1 class from folders: a'], notes_of(tmp_path)[1])
 
 
 def test_other_folder_validates(tmp_path):
