@@ -442,7 +442,8 @@ def _fitting(train: Part, parts: list[Part], settings: _Settings) -> _Judges:
     # as where the part itself is given, so that numbers are the same
     chosen = stratified(part.y, WITHIN, (settings.seed, 1), leave=1)
     if not chosen.any() and is_number(settings.valid): return _Judges(without_labels(part.pictures, part.name))
-    return _pair(part.subset(np.flatnonzero(~chosen)), part.subset(np.flatnonzero(chosen)))
+    whole = replace(part, place=part.pictures.names)
+    return _pair(whole.subset(np.flatnonzero(~chosen)), whole.subset(np.flatnonzero(chosen)))
 
 
 def _pair(bank: Part, queries: Part) -> _Judges:
@@ -534,8 +535,9 @@ def _make_loader(
         make = partial(ResidentLoader, images)
     else: make = partial(StreamingLoader, PictureStream(pictures, form), settings.workers, settings.strict)
     names = pictures.names if good.all() else pictures.subset(np.flatnonzero(good)).names
+    listed = split.listed.pictures.names if split.part.place is None else split.part.place
     data = ImageData(names, torch.from_numpy(labels.y[good]), torch.from_numpy(split.known[good]), labels.classes,
-                     failed, labels.reason, split.listed.pictures.names)
+                     failed, labels.reason, listed)
     if failed and not len(data): raise InputError(f"no picture could be decoded: {by_reason(failed.items())}")
     return make(data, settings.bs, device, training=split.training, seed=settings.seed, form=form)
 

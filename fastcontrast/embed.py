@@ -39,7 +39,7 @@ from .views import plain_view
 class Embedded:
     "Features of pictures, in the order of their names"
     features: Tensor          # float32 [N, D], on the CPU
-    names: list[str]          # [N], in the folder or list of their part
+    names: list[str]          # [N], in the folder or list of their part; see `_parts` where that has two
     parts: list[str]          # [N], 'train' or 'valid': where the pictures lie, if they have folders for both
     y: Tensor                 # int64 [N], places in `classes`; -1: unknown
     classes: list[str] | None # None: the pictures have no labels
@@ -158,7 +158,7 @@ class Embedded:
         "The same features, with the pictures that they are of. Raises `InputError` for other pictures"
         if not isinstance(pictures, ImageLoaders):
             pictures = image_dls(pictures, **dict(bs=2, valid=0., training=False) | settings)
-        known = {(part, str(name)) for part, loader in _parts(pictures).items() for name in loader.data.names}
+        known = {(part, name) for part, _, names in _parts(pictures) for name in names}
         missing = [name for part, name in zip(self.parts, self.names) if (part, name) not in known]
         if not missing: return replace(self, pictures=pictures)
         more = f" and {len(missing) - 1:,} others" * (len(missing) > 1)
@@ -173,16 +173,32 @@ class Embedded:
         if self.pictures is None:
             raise InputError("these features came without their pictures: give them, load_embedded(path, pictures).")
         seen: dict[int, Tensor] = {}
-        for part, loader in _parts(self.pictures).items():
+        for part, loader, names in _parts(self.pictures):
             own = sorted({row for row in rows if self.parts[row] == part})
             if not own: continue
-            places = {str(name): place for place, name in enumerate(loader.data.names)}
-            chosen = sorted((places[self.names[row]], row) for row in own)
+            places = {name: place for place, name in enumerate(names)}
+            chosen = sorted((places[self.names[row]], row) for row in own if self.names[row] in places)
+            if not chosen: continue
             read = _squares(loader, torch.tensor([place for place, _ in chosen]), side)
             seen |= {row: square for (_, row), square in zip(chosen, read, strict=True)}
         return torch.stack([seen[row] for row in rows])
 
-def _parts(pictures: ImageLoaders) -> dict[str, ImageLoader]: return dict(train=pictures.train, valid=pictures.valid)
+def _parts(pictures: ImageLoaders) -> list[tuple[str, ImageLoader, list[str]]]:
+    """Every loader with its part and the names of its pictures
+
+    Where pictures judge by themselves, those among which neighbours are looked for are 'valid', too: in bank/, if they
+    are of another place than the queries and one of them has the name of a query."""
+    names = [[str(name) for name in loader.data.names] for loader in pictures.loaders]
+    if names[2:] and not set(names[1]).isdisjoint(names[2]): names[2] = [f'bank/{name}' for name in names[2]]
+    return list(zip(('train', 'valid', 'valid'), pictures.loaders, names))
+
+def _as_listed(embedded: Embedded) -> Embedded:
+    "Pictures that are judged among others of their place stand where they lie between these"
+    valid, bank, names = embedded.pictures.valid.data, embedded.pictures.bank.data, embedded.names
+    if len(embedded.pictures.loaders) < 3 or valid.listed is None or bank.listed is not valid.listed: return embedded
+    places = {str(name): place for place, name in enumerate(valid.listed)}
+    n = embedded.parts.count('train')
+    return embedded.only([*range(n), *sorted(range(n, len(names)), key=lambda row: places[names[row]])])
 
 def _squares(
     loader: ImageLoader,
@@ -275,7 +291,7 @@ def model_outputs(
         raise InputError(f"the encoder takes pictures with {channels} channels, and these have {source.channels}.")
     if move: model = model.to(source.train.device)
     results, names, parts, classes = [], [], [], source.train.data.classes
-    for part, loader in _parts(source).items():
+    for part, loader, called in _parts(source):
         loader = copy.copy(loader.ordered())
         if not len(loader): continue
         h, places = _features(model, loader, size, mean, std, precision)
@@ -284,10 +300,10 @@ def model_outputs(
             classes = [*(classes or ()), *(name for name in own if name not in (classes or ()))]
             y = renumbered(y, own, classes)
         results.append((h, y))
-        names += [str(loader.data.names[place]) for place in places.tolist()]
+        names += [called[place] for place in places.tolist()]
         parts += [part] * len(h)
     features, y = (torch.cat(tensors) for tensors in zip(*results, strict=True))
-    return Embedded(features, names, parts, y, classes, source)
+    return _as_listed(Embedded(features, names, parts, y, classes, source))
 
 def renumbered(
     y: Tensor,              # int64 [N], places among `own`; -1: unknown

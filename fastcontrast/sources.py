@@ -43,6 +43,7 @@ class Part:
     labels: Labels
     name: str        # what messages call it
     origin: str = '' # where names of classes come from, if nobody has said that they are classes
+    place: Sequence[str] | None = None # names of all pictures of the place, where these are some; None: they are all
 
     @property
     def y(self) -> np.ndarray: return self.labels.y

@@ -73,6 +73,46 @@ def test_pictures_that_judge_by_themselves_have_classes_of_their_own(encoder, fo
         assert embedded.labels == named and embedded.classes == classes and set(embedded.parts) == {'train', 'valid'}
 
 
+@pytest.mark.parametrize('how', [{}, STREAM])
+def test_all_pictures_that_judge_by_themselves(encoder, folder, how):
+    "Those among which neighbours are looked for stand between the queries, as they lie"
+    image_folder(folder/'valid', dict(a=6, b=11))
+    (folder/'valid/b/003.png').write_text('broken')
+    dls = image_dls(folder, size=32, bs=2, unlabelled=True, **dict(workers=0) | how)
+    assert dls.within == 'valid' and 0 < len(dls.valid.data) < 4
+    embedded = embed(encoder, dls, precision='fp32')
+    names = sorted(f'{path.parent.name}/{path.name}' for path in (folder/'valid').rglob('*.png'))
+    names.remove('b/003.png')
+    assert embedded.parts == ['train'] * 5 + ['valid'] * 16 and embedded.names[5:] == names
+    assert embedded.labels == [''] * 5 + [name[0] for name in names] and len(set(embedded.paths)) == 21
+    for part, name, row in zip(embedded.parts, embedded.names, embedded.features):
+        torch.testing.assert_close(row, expected(encoder, folder/part/name), rtol=1e-4, atol=1e-5)
+    rows = [20, 0, 6, 12]
+    for row, square in zip(rows, embedded.squares(rows, 32)):
+        x = np.array(Image.open(folder/embedded.paths[row]))
+        assert torch.equal((square * 255).round().byte(), torch.from_numpy(x).permute(2, 0, 1))
+    assert embedded.with_pictures(folder, size=32, unlabelled=True).pictures.within == 'valid'
+
+
+def test_a_bank_of_another_place(encoder, folder, tmp_path):
+    "Its pictures have names of their own; none is there twice where the training part is the bank"
+    other = image_folder(tmp_path/'o', dict(a=2, b=3))
+    dls = image_dls(folder/'train', size=32, bs=2, valid=(folder/'valid', other))
+    embedded = embed(encoder, dls, precision='fp32')
+    assert embedded.names[5:] == ['a/000.png', 'a/001.png', 'b/000.png', 'b/001.png', 'b/002.png',
+                                  'bank/a/000.png', 'bank/b/000.png', 'bank/b/001.png']
+    assert embedded.parts == ['train'] * 5 + ['valid'] * 8 and embedded.labels[5:] == list('aabbbabb')
+    row, path = embedded.row('bank/b/001.png'), folder/'valid/b/001.png'
+    torch.testing.assert_close(embedded.features[row], expected(encoder, path), rtol=1e-4, atol=1e-5)
+    x = np.array(Image.open(path))
+    assert torch.equal((embedded.squares([row], 32)[0] * 255).round().byte(), torch.from_numpy(x).permute(2, 0, 1))
+    for name in ('000.png', '001.png', '002.png'): (other/'b'/name).rename(other/f'b/own{name}')
+    for name in ('000.png', '001.png'): (other/'a'/name).rename(other/f'a/own{name}')
+    apart = embed(encoder, image_dls(folder/'train', size=32, bs=2, valid=(folder/'valid', other)))
+    assert apart.names[10:] == ['a/000.png', 'b/000.png', 'b/001.png']
+    assert len(embed(encoder, image_dls(folder/'train', size=32, bs=2, valid=folder/'valid'))) == 8
+
+
 def test_arrays_without_labels(encoder):
     x = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
     embedded = embed(encoder, x)

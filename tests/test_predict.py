@@ -61,6 +61,14 @@ def test_one_picture_and_loose_ones(folder, tmp_path):
                                 'probability_3']
 
 
+def test_every_picture_of_those_that_judge_by_themselves(folder, tmp_path):
+    image_folder(tmp_path, dict(train=3))
+    image_folder(tmp_path/'val', dict(a=6, b=6))
+    found = predict(folder, tmp_path)
+    assert found.parts == ['train'] * 3 + ['valid'] * 12 and found.known == 12
+    assert found.names[3:] == [f'{c}/00{i}.png' for c in 'ab' for i in range(6)]
+
+
 def test_files(folder, tmp_path):
     found = predict(folder, folder.parent/'pictures')
     rows = pd.read_csv(found.save(tmp_path/'new/p.csv', top=1))
