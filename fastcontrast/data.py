@@ -28,7 +28,7 @@ from .core import LARGEST_SIDE, InputError, MissingPath, clipped, is_number, num
 from .distributed import join_processes, local_world_size, rank, world_size
 from .files import from_list, megabytes, read_text, user_path
 from .formats import LONGEST, PixelFormat
-from .folders import Left, by_folder, find_pictures, folders_beside, list_folder
+from .folders import Left, by_folder, find_pictures, folders_beside, list_folder, loose_kind
 from .loaders import (FastaiLoader, ImageData, ImageLoader, ImageLoaders, MappedLoader, PictureStream, ResidentLoader,
                       ShardLoader, StratifiedLoader, StreamingLoader, decode_all, empty_loader, load_rows, outside)
 from .pictures import Files, Names, Pictures, by_reason, common_size, short_and_long
@@ -96,7 +96,9 @@ def has_valid(
 ) -> bool:
     "Whether a source has a validation split of its own, so that no share of it is drawn for one"
     root = user_path(source, 'source')
-    return source in SOURCES or (root/'train').is_dir() and _valid_folder(root) is not None
+    beside = _valid_folder(root) if (root/'train').is_dir() else None
+    # without labels it judges nothing, and where training has some, a share of its pictures does: see `_judge_nothing`
+    return source in SOURCES or beside is not None and not (loose_kind(beside) and not loose_kind(root/'train'))
 
 
 def _folder_part(folder: Path, name: str, unlabelled: bool) -> Part:
@@ -410,11 +412,19 @@ def _open_any(
 def _judges(train: Part, held: Part | None, settings: _Settings) -> _Judges:
     "What judges the features of training; `held`: what its source has for that"
     valid = settings.valid
-    if held is not None: return _fitting(train, [held], settings)
+    if held is not None and not _judge_nothing(held, train, settings): return _fitting(train, [held], settings)
     if is_number(valid): return _Judges()
     if isinstance(valid, tuple) and len(valid) == 2 and not are_labelled(valid):
         return _pair(*(_open_judge(source, settings)[0] for source in valid))
     return _fitting(train, _open_judge(valid, settings), settings)
+
+
+def _judge_nothing(held: Part, train: Part, settings: _Settings) -> bool:
+    "Is a share of training to judge in place of pictures that have no label, as those of Kaggle's test/?"
+    if not settings.valid or (held.y >= 0).any() or not (train.y >= 0).any(): return False
+    settings.note(f"the pictures in '{held.name}' have no labels to judge by and are left out; a share of "
+                  f"{settings.valid:g} of those that train is held out for that")
+    return True
 
 
 def _open_judge(source: Any, settings: _Settings) -> list[Part]:
@@ -643,7 +653,8 @@ def _open_shards(source: Any, settings: _Settings) -> tuple[Part, Part | None] |
     if settings.unlabelled: train = without_labels(train.pictures, train.name)
     if not is_number(settings.valid): return train, None
     beside = _valid_folder(root) if nested else None
-    if beside: return train, _open_judge(beside, settings)[0]
+    held = _open_judge(beside, settings)[0] if beside else None
+    if held is not None and not _judge_nothing(held, train, settings): return train, held
     return _split_shards(train, settings.valid if train.classes else 0, settings.seed)
 
 
@@ -788,10 +799,10 @@ def image_dls(
     folder of such), a torchvision or Hugging Face data set or what is indexed like one, an array or tensor of pictures,
     a tuple of an array or list and its labels, fastai `DataLoaders`, or 'digits'.
 
-    `valid`: a share counts only for a source with classes and no validation split. A source whose classes are not
-    training's is judged within itself: kNN and probes learn from its train/, or from four fifths of it, and are tested
-    on the rest; of (bank, queries) they learn from the first and are tested on the second. What a data set itself
-    raises is not an `InputError`: it is passed on.
+    `valid`: a share counts only for a source with classes and no labelled validation split. A source whose classes are
+    not training's is judged within itself: kNN and probes learn from its train/, or from four fifths of it, and are
+    tested on the rest; of (bank, queries) they learn from the first and are tested on the second. What a data set
+    itself raises is not an `InputError`: it is passed on.
 
     Pictures are kept at a `store_size` of 1.5 times `size`, or as they are if they are smaller. If all are squares,
     batches are `(images, y)`. Else pictures are kept whole, and batches are `(images, aspects, y)`: see `ImageLoader`;

@@ -69,6 +69,16 @@ def test_every_picture_of_those_that_judge_by_themselves(folder, tmp_path):
     assert found.names[3:] == [f'{c}/00{i}.png' for c in 'ab' for i in range(6)]
 
 
+def test_pictures_without_labels_beside_those_that_train(folder, tmp_path):
+    "All of them, as are those of test/ alone, which a share of train/ stands in for where features are to be judged"
+    image_folder(tmp_path/'p/train', dict(a=5, b=5))
+    image_folder(tmp_path/'p', dict(test=3))
+    found, alone = (predict(folder, tmp_path/name, precision='fp32') for name in ('p', 'p/test'))
+    assert found.parts == ['train'] * 10 + ['valid'] * 3 and found.known == 10 and alone.known == 0
+    assert found.names[10:] == alone.names == ['000.png', '001.png', '002.png']
+    torch.testing.assert_close(found.probabilities[10:], alone.probabilities)
+
+
 def test_files(folder, tmp_path):
     found = predict(folder, folder.parent/'pictures')
     rows = pd.read_csv(found.save(tmp_path/'new/p.csv', top=1))

@@ -54,6 +54,21 @@ def test_eval_holds_out_the_pictures_that_the_run_held_out(run, folder):
     assert run('eval', 'r', 'p', '-o', 'g.json')[0] == 0 and json.loads(Path('g.json').read_text())['n_valid'] == 4
 
 
+def test_a_test_folder_without_labels_judges_nothing(run, folder):
+    "Neither a run nor its encoder: a share of train/ does, the same in both"
+    image_folder(folder/'p/train', dict(a=10, bb=10))
+    image_folder(folder/'p', dict(test=4))
+    code, out, err = run('pretrain', 'p', *TINY, '--out', 'r', '--no-controls')
+    assert (code, err) == (0, '') and "the pictures in 'p/test' have no labels to judge by" in out
+    assert (config('r')['n_train'], config('r')['n_valid'], config('r')['unjudged']) == (16, 4, '')
+    assert run('eval', 'r', '-o', 'e.json')[0] == 0
+    knn = config('r')['results']['trained encoder']['knn']
+    encoders = json.loads(Path('e.json').read_text())['encoders']
+    assert encoders['r']['kNN, k=20, τ=0.1']['mean'] == knn
+    assert 'r: it was trained on pictures that judge it here, as its run held out' in run(
+        'eval', 'r', 'p', '--seed', 1, '--draws', 1)[1]
+
+
 def test_rivals_that_were_trained_on_what_judges(digits, run, folder):
     "By another seed, or without a split; not by a larger share of the same seed, nor where the data have a split"
     image_folder(folder/'p', dict(a=10, bb=10))

@@ -18,7 +18,7 @@ from torchvision.datasets import FakeData
 from torchvision.transforms import v2
 
 from fastcontrast.core import InputError, MissingPath
-from fastcontrast.data import ImageLoader, find_pictures, image_dls
+from fastcontrast.data import ImageLoader, find_pictures, has_valid, image_dls
 
 
 # ---------------------------------------------------------------- sources
@@ -35,9 +35,29 @@ def test_train_and_validation_folders(tmp_path, name):
     assert np.array_equal(x[1].permute(1, 2, 0), np.asarray(Image.open(tmp_path/name/'b/001.png')))
 
 
+@pytest.mark.parametrize('how', [{}, dict(cache=True), STREAM])
+def test_a_split_without_labels_judges_nothing(tmp_path, how):
+    "As Kaggle's test/ beside a train/ with classes"
+    image_folder(tmp_path/'p/train', dict(a=10, b=10))
+    image_folder(tmp_path/'p', dict(test=4))
+    notes, data = notes_of(tmp_path/'p', **how)
+    said = f"the pictures in '{tmp_path}/p/test' have no labels to judge by and are left out; a share of 0.2 of those"
+    assert any(note.startswith(said) for note in notes) and len(data) == 16
+    dls, alone = (dls_of(tmp_path/folder, **how) for folder in ('p', 'p/train'))
+    for one, other in zip(dls.loaders, alone.loaders, strict=True): same(one.ordered(), other.ordered())
+    assert torch.bincount(dls.valid.data.y).tolist() == [2, 2] and not has_valid(tmp_path/'p')
+    notes, data = notes_of(tmp_path/'p', valid=0, **how)  # nothing else is to judge
+    assert len(data) == 20 and not any('have no labels' in note for note in notes)
+    assert dls_of(tmp_path/'p', valid=0, **how).valid.data.y.tolist() == [-1] * 4
+    assert len(dls_of(tmp_path/'p', unlabelled=True, **how).valid.data) == 4  # training has none either
+    image_folder(tmp_path/'p/val', dict(a=2, b=2))
+    assert len(dls_of(tmp_path/'p', **how).valid.data) == 4 and has_valid(tmp_path/'p')
+
+
 def test_flat_parts_and_flat_folder(tmp_path):
     image_folder(tmp_path, dict(train=6, val=3))
     dls = dls_of(tmp_path)
+    assert has_valid(tmp_path)
     assert dls.classes is None and len(dls.valid.data) == 3 and (everything(dls.valid)[1] == -1).all()
     dls = dls_of(tmp_path/'train')
     assert len(dls.train.data) == 6 and len(dls.valid) == 0 and list(dls.valid) == []

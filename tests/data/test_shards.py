@@ -137,6 +137,16 @@ def test_sources_and_parts(root, tmp_path):
     assert dls.classes is None and len(dls.valid) == 0 and (everything(dls.train.ordered())[1] == -1).all()
 
 
+def test_shards_without_labels_judge_nothing(tmp_path):
+    for k in range(3): write(tmp_path/f'train/{k}.tar', range(12 * k, 12 * k + 12))
+    write(tmp_path/'test/0.tar', range(100, 105), labels=False)
+    notes = []
+    dls = dls_of(tmp_path, valid=.3, tell=notes.append)
+    assert (len(dls.train.data), len(dls.valid.data)) == (24, 12) and (dls.valid.data.y >= 0).all()
+    assert "test' have no labels to judge by" in notes[0]
+    assert len(dls_of(tmp_path).valid.data) == 5  # where nothing is held out
+
+
 def test_pictures_are_looked_at_in_any_order(root, monkeypatch):
     "Also where no suffix or a label comes first; and headers that were passed over once are not read again"
     write(root/'003.tar', range(90), kind='png', labels=False)
