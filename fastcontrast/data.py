@@ -229,9 +229,13 @@ def pictures_in_list(
     return chosen
 
 
-def _labeled(labels: None | str | Path | float | bool, part: Part, train: np.ndarray, seed: int) -> np.ndarray:
-    "bool, for each training picture: may training use its label? `train`: which of the pictures those are"
-    y = part.y[train]
+def _labeled(
+    part: Part,
+    train: np.ndarray, # int64 [N], which of its pictures are for training
+    settings: '_Settings',
+) -> np.ndarray:       # bool [N]
+    "May training use their labels?"
+    y, labels = part.y[train], settings.labels
     if labels is None: return np.zeros(len(y), dtype=bool)
     if not part.classes or part.y.max() < 0:
         reason = part.labels.reason or "the pictures have no labels: use class folders or labels=None"
@@ -242,10 +246,28 @@ def _labeled(labels: None | str | Path | float | bool, part: Part, train: np.nda
         if not path.is_file():
             raise MissingPath(f"there is no file '{path}' with the names of labelled pictures: labels should be "
                               f"{SOME_LABELS}")
-        return pictures_in_list(path, part.pictures.names)[train] & (y >= 0)
+        return _not_held(pictures_in_list(path, part.pictures.names), part, train, path, settings.note)
     if not is_number(labels) or not 0 < labels <= 1:
         raise InputError(f"labels={labels} should be {SOME_LABELS}")
-    return stratified(y, labels, (seed, 2))
+    return stratified(y, labels, (settings.seed, 2))
+
+
+def _not_held(
+    named: np.ndarray, # bool, for each picture of the part: is it named?
+    part: Part,
+    train: np.ndarray, # as in `_labeled`
+    path: Path,        # of the names
+    note: Callable[[str], None], # gets what is worth one
+) -> np.ndarray:       # as of `_labeled`
+    "Those of the named pictures that train and have a label, where it is said how many are lost to what judges"
+    known, n = named[train] & (part.y[train] >= 0), int(named.sum())
+    held = n - int(named[train].sum())
+    lost = f"{held:,} of the {n:,} pictures named in '{path}' {'are' if held > 1 else 'is'} held out to judge by"
+    if held and not known.any():
+        raise InputError(f"labels={path} leaves no label to training, as {lost}: give valid=0 (--valid 0), other "
+                         "pictures as valid, or other names.")
+    if held: note(f"{lost}, and training does not use their labels")
+    return known
 
 
 def _all_labels(
@@ -499,7 +521,7 @@ def _splits(train: Part, judges: _Judges, settings: _Settings) -> list[_Split]:
     kept = np.flatnonzero(~chosen)
     if isinstance(train.pictures, Shards): first = _Split(train, None, _shard_labels(train, settings))
     else:
-        labeled = _labeled(settings.labels, train, kept, settings.seed)
+        labeled = _labeled(train, kept, settings)
         first = _Split(train, kept if chosen.any() else None, labeled)
     if judges.queries is None: return [first, _Split(train, np.flatnonzero(chosen))]
     return [first, *(_Split(part, None) for part in (judges.queries, judges.bank) if part is not None)]

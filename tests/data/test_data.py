@@ -11,6 +11,7 @@ from fastai.learner import Learner
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageBlock
 from helpers.folders import STREAM, Given, dls_of, everything, image_folder, picture, same
+from helpers.refusals import said as said_of
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
@@ -287,6 +288,27 @@ def test_labels_file(tmp_path):
         names.write_text(text)
         with pytest.raises(InputError, match=why): dls_of(root, labels=names)
     with pytest.raises(MissingPath, match='nowhere.txt'): dls_of(root, labels='nowhere.txt')
+
+
+def test_labels_that_are_held_out_are_told(tmp_path):
+    root, names = image_folder(tmp_path/'x', dict(a=10, b=10)), tmp_path/'names.txt'
+    held = dls_of(root).valid.data.names
+    kept = dls_of(root).train.data.names
+    names.write_text('\n'.join([*held[:3], *kept[:5]]))
+    notes, data = notes_of(root, labels=names)
+    said = f"3 of the 8 pictures named in '{names}' are held out to judge by, and training does not use "
+    assert f'{said}their labels' in notes and [name for name, known in zip(data.names, data.labeled) if known] == list(kept[:5])
+    for how in (dict(valid=0), dict(valid=image_folder(tmp_path/'y', dict(a=2, b=2)))):
+        notes, data = notes_of(root, labels=names, **how)
+        assert data.labeled.sum() == 8 and not any('names.txt' in note for note in notes)
+    names.write_text('\n'.join(held))
+    words = 'leaves no label to training, as 4 of the 4 pictures named in', names, 'held out', 'valid=0 (--valid 0)'
+    said_of(words, dls_of, root, labels=names)
+    assert notes_of(root, labels=names, valid=0)[1].labeled.sum() == 4
+    picture_labels = [(picture(i), label) for i, label in enumerate([0] * 8 + [1] * 8 + [-1] * 2)]
+    held = dls_of(Given(picture_labels)).valid.data.names
+    names.write_text('\n'.join([held[0], '17']))  # and one without a label
+    said_of(['1 of the 2 pictures named in', 'is held out'], dls_of, Given(picture_labels), labels=names)
 
 
 def test_labels_file_may_name_a_broken_picture(tmp_path):
