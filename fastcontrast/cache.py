@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,15 +56,15 @@ def open_store(
     check_utf8(path, 'cache')
     store = _Store(pictures, form, path, dict(format=FORMAT, digest=pictures.digest(), side=str(form.side),
                                               **form.described()))
-    content, fault = store.read()
-    if content is None:
-        with _alone(path):
-            content, fault = store.read()
-            if content is None:  # nobody else was faster
-                store.build(workers, strict, fault)
-                content, fault = store.read()
-                if content is None: raise InputError(f"the cache '{path}' {fault or 'was removed'} once it was built.")
+    content, _ = store.read()
+    now = {} if content is None else store.tried_again(content[1])
+    if content is None or '' in now.values():
+        try: content = store.renewed(workers, strict, now)
+        except InputError as e:
+            if content is None or strict: raise
+            now = {i: reason or f"it can be decoded now, but {e}".rstrip('.') for i, reason in now.items()}
     pixels, failed, outside = content
+    failed = {i: now.get(i) or reason for i, reason in failed.items()}
     if store.count is not None: store.count.add_(outside)
     check_decoded(store.named(failed), strict)
     return pixels, failed
@@ -95,17 +95,22 @@ def _unwritable(path: Path, reason: str | None) -> InputError:
 
 
 class _Chunks(Dataset):
-    "What the worker processes run: chunk `k` of the pictures is decoded and written to the file"
+    "What the worker processes run: chunk `k` of some pictures is decoded and written to the file"
     size = 32  # pictures
-    def __init__(self, pictures: Files, form: PixelFormat, path: Path):
-        self.pictures, self.form, self.path = pictures, form, path
+    def __init__(self,
+        pictures: Files,
+        which: Sequence[int], # of the pictures
+        form: PixelFormat,
+        path: Path,
+    ):
+        self.pictures, self.which, self.form, self.path = pictures, which, form, path
         self.rows: np.ndarray | None = None  # the chunk, in memory that each worker takes once
 
-    def __len__(self): return -(-len(self.pictures) // self.size)
+    def __len__(self): return -(-len(self.which) // self.size)
 
     def __getitem__(self, k: int) -> tuple[dict[int, str], str]:
         "The pictures that could not be decoded, and the error that kept the chunk from being written, or ''"
-        indices = range(k * self.size, min((k + 1) * self.size, len(self.pictures)))
+        indices = self.which[k * self.size:(k + 1) * self.size]
         if self.rows is None: self.rows = np.empty((self.size, *self.form.shape), dtype=self.form.array_type)
         rows, failed = self.rows[:len(indices)], {}
         for row, i in zip(rows, indices, strict=True):
@@ -115,8 +120,9 @@ class _Chunks(Dataset):
         try:
             # a disk that is full answers this with an error, and writing to a mapping by killing the process
             with open(self.path, 'r+b') as file:
-                file.seek(HEADER + indices.start * rows[0].nbytes)
-                file.write(rows)
+                for i, row in zip(indices, rows, strict=True):
+                    file.seek(HEADER + i * self.form.nbytes)
+                    file.write(row)
         except OSError as e: return failed, e.strerror
         return failed, ''
 
@@ -199,6 +205,56 @@ class _Store:
         if any(not 0 <= i < len(self.pictures) for i in failed): raise ValueError
         return failed
 
+    @property
+    def _counted(self) -> int: return 0 if self.count is None else self.count.item()
+
+    def _uncount(self, before: int) -> int:
+        "How many pictures were counted since then; they are no longer, as whoever reads the store counts them"
+        more = self._counted - before
+        if more: self.count.fill_(before)
+        return more
+
+    def tried_again(self,
+        failed: dict[int, str],
+    ) -> dict[int, str]: # '': it can be decoded
+        "Why pictures can't be decoded now that couldn't be before: it may have been for want of memory, or a right"
+        before = self._counted
+        tried = progress(list(failed), "trying again what could not be decoded")
+        reasons = {i: attempt(self.pictures.pixels, i, self.form)[1] for i in tried}
+        self._uncount(before)
+        return reasons
+
+    def renewed(self,
+        workers: int, # processes that decode; 0: this one
+        strict: bool, # is a picture that cannot be decoded an error?
+        now: dict[int, str], # from `tried_again`
+    ) -> tuple[torch.Tensor, dict[int, str], int]:
+        "What `read` gives once the store is built, or has the pictures that can be decoded now; raises `InputError`"
+        with _alone(self.path):
+            content, fault = self.read()  # somebody else may have been faster
+            if content is None: self.build(workers, strict, fault)
+            else: self._mend(content[1], content[2], [i for i in content[1] if now.get(i) == ''], workers, strict)
+            content, fault = self.read()
+        if content is None: raise InputError(f"the cache '{self.path}' {fault or 'was removed'} once it was built.")
+        return content
+
+    def _mend(self,
+        failed: dict[int, str], # of the file that is there
+        outside: int,     # how many of its pictures were clipped
+        which: list[int], # of those that failed, to be decoded into their places
+        workers: int,
+        strict: bool,
+    ):
+        "Write pictures to places of the file that nobody looks at, and only then that they are there"
+        if not which: return
+        print(f"the cache '{shown(self.path)}' gets {len(which):,} of the pictures that could not be decoded before",
+              file=sys.stderr)
+        try:
+            broken, more = self._decode(self.path, which, workers, strict)
+            there = {*which} - {*broken}
+            self._finish(self.path, {i: reason for i, reason in failed.items() if i not in there}, outside + more)
+        except OSError as e: raise _unwritable(self.path, e.strerror) from None
+
     def build(self,
         workers: int, # processes that decode; 0: this one
         strict: bool, # is a picture that cannot be decoded an error?
@@ -211,11 +267,7 @@ class _Store:
             self._check_space()
             partial.touch()
             self._announce(fault)
-            before = 0 if self.count is None else self.count.item()
-            failed = self._decode(partial, workers, strict)
-            outside = 0 if self.count is None else self.count.item() - before
-            if outside: self.count.fill_(before)  # whoever reads the store counts them
-            self._finish(partial, failed, outside)
+            self._finish(partial, *self._decode(partial, range(len(self.pictures)), workers, strict))
             os.replace(partial, self.path)
         except OSError as e: raise _unwritable(self.path, e.strerror) from None
         finally:
@@ -235,11 +287,17 @@ class _Store:
         print(f"{again}decoding {len(self.pictures):,} pictures at {self.form.side} px{where} ({megabytes(self.end)})",
               file=sys.stderr)
 
-    def _decode(self, file: Path, workers: int, strict: bool) -> dict[int, str]:
-        "Write the pixels of all pictures; those that could not be decoded, and why"
+    def _decode(self,
+        file: Path,
+        which: Sequence[int], # of the pictures
+        workers: int,
+        strict: bool,
+    ) -> tuple[dict[int, str], int]:
+        "Write the pixels of pictures; those that could not be decoded, and why, and how many others were clipped"
         failed: dict[int, str] = {}
+        before = self._counted
         # the generator: the loader draws a number from one, and were it everybody's, a run would depend on who built
-        chunks = _Chunks(self.pictures, self.form, file)
+        chunks = _Chunks(self.pictures, which, self.form, file)
         workers = min(workers, len(chunks)) if len(chunks) > 1 else 0
         chunks = DataLoader(chunks, batch_size=None, num_workers=workers, generator=torch.Generator())
         with contextlib.closing(_written_behind(file, progress(chunks, "decoding"))) as written:
@@ -247,13 +305,14 @@ class _Store:
                 if error: raise _unwritable(self.path, error)
                 failed.update(broken)
                 check_decoded(self.named(broken), strict)
-        if len(failed) < len(self.pictures): return failed
+        if len(failed) < len(self.pictures): return failed, self._uncount(before)
         raise InputError(f"no picture could be decoded: {by_reason(self.named(failed).items())}")
 
     def _finish(self, file: Path, failed: dict[int, str], outside: int):
         "Write the header and the failures, and see that all of it is on the disk"
-        tail = json.dumps(failed).encode()
         with file.open('r+b') as out:
+            os.fsync(out.fileno())  # after a cut of the power no picture is believed to be there that is not
+            tail = json.dumps(failed).encode().ljust(os.fstat(out.fileno()).st_size - self.end)  # it may become shorter
             out.write(self._header(len(tail), outside))
             out.seek(self.end)
             out.write(tail)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import namedtuple
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from fastcontrast import cache as cache_module
 from fastcontrast.cache import open_store, store_path
 from fastcontrast.core import InputError
 from fastcontrast.data import StratifiedLoader, find_pictures, image_dls
-from fastcontrast.formats import PixelFormat
+from fastcontrast.formats import PixelFormat, Span
 from fastcontrast.loaders import load_rows
 from fastcontrast.pictures import Files
 
@@ -128,6 +129,82 @@ def test_nothing_can_be_decoded(tmp_path):
     with pytest.raises(InputError, match='no picture could be decoded.*truncated'): dls_of(tmp_path/'x', valid=0)
     assert left(tmp_path/'x') == []
 
+
+# ---------------------------------------------------------------- what could not be decoded, tried again
+
+@contextmanager
+def unreadable(monkeypatch, *names, error=errno.EMFILE):
+    "Within the block the system has none of these files"
+    decode = Files.pixels
+    def pixels(self, i, form):
+        if self.names[i] in names: raise OSError(error, os.strerror(error))
+        return decode(self, i, form)
+    with monkeypatch.context() as patch:
+        patch.setattr(Files, 'pixels', pixels)
+        yield
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_picture_that_can_be_decoded_again_gets_its_place(root, monkeypatch, capsys, workers):
+    monkeypatch.setattr(cache_module._Chunks, 'size', 1)
+    (root/'a/bad.png').write_bytes(b'')
+    kwargs = dict(valid=0, workers=workers)
+    with unreadable(monkeypatch, 'a/000.jpg', 'b/003.jpg', 'b/007.jpg'): first = dls_of(root, **kwargs)
+    assert first.report().startswith('4 of 18 pictures') and 'Too many open files' in first.report()
+    seen = everything(first.train.ordered())
+    with unreadable(monkeypatch, 'b/003.jpg'): assert dls_of(root, **kwargs).report().startswith('2 of 18 pictures')
+    capsys.readouterr()
+    for line in (f"the cache '{store(root)}' gets 1 of the pictures that could not be decoded before\n", ''):
+        cached, plain = (dls_of(root, cache=c, **kwargs) for c in (True, None))
+        assert cached.report() == plain.report() and cached.report().startswith('1 of 18 pictures')
+        same(cached.train, plain.train)
+        assert cached.train.data.names == plain.train.data.names and capsys.readouterr().err == line
+    assert all(map(torch.equal, everything(first.train.ordered()), seen)) and left(root) == [store(root).name]
+
+
+def test_a_picture_that_still_cannot_be_decoded_has_the_reason_of_now(root, monkeypatch):
+    with unreadable(monkeypatch, 'a/000.jpg'): dls_of(root)
+    before = store(root).stat()
+    with unreadable(monkeypatch, 'a/000.jpg', error=errno.EIO):
+        report = dls_of(root).report()
+        said(['a/000.jpg could not be decoded (Input/output error)'], dls_of, root, strict=True)
+    assert 'a/000.jpg (Input/output error)' in report and store(root).stat() == before
+
+
+def test_of_processes_that_start_together_one_writes_what_can_be_decoded_again(root, monkeypatch):
+    with unreadable(monkeypatch, 'a/000.jpg', 'b/003.jpg'): dls_of(root)
+    processes = [started(root, pause=.2) for _ in range(3)]
+    for process, _ in processes: process.join(60)
+    assert [process.exitcode for process, _ in processes] == [0, 0, 0]
+    assert ''.join(file.read_text() for _, file in processes).count('gets 2 of the pictures') == 1
+    same(dls_of(root).train, dls_of(root, cache=None).train)
+
+
+@pytest.mark.parametrize('denied', ['lock', 'file'])
+def test_a_store_that_nobody_may_write_lacks_what_can_be_decoded_again(root, monkeypatch, denied):
+    with unreadable(monkeypatch, 'a/000.jpg'): dls_of(root)
+    def fails(*args, **kwargs): raise OSError(errno.EROFS, 'Read-only file system')
+    place = (cache_module.FileLock, 'acquire') if denied == 'lock' else (cache_module, '_written_behind')
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, fails)
+        words = f"it can be decoded now, but the cache '{store(root)}' cannot be written (Read-only file system)"
+        assert f'a/000.jpg ({words}: give cache' in dls_of(root).report()
+        said([words.partition('but ')[2]], dls_of, root, strict=True)
+    assert dls_of(root, strict=True).report() == ''
+
+
+def test_clipped_pictures_that_can_be_decoded_again_are_counted_once(tmp_path, monkeypatch):
+    for i in range(4): Image.fromarray(np.full((8, 8), 1000 * i, np.uint16)).save(tmp_path/f'{i}.png')
+    pictures = Files(tmp_path, [f'{i}.png' for i in range(4)], np.zeros(4, int))
+    def counted():
+        form = PixelFormat(8, channels=1, bits=16, span=Span(0, 500, outside=torch.zeros(1, dtype=torch.int64)))
+        open_store(pictures, form, tmp_path/'s.safetensors', 0)
+        return form.span.outside.item()
+    with unreadable(monkeypatch, '0.png', '2.png'): assert counted() == 2
+    assert [counted(), counted()] == [3, 3]
+
+
+# ---------------------------------------------------------------- kept where, and read when
 
 def test_resident_pictures_come_from_the_store(root):
     "As on a GPU whose memory they fit in"
