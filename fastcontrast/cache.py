@@ -2,6 +2,7 @@
 
 Docs: https://fastcontrast.github.io/fastcontrast/cache.html.md"""
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -41,8 +42,11 @@ def store_path(
 ) -> Path:                    # the store's file
     "Where the store of a folder of pictures lies"
     root = Path(os.path.abspath(Path(root).expanduser()))
-    folder = root.with_name(f'{root.name}.cache') if cache is True else user_path(cache, 'cache')
-    return folder/f'{root.name}-{split}-{side}px{label}.safetensors'
+    folder, name = root.with_name(f'{root.name}.cache'), root.name
+    if cache is not True:  # where those of other folders may lie, too, and many are called train
+        folder = user_path(cache, 'cache')
+        name += f'-{hashlib.blake2b(os.fsencode(root), digest_size=4).hexdigest()}'
+    return folder/f'{name}-{split}-{side}px{label}.safetensors'
 
 
 def open_store(

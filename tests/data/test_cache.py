@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -100,8 +101,16 @@ def test_parts_in_folders_of_their_own(tmp_path):
     same(cached.train, plain.train)
     same(cached.valid, plain.valid)
     stores = sorted((tmp_path/'there').glob('*.safetensors'))
-    assert [p.name for p in stores] == ['x-train-28px.safetensors', 'x-valid-28px.safetensors']
+    assert stores == [store_path(tmp_path/'there', tmp_path/'x', part, 28) for part in ('train', 'valid')]
     assert not (tmp_path/'x.cache').exists()
+
+
+def test_folders_of_one_name_share_a_folder_for_their_stores(tmp_path, capsys):
+    roots = [image_folder(tmp_path/part/'train', dict(a=5, b=4), **JPEGS) for part in ('birds', 'cars')]
+    for said in (2, 0):
+        for root in roots: same(dls_of(root, cache=tmp_path/'kept').train, dls_of(root, cache=None).train)
+        assert capsys.readouterr().err.count('decoding 9 pictures') == said
+    assert len(list((tmp_path/'kept').glob('*.safetensors'))) == 2
 
 
 def test_undecodable_pictures(root):
@@ -472,7 +481,9 @@ def test_names(tmp_path, monkeypatch):
     assert store_path(True, 'data/x/', 'all', 32) == tmp_path/'data/x.cache/x-all-32px.safetensors'
     name = tmp_path.name
     assert store_path(True, '.', 'all', 32) == tmp_path.parent/f'{name}.cache/{name}-all-32px.safetensors'
-    assert store_path('~/c', 'x', 'train', 32) == Path.home()/'c/x-train-32px.safetensors'
+    kept = store_path('~/c', 'x', 'train', 32)
+    assert kept.parent == Path.home()/'c' and re.fullmatch(r'x-[0-9a-f]{8}-train-32px.safetensors', kept.name)
+    assert kept == store_path('~/c', tmp_path/'x/', 'train', 32) != store_path('~/c', 'y/x', 'train', 32)
 
 
 # ---------------------------------------------------------------- the disk
