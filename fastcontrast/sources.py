@@ -324,10 +324,14 @@ def is_table(
 def _typed(cells: list[str]) -> list[Any]:
     "Cells of a file as whole numbers, floats or names, whichever all of them are; None for empty ones"
     cells = [cell.strip() for cell in cells]
+    names = [cell or None for cell in cells]
     for kind in () if any('_' in cell for cell in cells) else (int, float):  # Python takes 1_1 for 11
-        try: return [kind(cell) if cell else None for cell in cells]
-        except ValueError: pass
-    return [cell or None for cell in cells]
+        try: values = [kind(cell) if cell else None for cell in cells]
+        except ValueError: continue
+        # 007 is a name, and another one than 7; of floats, which are no classes, 1.50 is a usual text
+        as_written = kind is float or all(name is None or str(value) == name for value, name in zip(values, names))
+        return values if as_written else names
+    return names
 
 
 def _read_csv(path: Path) -> list[tuple[str, list[str]]]:

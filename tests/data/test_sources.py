@@ -519,6 +519,15 @@ def test_names_that_python_takes_for_numbers(files):
     assert dls_of(source).classes == ['11', '1_1', '1_2']
 
 
+@pytest.mark.parametrize('words, classes', [
+    (['002', '001', '010'], ['001', '002', '010']), (['7', '07', '8'], ['07', '7', '8']),
+    (['+1', '1', '2'], ['+1', '1', '2']), (['2', '10', '9'], ['2', '9', '10']), (['2', '-1', '10'], ['2', '10']),
+    (['1.50', '0.5', '02'], None)])
+def test_a_number_that_is_written_otherwise_is_a_name(files, words, classes):
+    source = table(files/'zeros.csv', ['path', 'label'], relative(files), [words[c] for c in Y])
+    assert dls_of(source).classes == classes
+
+
 def test_names_of_classes_are_shown(tmp_path, capsys):
     for c in ('a\x1b[31m', os.fsdecode(b'b\xff')): image_folder(tmp_path, {c: 3})
     assert len(dls_of(tmp_path).classes) == 2
