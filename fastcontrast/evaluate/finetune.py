@@ -516,6 +516,7 @@ def classifier_learner(
     if world_size() > 1: raise InputError("fine-tuning is done by one process: start it without a launcher.")
     _check_numbers(epochs=epochs, bs=bs, lr=lr, encoder_lr=encoder_lr, decay=decay, patience=patience, seed=seed,
                    judge_every=judge_every)
+    if not dls.train.selects: dls.train.only(torch.arange(0), 1)  # which refuses, and says why
     data = dls.train.data
     chosen = chosen_labels(data, labels, seed)
     _check_classes(data, chosen)

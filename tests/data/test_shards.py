@@ -11,12 +11,15 @@ import pytest
 import torch
 from helpers.folders import as_process, everything
 from helpers.odd import KINDS, no_file, within
+from helpers.refusals import said
 from PIL import Image
+from torch import nn
 from webdataset import TarWriter
 
 from fastcontrast import shards as shards_module
 from fastcontrast.core import InputError, MissingPath
 from fastcontrast.data import StratifiedLoader, image_dls
+from fastcontrast.evaluate.finetune import finetune
 from fastcontrast.shards import INDEX, MARK, Shards, shard_paths
 
 
@@ -480,6 +483,10 @@ def test_what_needs_chosen_pictures(root):
     for labels in (None, 'all'):
         with pytest.raises(InputError, match='shards are read from front to back.*give image_dls a folder'):
             StratifiedLoader(dls_of(root, labels=labels).train)
+    (root/'names.txt').write_text('some/00000')
+    for labels in (None, 'all', 0.5, 2, ['0'], ['some/00000'], root/'names.txt'):
+        said(['shards are read from front to back', 'give image_dls a folder'], finetune, nn.Identity(),
+             dls_of(root, labels='all'), labels)
     with pytest.raises(InputError, match='a.txt. in the list of shards is no .tar file'):
         dls_of([root/'000.tar', 'a.txt'])
 
