@@ -224,9 +224,10 @@ class MlflowLog(RunLog):
 
     def choose_place(self, folder: Path) -> None:
         "The server or the files that runs are kept by, and the experiment that they are part of"
-        name, here = os.environ.get('MLFLOW_EXPERIMENT_NAME', PROJECT), not os.environ.get('MLFLOW_TRACKING_URI')
-        if here: self.service.set_tracking_uri(f"sqlite:///{folder/'mlflow.db'}")
-        if here and self.service.get_experiment_by_name(name) is None:
+        name, given = os.environ.get('MLFLOW_EXPERIMENT_NAME', PROJECT), os.environ.get('MLFLOW_TRACKING_URI')
+        self.service.set_tracking_uri(given or f"sqlite:///{folder/'mlflow.db'}")
+        if not given: os.environ.pop('MLFLOW_TRACKING_URI', None)  # which MLflow sets: the next run has its own place
+        if not given and self.service.get_experiment_by_name(name) is None:
             self.service.create_experiment(name, artifact_location=(folder/'mlruns').as_uri())
         self.service.set_experiment(name)
 

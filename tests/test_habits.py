@@ -1,7 +1,9 @@
 """fastai's habits, each of which works or says what to do instead; and what stands behind them."""
 import csv
+import os
 import sys
 import warnings
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -433,6 +435,52 @@ def test_a_service_that_fails_costs_the_log_and_not_the_run(dls, told, tmp_path,
     assert len(learn.recorder.values) == 2
     monkeypatch.setattr(Told, 'open', fails)
     said(['Told could not begin (nobody there)'], quietly(small(dls, tmp_path)).fit_contrastive, 2, log='told')
+
+
+class Mlflow:
+    "As much of MLflow as is asked where it keeps runs; it leaves what it was told in the environment"
+    def __init__(self): self.uri, self.kept = None, {}
+
+    def set_tracking_uri(self, uri):
+        if uri != self.uri: self.uri = os.environ['MLFLOW_TRACKING_URI'] = uri
+
+    def start_run(self, run_id, run_name):
+        runs = self.kept.setdefault(self.uri, [])
+        if run_id is None: runs.append(run_id := f'{run_name} {len(runs)}')
+        assert run_id in runs
+        return SimpleNamespace(info=SimpleNamespace(run_id=run_id))
+
+    def active_run(self): return None
+    def get_experiment_by_name(self, name): return name
+    def set_experiment(self, name): pass
+    def end_run(self, state): pass
+
+
+def test_mlflow_keeps_every_run_of_a_process_in_its_own_folder(tmp_path, monkeypatch):
+    service = Mlflow()
+    monkeypatch.setitem(sys.modules, 'mlflow', service)
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', '')
+    def run(name, id=''):
+        log = logs.MlflowLog()
+        log.learn, log.id = SimpleNamespace(cbs=[], path=tmp_path/name), id
+        log.open()
+        log.close(failed=False)
+        return log.id
+    begun = {name: run(name) for name in 'ab'}
+    assert all(run(name, id) == id for name, id in begun.items())  # taken up
+    assert service.kept == {f"sqlite:///{tmp_path/name/'mlflow.db'}": [id] for name, id in begun.items()}
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', 'http://server')
+    assert [run('c'), run('d')] == service.kept['http://server']
+    assert os.environ['MLFLOW_TRACKING_URI'] == 'http://server'
+
+
+def test_two_runs_of_a_process_are_two_of_mlflow(dls, nowhere, monkeypatch):
+    mlflow = pytest.importorskip('mlflow')
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', '')
+    for name in 'ab': quietly(small(dls, nowhere/name)).fit_contrastive(1, log='mlflow')
+    for name in 'ab':
+        assert (nowhere/name/'mlflow.db').is_file() and list((nowhere/name/'mlruns').rglob('views.png'))
+    assert not os.environ.get('MLFLOW_TRACKING_URI') and mlflow.active_run() is None
 
 
 @pytest.mark.parametrize('log,words', [('tensorbord', "did you mean tensorboard"), (5, 'log=5'), ('csv,x', "log 'x'")])
