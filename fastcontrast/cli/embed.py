@@ -93,7 +93,8 @@ def embed(
     column for each feature; a .parquet, which needs pyarrow, one column of lists."""
     from ..embed import SUFFIXES
     from ..search import COPY
-    stored = Path(encoder).suffix.lower() in SUFFIXES
+    # the run of a table has a folder that may be called like it
+    stored = Path(encoder).suffix.lower() in SUFFIXES and not user_path(encoder, 'encoder').is_dir()
     given = dict(unlabelled=unlabelled, column=column, label_column=label_column, value_range=read_range(value_range))
     given = {key: value for key, value in given.items() if value is not None}
     if not any((out, map_file, search, grid, duplicates, outliers)):

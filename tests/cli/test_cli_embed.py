@@ -2,6 +2,7 @@
 import csv
 import errno
 import os
+import shutil
 
 import matplotlib.image
 import numpy as np
@@ -68,6 +69,14 @@ def test_everything_at_once(run, encoder, pictures, folder):
     copies = rows_of('lists/duplicates.csv')
     assert {row['name'] for row in copies} == {'a/000.png', 'b/000.png'}
     assert not list(folder.glob('*.npz'))  # features are written where they are asked for, or nothing else is
+
+
+def test_a_folder_that_is_called_like_features_is_none_of_these(run, encoder, pictures, folder):
+    "As that of a run on a table"
+    (folder/'runs/fast-p.csv').mkdir(parents=True)
+    shutil.copy(encoder, folder/'runs/fast-p.csv/encoder.safetensors')
+    code, out, err = run('embed', 'runs/fast-p.csv', 'p')
+    assert (code, err) == (0, '') and out.endswith('10 pictures, 96 features each, are in features.npz\n')
 
 
 def test_a_full_disk_is_one_sentence(run, encoder, pictures, monkeypatch):
