@@ -1,7 +1,9 @@
 """What the folder of a run says, and which runs there are in folders; nothing here writes."""
 import csv
+import errno
 import json
 import reprlib
+import socket
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -9,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from .core import InputError, MissingPath, clipped, is_number, is_whole
-from .files import check_file, read_json
+from .files import check_file, read_json, read_text
 
 try: import fcntl
 except ImportError: fcntl = None  # Windows
 
 LOCK, RECORD, HISTORY = '.lock', 'config.json', 'history.csv'
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # what file systems without them answer
 PLAN = 'sweep.json'  # in a folder of runs: of which settings they are, and which settings could not be
 _DEPTHS = ('', '*/', '*/*/')  # of runs in a folder: itself, those in it, and those in its folders
 
@@ -44,12 +47,29 @@ def owner_lives(
     "Whether a process is at work in a run's folder; not to be asked by that process"
     try:
         check_file(path/LOCK)
-        if fcntl is None: return True
+        if fcntl is None: return _signer_lives(path/LOCK)
         with (path/LOCK).open() as handle:  # to read, which a folder of another user's allows too
             fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
     except FileNotFoundError: return False
-    except OSError: return True
+    except OSError as e: return e.errno not in NO_LOCKS or _signer_lives(path/LOCK)
+
+
+def signature(
+    pid: int, # of a process of this machine
+) -> str:
+    "What a process writes into the lock that it takes, for those who can't ask whether it is locked"
+    return f'{pid} {socket.gethostname()}'
+
+
+def _signer_lives(lock: Path) -> bool:
+    "Whether the process that has signed a lock is there; of another machine's nobody knows"
+    from psutil import pid_exists  # here, as it is hardly ever needed
+    try:
+        text = read_text(lock)
+        pid = int(text.split()[0])
+        return text != signature(pid) or pid_exists(pid)
+    except (OSError, ValueError, IndexError): return True
 
 
 def read_record(

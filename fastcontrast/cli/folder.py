@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from ..core import InputError, moved
 from ..files import check_file, check_utf8, left_by_system, shown, sweep, user_path
-from ..records import LOCK, RECORD, known_record, read_record
+from ..records import LOCK, NO_LOCKS, RECORD, known_record, read_record, signature
 from .output import save_json, unwritable
 
 try: import fcntl
@@ -19,7 +19,6 @@ except ImportError: fcntl = None  # Windows
 
 ERROR, LABELED = 'error.txt', 'labeled.txt'
 _LOOK = 0.2  # seconds that a lock may be another's who only looks, see `owner_lives`
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # file systems without them
 __getattr__ = moved('cli.folder', HISTORY='records', history_rows='records', owner_lives='records')
 
 
@@ -43,6 +42,9 @@ class _Lock:
             if self._is(handle): break
             handle.close()  # whoever had it has removed it meanwhile
         self.handle = handle
+        with suppress(OSError):
+            os.ftruncate(handle.fileno(), 0)  # it may be that of one who was killed
+            os.write(handle.fileno(), signature(os.getpid()).encode())
         return True
 
     def _is(self, handle: TextIO) -> bool:
@@ -67,7 +69,7 @@ def _locked(handle: TextIO) -> bool:
     while True:
         try: fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
-            if e.errno in _NO_LOCKS: return True
+            if e.errno in NO_LOCKS: return True
             if e.errno not in (errno.EACCES, errno.EAGAIN): raise
             if time.monotonic() > end: return False
             time.sleep(0.01)

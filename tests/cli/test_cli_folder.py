@@ -71,6 +71,25 @@ def test_where_nobody_can_lock_a_new_run_is_nobodys(folder, monkeypatch):
     assert owner_lives(folder/'r')
 
 
+@pytest.mark.parametrize('system', ['Windows', 'no locks'])
+def test_where_nobody_can_lock_a_process_of_this_machine_that_was_killed_is_known(folder, monkeypatch, system):
+    "Else a sweep would wait for it without end"
+    def lockf(*args): raise OSError(errno.ENOLCK, 'No locks available')
+    if system == 'Windows':
+        for module in (records, run_folders): monkeypatch.setattr(module, 'fcntl', None)
+    else: monkeypatch.setattr(fcntl, 'lockf', lockf)
+    gone, host = subprocess.Popen([sys.executable, '-c', '']), socket.gethostname()
+    gone.wait()
+    (folder/'r').mkdir()
+    lock = folder/'r/.lock'
+    for text, lives in ((f'{os.getpid()} {host}', True), (f'{gone.pid} another', True), (f'{gone.pid}', True),
+                        (f'x {host}', True), ('', True), (f'{gone.pid} {host}', False)):
+        lock.write_text(text)
+        assert owner_lives(folder/'r') == lives, text
+    with claimed('r', 'x'): assert lock.read_text() == f'{os.getpid()} {host}' and owner_lives(folder/'r')
+    assert not owner_lives(folder/'r')
+
+
 def test_a_look_at_a_folder_keeps_nobody_from_it(folder, monkeypatch):
     "Who asks whether a process is at work there has its lock for an instant"
     lockf, looks = fcntl.lockf, [True, True]
