@@ -167,6 +167,9 @@ class Plan(Declared):
                                    default=True)
     key_gradient: bool = _declared("whether a gradient can pass from the loss to the keys",
                                    'True or False', 'NearestNeighbours', default=True)
+    cuts: dict[str, Callable[..., Tensor]] = _declared("what leaves less of a stage's maps to the later ones, to try "
+                                                       "encoders out with", '{level: (maps, shape) to maps}',
+                                                       'HardRegions', default=dict)
 
     @property
     def keys_first(self) -> bool:

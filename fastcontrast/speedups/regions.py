@@ -269,9 +269,12 @@ class HardRegions(StepCallback):
         stages = self.find_stages()
         if self.keep == 1: return
         self.undo(self.choices.clear)
+        cuts = self.learn.plan.cuts
         for stage in stages:
             self.undo(drop_level, self.learn, add_level(self.learn, stage.module))
-            self.choices.append(Choice(stage))
+            self.choices.append(choice := Choice(stage))
+            cuts[stage.level] = partial(self.anywhere, choice)
+            self.undo(cuts.pop, stage.level)
         self.shape = None
         self.check_shape()
 
@@ -284,18 +287,11 @@ class HardRegions(StepCallback):
     def try_out(self,
         shape: tuple[int, int], # height and width of pictures
     ) -> None:
-        "Raise `InputError` unless the later stages take a part of such pictures"
-        def anywhere(choice, maps):
-            choice.inner = maps.ndim - 2
-            kept, _ = self.choose(choice, maps, None)
-            if kept.shape == maps.shape:
-                cells = choice.stage.grid(maps.flatten(0, 1)).shape[1:-1]
-                raise InputError(f"{self!r} would keep all of the {' x '.join(map(str, cells))} cells of a picture of "
-                                 f"{shape[0]} x {shape[1]} pixels at '{choice.stage.module}': choose an earlier stage, "
-                                 "or a smaller keep.")
-            return kept
+        "Raise `InputError` unless the later stages take what all who choose leave of such pictures"
         picture = next(self.model.encoder.parameters()).new_zeros(1, 1, self.model.in_chans, *shape)
-        edits = {choice.stage.level: [partial(anywhere, choice)] for choice in self.choices}
+        cuts = self.learn.plan.cuts
+        beside = ' beside another' if len(cuts) > len(self.choices) else ''
+        edits = {level: [partial(cut, shape=shape)] for level, cut in cuts.items()}
         try:
             with evaluating(self.model): h = self.model.features(picture, edits=edits)['final']
             self.model.check_width(h.shape[-1], f"what {self!r} leaves of {shape[0]} x {shape[1]} pixels")
@@ -303,8 +299,23 @@ class HardRegions(StepCallback):
         except Exception as e:
             full = self.learn.plan.views.size
             seen = '' if shape == (full, full) else f" for what it is given, {shape[0]} x {shape[1]} pixels"
-            raise InputError(f"{self!r} can't be used with this encoder{seen}: its later stages do not take a part of "
-                             f"a picture ({shorten(str(e), 100)}).") from None
+            raise InputError(f"{self!r}{beside} can't be used with this encoder{seen}: its later stages do not take a "
+                             f"part of a picture ({shorten(str(e), 100)}).") from None
+
+    def anywhere(self,
+        choice: Choice,
+        maps: Tensor,           # of one picture, `[1, 1, C, H, W]`, or its tokens `[1, 1, T, C]`
+        shape: tuple[int, int], # its height and width
+    ) -> Tensor:
+        "A part of what nothing is known of. Raises `InputError` where it is all"
+        choice.inner = maps.ndim - 2
+        kept, _ = self.choose(choice, maps, None)
+        if kept.shape == maps.shape:
+            cells = choice.stage.grid(maps.flatten(0, 1)).shape[1:-1]
+            raise InputError(f"{self!r} would keep all of the {' x '.join(map(str, cells))} cells of a picture of "
+                             f"{shape[0]} x {shape[1]} pixels at '{choice.stage.module}': choose an earlier stage, "
+                             "or a smaller keep.")
+        return kept
 
     def check(self):
         if not self.choices: return

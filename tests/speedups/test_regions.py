@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from fastai.callback.core import Callback
-from helpers.learners import one_step, quick, vit_learner
+from helpers.learners import learner_of, one_step, quick, vit_learner
 from helpers.loops import cos
 from helpers.pictures import LEVELS, LR, SIDE, STAGES, B, D
 from helpers.recording import Script, traces
@@ -20,6 +20,7 @@ from fastcontrast.losses import DCL, DCLW, InfoNCE, NTXent
 from fastcontrast.speedups.comb_patches import CombinePatches
 from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
 from fastcontrast.speedups.patch_variants import PatchVariants
+from fastcontrast.speedups.progressive_size import ProgressiveSize
 from fastcontrast.models import Head, mlp
 from fastcontrast.speedups.regions import HardRegions, Look
 
@@ -303,6 +304,23 @@ def test_stages_that_cannot_be(stages, words):
     before = traces(learn)[0]
     said(words, learn.add_cb, HardRegions(stages=stages))
     assert traces(learn)[0] == before
+
+
+@pytest.mark.parametrize('first,second', [('stages.1', 'stages.2'), ('stages.2', 'stages.1')])
+def test_several_callbacks_are_tried_out_together(first, second):
+    "Of 48 pixels they leave one cell by two to a filter of two by two, and each alone enough"
+    learn = learner_of('convnext_atto', [cb := HardRegions(first)], 48)
+    before = traces(learn)[0]
+    said([f"stage='{second}'", 'beside another', 'do not take a part'], learn.add_cb, HardRegions(second))
+    assert traces(learn)[0] == before and list(learn.plan.cuts) == [cb.choices[0].stage.level]
+    learn.remove_cb(cb)
+    learn.add_cb(HardRegions(second))
+    both = [HardRegions(first), HardRegions(second)]
+    said(['HardRegions', 'beside another'], learner_of, 'convnext_atto', both, 48)
+    for cbs in ([HardRegions(first)], [HardRegions(second)], both):
+        growing, parts = ProgressiveSize(steps=(48,)), [HardRegions(cb.places[0]) for cb in cbs]
+        if len(cbs) == 1: learner_of('convnext_atto', [growing, *parts], 96)
+        else: said(['48 pixels', 'beside another'], learner_of, 'convnext_atto', [growing, *parts], 96)
 
 
 @pytest.mark.parametrize('name', ['moco_v2', 'swav', 'simclr'])
