@@ -48,8 +48,8 @@ from .history import History, TrainRecorder
 from .loaders import ImageLoader, ImageLoaders
 from .logs import RunLog, check_logs, make_logs, settings_of
 from .modules import MODULE
-from .optim import (SCHEDULES, groups_of, optimizer, optimizer_name, parameter_groups, schedule_words,
-                                schedules, stable_until)
+from .optim import (SCHEDULES, groups_of, keep_hypers, optimizer, optimizer_name, parameter_groups,
+                                put_back_hypers, schedule_words, schedules, stable_until)
 from .pairs import PairLoss, PrototypeScores
 from .precision import pick_precision
 from .recipes import Recipe
@@ -123,8 +123,15 @@ class ContrastiveLearner(ResumableLearner):
         try: return super().remove_cb(cb)
         finally: self.cbs = L(other for other in self.cbs if other is not cb)
 
+    def create_opt(self):
+        "fastai's; `fit_contrastive` begins with the weight decay and momentum that every group has now"
+        super().create_opt()
+        keep_hypers(self.opt)
+
     def fit(self, n_epoch, *args, **kwargs):
-        "fastai's `fit`; raises what a callback, an error or Ctrl-C stopped it for, after all callbacks have cleaned up"
+        """fastai's `fit`; raises what a callback, an error or Ctrl-C stopped it for, once all callbacks have cleaned up
+
+        `wd` is for the groups that decay, and stays until `fit_contrastive` puts the recipe's back."""
         if self.unread:
             raise InputError(f"the weights from {self.weights_from} were not read, since a checkpoint has the "
                              "encoder's, and none was taken up: give resume=…, the folder of the run.")
@@ -167,6 +174,7 @@ class ContrastiveLearner(ResumableLearner):
         try:
             if self.logger is not noop: self._announce(n_epoch, peak, origin)
             if self.opt is None: self.create_opt()
+            put_back_hypers(self.opt)  # another fit may have left its own
             plan = schedules(groups_of(self.opt), peak, self._warmup(n_epoch), r.schedule, r.warmup_from, r.wd,
                              r.wd_end, r.lr_end)
             self._fit_from(n_epoch, peak, [ParamScheduler(plan), *cbs, *logs], resume)

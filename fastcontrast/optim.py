@@ -3,7 +3,7 @@
 Docs: https://fastcontrast.github.io/fastcontrast/optim.html.md"""
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from numbers import Real
@@ -17,15 +17,17 @@ from torch import Tensor, nn
 from .core import InputError, Registry, clipped
 from .muon import Muon
 
-__all__ = ['OPTIMIZERS', 'SCHEDULES', 'AdamW', 'JointLars', 'Sgd', 'cosine', 'groups_of', 'lars', 'muon', 'optimizer',
-           'optimizer_name', 'parameter_groups', 'schedule_words', 'schedules', 'stable_until', 'steps', 'warmup_then',
-           'wsd']
+__all__ = ['OPTIMIZERS', 'SCHEDULES', 'AdamW', 'JointLars', 'Sgd', 'cosine', 'groups_of', 'keep_hypers', 'lars', 'muon',
+           'optimizer', 'optimizer_name', 'parameter_groups', 'put_back_hypers', 'schedule_words', 'schedules',
+           'stable_until', 'steps', 'warmup_then', 'wsd']
 
 OPTIMIZERS = Registry('optimizer') # called as `make(groups, lr=…, **args)`
 SCHEDULES = Registry('schedule')   # the share of the run after the warm-up, in [0, 1], to the share of the peak
 # Muon multiplies a matrix fifteen times a step, in time that grows with the square of its shorter side: two layers of
 # 2,048 by 2,048 in a projector took some three times as long as the rest of a ResNet-10's step at 32 pixels
 WIDEST = 1024
+# weight decay and momentum of a group, by PyTorch's names and by fastai's
+_KEPT = ('weight_decay', 'wd', 'momentum', 'betas', 'mom')
 
 
 def _laid_out(t: Tensor, p: Tensor) -> Tensor:
@@ -191,11 +193,42 @@ class Wrapped(OptimWrapper):
             found.append(_Hypers(numbers, group, self.bwd_map))
         return found
 
+    def set_hyper(self, k: str, v: Any):
+        "fastai's; a weight decay that is one number is for the groups that decay"
+        super().set_hyper(k, _where_it_decays(v, self.opt.param_groups) if k == 'wd' else v)
+
     def _set_hyper(self, k: str, v: Iterable[float]):
         super()._set_hyper(k, v)
         if k != 'mom': return
         for group, value in zip(self.opt.param_groups, v):
             if 'momentum' in group: group['momentum'] = value  # Muon has AdamW's betas too, which fastai knows as this
+
+
+def _where_it_decays(
+    wd: Any,                        # weight decay, as fastai takes it
+    groups: Iterable[Mapping[str, Any]], # of an optimizer
+) -> Any:
+    "Of a number that of every group, by what `parameter_groups` has said of it"
+    return [wd * group.get('decays', True) for group in groups] if isinstance(wd, Real) else wd
+
+
+def _own_groups(opt: OptimWrapper | Optimizer) -> Sequence[dict[str, Any]]:
+    "What an optimizer reads its numbers from"
+    return opt.opt.param_groups if isinstance(opt, OptimWrapper) else opt.hypers
+
+
+def keep_hypers(
+    opt: OptimWrapper | Optimizer, # as it was made
+) -> None:
+    "Have it remember every group's weight decay and momentum, for `put_back_hypers`"
+    opt.begun = [{name: group[name] for name in _KEPT if name in group} for group in _own_groups(opt)]
+
+
+def put_back_hypers(
+    opt: OptimWrapper | Optimizer, # that `keep_hypers` was given; of another nothing is known, and nothing changed
+) -> None:
+    "Every group has the weight decay and momentum again that it began with"
+    for group, numbers in zip(_own_groups(opt), getattr(opt, 'begun', ())): group.update(numbers)
 
 
 def groups_of(
@@ -256,17 +289,22 @@ def _fastais(
     "An optimizer of fastai's for groups, with what is said of them"
     opt = make([list(group['params']) for group in groups], lr=lr)
     wrapped = isinstance(opt, OptimWrapper)
-    for own, group in zip(opt.opt.param_groups if wrapped else opt.hypers, groups, strict=True):
+    for own, group in zip(_own_groups(opt), groups, strict=True):
         said = {key: value for key, value in group.items() if key != 'params'}
         own.update(said if wrapped else said | dict(wd=said.pop('weight_decay')))
     if wrapped: return wrapper(opt=opt.opt)
-    opt.zero_grad = partial(_drop_gradients, opt)
+    opt.zero_grad, opt.set_hyper = partial(_drop_gradients, opt), partial(_set_hyper, opt)
     return opt
 
 
 def _drop_gradients(opt: Optimizer) -> None:
     "As PyTorch's do: fastai's zeroes would have a step move what it leaves out, by momentum and weight decay"
     for p, *_ in opt.all_params(with_grad=True): p.grad = None
+
+
+def _set_hyper(opt: Optimizer, k: str, v: Any) -> None:
+    "As `Wrapped` sets it"
+    type(opt).set_hyper(opt, k, _where_it_decays(v, opt.hypers) if k == 'wd' else v)
 
 
 @SCHEDULES.register('cosine')

@@ -316,6 +316,18 @@ def test_fastais_optimizers_keep_groups_and_schedules(dls, names):
     assert all(p.ndim < 2 for p in norms) and all(p.ndim > 1 for p in learn.opt.param_lists[0])
 
 
+@pytest.mark.parametrize('name', ['Adam', 'ranger'])
+def test_fastais_optimizers_begin_a_recipe_with_its_numbers(dls, names, name):
+    learn = quietly(small(dls, method=simclr(projector=(32, 16), opt=names[name], lr=1e-3, wd=0.05)))
+    learn.create_opt()
+    def numbers(): return [(hyper['wd'], hyper['mom']) for hyper in learn.opt.hypers]
+    began = numbers()
+    learn.fit_one_cycle(1, 1e-4, wd=0.1)
+    assert [wd for wd, _ in numbers()] == [0.1, 0] and all(mom == pytest.approx(0.95, abs=0.01) for _, mom in numbers())
+    learn.fit_contrastive(1)
+    assert numbers() == began and [wd for wd, _ in began] == [0.05, 0]
+
+
 def test_fastais_optimizers_leave_alone_what_a_step_leaves_out(dls, names):
     "As PyTorch's do: neither momentum nor weight decay move it"
     learn = quietly(small(dls, method=simclr(projector=(32, 16), opt=names['Adam'], lr=1e-3, wd=.1),

@@ -330,6 +330,25 @@ def test_optimizers_keep_their_groups_weight_decay(dls, opt, cls):
     assert [g['weight_decay'] for g in learn.opt.opt.param_groups] == [0.03, 0]
 
 
+@pytest.mark.parametrize('opt', ['lars', 'sgd', 'adamw', 'muon'])
+def test_a_fit_by_the_recipe_has_its_weight_decay_and_momentum_whatever_came_before(dls, opt):
+    learn = make(dls, method=simclr(opt=opt, opt_args={}, wd=0.03))
+    learn.create_mbar = False
+    learn.create_opt()
+    def numbers():
+        return [{name: group[name] for name in ('weight_decay', 'momentum', 'betas') if name in group}
+                for group in learn.opt.opt.param_groups]
+    began, seen = numbers(), []
+    class Look(Callback):
+        def before_batch(self): seen.append(numbers())
+    learn.fit_one_cycle(1, 1e-4)
+    assert numbers() != began and [g['weight_decay'] for g in numbers()] == [g['weight_decay'] for g in began]
+    learn.fit(1, 1e-4, wd=0.1)
+    assert [g['weight_decay'] for g in numbers()] == [0.1 * (g['weight_decay'] > 0) for g in began]
+    learn.fit_contrastive(1, cbs=Look())
+    assert seen == [began] * 2
+
+
 OPTIMIZERS = [
     *[(Sgd, torch.optim.SGD, args)
       for args in ({}, dict(nesterov=True), dict(dampening=0.3), dict(momentum=0.), dict(foreach=True),
