@@ -361,6 +361,10 @@ class ViewMaker(nn.Module):
         "What it does to colours and leaves out for pictures of so many channels, by name"
         return ()
 
+def _lacks_like(maker: ViewMaker, known: type[ViewMaker]) -> bool:
+    "Whether a class derived from a known one has views of its own, and `like` is still the one for those known"
+    return type(maker).forward is not known.forward and type(maker).like is known.like
+
 def _views_of(kind: ViewKind, role: str, n: int, size: int, scale: tuple[float, float] | None) -> 'Views':
     "Views of a kind in any number; scale: of their crops, if it is not the kind's"
     kind = kind.shared_by(n)
@@ -401,6 +405,7 @@ class Views(ViewMaker):
                                  "give one for each view, or a single one.")
 
     def like(self, role, n, size=None, scale=None, kind=None):
+        if _lacks_like(self, Views): return super().like(role, n, size, scale, kind)  # refused
         maker = _views_of(kind or self.strength, role, n, size or self.size, scale)
         maker.operations = self.operations
         return maker
@@ -546,6 +551,9 @@ class RoleViews(nn.Module):
     ) -> 'RoleViews':
         "Such views with a share of their strength; these for 1. Raises `InputError` where a maker's is not known"
         if share == 1: return self
+        if type(self).forward is not RoleViews.forward and type(self).softened is RoleViews.softened:
+            raise InputError(f"nothing is known of the strength of the views that {type(self).__name__} makes, so it "
+                             "can't grow: give it a method softened(share), or leave strength out.")
         views = RoleViews()
         views.operations, views.multiple = self.operations, self.multiple
         for maker in self.makers.values(): views.add(maker.softened(share))
@@ -629,6 +637,7 @@ class ModuleViews(ViewMaker):
         return views
 
     def like(self, role, n, size=None, scale=None, kind=None):
+        if kind is None and _lacks_like(self, ModuleViews): return super().like(role, n, size, scale)  # refused
         size = size or self.size
         if kind is None: maker = ModuleViews(size, self.augment, n, role, scale or self.scale, self.channels)
         else: maker = _views_of(kind, role, n, size, scale)

@@ -10,7 +10,7 @@ from helpers.learners import small
 from helpers.pairs import paired
 from helpers.pictures import ARCH, pictures
 from helpers.recording import Where
-from helpers.refusals import refusal
+from helpers.refusals import refusal, said
 from torch import nn
 from torchvision.transforms import v2
 
@@ -21,6 +21,7 @@ from fastcontrast.speedups.comb_patches import CombinePatches
 from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
 from fastcontrast.speedups.multi_view import MultiView
 from fastcontrast.speedups.patch_variants import PatchVariants
+from fastcontrast.speedups.progressive_size import ProgressiveSize
 from fastcontrast.speedups.regions import HardRegions
 from fastcontrast.speedups.suncet import SuNCEt
 from fastcontrast.step import Contrast
@@ -414,6 +415,54 @@ def test_a_maker_of_one_role_trains_alone(part):
     assert 'Alone' in refusal(learner_with, Alone(SIDE, 2, 'views'), [part()])
     assert dict(learn.views.makers) == before
     trains(learn)
+
+
+class Negative(Views):
+    "Views with a forward of their own, whose class was not written for other roles"
+    def forward(self, images, size=None, aspects=None):
+        return {role: 1 - views for role, views in super().forward(images, size, aspects).items()}
+
+
+class Negatives(Negative):
+    def like(self, role, n, size=None, scale=None, kind=None):
+        maker = super().like(role, n, size, scale, kind)
+        return Negatives(maker.size, maker.strength, n, role)
+
+
+class Twice(ModuleViews):
+    def forward(self, images, size=None, aspects=None): return super().forward(1 - images, size, aspects)
+
+
+OTHERS = dict(crops=crops, labelled=SuNCEt, sampled=lambda: PatchVariants(patches='sample'),
+              several=lambda: MultiView(4))
+
+@pytest.mark.parametrize('part', [*OTHERS.values(), lambda: ProgressiveSize(strength=0.5)], ids=[*OTHERS, 'growing'])
+def test_views_with_a_forward_of_their_own_are_not_replaced_by_plain_ones(part):
+    "Where others of their kind are needed they are refused, unless they say how to make these"
+    learn = learner_with(Negative(SIDE))
+    before = dict(learn.views.makers)
+    said(['Negative', 'like(role, n, …)'], learn.add_cb, part())
+    said(['Negative', 'like(role, n, …)'], learner_with, Negative(SIDE), [part()])
+    assert dict(learn.views.makers) == before
+    trains(learn)
+    learn = learner_with(Negatives(SIDE), [part()])
+    assert {type(maker) for maker in learn.views.softened(0.5).makers.values()} == {Negatives}
+    trains(learn)
+
+
+@pytest.mark.parametrize('part', OTHERS.values(), ids=OTHERS)
+def test_nor_are_those_by_a_module(part):
+    said(['Twice', 'like(role, n, …)'], learner_with, Twice(SIDE, nn.Identity(), scale=(0.4, 1.)), [part()])
+
+
+def test_makers_that_work_together_in_a_way_of_their_own_grow_if_they_say_how():
+    class Darker(RoleViews):
+        def forward(self, *args): return {role: views / 2 for role, views in super().forward(*args).items()}
+    class Growing(Darker):
+        def softened(self, share): return Growing(*(maker.softened(share) for maker in self.makers.values()))
+    said(['Darker', 'softened(share)'], learner_with, Darker(Views(SIDE)), [ProgressiveSize(strength=0.5)])
+    for makers, strength in ((Darker, None), (Growing, 0.5)):
+        trains(learner_with(makers(Views(SIDE)), [ProgressiveSize(strength=strength)]))
 
 
 def test_a_second_contrast_is_refused():
