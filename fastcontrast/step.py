@@ -187,7 +187,9 @@ class Plan(Declared):
             raise InputError(f"a callback of this learner makes views of the roles {', '.join(missing)} after the "
                              "pattern of the first: give contrastive_learner(views=…) the new ones, or remove that "
                              "callback before.")
-        self.views = as_views(views, self.views.size, self.channels)
+        made = as_views(views, self.views.size, self.channels)
+        if self.query_shape is not None: self.query_shape = self.seen_shape(made.size)
+        self.views = made
 
     def seen_shape(self,
         size: int, # side of the views in pixels
@@ -349,6 +351,8 @@ class Contrast(StepCallback):
         size, channels = (getattr(self.learn.dls, name, usual) for name, usual in (('size', None), ('channels', 3)))
         self.learn.plan = Plan(as_views(views, size, channels), normalize, one_way, channels=channels)
         self.undo(delattr, self.learn, 'plan')
+        self.tried = {size}  # sides of views, the pictures' at first
+        for maker in self.views.makers.values(): self.try_out(maker.size)
         for cb in (MakeViews(), Score()):
             self.learn.add_cb(cb)
             self.undo(self.learn.remove_cb, cb)
@@ -360,6 +364,17 @@ class Contrast(StepCallback):
 
     @views.setter
     def views(self, views: Any): self.learn.plan.set_views(views)
+
+    def try_out(self,
+        size: int, # of views, in pixels
+    ) -> None:
+        "Raise `InputError` unless the encoder takes them; where nothing is known of the pictures it may be of any kind"
+        if size in self.tried or None in self.tried: return
+        try: self.model.check_side(size)
+        except InputError as e: raise InputError(f"views can't be {size} pixels wide: {e.message}") from None
+        self.tried.add(size)
+
+    def check(self): self.try_out(self.views.size)  # the learner may have been given others
 
     def before_fit(self):
         device = next(self.model.parameters()).device

@@ -6,9 +6,9 @@ import warnings
 import kornia.augmentation as K
 import pytest
 import torch
-from helpers.learners import small
+from helpers.learners import learner_of, small
 from helpers.pairs import paired
-from helpers.pictures import ARCH, pictures
+from helpers.pictures import ARCH, VIT, pictures
 from helpers.recording import Where
 from helpers.refusals import refusal, said
 from torch import nn
@@ -399,6 +399,17 @@ def test_views_that_others_are_made_after_are_not_set(views, part, role):
     assert dict(learn.views.makers) == before
     learn.remove_cb(part)
     learn.views = views()
+    trains(learn)
+
+
+def test_views_of_a_side_that_the_encoder_cannot_take():
+    "Patches of 16 pixels: given to a learner, or to one that there is"
+    for views, side in ((Views(56), 56), (RoleViews(Views(64), Views(40, role='local')), 40)):
+        said([f'views can\'t be {side} pixels wide', VIT], learner_of, VIT, [], 64, views=views)
+    learn = learner_of(VIT, [], 64, views=Views(48))
+    learn.views = Views(56)
+    for _ in range(2): said(['views can\'t be 56 pixels wide', VIT], learn.fit, 1, 1e-3)
+    learn.views = Views(32)
     trains(learn)
 
 

@@ -150,16 +150,36 @@ class CombinePatches(StepCallback):
 
     def check_size(self, size): self.check_side(self.side_of(size))
 
+    def shape_of(self,
+        size: int, # of views, in pixels
+    ) -> tuple[int, int] | None:
+        "Height and width of what the online network sees of them, as `declare` takes it"
+        return (self.side_of(size),) * 2
+
     def attached(self):
-        size = self.learn.plan.views.size
-        self.check_size(size)
+        self.full = self.learn.plan.views.size
+        self.check_size(self.full)
         if self.idle: return
-        self.declare((self.side_of(size),) * 2)
+        self.declare(self.shape_of(self.full))
         if self.count is None:
             self.undo(self.set_combinations, None)
             self.undo(setattr, self, 'encoder_flops', None)
-            self.encoder_flops = level_flops(self.model, size)['final']
-            self.levels_changed()
+            self.count_operations()
+
+    def check(self):  # before every fit: the learner may have been given views of another side
+        plan = self.learn.plan
+        size = plan.views.size
+        if size == self.full: return
+        self.check_size(size)
+        self.full = size
+        if self.idle: return
+        plan.query_shape = self.shape_of(size)
+        if self.encoder_flops: self.count_operations()
+
+    def count_operations(self) -> None:
+        "As many combinations as add little to a step with views of this side"
+        self.encoder_flops = level_flops(self.model, self.full)['final']
+        self.levels_changed()
 
     def levels_changed(self):
         if self.encoder_flops: self.set_combinations(self.affordable(self.encoder_flops, self.model.heads.values()))

@@ -136,13 +136,11 @@ class PatchVariants(CombinePatches):
 
     def attached(self):
         self.find_places()
-        size = self.learn.plan.views.size
+        self.full = size = self.learn.plan.views.size
         side = self.side_of(size)
         self.suits(size, side)
         if self.patches != 'divide': self.sample(side)
-        if not self.idle:
-            strip = self.strip_of(size)
-            self.declare(strip if self.combine == 'input' else None if self.level or self.last else (side, side))
+        if not self.idle: self.declare(self.shape_of(size))
         self.draws = self.model.memory['patch_draws'] = Draws(self.seed)
         self.undo(self.model.memory.pop, 'patch_draws')
 
@@ -152,10 +150,17 @@ class PatchVariants(CombinePatches):
         if (self.late or self.combine is None) and self.patches != 'montage': self.check_side(side)
         if not self.idle and (self.level or self.last or self.combine == 'input'): self.try_out(size, side)
 
-    def check_size(self, size):
+    def cut_side(self, size: int) -> int:
+        "The side of what is cut from views of a size, or sampled beside them"
         views = self.learn.plan.views
-        sampled = self.patches != 'divide'
-        self.suits(size, views.side(views.makers['patches'], size) if sampled else self.side_of(size))
+        sampled = self.patches != 'divide' and 'patches' in views.makers
+        return views.side(views.makers['patches'], size) if sampled else self.side_of(size)
+
+    def check_size(self, size): self.suits(size, self.cut_side(size))
+
+    def shape_of(self, size):
+        if self.combine == 'input': return self.strip_of(size)
+        return None if self.level or self.last else (self.cut_side(size),) * 2
 
     def strip_of(self, size: int) -> tuple[int, int]:
         "Height and width of the patches of a view that are put together before the encoder"
@@ -219,6 +224,7 @@ class PatchVariants(CombinePatches):
                              f"{size} pixels ({shorten(str(e), 100)}).") from None
 
     def check(self):
+        super().check()
         levels = self.model.levels()
         if self.patches == 'montage' and len(levels) > 1:
             raise InputError(f"{self!r} takes the last feature map apart, so it can't be combined with a loss at the "

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from fastai.callback.core import Callback
-from helpers.learners import build, one_step, quick, small
+from helpers.learners import build, learner_of, one_step, quick, small
 from helpers.pairs import paired
 from helpers.pictures import ARCH, LEVELS, LR, B, pictures
 from helpers.recording import step_inputs, step_wholes, traces
@@ -22,7 +22,9 @@ from fastcontrast.recipes import METHODS
 from fastcontrast.speedups.comb_patches import CombinePatches, balanced_counts
 from fastcontrast.speedups.intermediate import IntermediateLoss
 from fastcontrast.speedups.patch_variants import PatchVariants
+from fastcontrast.speedups.progressive_size import ProgressiveSize
 from fastcontrast.multi_crop import MultiCrop
+from fastcontrast.views import RoleViews, Views
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +89,44 @@ def test_the_number_of_combinations_is_said_and_taken_back():
         learn.add_cb(cb := CombinePatches(combinations=count))
         assert len(cb.subsets) == number and repr(cb) == f'CombinePatches(n=2, m=2, combinations={count!r})'
         learn.remove_cb(cb)
+
+
+def test_patches_follow_views_of_another_side():
+    "What the network sees of them, and the number of combinations, are as if the learner had begun with these"
+    learn = quick('moco_v3', cbs=[CombinePatches(3), ProgressiveSize()], n=8, **WIDE)  # views of 16 pixels
+    assert learn.plan.query_shape == (5, 5)
+    learn.views = Views(24)
+    learn.fit(1, 1e-3)
+    begun = quick('moco_v3', cbs=[CombinePatches(3), ProgressiveSize()], n=8, views=Views(24), **WIDE)
+    assert learn.plan.query_shape == begun.plan.query_shape == (8, 8)
+    assert repr(learn.combine_patches) == repr(begun.combine_patches)
+    assert learn.combine_patches.encoder_flops == begun.combine_patches.encoder_flops
+    assert learn.progressive_size.sizes == begun.progressive_size.sizes
+
+
+@pytest.mark.parametrize('make,views,shapes', [
+    (lambda: PatchVariants(combine='input'), lambda: Views(24), [(16, 8), (24, 12)]),
+    (lambda: PatchVariants(patches='sample'), lambda: RoleViews(Views(24), Views(10, n=8, role='patches')),
+     [(8, 8), (10, 10)]),
+    (lambda: PatchVariants(combine='layer1'), lambda: Views(24), [None, None]),
+    (lambda: CombinePatches(1), lambda: Views(24), [None, None])], ids=['strips', 'sampled', 'stitched', 'idle'])
+def test_so_do_their_variants(make, views, shapes):
+    learn = quick('moco_v3', cbs=[make()], n=8)
+    was = learn.plan.query_shape
+    learn.views = views()
+    learn.fit(1, 1e-3)
+    assert [was, learn.plan.query_shape] == shapes
+
+
+def test_views_whose_patches_the_encoder_cannot_take():
+    "A ConvNeXt makes less than a cell of 16 pixels; what is known of them is right before that is said"
+    learn = learner_of('convnext_atto', [CombinePatches()], 64)
+    learn.views = Views(32)
+    assert learn.plan.query_shape == (16, 16) and learn.plan.seen_shape(64) == (32, 32)
+    for _ in range(2): said(['CombinePatches', 'patches of 16 pixels'], learn.fit, 1, 1e-3)
+    learn.views = Views(96)
+    learn.fit(1, 1e-3)
+    assert learn.plan.query_shape == (48, 48)
 
 
 def test_heads_at_other_levels_count_whoever_comes_first():
