@@ -221,11 +221,15 @@ class ContrastiveLearner(ResumableLearner):
 
     def to_bf16(self):
         "Train in bfloat16 from now on, also on a CPU; fastai's `to_fp32` undoes it"
-        return self.to_fp32().add_cb(Autocast(pick_precision('bf16', self.dls.device)))
+        return self._to_half('bf16')
 
     def to_fp16(self):
         "Train in float16 with loss scaling from now on"
-        return self.to_fp32().add_cb(Autocast(pick_precision('fp16', self.dls.device)))
+        return self._to_half('fp16')
+
+    def _to_half(self, precision: str):
+        autocast = Autocast(pick_precision(precision, self.dls.device))  # or is refused before anything is changed
+        return self.to_fp32().add_cb(autocast)
 
     @property
     def views(self) -> RoleViews:

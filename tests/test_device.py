@@ -139,6 +139,10 @@ def test_what_the_device_lacks_is_said(dls, monkeypatch):
     with pytest.raises(InputError, match="'fp16' is for CUDA"): learner(dls).to_fp16()
     monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: True)
     assert learner(dls).precision == 'bf16' and learner(dls, precision='fp32').precision == 'fp32'
+    learn = learner(dls)
+    with pytest.raises(InputError, match="'fp16' is for CUDA"): learn.to_fp16()
+    assert learn.precision == 'bf16'  # as before
+    assert learn.to_fp32().precision == 'fp32' and learn.to_bf16().precision == 'bf16'
 
 
 def test_keys_of_an_average_too(dls):
