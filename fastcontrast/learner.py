@@ -348,7 +348,8 @@ class ContrastiveLearner(ResumableLearner):
     ):                                   # a matplotlib figure
         "Draw pictures of the training part and the views that training makes of them"
         x, *aspects = (t[:n].as_subclass(Tensor) for t in self.dls.train.one_batch()[:-1])
-        return draw_views(x, self.views(x, None, *aspects), None if rank() else path, n, *aspects, bands=bands)
+        views = self.views.to(x.device)  # a fit may not have moved them there yet
+        return draw_views(x, views(x, None, *aspects), None if rank() else path, n, *aspects, bands=bands)
 
     def show_results(self,
         max_n: int = 6,                 # pictures of the validation part, drawn by the seed of the data

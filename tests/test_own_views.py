@@ -489,6 +489,18 @@ def test_views_drawn_by_a_learner(tmp_path):
     assert len(figure.axes) == 9 and (tmp_path/'views.png').stat().st_size > 1000
 
 
+def test_what_a_module_holds_is_where_the_pictures_are():
+    "Before the first fit, too"
+    class Held(Noise):
+        places = []
+        def _apply(self, move, recurse=True):
+            self.places.append(move(torch.zeros(1)).device)
+            return super()._apply(move, recurse)
+    learn = learner_with(Held())
+    learn.show_views(1)
+    assert Held.places == [torch.device(learn.dls.device)]
+
+
 class Times(nn.Module):
     "The pictures times a number, in a type"
     def __init__(self, dtype=torch.float32, by=1.):
