@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import AvgSmoothLoss, Recorder, replacing_yield
+from fastcore.foundation import L
 
 from .checkpoint import stacked
 from .core import InputError
@@ -88,9 +89,25 @@ class DeviceRecorder(Recorder):
 
 class TrainRecorder(DeviceRecorder):
     "Of a run without a validation loss: what the metrics say stands with the training loss, once an epoch"
-    def __init__(self): super().__init__(train_metrics=True, valid_metrics=False)
+    def __init__(self):
+        super().__init__(train_metrics=True, valid_metrics=False)
+        self.earlier = 0  # epochs of the learner's fits before the last
+
+    @property
+    def epochs(self) -> int:
+        "Of all of the learner's fits"
+        return self.earlier + len(self.values)
+
+    def before_fit(self):
+        self.earlier = self.epochs
+        super().before_fit()
 
     def after_cancel_train(self): pass  # the steps that an epoch had, as with `ShortEpochCallback`, have a row as well
+
+    # for runs that are taken up, and for `lr_find`, whose own epochs do not count
+    def state_dict(self) -> dict[str, Any]: return dict(earlier=self.earlier, values=self.values)
+    def load_state_dict(self, state: dict[str, Any]):
+        self.earlier, self.values = state['earlier'], [L(row) for row in state['values']]
 
 
 class History(Callback):

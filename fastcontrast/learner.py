@@ -376,7 +376,7 @@ class ContrastiveLearner(ResumableLearner):
         rows = self.recorder.values
         known = dict(zip(self.recorder.metric_names[1:], rows[-1])) if rows else {}
         return training_facts(str(self.loss_func.loss), [str(cb) for cb in self.cbs if type(cb) in SPEEDUPS.values()],
-                              len(self.dls.train.data), len(rows), knn=known.get('knn'))
+                              len(self.dls.train.data), self.recorder.epochs, knn=known.get('knn'))
 
     def export(self,
         path: str | Path = 'export.pkl', # a folder; or a file, if it ends in '.safetensors'

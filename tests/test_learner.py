@@ -598,6 +598,28 @@ def test_embed_knn_probe_export(tmp_path):
     with torch.no_grad(): torch.testing.assert_close(encoder((x - mean) / std), h, rtol=1e-4, atol=1e-5)
 
 
+def test_the_card_counts_the_epochs_of_all_fits(dls, tmp_path):
+    "Those of a run that is taken up too, and none of lr_find's"
+    def made():
+        learn = make(dls, path=tmp_path)
+        learn.create_mbar = False
+        return learn
+    def counted(learn):
+        text = (learn.export(tmp_path/'net')/'README.md').read_text()
+        return int(re.search(r'\| epochs \| (\d+) \|', text)[1]), re.search(r'\| kNN accuracy \| (\S+) \|', text)[1]
+    learn = made()
+    learn.fit(1, 1e-3)
+    learn.fit_contrastive(2, resume=tmp_path/'run')
+    before = counted(learn)
+    learn.lr_find(num_it=6, show_plot=False)
+    assert before[0] == 3 and counted(learn) == before
+    learn.fit_contrastive(1)
+    assert counted(learn)[0] == 4
+    other = made()
+    other.fit_contrastive(2, resume=tmp_path/'run')
+    assert counted(other) == before
+
+
 def test_a_small_stem_comes_back_with_the_export(tmp_path, dls):
     learn = contrastive_learner(dls, 'resnet18')
     encoder = load_encoder(learn.export(tmp_path / 'e.safetensors'))
