@@ -194,8 +194,17 @@ def given_settings(
 ) -> dict[str, Any]: # in the order of the record, None left out
     "The settings that make a run what it is, as they were given: without its seed and what is the machine's"
     settings = record.get('settings') or {key: record[key] for key in ('data', *_RESOLVED) if key in record}
+    settings = settings | changed_since(record)
     return {key: value for key, value in settings.items()
             if value is not None and (key in keep or key not in CARRIED_OUT | {'seed'})}
+
+
+def changed_since(
+    record: dict[str, Any], # of a run, from `read_record`
+) -> dict[str, Any]:
+    "What a run was begun with, and has been given otherwise since to be able to go on: it stays the same setting"
+    begun = record.get('begun')
+    return begun if isinstance(begun, dict) else {}
 
 
 def setting_of(

@@ -91,7 +91,8 @@ def _written(value: Any) -> str:
 
 def _marked(name: str, differs: dict[str, Any]) -> str:
     "A setting's name, cut, with a mark of what it is"
-    mark = hashlib.sha256(repr(differs).encode()).hexdigest()[:8]
+    given = {key: value for key, value in differs.items() if value is not None}  # another axis leaves it as it is
+    mark = hashlib.sha256(repr(given).encode()).hexdigest()[:8]
     return name.encode()[:LONGEST - 10].decode(errors='ignore') + BETWEEN + mark
 
 
@@ -154,7 +155,7 @@ def expand(
     "The settings that a base and axes stand for, the control first. Raises `InputError`"
     one_of(MODES, mode=mode)
     for key, values in axes.items():
-        if not values: raise InputError(f"{key_name(key)} has no value to try: give one or more.")
+        _check_some(key, values)
         written = [_written(value) for value in values]
         twice = next((value for value in written if written.count(value) > 1), None)
         if twice is not None: raise InputError(f"{key_name(key)} has the value {twice} twice: leave one out.")
@@ -220,8 +221,13 @@ def read_span(
     return Range(low, high, bool(match[3]))
 
 
+def _check_some(key: str, values: list[Any]) -> None:
+    if not values: raise InputError(f"{key_name(key)} has no value to try: give one or more.")
+
+
 def _check_search(axes: dict[str, list[Any]], mode: str, trials: int) -> None:
     for key, values in axes.items():
+        _check_some(key, values)
         spans = [value for value in values if isinstance(value, Range)]
         if spans and mode != SEARCH:
             raise InputError(f"{key_name(key)} = {spans[0]} is a range, of which mode = search chooses: give values, "

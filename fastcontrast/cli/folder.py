@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from ..core import InputError, moved
 from ..files import check_file, check_utf8, left_by_system, shown, sweep, user_path
-from ..records import LOCK, NO_LOCKS, RECORD, known_record, read_record, signature
+from ..records import LOCK, NO_LOCKS, RECORD, changed_since, known_record, read_record, signature
 from .output import save_json, unwritable
 
 try: import fcntl
@@ -129,6 +129,9 @@ class RunFolder:
     ) -> None:
         "Say in config.json that the run is this process's"
         started = self.record.get('started') or time.strftime('%Y-%m-%dT%H:%M:%S%z')
+        before, parts = self.before.get('settings') or {}, 'accumulate'
+        begun = {parts: before[parts]} if parts in before and before[parts] != settings[parts] else {}
+        if begun := begun | changed_since(self.record): self.record['begun'] = begun
         self.save('reason', state='running', verb=verb, pid=os.getpid(), host=socket.gethostname(), started=started,
                   settings=settings)
 

@@ -19,17 +19,17 @@ from rich.table import Column, Table
 
 from ..core import InputError, clipped, whole
 from ..files import user_path
-from ..records import PLAN, RECORD, history_rows, owner_lives, read_plan, read_record
+from ..records import (CARRIED_OUT, PLAN, RECORD, changed_since, history_rows, owner_lives, read_plan,
+                       read_record)
 from ..signals import Interrupted, Signals, watched
 from .expand import BETWEEN, TRIALS, Setting, Sweep, make_sweep, plain, run_name
 from .launch import end_all, kill_all, rank
 from .output import Ended, console, save_json, unwritable
-from .resume import MAY_CHANGE, begun_with, check_same
+from .resume import begun_with, check_same
 from .runs import run_row
 from .settings import SETTINGS_FILE, Run, as_options, check_names, clash, gathered, named_run
 
 PROGRAM = (sys.executable, '-m', 'fastcontrast')
-_MAY_CHANGE = MAY_CHANGE - {'epochs'}  # a run that was made longer is not one that was begun so long
 _GPUS = 'CUDA_VISIBLE_DEVICES'
 
 
@@ -89,7 +89,8 @@ def planned(
     if not sweep.search and all(run.clash for run in runs): raise InputError(runs[0].clash)  # of the base, then
     for run in runs:
         if not (run.path/RECORD).exists(): continue
-        check_same(run.path, begun_with(run.path), run.config, _MAY_CHANGE,
+        # not what a run may be given that goes on: one that was made longer is not one that was begun so long
+        check_same(run.path, begun_with(run.path) | changed_since(read_record(run.path)), run.config, CARRIED_OUT,
                    remedy="give the runs another --out, or remove that folder")
     return runs
 
@@ -215,6 +216,7 @@ class Work:
         self.seconds: dict[str, list[float]] = {}  # that whole runs took, by the settings' names
         self.signal: int | None = None  # that has ended it
         self.idle = False  # until others have ended
+        self.data = {run.config.data for run in runs if os.path.exists(run.config.data)}
         for run in runs:
             if run not in self.waiting: self.took(run)
         self.plan = _Plan(sweep, runs, folder)
@@ -287,7 +289,8 @@ class Work:
             self.took(run, child.seconds)
             self.plan.accept(run.setting)
             return self.tell(run, ', '.join([*_knn(row['knn']), _clock(child.seconds)]))
-        if child.refused(): return self.refuse(run, child.said())
+        gone = run.config.data in self.data and not os.path.exists(run.config.data)  # a disk, say, that is needed again
+        if child.refused() and not gone: return self.refuse(run, child.said())
         self.failed[str(run.path)] = child.reason()
         self.tell(run, f"failed: {child.reason()}")
 

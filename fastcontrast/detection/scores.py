@@ -41,7 +41,7 @@ def _of_class(found: Sequence[Mapping[str, Tensor]], objects: Sequence[Mapping[s
         chosen = (detections['labels'] == label).nonzero().squeeze(1)
         best = chosen[detections['scores'][chosen].argsort(descending=True, stable=True)][:MOST]
         places = target['labels'] == label
-        difficult = target.get('difficult', torch.zeros_like(places))[places].numpy()
+        difficult = target.get('difficult', torch.zeros_like(places))[places].bool().numpy()
         overlaps = box_iou(detections['boxes'][best].double(), target['boxes'][places].double()).numpy()
         hit, skipped = _matched(overlaps, difficult)
         scores.append(detections['scores'][best].double().numpy())

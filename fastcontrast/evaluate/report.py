@@ -109,7 +109,8 @@ class Report:
         others = self.refused if refused else []
         rows += [['refused', *['–'] * len(measures)] for _ in others]
         names = [setting.name for setting in self.settings] + [name for name, _ in others]
-        return pd.DataFrame(rows, pd.Index(names, name='setting', dtype=object), ['runs', *map(head, measures)])
+        heads = ['runs', *(head(name, self.knn) for name in measures)]
+        return pd.DataFrame(rows, pd.Index(names, name='setting', dtype=object), heads)
 
     def _named(self, name: str) -> Setting: return next(setting for setting in self.settings if setting.name == name)
 
@@ -155,10 +156,12 @@ def _place(name: str) -> tuple[int, int]:
 
 def head(
     name: str, # of a column
+    knn: float | None = None, # accuracy that costs are told to; None: the control's last
 ) -> str:
     "What stands above it in tables to read"
     about = column(name)
-    return f'{about.title}, %' if about.share else about.title
+    title = about.title if knn is None else about.title.replace("the control's kNN", f'{knn:.1%} kNN')
+    return f'{title}, %' if about.share else title
 
 
 def decimals(

@@ -54,14 +54,16 @@ def difference_bars(
     if measures is None: measures = [name for name in report.measures if column(name).share][:4]
     measures = [name for name in measures if name in set(table['measure'])]
     if not measures: return None
-    names = [setting.name for setting in report.settings[1:] if setting.name in set(table['setting'])]
+    order = [setting.name for setting in report.settings]
+    names = [name for name in order[1:] if name in set(table['setting'])]
     figure = Figure(figsize=(3 + 2.6 * len(measures), 1.1 + .32 * len(names)), layout='constrained')
     for axis, name in zip(figure.subplots(1, len(measures), squeeze=False, sharey=True).flat, measures):
         rows = table[table['measure'] == name].set_index('setting').reindex(names)
         scale = 100 if column(name).share else 1
         places = range(len(names))
-        axis.barh(places, scale * rows['difference'], xerr=scale * rows['error'].fillna(0), capsize=3, alpha=.7,
-                  color=[f'C{(i + 1) % 10}' for i in places], ecolor='grey')
+        # none where it is not known, as of a single pair; and the colour of the setting's curve
+        axis.barh(places, scale * rows['difference'], xerr=scale * rows['error'], capsize=3, alpha=.7,
+                  color=[f'C{order.index(name) % 10}' for name in names], ecolor='grey')
         axis.axvline(0, color='grey', linewidth=1)
         axis.set(title=column(name).title, xlabel='points' if column(name).share else 'difference')
         axis.grid(axis='x', alpha=.3)
@@ -190,7 +192,8 @@ def _number(row: Any, seeds: int) -> str:
 def _settings_table(report: Report) -> str:
     cells = {(row.setting, row.measure): row for row in report.table.itertuples()}
     heads = [('setting', 'text'), ('runs', 'descending')]
-    heads += [(head(name), 'ascending' if column(name).better < 0 else 'descending') for name in report.measures]
+    heads += [(head(name, report.knn), 'ascending' if column(name).better < 0 else 'descending')
+              for name in report.measures]
     rows = [_named_row(setting.name, f'<td data-v="{len(setting.counted)}">{seeds_text(setting)}</td>',
                        *(_number(cells[setting.name, name], len(setting.seeds)) if setting.counted else
                          '<td data-v="">–</td>' for name in report.measures)) for setting in report.settings]
@@ -269,10 +272,11 @@ def page(
         f'<h1>{_text(report.title)}</h1><p>{report.counts}. The control is <strong>{_text(report.base)}</strong>, '
         f'{_text(report.why)}.</p>',
         f'<ul>{"".join(f"<li>{_text(note)}</li>" for note in report.notes)}</ul>' if report.notes else '',
-        f'<h2>Settings</h2>{_settings_table(report)}<p class="soft">{_HOW}</p>',
+        f'<h2>Settings</h2>{_settings_table(report)}<p class="soft">{_how(report.knn)}</p>',
         _part('Features to compare with', _references_table(report), _REFERENCES),
         _part('Differences to the control', drawn.get('differences', ''), _BARS),
-        _part('Accuracy on the way', drawn.get('curves', ''), _CURVES),
+        _part('Accuracy on the way', drawn.get('curves', ''),
+              _CURVES.format("the control's last" if report.knn is None else "what costs are told to")),
         _part('What settings differ in', _differing_table(report) if len(report.differing) else ''),
         _part('Views that training saw', _views(report)),
         _part('Runs', _runs_table(report)),
@@ -290,14 +294,21 @@ _LABELS = dict(curves="accuracy against epochs, seconds and TFLOP", differences=
 _CELL = ("Mean ± standard deviation over seeds; {} the mean difference to the control's runs of the same seeds ± its "
          "standard error")
 _HOW = (_CELL.format("below it") + ", coloured where zero lies outside of its 95% interval (Student's t; not corrected "
-        "for the number of comparisons). Costs to the control's kNN are those of the first epoch that has the last "
-        "accuracy of the control's run of the same seed, or more; seeds that never have it are missing from the mean, "
-        "which says so.")
+        "for the number of comparisons). Costs to {} are those of the first epoch that has {}, or more; seeds that "
+        "never have it are missing from the mean, which says so.")
 _PACKAGE = r"The rules need \usepackage{booktabs}."
 _REFERENCES = ("What the same pictures say of features that were not trained here, over the control's seeds: an "
                "accuracy alone says little.")
 _BARS = "Bars are mean differences to the runs of the same seeds, lines their standard errors."
-_CURVES = "Means over seeds, with a band of a standard deviation to either side; dotted: the control's last."
+_CURVES = "Means over seeds, with a band of a standard deviation to either side; dotted: {}."
+
+
+def _how(
+    knn: float | None, # accuracy that costs are told to; None: the control's last
+) -> str:
+    "What the table says"
+    if knn is not None: return _HOW.format(f"{knn:.1%} kNN", "that accuracy")
+    return _HOW.format("the control's kNN", "the last accuracy of the control's run of the same seed")
 
 
 def _part(title: str, content: str, words: str = '') -> str:

@@ -27,6 +27,7 @@ from fastcontrast.cli.job import Job
 from fastcontrast.cli.problems import sentence
 from fastcontrast.export import load_encoder
 from fastcontrast.learner import ContrastiveLearner
+from fastcontrast.records import setting_of
 
 
 def test_diverging_run(run, folder):
@@ -201,6 +202,8 @@ def test_a_run_out_of_memory_goes_on_in_parts(run, folder, monkeypatch):
     assert code == 1 and command, err
     code, out, err = run(*command[1].split())
     assert code == 0 and 'accumulate: 2 in place of 1' in out and config('r')['epochs_done'] == 2, (out, err)
+    assert run('pretrain', 'p', *TINY, '--epochs', 2, '--out', 'whole', '--no-controls')[0] == 0
+    assert config('r')['settings']['accumulate'] == 2 and setting_of(config('r')) == setting_of(config('whole'))
 
 
 def test_a_decoding_worker_is_killed(folder):

@@ -108,7 +108,7 @@ def test_names_are_told_apart_and_not_too_long():
 
 @pytest.mark.parametrize('mode, axes, words', [
     ('grids', {}, "unknown mode 'grids': did you mean grid?"),
-    ('grid', dict(loss=[]), 'loss has no value'),
+    ('grid', dict(loss=[]), 'loss has no value'), ('search', dict(lr=[]), 'lr has no value'),
     ('grid', dict(speedups=['suncet(1, 2)', 'suncet(1,2)']), 'with has the value suncet(1,2) twice'),
     ('leave_one_out', dict(speedups=['suncet']), 'not two of them'),
     ('leave_one_out', {}, 'not two of them'),
@@ -428,7 +428,9 @@ def test_a_run_that_was_begun_otherwise_is_not_gone_on_with(run, refused, preten
     settings(TINY)
     assert run('sweep', 'a')[0] == 0
     for old, new, words in (('epochs = 3', 'epochs = 4', '--epochs 3, and is now given 4'),
-                            ('epochs = 3', 'epochs = 3\nlr = .5', 'the default of --lr, and is now given 0.5')):
+                            ('epochs = 3', 'epochs = 3\nlr = .5', 'the default of --lr, and is now given 0.5'),
+                            ('epochs = 3', 'epochs = 3\nprecision = fp32', '--precision auto, and is now given fp32'),
+                            ('epochs = 3', 'epochs = 3\naccumulate = 2', '--accumulate 1, and is now given 2')):
         settings(TINY.replace(old, new))
         err = refused('sweep', 'a')
         assert words in err and 'give the runs another --out, or remove that folder' in err

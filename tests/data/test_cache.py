@@ -107,9 +107,9 @@ def test_parts_in_folders_of_their_own(tmp_path):
 
 def test_folders_of_one_name_share_a_folder_for_their_stores(tmp_path, capsys):
     roots = [image_folder(tmp_path/part/'train', dict(a=5, b=4), **JPEGS) for part in ('birds', 'cars')]
-    for said in (2, 0):
+    for built in (2, 0):
         for root in roots: same(dls_of(root, cache=tmp_path/'kept').train, dls_of(root, cache=None).train)
-        assert capsys.readouterr().err.count('decoding 9 pictures') == said
+        assert capsys.readouterr().err.count('decoding 9 pictures') == built
     assert len(list((tmp_path/'kept').glob('*.safetensors'))) == 2
 
 

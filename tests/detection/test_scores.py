@@ -77,6 +77,8 @@ def test_against_the_definition(seed, difficult):
     assert (got['AP'], got['AP50'], got['AP75']) == pytest.approx((mean.mean(), mean[0], mean[5]), abs=1e-12)
     assert got['classes'] == pytest.approx(dict(a=np.mean(table[1]), b=np.mean(table[2])), abs=1e-12)
     assert 0 < got['AP'] < got['AP50'] < 1
+    numbers = [target | dict(difficult=target['difficult'].to(torch.uint8)) for target in objects]  # as VOC has them
+    assert average_precision(found, numbers, ['a', 'b']) == got
 
 
 def test_against_pycocotools():

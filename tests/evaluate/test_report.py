@@ -18,6 +18,7 @@ from scipy import stats
 from fastcontrast.core import MissingPath
 from fastcontrast.evaluate.ablation import column, is_clear, summary
 from fastcontrast.evaluate.report import report
+from fastcontrast.evaluate.report_page import page
 
 KNN = dict(a=(.50, .52, .57), b=(.61, .60, .70), c=(.40, .55, .65)) # by setting and seed
 DCL = dict(settings=dict(loss='dcl'))
@@ -102,7 +103,10 @@ def test_costs_to_what_the_control_has_at_its_end(tmp_path):
     missed = row(made, 'loss=dclw', 'tflop_to')
     assert (missed.mean, missed.n, missed.pairs) == (15, 1, 1) and pd.isna(missed.std) and pd.isna(missed.error)
     assert made.wide().loc['loss=dclw', "TFLOP to the control's kNN"] == '15.0 (+12.0) [1 of 2]'
-    each = report(tmp_path/'r', knn=.7).values.set_index(['setting', 'seed'])
+    asked = report(tmp_path/'r', knn=.7)
+    assert "TFLOP to 70.0% kNN" in asked.wide() and "control's kNN" not in page(asked, {})
+    assert "TFLOP to the control's kNN" in page(made, {})
+    each = asked.values.set_index(['setting', 'seed'])
     assert each.loc['loss=dcl'].epochs_to.tolist() == [1, 2] and each.loc['simclr'].epochs_to.tolist()[0] == 2
     assert math.isnan(each.loc[('simclr', 1)].epochs_to)
     said(['knn=7'], report, tmp_path/'r', knn=7)
