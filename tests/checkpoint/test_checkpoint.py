@@ -214,8 +214,8 @@ def test_a_checkpoint_of_an_earlier_version_is_taken_up(tmp_path):
 def test_other_weights_to_begin_with_are_refused(tmp_path):
     def begun_with(name): return lambda: learner(weights=tmp_path/f'{name}.safetensors')
     for seed, name in enumerate('ab'):
-        torch.manual_seed(seed)
         first = learner()
+        torch.manual_seed(seed)
         for p in first.model.encoder.parameters(): torch.nn.init.normal_(p)
         first.export(tmp_path/f'{name}.safetensors')
     died(tmp_path/'run', 7, make=begun_with('a'))
