@@ -434,7 +434,9 @@ def _open_any(
 def _judges(train: Part, held: Part | None, settings: _Settings) -> _Judges:
     "What judges the features of training; `held`: what its source has for that"
     valid = settings.valid
-    if held is not None and not _judge_nothing(held, train, settings): return _fitting(train, [held], settings)
+    asked = held is not None and isinstance(held.pictures, Shards)  # when they were opened
+    if held is not None and (asked or not _judge_nothing(held, train, settings)):
+        return _fitting(train, [held], settings)
     if is_number(valid): return _Judges()
     if isinstance(valid, tuple) and len(valid) == 2 and not are_labelled(valid):
         return _pair(*(_open_judge(source, settings)[0] for source in valid))

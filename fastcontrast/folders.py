@@ -175,15 +175,15 @@ def folders_beside(
 ) -> tuple[list[str], bool]: # the others' names, sorted; does it hold loose pictures alone, as one of them has some?
     "The folders beside one that hold pictures, or whose folders do. Each is looked into up to its first picture"
     others = [entry for entry in _folders(folder.parent) if entry.name not in but]
-    own = loose_kind(folder) if others else ''
-    kind = own or 'pictures'
-    loose = {entry.name for entry in others if _has_loose(entry.path, kind)}
-    names = [entry.name for entry in others if entry.name in loose or _has_below(entry.path, kind)]
-    return names, bool(own and loose)
+    if not others: return [], False
+    own = loose_kind(folder)
+    kind = own or ('pictures' if _has_any(folder, 'pictures') else 'arrays')
+    loose = own and any(_has_loose(entry.path, own) for entry in others)
+    return [entry.name for entry in others if _has_any(entry.path, kind)], bool(loose)
 
 
 def _has_loose(
-    folder: str,
+    folder: str | Path,
     kind: str, # of `_kind`
 ) -> bool:
     "Does a file of a kind lie in a folder itself? Not in one that can't be looked into"
@@ -193,8 +193,9 @@ def _has_loose(
     return False
 
 
-def _has_below(folder: str, kind: str) -> bool:
-    return any(_has_loose(entry.path, kind) for entry in _folders(folder)[:LOOKED_INTO])
+def _has_any(folder: str | Path, kind: str) -> bool:
+    "Or in one of the first folders in it?"
+    return _has_loose(folder, kind) or any(_has_loose(entry.path, kind) for entry in _folders(folder)[:LOOKED_INTO])
 
 
 def _with_arrays(listing: Listing) -> Listing: return replace(listing, pictures=listing.arrays)

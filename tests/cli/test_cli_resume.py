@@ -14,6 +14,7 @@ from helpers.cli import TINY, config, ended_after_an_epoch, forked
 from helpers.folders import image_folder
 
 from fastcontrast.cli import training
+from fastcontrast.cli.job import Job
 from fastcontrast.cli.resume import MAY_CHANGE, kept_settings
 from fastcontrast.cli.settings import Run
 from fastcontrast.cli.tuning import Tuning
@@ -170,7 +171,7 @@ def test_judging_that_was_cut_short_is_made_up_for(run, folder, monkeypatch):
     assert same(before, weights('r')) and len(rows('r')) == 3 and config('r')['epochs_done'] == 3
 
 
-def killed_early(): training._keep_finished = lambda job: os.kill(os.getpid(), signal.SIGKILL)
+def killed_early(): Job._keep_finished = lambda job: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_finished_encoder_outlives_a_longer_run(run, folder, monkeypatch):

@@ -108,7 +108,7 @@ def test_names_are_told_apart_and_not_too_long():
 
 @pytest.mark.parametrize('mode, axes, words', [
     ('grids', {}, "unknown mode 'grids': did you mean grid?"),
-    ('grid', dict(loss=[]), 'loss has no value'), ('search', dict(lr=[]), 'lr has no value'),
+    ('grid', dict(loss=[]), 'loss has no value'),
     ('grid', dict(speedups=['suncet(1, 2)', 'suncet(1,2)']), 'with has the value suncet(1,2) twice'),
     ('leave_one_out', dict(speedups=['suncet']), 'not two of them'),
     ('leave_one_out', {}, 'not two of them'),
@@ -116,6 +116,10 @@ def test_names_are_told_apart_and_not_too_long():
     ('leave_one_out', dict(speedups=['suncet, partial, (']), "can't be read"),
 ])
 def test_axes_that_cannot_be(mode, axes, words): said([words], expand, {}, axes, mode)
+
+
+def test_a_search_without_values():
+    said(['lr has no value to try'], make_sweep, 's', dict(data='p'), dict(lr=[], loss=[None, 'dcl']), mode='search')
 
 
 @pytest.mark.parametrize('seeds, words', [

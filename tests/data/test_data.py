@@ -296,9 +296,9 @@ def test_labels_that_are_held_out_are_told(tmp_path):
     kept = dls_of(root).train.data.names
     names.write_text('\n'.join([*held[:3], *kept[:5]]))
     notes, data = notes_of(root, labels=names)
-    said = f"3 of the 8 pictures named in '{names}' are held out to judge by, and training does not use "
-    assert f'{said}their labels' in notes
-    assert [name for name, known in zip(data.names, data.labeled) if known] == list(kept[:5])
+    said = f"3 of the 8 pictures named in '{names}' are held out to judge by, and training does not use their labels"
+    assert said in notes
+    assert [name for name, known in zip(data.names, data.labeled) if known] == [*kept[:5]]
     for how in (dict(valid=0), dict(valid=image_folder(tmp_path/'y', dict(a=2, b=2)))):
         notes, data = notes_of(root, labels=names, **how)
         assert data.labeled.sum() == 8 and not any('names.txt' in note for note in notes)
