@@ -2,12 +2,15 @@
 
 Docs: https://fastcontrast.github.io/fastcontrast/weights.html.md"""
 import argparse
+import inspect
 import pickle
+import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import timm
@@ -22,7 +25,7 @@ from .core import InputError, MissingPath, clipped
 from .export import encoder_info, load_encoder, needs_module
 from .files import check_file, check_utf8, read_json, user_path
 from .models import SOURCES, architecture, pretrained_config
-from .stems import PATCH, is_mark
+from .stems import PATCH, is_mark, plain_name
 
 __all__ = ['Fitted', 'LEAST_SHARE', 'Weights', 'adapt_filters', 'architecture_of', 'changed_channels',
            'first_convolutions', 'fit_tensors', 'has_small_stem', 'read_weights', 'timm_source']
@@ -40,6 +43,8 @@ MOST_NAMED = 4 # tensors that a note names
 # of an encoder's numbers that a file has to have: of a ResNet-50's those of a ResNet-18 have 27 %, by names and shapes
 LEAST_SHARE = 1 / 3
 _USUAL_SHARE = 0.9 # less is told as a warning
+_SCALES = re.compile(r'gamma|scale|^ls\d?$') # in names of what scales a block's residual branch, as LayerScale does
+_NEXT_TO_NOTHING = 0.2 # such scales begin with 0.1 at most, where they do not begin with 1
 
 
 @dataclass(frozen=True)
@@ -214,6 +219,7 @@ class Fitted:
     changed: list[str] = field(default_factory=list) # filters that were made for other channels, and how many
     heads: int = 0                                   # tensors of the file's classifier and heads
     share: float = 1.                                # of the numbers in the encoder's parameters, that were taken
+    told: list[str] = field(default_factory=list)    # what else there is to be warned of
 
     @property
     def percent(self) -> str: return f'{int(self.share * 100)} %'
@@ -222,10 +228,10 @@ class Fitted:
         origin: str, # what messages call the file
         arch: str,   # and the encoder
     ) -> list[str]:
-        "A warning, where much of the encoder is not from the file"
-        if self.share >= _USUAL_SHARE: return []
+        "Warnings, where much of the encoder is not from the file, or what is from it can't do what it did"
+        if self.share >= _USUAL_SHARE: return self.told
         return [f"{self.percent} of the numbers of '{clipped(arch)}' are from {origin}, and the others are drawn at "
-                "random: if that is not meant, give the architecture that these weights are of"]
+                "random: if that is not meant, give the architecture that these weights are of", *self.told]
 
     def note(self,
         origin: str, # what messages call the file
@@ -305,13 +311,43 @@ def first_convolutions(
     return [name for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)][:1]
 
 
-def _as_timm_does(encoder: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+class _Asked(Exception):
+    "What timm's builder is asked for"
+
+
+def _builders_filter(arch: str) -> Callable | None:
+    """What timm gives its builder to change files of this model with; None if it gives nothing
+
+    No table has it. So copies of the functions that make the model are run, and in place of the builder they find one
+    that tells. Raises whatever for a model that is made otherwise."""
+    def tell(*args: Any, pretrained_filter_fn: Callable | None = None, **kwargs: Any) -> None:
+        raise _Asked(pretrained_filter_fn)
+    entrypoint = timm.model_entrypoint(arch)
+    names = dict(vars(sys.modules[entrypoint.__module__]), build_model_with_cfg=tell)
+    for name, f in list(names.items()):
+        if not isinstance(f, FunctionType) or f.__globals__ is not entrypoint.__globals__: continue
+        names[name] = FunctionType(f.__code__, names, f.__name__, f.__defaults__, f.__closure__)
+        names[name].__kwdefaults__ = f.__kwdefaults__
+    try:
+        with torch.device('meta'): names[entrypoint.__name__]()
+    except _Asked as asked: return asked.args[0]
+    raise LookupError(arch)
+
+
+def _timm_filter(encoder: nn.Module) -> Callable | None:
+    "What timm changes files for this encoder with: what its builder is given, or else what its module has by that name"
+    module = type(encoder).__module__
+    if not module.startswith('timm.'): return None
+    arch, _ = plain_name(architecture(encoder))
+    try: return _builders_filter(arch.partition('.')[0])
+    except Exception: return getattr(sys.modules.get(module), 'checkpoint_filter_fn', None)
+
+
+def _as_timm_does(encoder: nn.Module, change: Callable | None, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     "What timm does to tensors of other releases, or of other sides of the pictures (position embeddings)"
-    change = getattr(sys.modules.get(type(encoder).__module__), 'checkpoint_filter_fn', None)
-    if change is not None and type(encoder).__module__.startswith('timm.'):
-        try: tensors = dict(change(dict(tensors), encoder))
-        except Exception: pass  # they are none that it knows: what fits is found out next
-    return tensors
+    if change is None: return tensors
+    try: return dict(change(dict(tensors), *[encoder] * (len(inspect.signature(change).parameters) > 1)))
+    except Exception: return tensors  # they are none that it knows: what fits is found out next
 
 
 def _to_channels(encoder: nn.Module, tensors: dict[str, Tensor], known: int | None) -> list[str]:
@@ -376,7 +412,7 @@ def fit_tensors(
     for a tensor that is not finite."""
     tensors = _renamed(encoder, weights.tensors)
     _check_stem(encoder, tensors, weights)
-    own, tensors = _unmarked(encoder.state_dict()), _as_timm_does(encoder, _unmarked(tensors))
+    own, tensors = _unmarked(encoder.state_dict()), _as_timm_does(encoder, _timm_filter(encoder), _unmarked(tensors))
     changed = _to_channels(encoder, tensors, weights.info.get('in_chans'))
     taken = {name: t for name, t in tensors.items() if name in own and _fits(t, own[name])}
     other = [f"{name} {_form(t, own[name])} for {_form(own[name], t)}" for name, t in tensors.items()
@@ -384,8 +420,9 @@ def fit_tensors(
     missing = [name for name in own if name not in tensors and not name.endswith('num_batches_tracked')]
     spare = [name for name in tensors if name not in own]
     heads = [name for name in spare if name.split('.')[0] in _HEADS]
+    told = _vanishing(encoder, missing, weights.origin)
     fitted = Fitted(taken, missing, other, [name for name in spare if name not in heads], changed, len(heads),
-                    _share(encoder, taken))
+                    _share(encoder, taken), told)
     if fitted.share >= LEAST_SHARE:
         _check_finite(taken, own, weights.origin)
         encoder.load_state_dict(taken, strict=False)
@@ -399,6 +436,16 @@ def fit_tensors(
                          "is meant, a module as arch that has loaded it by load_state_dict(…, strict=False).")
     raise InputError(f"nothing in {weights.origin} fits '{architecture(encoder)}' ({first}): give the weights of that "
                      "architecture, or the architecture of these weights.")
+
+
+def _vanishing(encoder: nn.Module, missing: list[str], origin: str) -> list[str]:
+    "A warning, where the scales of residual branches are not in the file, and begin with next to nothing"
+    scales = {name: p for name, p in encoder.named_parameters() if any(map(_SCALES.search, name.split('.')[-2:]))}
+    gone = [name for name in missing if name in scales and scales[name].detach().abs().max() < _NEXT_TO_NOTHING]
+    if not gone: return []
+    value = scales[gone[0]].detach().abs().max().item()
+    return [f"{origin} has no {_listed(gone)}: they scale what blocks add, and begin with {value:.1g}, so that these "
+            "blocks do next to nothing; if that is not meant, give the architecture that these weights are of"]
 
 
 def _unmarked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from functools import partial
@@ -26,7 +27,9 @@ from fastcontrast.export import digest, encoder_info, export_encoder, load_encod
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.models import make_encoder
 from fastcontrast.recipes import simclr
-from fastcontrast.weights import Weights, architecture_of, fit_tensors, has_small_stem, read_weights, timm_source
+from fastcontrast.stems import small_stem
+from fastcontrast.weights import (Weights, _timm_filter, architecture_of, fit_tensors, has_small_stem, read_weights,
+                                  timm_source)
 
 SIDE = 32
 close = torch.testing.assert_close
@@ -335,6 +338,82 @@ def test_other_sides_of_a_transformer(tmp_path):
     theirs = timm.create_model('test_vit', num_classes=0, img_size=SIDE, dynamic_img_size=True)
     timm.models.load_checkpoint(theirs, str(file), filter_fn=timm.models.vision_transformer.checkpoint_filter_fn)
     same_features(learn.model.encoder, theirs.eval())
+
+
+# --- names of the authors' own, which timm changes
+
+DEIT_3 = dict(embed_dim=24, depth=2, num_heads=2, img_size=SIDE, num_classes=0)
+
+
+def renamed(state, *rules):
+    "A state dict with names changed by patterns, one after the other"
+    for pattern, new in rules: state = {re.sub(pattern, new, name): t for name, t in state.items()}
+    return state
+
+
+def moved(encoder):
+    "An encoder whose every number is another than when it was made"
+    with torch.no_grad():
+        for p in encoder.parameters(): p.add_(0.1 * torch.randn_like(p))
+    return encoder.eval()
+
+
+@pytest.mark.parametrize('small_patches', [False, True])
+def test_scales_of_deit_3(small_patches):
+    "Facebook's file has 'gamma_1' where timm has 'ls1.gamma'"
+    source, encoder = (timm.create_model('deit3_small_patch16_224', **DEIT_3) for _ in range(2))
+    for net in (source, encoder) if small_patches else (): small_stem(net)
+    theirs = renamed(moved(source).state_dict(), (r'ls(\d)\.gamma', r'gamma_\1'))
+    assert 'blocks.1.gamma_2' in theirs
+    fitted = fit_tensors(encoder, Weights('x', under('module.', theirs)))
+    assert not (fitted.missing or fitted.unused or fitted.other or fitted.doubts('x', 'a'))
+    same_features(encoder, source)
+
+
+def test_scales_that_are_not_there_are_told_as_a_warning():
+    encoder = timm.create_model('deit3_small_patch16_224', **DEIT_3)
+    plain = {name: t for name, t in encoder.state_dict().items() if 'gamma' not in name}
+    fitted = fit_tensors(encoder, Weights("'w.pth'", plain))
+    assert fitted.share > 0.99
+    doubt, = fitted.doubts("'w.pth'", 'deit3')
+    assert doubt.startswith("'w.pth' has no blocks.0.ls1.gamma, ") and 'begin with 1e-06' in doubt and '\n' not in doubt
+    with torch.no_grad():  # those of a module that has learnt some are its own
+        for block in encoder.blocks: block.ls1.gamma.fill_(1), block.ls2.gamma.fill_(0.5)
+    assert not fit_tensors(encoder, Weights("'w.pth'", plain)).doubts("'w.pth'", 'deit3')
+
+
+def test_torchvisions_regnet(tmp_path):
+    net = torchvision.models.regnet_x_400mf(num_classes=10)
+    torch.save(net.state_dict(), tmp_path/'w.pth')
+    learn = learner(dots(64), 'regnetx_004_tv', weights=tmp_path/'w.pth')
+    net.fc = nn.Identity()
+    assert 'not there' not in learn.notes[0] and '2 of its heads left out' in learn.notes[0]
+    same_features(learn.model.encoder, net.eval(), 64)
+
+
+def test_torchvisions_densenet():
+    "Its files have the names of an earlier release, and no counts of batches"
+    source, encoder = (timm.create_model('densenet121', growth_rate=4, block_config=(1, 1, 2, 1), num_classes=0)
+                       for _ in range(2))
+    theirs = renamed(moved(source).state_dict(), (r'(denselayer\d+\.(?:norm|conv))(\d)', r'\1.\2'))
+    assert 'features.denseblock3.denselayer2.norm.1.weight' in theirs
+    theirs = {name: t for name, t in theirs.items() if not name.endswith('tracked')}
+    fitted = fit_tensors(encoder, Weights('x', theirs))
+    assert not (fitted.missing or fitted.unused or fitted.other)
+    same_features(encoder, source)
+
+
+@pytest.mark.parametrize('arch, name', [('vgg11', '_filter_fn'), ('crossvit_tiny_240', 'pretrained_filter_fn'),
+                                        ('convnext_atto', 'checkpoint_filter_fn'), ('resnet18', None)])
+def test_what_timm_changes_files_with_is_the_models_own(arch, name):
+    with torch.device('meta'): encoder = timm.create_model(arch)
+    assert getattr(_timm_filter(encoder), '__name__', None) == name
+    assert _timm_filter(nn.Linear(2, 2)) is None and _timm_filter(torchvision.models.resnet18()) is None
+
+
+def test_a_model_that_no_name_makes_has_what_its_module_has():
+    net = timm.models.VisionTransformer(img_size=SIDE, embed_dim=24, depth=1, num_heads=2, num_classes=0)
+    assert _timm_filter(net) is timm.models.vision_transformer.checkpoint_filter_fn
 
 
 def test_other_channels():
