@@ -7,7 +7,7 @@ import pickle
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType
@@ -350,6 +350,32 @@ def _as_timm_does(encoder: nn.Module, change: Callable | None, tensors: dict[str
     except Exception: return tensors  # they are none that it knows: what fits is found out next
 
 
+def _large_prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
+    "Prefixes of at most three words, and none, under which a quarter of the names lie or more; moving averages' last"
+    counts: Counter[str] = Counter()
+    for name in tensors:
+        words = name.split('.')[:-1][:3]
+        counts.update('.'.join(words[:i]) + '.' * (i > 0) for i in range(len(words) + 1))
+    large = [prefix for prefix, count in counts.items() if 4 * count >= len(tensors)]
+    return sorted(large, key=lambda prefix: (any(word in prefix for word in _AVERAGES), len(prefix)))
+
+
+def _converted(encoder: nn.Module, tensors: Mapping[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file as timm changes them, by the encoder's names
+
+    `found` are those under the prefix with the most of these names. Where that leads to little, the names may be the
+    authors' own, which timm knows without a prefix, or under any."""
+    change, own = _timm_filter(encoder), encoder.state_dict()
+    def share(given): return _share(encoder, {name for name, t in given.items() if name in own and _fits(t, own[name])})
+    best = _as_timm_does(encoder, change, _unmarked(found))
+    if change is None or share(best) >= _USUAL_SHARE: return best
+    for prefix in _large_prefixes(tensors):
+        under = {name[len(prefix):]: t for name, t in tensors.items() if name.startswith(prefix)}
+        given = _as_timm_does(encoder, change, _unmarked(under))
+        if share(given) > share(best): best = given
+    return best
+
+
 def _to_channels(encoder: nn.Module, tensors: dict[str, Tensor], known: int | None) -> list[str]:
     """Change filters that were made for another number of channels, in place; their names and both numbers
 
@@ -412,7 +438,7 @@ def fit_tensors(
     for a tensor that is not finite."""
     tensors = _renamed(encoder, weights.tensors)
     _check_stem(encoder, tensors, weights)
-    own, tensors = _unmarked(encoder.state_dict()), _as_timm_does(encoder, _timm_filter(encoder), _unmarked(tensors))
+    own, tensors = _unmarked(encoder.state_dict()), _converted(encoder, weights.tensors, tensors)
     changed = _to_channels(encoder, tensors, weights.info.get('in_chans'))
     taken = {name: t for name, t in tensors.items() if name in own and _fits(t, own[name])}
     other = [f"{name} {_form(t, own[name])} for {_form(own[name], t)}" for name, t in tensors.items()
@@ -460,7 +486,7 @@ def _check_stem(encoder: nn.Module, tensors: Mapping[str, Tensor], weights: Weig
                      f"'{architecture(encoder)}' has not: give one that was made with small_input=True.")
 
 
-def _share(encoder: nn.Module, taken: Mapping[str, Tensor]) -> float:
+def _share(encoder: nn.Module, taken: Collection[str]) -> float:
     "Of the numbers in an encoder's parameters, how many are in tensors that were taken"
     numbers = {name: p.numel() for name, p in encoder.named_parameters()}
     return sum(n for name, n in numbers.items() if name in taken) / max(1, sum(numbers.values()))

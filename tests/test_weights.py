@@ -403,6 +403,30 @@ def test_torchvisions_densenet():
     same_features(encoder, source)
 
 
+def of_meta(state):
+    "The names of Meta's ConvNeXts"
+    return renamed(state, (r'^stem\.', 'downsample_layers.0.'), ('conv_dw', 'dwconv'), (r'mlp\.fc', 'pwconv'),
+                   (r'^stages\.(\d)\.downsample', r'downsample_layers.\1'), (r'^(stages\.\d)\.blocks', r'\1'),
+                   (r'mlp\.grn\.weight', 'grn.gamma'), (r'mlp\.grn\.bias', 'grn.beta'), (r'^head\.norm', 'norm'))
+
+
+@pytest.mark.parametrize('arch', ['test_convnext', 'convnextv2_atto'])
+@pytest.mark.parametrize('wrapped', [
+    lambda s: s, lambda s: dict(model=s), lambda s: under('module.', s),
+    lambda s: dict(state_dict=under('momentum_backbone.', noise(s)) | under('backbone.', s)),
+    lambda s: s | {'head.weight': torch.ones(5, 64), 'head.bias': torch.ones(5)}])
+def test_metas_convnexts(tmp_path, arch, wrapped):
+    "Four of whose tensors have names of timm's children by number, under the prefix 'downsample_layers'"
+    source = trained(arch)
+    theirs = of_meta(source.state_dict())
+    assert 'downsample_layers.0.0.weight' in theirs and 'stages.1.0.pwconv1.weight' in theirs
+    torch.save(wrapped(theirs), tmp_path/'w.pth')
+    learn = learner(dots(), arch, weights=tmp_path/'w.pth')
+    n = len(source.state_dict())
+    assert f'{n} of {n} tensors' in learn.notes[0] and 'unknown' not in learn.notes[0] and not learn.doubts
+    same_features(learn.model.encoder, source)
+
+
 @pytest.mark.parametrize('arch, name', [('vgg11', '_filter_fn'), ('crossvit_tiny_240', 'pretrained_filter_fn'),
                                         ('convnext_atto', 'checkpoint_filter_fn'), ('resnet18', None)])
 def test_what_timm_changes_files_with_is_the_models_own(arch, name):
