@@ -360,20 +360,23 @@ def _large_prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(large, key=lambda prefix: (any(word in prefix for word in _AVERAGES), len(prefix)))
 
 
-def _converted(encoder: nn.Module, tensors: Mapping[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file as timm changes them, by the encoder's names
+def _converted(
+    encoder: nn.Module, tensors: Mapping[str, Tensor], found: dict[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of a file without a prefix, and as timm changes them, by the encoder's names
 
     `found` are those under the prefix with the most of these names. Where that leads to little, the names may be the
     authors' own, which timm knows without a prefix, or under any."""
     change, own = _timm_filter(encoder), encoder.state_dict()
     def share(given): return _share(encoder, {name for name, t in given.items() if name in own and _fits(t, own[name])})
-    best = _as_timm_does(encoder, change, _unmarked(found))
-    if change is None or share(best) >= _USUAL_SHARE: return best
+    before = _unmarked(found)
+    best = _as_timm_does(encoder, change, before)
+    if change is None or share(best) >= _USUAL_SHARE: return before, best
     for prefix in _large_prefixes(tensors):
-        under = {name[len(prefix):]: t for name, t in tensors.items() if name.startswith(prefix)}
-        given = _as_timm_does(encoder, change, _unmarked(under))
-        if share(given) > share(best): best = given
-    return best
+        under = _unmarked({name[len(prefix):]: t for name, t in tensors.items() if name.startswith(prefix)})
+        given = _as_timm_does(encoder, change, under)
+        if share(given) > share(best): before, best = under, given
+    return before, best
 
 
 def _to_channels(encoder: nn.Module, tensors: dict[str, Tensor], known: int | None) -> list[str]:
@@ -438,7 +441,7 @@ def fit_tensors(
     for a tensor that is not finite."""
     tensors = _renamed(encoder, weights.tensors)
     _check_stem(encoder, tensors, weights)
-    own, tensors = _unmarked(encoder.state_dict()), _converted(encoder, weights.tensors, tensors)
+    own, (before, tensors) = _unmarked(encoder.state_dict()), _converted(encoder, weights.tensors, tensors)
     changed = _to_channels(encoder, tensors, weights.info.get('in_chans'))
     taken = {name: t for name, t in tensors.items() if name in own and _fits(t, own[name])}
     other = [f"{name} {_form(t, own[name])} for {_form(own[name], t)}" for name, t in tensors.items()
@@ -446,7 +449,7 @@ def fit_tensors(
     missing = [name for name in own if name not in tensors and not name.endswith('num_batches_tracked')]
     spare = [name for name in tensors if name not in own]
     heads = [name for name in spare if name.split('.')[0] in _HEADS]
-    told = _vanishing(encoder, missing, weights.origin)
+    told = _vanishing(encoder, missing, weights.origin) + _resampled(encoder, before, tensors, weights.origin)
     fitted = Fitted(taken, missing, other, [name for name in spare if name not in heads], changed, len(heads),
                     _share(encoder, taken), told)
     if fitted.share >= LEAST_SHARE:
@@ -472,6 +475,20 @@ def _vanishing(encoder: nn.Module, missing: list[str], origin: str) -> list[str]
     value = scales[gone[0]].detach().abs().max().item()
     return [f"{origin} has no {_listed(gone)}: they scale what blocks add, and begin with {value:.1g}, so that these "
             "blocks do next to nothing; if that is not meant, give the architecture that these weights are of"]
+
+
+def _resampled(
+    encoder: nn.Module, before: Mapping[str, Tensor], after: Mapping[str, Tensor], origin: str,
+) -> list[str]:
+    "A warning, where timm has changed the filters of patches of another side"
+    def sides(t): return 'x'.join(map(str, t.shape[2:]))
+    for name in (f'{conv}.weight' for conv in first_convolutions(encoder)):
+        there, here = before.get(name), after.get(name)
+        if there is None or here is None or there.ndim != 4 or there.shape[2:] == here.shape[2:]: continue
+        return [f"'{name}' of {origin} has filters of {sides(there)} pixels, and was resampled for the {sides(here)} of "
+                f"'{clipped(architecture(encoder))}': if that is not meant, give the architecture that these weights "
+                "are of"]
+    return []
 
 
 def _unmarked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

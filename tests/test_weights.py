@@ -427,6 +427,16 @@ def test_metas_convnexts(tmp_path, arch, wrapped):
     same_features(learn.model.encoder, source)
 
 
+def test_patches_of_another_side_are_told_as_a_warning():
+    "As where a file of patches of 8 pixels is given for an architecture with 16, whose filters timm resamples"
+    small = dict(img_size=64, embed_dim=24, depth=1, num_heads=2, num_classes=0)
+    fine, coarse = (timm.create_model(f'vit_small_patch{side}_224', **small) for side in (8, 16))
+    doubt, = fit_tensors(coarse, Weights("'w.pth'", under('backbone.', fine.state_dict()))).doubts("'w.pth'", 'a')
+    assert doubt.startswith("'patch_embed.proj.weight' of 'w.pth' has filters of 8x8 pixels")
+    assert "for the 16x16 of 'vit_small_patch16_224'" in doubt
+    assert not fit_tensors(coarse, Weights('x', coarse.state_dict())).doubts('x', 'a')
+
+
 @pytest.mark.parametrize('arch, name', [('vgg11', '_filter_fn'), ('crossvit_tiny_240', 'pretrained_filter_fn'),
                                         ('convnext_atto', 'checkpoint_filter_fn'), ('resnet18', None)])
 def test_what_timm_changes_files_with_is_the_models_own(arch, name):
