@@ -18,13 +18,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.models import is_model_pretrained
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .artefact import CONFIG, HUB, LOCAL, OURS, WEIGHTS, hub_file, is_ours
 from .core import InputError, MissingPath, clipped
 from .export import encoder_info, load_encoder, needs_module
 from .files import check_file, check_utf8, read_json, user_path
-from .models import SOURCES, architecture, pretrained_config
+from .models import SOURCES, architecture, made_for, pretrained_config
 from .stems import PATCH, is_mark, plain_name
 
 __all__ = ['Fitted', 'LEAST_SHARE', 'Weights', 'adapt_filters', 'architecture_of', 'changed_channels',
@@ -44,6 +45,8 @@ MOST_NAMED = 4 # tensors that a note names
 LEAST_SHARE = 1 / 3
 _USUAL_SHARE = 0.9 # less is told as a warning
 _SCALES = re.compile(r'gamma|scale|^ls\d?$') # in names of what scales a block's residual branch, as LayerScale does
+_MOCO_V3 = ('base_encoder', 'momentum_encoder') # what MoCo v3's authors call their networks…
+_MOCO_V3_HEADS, _OTHER_HEADS = 12, (192, 384)    # …whose ViTs have 12 heads, and timm's of these widths have others
 _NEXT_TO_NOTHING = 0.2 # such scales begin with 0.1 at most, where they do not begin with 1
 
 
@@ -449,7 +452,8 @@ def fit_tensors(
     missing = [name for name in own if name not in tensors and not name.endswith('num_batches_tracked')]
     spare = [name for name in tensors if name not in own]
     heads = [name for name in spare if name.split('.')[0] in _HEADS]
-    told = _vanishing(encoder, missing, weights.origin) + _resampled(encoder, before, tensors, weights.origin)
+    told = [*_vanishing(encoder, missing, weights.origin), *_resampled(encoder, before, tensors, weights.origin),
+            *_of_other_heads(encoder, weights)]
     fitted = Fitted(taken, missing, other, [name for name in spare if name not in heads], changed, len(heads),
                     _share(encoder, taken), told)
     if fitted.share >= LEAST_SHARE:
@@ -485,10 +489,23 @@ def _resampled(
     for name in (f'{conv}.weight' for conv in first_convolutions(encoder)):
         there, here = before.get(name), after.get(name)
         if there is None or here is None or there.ndim != 4 or there.shape[2:] == here.shape[2:]: continue
-        return [f"'{name}' of {origin} has filters of {sides(there)} pixels, and was resampled for the {sides(here)} of "
-                f"'{clipped(architecture(encoder))}': if that is not meant, give the architecture that these weights "
-                "are of"]
+        return [f"'{name}' of {origin} has filters of {sides(there)} pixels, and was resampled for the {sides(here)} "
+                f"of '{clipped(architecture(encoder))}': if that is not meant, give the architecture that these "
+                "weights are of"]
     return []
+
+
+def _of_other_heads(encoder: nn.Module, weights: Weights) -> list[str]:
+    "A warning, where a narrow ViT is MoCo v3's by its names: it fits timm's, whose heads are fewer, tensor by tensor"
+    if not isinstance(encoder, VisionTransformer) or encoder.embed_dim not in _OTHER_HEADS: return []
+    heads = getattr(getattr(next(iter(encoder.blocks), None), 'attn', None), 'num_heads', _MOCO_V3_HEADS)
+    theirs = any(word in _MOCO_V3 for name in weights.tensors for word in name.split('.'))
+    if heads == _MOCO_V3_HEADS or not theirs: return []
+    arch = clipped(architecture(encoder))
+    return [f"{weights.origin} has the names of MoCo v3, whose ViT of width {encoder.embed_dim} has {_MOCO_V3_HEADS} "
+            f"heads, and '{arch}' has {heads}, with which the same tensors give other features: if its authors' "
+            f"program trained it, give arch=timm.create_model('{arch}', num_heads={_MOCO_V3_HEADS}, "
+            f"img_size={made_for(encoder)})"]
 
 
 def _unmarked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

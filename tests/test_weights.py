@@ -437,6 +437,23 @@ def test_patches_of_another_side_are_told_as_a_warning():
     assert not fit_tensors(coarse, Weights('x', coarse.state_dict())).doubts('x', 'a')
 
 
+@pytest.mark.parametrize('word', ['base_encoder', 'momentum_encoder'])
+def test_the_heads_of_moco_v3_are_told_as_a_warning(tmp_path, word):
+    "Its ViT-S has 12, and timm's, with the same tensors, has 6"
+    def made(**more): return timm.create_model('vit_small_patch16_224', depth=1, img_size=SIDE, num_classes=0, **more)
+    source = made(num_heads=12)
+    theirs = under(f'module.{word}.', source.state_dict())
+    doubt, = fit_tensors(made(), Weights("'w.pth'", theirs)).doubts("'w.pth'", 'a')
+    assert doubt.startswith("'w.pth' has the names of MoCo v3, whose ViT of width 384 has 12 heads, and ")
+    assert "'vit_small_patch16_224' has 6" in doubt
+    assert f"timm.create_model('vit_small_patch16_224', num_heads=12, img_size={SIDE})" in doubt
+    torch.save(dict(state_dict=theirs), tmp_path/'w.pth')
+    learn = learner(dots(), made(num_heads=12), weights=tmp_path/'w.pth')
+    assert not learn.doubts
+    same_features(learn.model.encoder, source.eval())
+    assert not fit_tensors(made(), Weights('x', under('backbone.', source.state_dict()))).doubts('x', 'a')
+
+
 @pytest.mark.parametrize('arch, name', [('vgg11', '_filter_fn'), ('crossvit_tiny_240', 'pretrained_filter_fn'),
                                         ('convnext_atto', 'checkpoint_filter_fn'), ('resnet18', None)])
 def test_what_timm_changes_files_with_is_the_models_own(arch, name):
