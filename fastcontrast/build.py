@@ -1,16 +1,18 @@
 """Assembling a learner: what a user gave and what the recipe says become parts, checked against one another."""
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastcore.foundation import L
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from .artefact import looking_for
@@ -384,13 +386,40 @@ def _load(encoder: nn.Module, weights: Weights, dls) -> tuple[list[str], list[st
     """Give an encoder weights: what is to be said of it, and what is to be warned of
 
     Mean and standard deviation are those that they were trained with, where the file says them of as many channels;
-    it is said where they were those of another range of values."""
+    it is said where they were those of another range of values. Where it says none it is said which they are."""
     fitted, info = fit_tensors(encoder, weights), weights.info
     notes, doubts = [fitted.note(weights.origin)], fitted.doubts(weights.origin, architecture(encoder))
-    if not info or len(info['mean']) != dls.channels: return notes, doubts
+    if not info: return [*notes, *_of_no_values(encoder, weights.origin, dls.channels)], doubts
+    if len(info['mean']) != dls.channels: return notes, doubts
     encoder.pretrained_cfg.update(mean=tuple(info['mean']), std=tuple(info['std']))
     other = other_range(info['extra'], dls.value_range)
     return [*notes, *([f"the encoder of {weights.origin}: {other}"] if other else [])], doubts
+
+
+_USUAL = dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD) # what most programs normalise with
+
+
+def _has_usual(config: Mapping[str, Any]) -> bool:
+    "Whether mean and standard deviation are ImageNet's"
+    return all(tuple(config.get(key) or ()) == value for key, value in _USUAL.items())
+
+
+def _of_no_values(encoder: nn.Module, origin: str, channels: int) -> list[str]:
+    "What to say of weights without mean and standard deviation, where those of the encoder are not ImageNet's"
+    config = encoder.pretrained_cfg
+    if len(config['mean']) != channels or _has_usual(config): return []
+    mean, std = (', '.join(f'{number:g}' for number in config[key]) for key in _USUAL)
+    said = (f"{origin} does not say its mean and standard deviation, and pictures have those of "
+            f"'{clipped(architecture(encoder))}', ({mean}) and ({std})")
+    advice = _with_usual(plain_name(architecture(encoder))[0].partition('.')[0])
+    return [f"{said}: if it was trained with ImageNet's, as most are that no labels taught, give arch={advice}"]
+
+
+def _with_usual(arch: str) -> str:
+    "What to give as `arch` for an architecture with ImageNet's mean and standard deviation"
+    for name in timm.list_pretrained(f'{arch}.*') if timm.is_model(arch) else ():
+        if _has_usual(timm.get_pretrained_cfg(name).to_dict()): return f"'{name}', whose they are"
+    return 'a module with them in its pretrained_cfg'
 
 
 def head_warmup(

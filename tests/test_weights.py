@@ -119,8 +119,9 @@ def test_forms_of_a_state_dict(tmp_path, dls, source, form, suffix):
     learn = learner(dls, weights=file)
     same_features(learn.model.encoder, source)
     n = len(source.state_dict())
-    note, = learn.notes
+    note, values = learn.notes
     assert note.startswith(f"weights from '{file}': {n} of {n} tensors") and 'not there' not in note
+    assert f"'{file}' does not say its mean" in values
     assert ('heads left out' in note) == (form == 'classifier' or form == 'moco'), note
 
 
@@ -140,6 +141,33 @@ def test_torchvisions(tmp_path):
         learn = learner(dots(64), arch, weights=tmp_path/'resnet18.pth')
         assert not learn.small_input and '2 of its heads left out' in learn.notes[-1]
         same_features(learn.model.encoder, net.eval(), 64)
+
+
+@pytest.mark.parametrize('arch, advice', [
+    ('vit_small_patch16_224', "arch='vit_small_patch16_224.dino', whose they are"),
+    ('test_resnet', 'a module with them in its pretrained_cfg')])
+def test_a_mean_that_no_file_says_is_told_if_it_is_not_imagenets(tmp_path, arch, advice):
+    "As those of timm's ViTs, 0.5, with which no self-supervised one was trained"
+    def made(name): return timm.create_model(name, num_classes=0, **small)
+    small = dict(img_size=SIDE, depth=1, embed_dim=24, num_heads=2) if arch.startswith('vit') else {}
+    torch.save(made(arch).state_dict(), tmp_path/'w.pth')
+    learn = learner(dots(), made(arch), weights=tmp_path/'w.pth')
+    note, = (note for note in learn.notes if 'does not say its mean' in note)
+    assert f"of '{arch}', (0.5, 0.5, 0.5) and (0.5, 0.5, 0.5)" in note and note.endswith(advice)
+    assert learn.mean == (.5, .5, .5)
+    if not small: return
+    learn = learner(dots(), made(f'{arch}.dino'), weights=tmp_path/'w.pth')
+    assert not any('does not say' in note for note in learn.notes) and learn.mean == (.485, .456, .406)
+
+
+def test_imagenets_mean_needs_no_word(tmp_path, source):
+    torch.save(make_encoder('resnet18').state_dict(), tmp_path/'w.pth')
+    assert not any('does not say' in note for note in learner(dots(), 'resnet18', weights=tmp_path/'w.pth').notes)
+    file = export_encoder(source, tmp_path/'e.safetensors', ARCH, SIDE, **FRAME)
+    assert not any('does not say' in note for note in learner(dots(), weights=file).notes)
+    one = image_dls(Dots(12, SIDE), channels=1, size=SIDE, bs=4, valid=0.3, workers=0, device='cpu')
+    torch.save(source.state_dict(), tmp_path/'w.pth')
+    assert not any('does not say' in note for note in learner(one, weights=tmp_path/'w.pth').notes)
 
 
 # --- what this library and timm write
@@ -313,7 +341,7 @@ def test_other_shapes_are_named_and_the_rest_is_taken(tmp_path, dls, source):
     state |= {f'odd\x1b[31m{i}': torch.ones(2) for i in range(7)}
     torch.save(state, tmp_path/'w.pth')
     learn = learner(dls, weights=tmp_path/'w.pth')
-    note, = learn.notes
+    note = learn.notes[0]
     assert f'not there: {gone[0]}, ' in note and f'and {len(gone) - 4} more' in note and 'of another shape: ' in note
     assert 'unknown: odd\\x1b[31m0' in note and '\x1b' not in note and len(note) < 900
     own = learn.model.encoder.state_dict()
