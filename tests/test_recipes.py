@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import timm
 import torch
+import torchvision
 from fastai.callback.core import Callback
 from helpers.learners import quick
 from helpers.pictures import ARCH, pictures
@@ -220,6 +222,23 @@ def test_the_learners_encoder_picks_its_kind(arch, kind):
     recipe = Recipe(**FIELDS, encoders=dict(vit=dict(lr=0.01), cnn=dict(lr=0.02)))
     learn = contrastive_learner(pictures(16, 160 if kind == 'vit' else 16, 8), arch, method=recipe, knn_pictures=0)
     assert encoder_kind(learn.model.encoder) == kind and learn.recipe.lr == dict(vit=0.01, cnn=0.02)[kind]
+
+
+@pytest.mark.parametrize('kind,archs', [
+    ('vit', ('hiera_tiny_224', 'mvitv2_tiny', 'volo_d1_224', 'crossvit_tiny_240', 'twins_svt_small', 'mixer_s32_224',
+             'tnt_s_patch16_224', 'resmlp_12_224', 'vit_tiny_patch16_224', 'swin_tiny_patch4_window7_224')),
+    ('cnn', ('resnet18', 'resnet50_clip', 'convnext_atto', 'efficientnet_b0', 'coatnet_nano_rw_224', 'mobilevit_s',
+             'maxvit_tiny_tf_224', 'skresnet18', 'botnet26t_256', 'vgg11'))])
+def test_what_counts_as_a_transformer(kind, archs):
+    with torch.device('meta'): found = {arch: encoder_kind(timm.create_model(arch, num_classes=0)) for arch in archs}
+    assert found == dict.fromkeys(archs, kind)
+
+
+def test_what_counts_as_a_transformer_of_torchvision():
+    with torch.device('meta'):
+        found = [encoder_kind(getattr(torchvision.models, name)(weights=None))
+                 for name in ('vit_b_32', 'swin_t', 'swin_v2_t', 'maxvit_t', 'convnext_tiny', 'resnet18')]
+    assert found == ['vit'] * 3 + ['cnn'] * 3
 
 
 OWN_VIEWS = [VIEW_KINDS['byol'], nn.Sequential(nn.Identity(), nn.Identity())]

@@ -177,7 +177,7 @@ class Recipe:
 # %% ../../nbs/250_recipes.ipynb #5c0d8f3b
 # the settings that pictures pick, a recipe may have more; and the side in pixels that is usual there
 SETTINGS = dict(imagenet=224, cifar=32, small=128, digits=32)
-ENCODERS = ('vit', 'cnn')      # kinds of encoders: transformers with patches, and convolutional nets
+ENCODERS = ('vit', 'cnn')      # kinds of encoders: transformers and other nets of patches, and convolutional nets
 SMALL_PICTURES = 64            # the largest side in pixels at which pictures are small
 SMALL_SET = 100_000            # pictures that a set has at most in the setting 'small'
 
@@ -241,8 +241,21 @@ def pick_setting(
 def encoder_kind(
     encoder: nn.Module, # a timm model, or any other
 ) -> str:               # in `ENCODERS`
-    "'vit' for an encoder that cuts pictures into patches, else 'cnn'"
-    return 'cnn' if patch_side(encoder) is None else 'vit'
+    """'vit' for an encoder that cuts pictures into patches, else 'cnn'
+
+    So is one without `patch_side` that has parts for patches or attention, and most of its numbers in linear layers,
+    with hardly any BatchNorm between them: Hiera, MViTv2, VOLO, MLP-Mixer… What has attention in some places of a
+    convolutional net, like CoAtNet, is 'cnn'."""
+    return 'cnn' if patch_side(encoder) is None and not _of_tokens(encoder) else 'vit'
+
+def _of_tokens(encoder: nn.Module) -> bool:
+    "Whether an encoder is made of layers that look at patches one by one, and of what lets these look at one another"
+    modules = list(encoder.modules())
+    if not any('attention' in type(m).__name__.lower() or hasattr(m, 'patch_size') for m in modules): return False
+    linear = [m for m in modules if isinstance(m, nn.Linear | nn.MultiheadAttention)]
+    norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules)
+    numbers = {p: p.numel() for m in linear for p in m.parameters()}  # one has the other's projection
+    return 4 * norms < len(linear) and 2 * sum(numbers.values()) > sum(p.numel() for p in encoder.parameters())
 
 # %% ../../nbs/250_recipes.ipynb #7e8208da
 METHODS = Registry('method') # by name: what is called with a setting and changes, and gives a `Recipe`
