@@ -125,8 +125,9 @@ def muon(
 
     The step is made as long as AdamW's, by 0.2 and the root of the longer side (Liu et al. 2025). Filters are
     matrices too, flattened to `[out, in * height * width]`. Biases, norms and whatever else has no weight decay move by
-    AdamW at the same learning rate, and so do matrices of fewer than four rows or columns, or of more than `WIDEST`
-    both ways."""
+    AdamW at the same learning rate, and so do matrices of fewer than four rows or columns, of one side more than 128
+    times the other, or of more than `WIDEST` both ways, and tensors with a size of 1 in one of the first two
+    dimensions: depthwise filters, say."""
     groups = []
     for group in params:
         if not (isinstance(group, dict) and 'decays' in group):

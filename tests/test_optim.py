@@ -341,6 +341,17 @@ def test_matrices_that_are_wide_both_ways_are_not_orthogonalized(monkeypatch):
     assert {n: decays[id(p)] for n, p in params.items()} == {n: 0.1 if 'weight' in n else 0. for n in params}
 
 
+def test_what_timm_takes_for_no_matrix_is_not_orthogonalized():
+    "As the docstring has it"
+    net = nn.ModuleDict(dict(depthwise=nn.Conv2d(8, 8, 3, groups=8), long=nn.Linear(4 * 129, 4), thin=nn.Linear(8, 3),
+                             just=nn.Linear(4 * 128, 4)))
+    group = dict(params=[part.weight for part in net.values()], weight_decay=0.1, decays=True)
+    opt = optimizer('muon')([group], lr=0.1)
+    for p in net.parameters(): p.grad = torch.ones_like(p)
+    opt.step()
+    assert [name for name, part in net.items() if opt.opt.state[part.weight]['use_muon']] == ['just']
+
+
 def test_a_schedule_reaches_all_that_muon_moves():
     net = model(predictor=False)
     opt = optimizer('muon')(parameter_groups(net, 0., False), lr=0.1)
