@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torchvision.ops import StochasticDepth
 
 from .core import InputError, number, one_of, whole
 from .distributed import gather
@@ -114,7 +115,9 @@ class EMATarget(Target):
         finally: self.model.memory = memory
         for head in self.target.heads.values(): head.predictor = None
         for module in self.target.modules():
-            if isinstance(module, DropPath): module.drop_prob = 0.  # keys are of the whole network (DINO)
+            # keys are of the whole network (DINO)
+            if isinstance(module, DropPath): module.drop_prob = 0.
+            if isinstance(module, StochasticDepth): module.p = 0.
         memory['ema'] = self.target
         self.undo(setattr, self, 'target', None)
         self.undo(memory.pop, 'ema')

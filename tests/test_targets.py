@@ -4,7 +4,9 @@ import math
 from functools import partial
 
 import pytest
+import timm.layers
 import torch
+import torchvision
 from fastai.callback.core import Callback
 from helpers.learners import build, plain_learner, quick, random_views, sized_learner, small, tiny_model
 from helpers.loops import closed_form, cos, cosine_momentum, unit
@@ -72,6 +74,19 @@ def test_the_target_has_its_own_batchnorm_statistics():
     ours, theirs, online = (m.encoder[1].running_mean for m in (learn.ema_target.target, twin, learn.model))
     close(ours, theirs)
     assert not torch.allclose(ours, online)
+
+
+@pytest.mark.parametrize('skip, field', [
+    (timm.layers.DropPath(0.5), 'drop_prob'), (torchvision.ops.StochasticDepth(0.5, 'row'), 'p')])
+def test_no_block_of_the_target_is_skipped(skip, field):
+    "Of networks whose blocks are at times, in timm's way or torchvision's"
+    model = tiny_model()
+    model.encoder.append(copy.deepcopy(skip))
+    target = plain_learner(model, InfoNCE(0.2), EMATarget(0.7)).ema_target.target.train()
+    assert [getattr(m.encoder[-1], field) for m in (model, target)] == [0.5, 0]
+    x = torch.rand(32, 3, 9, 9, dtype=torch.float64)
+    assert (model.train().encoder(x) == 0).all(-1).any()
+    close(target.encoder(x), target.encoder(x), rtol=0, atol=0)
 
 
 def test_targets_come_and_go():
