@@ -486,6 +486,7 @@ def test_mlflow_keeps_every_run_of_a_process_in_its_own_folder(tmp_path, monkeyp
     assert os.environ['MLFLOW_TRACKING_URI'] == 'http://server'
 
 
+@pytest.mark.slow
 def test_two_runs_of_a_process_are_two_of_mlflow(dls, nowhere, monkeypatch):
     mlflow = pytest.importorskip('mlflow')
     monkeypatch.setenv('MLFLOW_TRACKING_URI', '')

@@ -109,7 +109,7 @@ def test_patches_follow_views_of_another_side():
     (lambda: PatchVariants(patches='sample'), lambda: RoleViews(Views(24), Views(10, n=8, role='patches')),
      [(8, 8), (10, 10)]),
     (lambda: PatchVariants(combine='layer1'), lambda: Views(24), [None, None]),
-    (lambda: CombinePatches(1), lambda: Views(24), [None, None])], ids=['strips', 'sampled', 'stitched', 'idle'])
+    (lambda: CombinePatches(1, 1), lambda: Views(24), [None, None])], ids=['strips', 'sampled', 'stitched', 'idle'])
 def test_so_do_their_variants(make, views, shapes):
     learn = quick('moco_v3', cbs=[make()], n=8)
     was = learn.plan.query_shape
