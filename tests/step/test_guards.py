@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from helpers.learners import plain_learner, quick, small, tiny_model
 from helpers.pairs import paired
@@ -316,6 +316,11 @@ def test_a_fit_that_is_taken_up_knows_what_it_knew():
     other.collapse.load_state_dict(state | dict(warnings=['said']))
     other.collapse.after_epoch()
     assert other.collapse.warnings == ['said']
+    assert falls().collapse.ends is False
+    other.collapse.ends = True  # one that is to end what another only warned of
+    other.collapse.load_state_dict(state | dict(warnings=['said'], differ=torch.tensor(False)))
+    with pytest.raises(CancelFitException): other.collapse.after_epoch()
+    assert 'one and the same picture' in str(other.stopped)
 
 
 def test_what_one_process_finds_is_told_and_ends_the_fit_of_all(monkeypatch, capsys):
