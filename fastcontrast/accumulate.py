@@ -95,7 +95,7 @@ class _Pass:
 
 class Accumulate(StepCallback):
     "Loss and gradient of the whole batch, with the activations of one part in memory (GradCache, Gao et al. 2021)"
-    phase, exclusive = Phase.CHUNKS, 'the chunks of a batch'
+    phase, exclusive = Phase.CHUNKS, 'the parts of a batch'
     def __init__(self,
         chunks: int, # parts of a batch, 2 or more; divides the batch
     ):

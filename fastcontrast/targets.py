@@ -277,7 +277,7 @@ class NearestNeighbours(Memory):
     "Keys are replaced by the most similar key of earlier batches, without gradient (NNCLR)"
     name_of_rings = 'neighbours'
     def __init__(self,
-        size: int = 98304, # keys that are kept: the support set
+        size: int = 98304, # keys that are kept (the paper's support set)
     ): super().__init__(size)
     def __repr__(self): return f"NearestNeighbours({self.size})"
 

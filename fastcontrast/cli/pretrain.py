@@ -109,7 +109,7 @@ def pretrain(
         help="Compile the encoder with torch.compile: takes a minute, and is meant for GPUs",
         show_default='no-compile')] = None,
     accumulate: Annotated[int | None, Option(
-        help="Run a batch through the encoder in so many chunks, for batches larger than the memory: "
+        help="Run a batch through the encoder in so many parts, for batches larger than the memory: "
              "loss and gradient stay those of the whole batch", show_default=_default('accumulate'))] = None,
     controls: Annotated[bool | None, Option(
         help="Also judge raw pixels and the untrained encoder", show_default='controls')] = None,

@@ -38,7 +38,7 @@ class Run:
     setting: str | None = None      # the recipe's constants: 'small', 'cifar'…; by the pictures if not given
     precision: str = 'auto'         # of the model's arithmetic; 'auto': the device's best
     compile: bool = False           # the encoder, with torch.compile
-    accumulate: int = 1             # chunks of a batch, for batches larger than the memory; the result is the same
+    accumulate: int = 1             # parts of a batch, for batches larger than the memory; the result is the same
     unlabelled: bool = False        # leave labels alone, and take a folder as it is
     column: str | None = None       # of a table, that has the pictures; path, file, filename or image if not given
     label_column: str | None = None # and that has their labels; label, class or target if not given
