@@ -512,7 +512,9 @@ class Checkpoint(StepCallback):
         when = self.moments
         if last and (when.epoch or self.epoch + 1 == self.n_epoch): return _SAVE
         if self._is_due(): return _SAVE
-        return _SAVE if when.seconds and not rank() and time.monotonic() - self.last >= when.seconds else 0
+        if not when.seconds or rank() or time.monotonic() - self.last < when.seconds: return 0
+        self.last = time.monotonic()  # several processes save a step later: until then this is not wished once more
+        return _SAVE
 
     def _is_due(self) -> bool:
         "Whether a checkpoint is due for the number of steps"

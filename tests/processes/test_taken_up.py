@@ -5,15 +5,18 @@ import time
 import traceback
 from datetime import timedelta
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
+from fastai.callback.core import Callback
 from helpers.deaths import history, run, same_state, tensors
 from helpers.forks import CONTEXT, start
 from helpers.learners import small
 from helpers.pictures import ARCH, Dots
 
-from fastcontrast.checkpoint import newest
+from fastcontrast import checkpoint
+from fastcontrast.checkpoint import Checkpoint, newest
 from fastcontrast.data import image_dls
 from fastcontrast.distributed import rank
 from fastcontrast.learner import contrastive_learner
@@ -53,6 +56,7 @@ def process(r, folder, told):
             broken = run(partial(learner, name), folder/name/'broken', 2, *DEATHS.get(name, USUAL), cost=name == 'all')
             same_state(whole, broken)  # in each process, its own statistics of BatchNorm too
         planned_longer(folder/'longer')
+        kept_after_seconds(folder/'seconds')
         rate_is_looked_for()
         told.put('')
     except BaseException: told.put(traceback.format_exc())
@@ -60,18 +64,33 @@ def process(r, folder, told):
         if dist.is_initialized(): dist.destroy_process_group()
 
 
+def plain_learner(n=40):
+    torch.manual_seed(0)
+    dls = image_dls(Dots(n), bs=8, valid=0, workers=0, device='cpu')
+    return contrastive_learner(dls, ARCH, small('simclr', 'cifar', warmup=0), small_input=False, knn_pictures=0)
+
+
 def planned_longer(folder):
     "What begins to depend on the length of the run is kept in both, in the middle of an epoch too"
-    def make():
-        torch.manual_seed(0)
-        dls = image_dls(Dots(40), bs=8, valid=0, workers=0, device='cpu')
-        return contrastive_learner(dls, ARCH, small('simclr', 'cifar', warmup=0), small_input=False, knn_pictures=0)
     for length in (4, 6):
-        grown = make()
+        grown = plain_learner()
         grown.fit_contrastive(length, resume=folder/'grown', schedule='wsd')
-    whole = make()
+    whole = plain_learner()
     whole.fit_contrastive(6, resume=folder/'whole', schedule='wsd')
     same_state(grown, whole)
+
+
+def kept_after_seconds(folder):
+    "Each time once, at the step after the one at which the first process wished it, and at the end"
+    clock = [0.]
+    class Tick(Callback):
+        def before_batch(self): clock[0] += 1
+    checkpoint.time = SimpleNamespace(monotonic=lambda: clock[0], sleep=time.sleep)
+    try: plain_learner(80).fit_contrastive(1, cbs=[Checkpoint(4., keep=9), Tick()], resume=folder)
+    finally: checkpoint.time = time
+    if rank(): return  # the first may still be writing
+    steps = [int(path.stem.removeprefix('step-')) for path in sorted(folder.rglob('step-*.json'))]
+    assert steps == [5, 10], steps
 
 
 def rate_is_looked_for():
