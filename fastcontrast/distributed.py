@@ -35,12 +35,20 @@ def local_world_size() -> int:
     "How many of them share this machine"
     return int(os.environ.get('LOCAL_WORLD_SIZE', world_size()))
 
+_parent: int | None = None # of this process, when it was about to join the others
+
+def launcher_ended() -> bool:
+    "Whether the program that has launched this process has ended since: nobody would end the others if one dies"
+    return _parent is not None and os.getppid() != _parent
+
 # %% ../nbs/110_distributed.ipynb #5272a2fb
 def join_processes() -> torch.device | None:
     """Join the processes that a launcher has started with this one. May be called again
 
     Returns the device of this process, or None where it was started alone. Raises `InputError` if they can't meet."""
+    global _parent
     if int(os.environ.get('WORLD_SIZE', 1)) < 2: return None
+    if _parent is None: _parent = os.getppid()
     from accelerate import PartialState  # here, because one process need not wait for the import
     from accelerate.utils import parse_flag_from_env
     cpu = not torch.cuda.is_available() or parse_flag_from_env('ACCELERATE_USE_CPU')

@@ -1,6 +1,5 @@
 """Several processes train as one: they begin alike, read parts of one batch, and use the mean of their gradients."""
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from textwrap import shorten
@@ -12,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .core import InputError
-from .distributed import MeanGradients, broadcast_, gather_objects
+from .distributed import MeanGradients, broadcast_, gather_objects, launcher_ended
 from .step import Phase, StepCallback
 
 
@@ -103,10 +102,9 @@ class Together(StepCallback):
         if torch.device(self.dls.device).type == 'cuda': synchronise(self.model)
         broadcast_([*self.model.parameters(), *self.model.buffers()])
         self.gradients = MeanGradients(self.model.parameters())
-        self.parent = os.getppid()
 
     def before_batch(self):
-        if os.getppid() == self.parent: return
+        if not launcher_ended(): return
         self.stop(InputError("the program that launched this process has ended, and with it the training."))
 
     @property

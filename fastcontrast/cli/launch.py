@@ -35,10 +35,10 @@ def meet() -> None:
 
     Raises `InputError` if the launcher has ended."""
     if LAUNCHER not in os.environ: return
-    folder, launcher = Path(os.environ[LAUNCHER]), os.getppid()
+    folder = Path(os.environ[LAUNCHER])
     (folder/f'{rank()}.here').touch()
     while not all((folder/f'{other}.here').exists() for other in range(int(os.environ['WORLD_SIZE']))):
-        if os.getppid() != launcher:
+        if orphaned():
             raise InputError("the program that launched this process has ended, and with it the training.")
         time.sleep(0.02)
 

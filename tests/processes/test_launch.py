@@ -23,7 +23,7 @@ from helpers.forks import Member, Program
 from helpers.refusals import refusal, said
 from PIL import Image
 
-from fastcontrast.cli import job, launch
+from fastcontrast.cli import job, launch, training
 from fastcontrast.distributed import join_processes
 from fastcontrast.export import load_encoder
 from fastcontrast.signals import Signals
@@ -246,6 +246,30 @@ def test_the_launcher_dies(folder):
     assert 'error: the program that launched this process has ended' in out and 'Traceback' not in out, out
     assert json.loads((folder/'run/config.json').read_text())['state'] == 'stopped'
     assert load_encoder(folder/'run/encoder.safetensors').num_features
+
+
+def forks_that_prepare_for_long():
+    "The first process judges the controls until there is a file"
+    forks()
+    def judge(training):
+        while not Path('go').exists(): time.sleep(0.02)
+    training._judge_controls = judge
+
+
+def test_the_launcher_dies_before_training(folder):
+    image_folder(folder/'p', dict(a=6, b=6))
+    program, children, _ = started(*LONG, until='results in run', prepare=forks_that_prepare_for_long)
+    program.kill()
+    program.wait()
+    Path('go').touch()
+    try:
+        psutil.wait_procs(children, timeout=60)
+        out = Path('log').read_text()
+        assert ended(children) and not left_over(), out
+        assert 'error: the program that launched this process has ended' in out and 'Traceback' not in out, out
+    finally:
+        for process in children:
+            with suppress(psutil.NoSuchProcess): process.kill()
 
 
 def test_what_process_0_refuses_is_told_once():
