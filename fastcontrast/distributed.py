@@ -35,6 +35,7 @@ def local_world_size() -> int:
     "How many of them share this machine"
     return int(os.environ.get('LOCAL_WORLD_SIZE', world_size()))
 
+_RANKS = 'RANK', 'PMI_RANK', 'OMPI_COMM_WORLD_RANK', 'MV2_COMM_WORLD_RANK' # where accelerate looks for one
 _parent: int | None = None # of this process, when it was about to join the others
 
 def launcher_ended() -> bool:
@@ -47,7 +48,12 @@ def join_processes() -> torch.device | None:
 
     Returns the device of this process, or None where it was started alone. Raises `InputError` if they can't meet."""
     global _parent
-    if int(os.environ.get('WORLD_SIZE', 1)) < 2: return None
+    size = int(os.environ.get('WORLD_SIZE', 1))
+    if size < 2: return None
+    # accelerate would take it for the first, which waits for the others, or for the only one
+    if world_size() == 1 and not any(name in os.environ for name in _RANKS):
+        raise InputError(f"WORLD_SIZE={size} in the environment is for {size} processes, and no RANK there says which "
+                         "of them this is: unset WORLD_SIZE, or start the program by a launcher, like torchrun.")
     if _parent is None: _parent = os.getppid()
     from accelerate import PartialState  # here, because one process need not wait for the import
     from accelerate.utils import parse_flag_from_env

@@ -320,10 +320,20 @@ def test_port_in_use(monkeypatch):
         finally: PartialState._reset_state()
 
 
+def test_a_world_without_ranks(monkeypatch):
+    "As where a batch script exports its size: accelerate would wait for the others, 12 hours"
+    import accelerate
+    monkeypatch.setattr(accelerate, 'PartialState', lambda **kwargs: pytest.fail('waits'))
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.delenv('RANK', raising=False)
+    said(['WORLD_SIZE=2', 'RANK', 'unset WORLD_SIZE'], join_processes)
+
+
 def test_accelerate_set_up_for_one_process(monkeypatch):
     from accelerate import PartialState
     try:
         PartialState()
         monkeypatch.setenv('WORLD_SIZE', '2')
+        monkeypatch.setenv('RANK', '0')
         assert 'accelerate was set up for one process before' in refusal(join_processes)
     finally: PartialState._reset_state()
