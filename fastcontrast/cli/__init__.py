@@ -16,6 +16,7 @@ import typer
 from ..core import InputError, import_all
 from ..files import FULL
 from ..signals import Interrupted
+from .launch import rank
 from .output import Ended, console, errors, fail, launched, make_lenient
 from .problems import exit_code, sentence, wants_memory
 from .settings import parse_speedups
@@ -31,7 +32,7 @@ _UsageError = typer.BadParameter.__base__  # click's; newer releases of typer ha
 def main() -> None:
     "The `fastcontrast` program: a user's mistake is one sentence and exit code 2, a full disk one and 1, Ctrl-C 130"
     make_lenient()
-    if int(os.environ.get('RANK', 0)):
+    if rank():
         console.quiet = errors.quiet = True  # of several processes, the first tells what happens
     if not sys.warnoptions: warnings.simplefilter('ignore')  # libraries' words to each other, not to our user
     atexit.register(gc.freeze)  # else Python looks through all that torch has made once more before it ends: a second

@@ -22,7 +22,19 @@ _ENDED = 'ended'  # the file that says which process has ended before its time
 
 def rank() -> int | None:
     "Which of several processes this is; None for a program that was not launched as one of them"
-    return int(os.environ['RANK']) if 'RANK' in os.environ else None
+    several = int(os.environ.get('WORLD_SIZE', 1)) > 1  # some schedulers number a process that is the only one
+    return int(os.environ['RANK']) if several and 'RANK' in os.environ else None
+
+
+def check_size(
+    processes: int, # how many are asked for
+) -> None:
+    "Raise `InputError` where a launcher has started more than one, and not so many"
+    if rank() is None: return
+    size = int(os.environ['WORLD_SIZE'])
+    if processes in (1, size): return
+    raise InputError(f"--processes {processes} is asked for, and a launcher has started {size}: give --processes "
+                     f"{size}, or call the program without a launcher.")
 
 
 def hear_signals() -> None:

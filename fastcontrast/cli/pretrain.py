@@ -9,7 +9,7 @@ from ..files import user_path
 from ..signals import watched
 from .expand import plain, read_seeds, sweep_of_runs
 from .folder import claimed
-from .launch import hear_signals, launch, rank
+from .launch import check_size, hear_signals, launch, rank
 from .output import this_command
 from .resume import begun_with, check_changes, kept_start, run_to_resume
 from .settings import DIGITS, SETTINGS, SETTINGS_FILE, Run, folder_of, named_run, read_calls, resolve
@@ -172,6 +172,7 @@ def pretrain(
         elif run and out is None: folder_of(run)
         if rank() is None and settings.processes > 1:
             return launch(settings.processes, signals)
+        check_size(settings.processes)
         kept = kept_start(path, settings) if path else None
         if rank(): return accompany(settings, kept)
         with claimed(path or out, run or _name(settings), path is not None) as folder:

@@ -294,6 +294,27 @@ def test_processes_that_cannot_be(args, words, monkeypatch, capsys):
     assert e.value.code == 2 and re.match(f'error: {words}', err) and err.count('\n') == 1
 
 
+def test_a_world_of_one_is_no_launcher_s(monkeypatch):
+    "Kubeflow numbers the process of a single pod"
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setenv('WORLD_SIZE', '1')
+    assert launch.rank() is None
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert launch.rank() == 0
+
+
+def test_another_number_of_processes_than_a_launcher_has_started(monkeypatch, capsys):
+    import fastcontrast.cli as cli
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setattr('fastcontrast.cli.pretrain.train', lambda *args: pytest.fail('it trains'))
+    monkeypatch.setattr(sys, 'argv', ['fastcontrast', 'pretrain', 'digits', '--processes', '4', '--batch-size', '4'])
+    with pytest.raises(SystemExit) as e: cli.main()
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and '--processes 4 is asked for, and a launcher has started 2' in err, err
+    assert launch.check_size(2) is launch.check_size(1) is None
+
+
 def test_windows(monkeypatch):
     "It holds no signals back, and processes of others can only be ended"
     monkeypatch.delattr(signal, 'pthread_sigmask')
