@@ -36,10 +36,12 @@ def local_world_size() -> int:
     return int(os.environ.get('LOCAL_WORLD_SIZE', world_size()))
 
 _RANKS = 'RANK', 'PMI_RANK', 'OMPI_COMM_WORLD_RANK', 'MV2_COMM_WORLD_RANK' # where accelerate looks for one
-_parent: int | None = None # of this process, when it was about to join the others
+# what launchers that are the parents of their processes put there: fastcontrast's and torchrun's, by which accelerate's
+_LAUNCHERS = 'FASTCONTRAST_LAUNCHER', 'TORCHELASTIC_RUN_ID'
+_parent: int | None = None # of this process, when it was about to join the others; None: no launcher
 
 def launcher_ended() -> bool:
-    "Whether the program that has launched this process has ended since: nobody would end the others if one dies"
+    "Whether the launcher of this process has ended since: nobody would end the others if one dies"
     return _parent is not None and os.getppid() != _parent
 
 # %% ../nbs/110_distributed.ipynb #5272a2fb
@@ -54,7 +56,7 @@ def join_processes() -> torch.device | None:
     if world_size() == 1 and not any(name in os.environ for name in _RANKS):
         raise InputError(f"WORLD_SIZE={size} in the environment is for {size} processes, and no RANK there says which "
                          "of them this is: unset WORLD_SIZE, or start the program by a launcher, like torchrun.")
-    if _parent is None: _parent = os.getppid()
+    if _parent is None and any(name in os.environ for name in _LAUNCHERS): _parent = os.getppid()
     from accelerate import PartialState  # here, because one process need not wait for the import
     from accelerate.utils import parse_flag_from_env
     cpu = not torch.cuda.is_available() or parse_flag_from_env('ACCELERATE_USE_CPU')

@@ -23,6 +23,7 @@ from helpers.forks import Member, Program
 from helpers.refusals import refusal, said
 from PIL import Image
 
+from fastcontrast import distributed
 from fastcontrast.cli import job, launch, training
 from fastcontrast.distributed import join_processes
 from fastcontrast.export import load_encoder
@@ -348,6 +349,22 @@ def test_a_world_without_ranks(monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '2')
     monkeypatch.delenv('RANK', raising=False)
     said(['WORLD_SIZE=2', 'RANK', 'unset WORLD_SIZE'], join_processes)
+
+
+@pytest.mark.parametrize('name, noticed', [
+    ('FASTCONTRAST_LAUNCHER', True), ('TORCHELASTIC_RUN_ID', True), ('MASTER_ADDR', False)])
+def test_whose_end_is_noticed(monkeypatch, name, noticed):
+    "A launcher's, and not that of a shell in which somebody has started the processes: `nohup` is to outlive it"
+    import accelerate
+    monkeypatch.setattr(accelerate, 'PartialState', lambda **kwargs: SimpleNamespace(device='cpu'))
+    monkeypatch.setattr(distributed, 'world_size', lambda: 2)
+    monkeypatch.setattr(distributed, '_parent', None)
+    for other in ('FASTCONTRAST_LAUNCHER', 'TORCHELASTIC_RUN_ID'): monkeypatch.delenv(other, raising=False)
+    for key, value in {'RANK': '0', 'WORLD_SIZE': '2', name: '127.0.0.1'}.items(): monkeypatch.setenv(key, value)
+    join_processes()
+    assert not distributed.launcher_ended()
+    monkeypatch.setattr(distributed.os, 'getppid', lambda: -1)
+    assert distributed.launcher_ended() == noticed
 
 
 def test_accelerate_set_up_for_one_process(monkeypatch):
