@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..core import InputError
+from ..files import write_whole
 from ..signals import ENDING, Interrupted, Signals
 from .output import LAUNCHER, fail, orphaned
 
@@ -185,7 +186,8 @@ class _Team:
     def _tell_who_ended(self) -> None:
         self.ended = next((i for i, process in enumerate(self.processes) if process.poll()), None)
         if self.ended is None: return
-        (self.folder/_ENDED).write_text(self._how_ended(self.ended), encoding='utf-8')
+        with suppress(OSError):  # of a full disk: it is as well not said
+            write_whole(self.folder/_ENDED, self._how_ended(self.ended))
 
     def _how_ended(self, rank: int) -> str:
         code, message = self.processes[rank].poll(), self.message(rank).removeprefix('error: ').rstrip('.')

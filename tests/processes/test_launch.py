@@ -1,4 +1,5 @@
 """How several processes are started, stopped and told apart, and what is said when one of them fails."""
+import errno
 import io
 import json
 import os
@@ -224,6 +225,18 @@ def test_a_process_that_dies_ends_all(folder):
     assert 'Traceback' not in out and out.count('error:') == 1 and not left_over()
     config = json.loads((folder/'run/config.json').read_text())
     assert config['state'] == 'failed' and config['reason'] == 'process 1 of 2 was ended by SIGKILL'
+
+
+def test_a_full_disk_does_not_keep_the_others_from_saving(tmp_path, monkeypatch):
+    "They are told to end, if not which process has ended"
+    def full(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device')
+    for name in ('write_text', 'write_bytes'): monkeypatch.setattr(Path, name, full)
+    told = []
+    monkeypatch.setattr(launch, 'end_all', lambda processes, number: told.append(number))
+    team = launch._Team(tmp_path)
+    team.processes = [SimpleNamespace(poll=lambda: None), SimpleNamespace(poll=lambda: 1)]
+    team.end()
+    assert team.ended == 1 and told == [signal.SIGTERM] and launch.ended_peer() == ''
 
 
 @pytest.mark.slow
