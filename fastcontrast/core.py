@@ -3,6 +3,7 @@ import difflib
 import importlib
 import math
 import operator
+import os
 import pkgutil
 import re
 import sys
@@ -66,6 +67,11 @@ def clipped(
     text = shown(value if isinstance(value, str) else ' '.join(str(value).split()))
     if isinstance(value, InputError): text = text.removesuffix('.')  # it stands within another sentence
     return text if len(text) <= most else f'{text[:most - 1]}…'
+
+
+def usable_cores() -> int:
+    "How many of this machine's cores the program may use: a scheduler, a container or `taskset` may leave it some"
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 _WAITS = ContextVar('waits', default=False) # whether somebody is told already

@@ -2,7 +2,6 @@
 
 Docs: https://fastcontrast.github.io/fastcontrast/data.html.md"""
 import difflib
-import os
 import re
 import sys
 import warnings
@@ -24,8 +23,8 @@ from fastai.torch_core import default_device
 from torch.utils.data import Dataset
 
 from .cache import open_store, store_path
-from .core import LARGEST_SIDE, InputError, MissingPath, clipped, is_number, number, shown, suggest, whole
-from .distributed import join_processes, local_world_size, rank, world_size
+from .core import LARGEST_SIDE, InputError, MissingPath, clipped, is_number, number, shown, suggest, usable_cores, whole
+from .distributed import join_processes, local_world_size, own_cores, rank, world_size
 from .files import from_list, megabytes, read_text, user_path
 from .formats import LONGEST, PixelFormat
 from .folders import Left, by_folder, find_pictures, folders_beside, list_folder, loose_kind
@@ -318,8 +317,8 @@ class _Settings:
             raise InputError(f"bs={self.bs} cannot be divided among {world_size()} processes, "
                              f"choose a multiple of {world_size()}")
         self.device = _device(own if self.device is None else self.device)
-        self.builders = os.cpu_count() if self.workers is None else self.workers
-        self.decoders = max(1, os.cpu_count() // local_world_size()) if self.workers is None else self.workers
+        self.builders = usable_cores() if self.workers is None else self.workers
+        self.decoders = own_cores() if self.workers is None else self.workers
         if self.workers is None: self.workers = min(8, self.decoders)
 
     def _check(self):

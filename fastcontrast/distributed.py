@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from .core import InputError
+from .core import InputError, usable_cores
 
 # %% ../nbs/110_distributed.ipynb #faa5e49c
 def world_size() -> int:
@@ -43,6 +43,12 @@ _parent: int | None = None # of this process, when it was about to join the othe
 def launcher_ended() -> bool:
     "Whether the launcher of this process has ended since: nobody would end the others if one dies"
     return _parent is not None and os.getppid() != _parent
+
+def own_cores() -> int:
+    "How many cores this process has to itself: a launcher's processes have theirs in common, srun gives each its own"
+    cores, processes = usable_cores(), local_world_size()
+    if any(name in os.environ for name in _LAUNCHERS): return max(1, cores // processes)
+    return max(1, min(cores, (os.cpu_count() or 1) // processes))
 
 # %% ../nbs/110_distributed.ipynb #5272a2fb
 def join_processes() -> torch.device | None:

@@ -21,7 +21,7 @@ import torch
 from fastai.data.core import DataLoaders
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from .core import InputError, shown, whole
+from .core import InputError, shown, usable_cores, whole
 from .distributed import rank, world_size
 from .figures import Figure
 from .formats import PixelFormat, Span
@@ -230,7 +230,7 @@ class DecodedChunks(Dataset):
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, list[str | None]]]:
         if self.pictures.threaded and self.form.side >= self.threads_from:
-            with _threads(os.cpu_count()) as pool:
+            with _threads(usable_cores()) as pool:
                 yield from (self._chunk(k, pool.map) for k in range(len(self)))
             return
         for k in range(len(self)):

@@ -1,6 +1,7 @@
 """The checks of arguments, registries, and names that have moved."""
 import importlib
 import math
+import os
 import pickle
 import threading
 import time
@@ -9,8 +10,16 @@ import numpy as np
 import pytest
 from helpers.refusals import refusal
 
-from fastcontrast.core import (InputError, MissingPath, Registry, clipped, moved, number, one_of, suggest, waiting,
-                               whole)
+from fastcontrast.core import (InputError, MissingPath, Registry, clipped, moved, number, one_of, suggest, usable_cores,
+                               waiting, whole)
+
+
+def test_cores_are_those_that_may_be_used(monkeypatch):
+    monkeypatch.setattr(os, 'cpu_count', lambda: 64)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {2, 3, 7}, raising=False)
+    assert usable_cores() == 3
+    monkeypatch.delattr(os, 'sched_getaffinity')  # as on macOS
+    assert usable_cores() == 64
 
 
 class Owner:

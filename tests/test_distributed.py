@@ -9,11 +9,23 @@ from helpers.forks import start
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fastcontrast import distributed
 from fastcontrast.distributed import MeanGradients, broadcast_, gather, rank, world_size
 from fastcontrast.losses import dcl, dclw, info_nce, nt_xent
 
 WORLD, HALF = 2, 3
 LOSSES = dict(info_nce=info_nce, nt_xent=nt_xent, dcl=dcl, dclw=dclw)
+
+
+@pytest.mark.parametrize('usable, launcher, own', [
+    (8, 'TORCHELASTIC_RUN_ID', 2), (64, 'FASTCONTRAST_LAUNCHER', 16), (2, 'TORCHELASTIC_RUN_ID', 1),
+    (8, 'SLURM_PROCID', 8), (64, 'SLURM_PROCID', 16)])
+def test_cores_of_one_of_four_processes(monkeypatch, usable, launcher, own):
+    for name in distributed._LAUNCHERS: monkeypatch.delenv(name, raising=False)
+    for name, value in {'LOCAL_WORLD_SIZE': '4', launcher: '0'}.items(): monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed.os, 'cpu_count', lambda: 64)
+    monkeypatch.setattr(distributed, 'usable_cores', lambda: usable)
+    assert distributed.own_cores() == own
 
 
 def model():

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ..core import InputError
+from ..core import InputError, usable_cores
 from ..files import write_whole
 from ..signals import ENDING, Interrupted, Signals
 from .output import LAUNCHER, fail, orphaned
@@ -77,7 +77,7 @@ def launch(
     gpus, cores = _places()
     if processes > (gpus or cores):
         places = f'{gpus} GPUs' if gpus else f'{cores} cores'
-        raise InputError(f"--processes {processes} is more than the {places} of this machine: "
+        raise InputError(f"--processes {processes} is more than the {places} that may be used here: "
                          f"give {gpus or cores} or fewer.")
     with tempfile.TemporaryDirectory(prefix=f'fastcontrast-{os.getpid()}-') as folder:
         team = _Team(Path(folder))
@@ -124,14 +124,14 @@ def _wait(processes: list[subprocess.Popen], seconds: float) -> None:
 
 
 def _places() -> tuple[int, int]:
-    "GPUs and cores of this machine; those of the former that may not talk to each other directly are told so"
+    "GPUs and cores that may be used; those of the former that may not talk to each other directly are told so"
     import torch
     gpus = torch.cuda.device_count()
     if gpus:
         from accelerate.utils import check_cuda_p2p_ib_support  # as accelerate's own launcher has it
         if not check_cuda_p2p_ib_support():
             for name in ('NCCL_P2P_DISABLE', 'NCCL_IB_DISABLE'): os.environ.setdefault(name, '1')
-    return gpus, os.cpu_count() or 1
+    return gpus, usable_cores()
 
 
 class _Team:

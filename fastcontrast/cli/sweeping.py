@@ -17,7 +17,7 @@ from typing import Any
 from rich.live import Live
 from rich.table import Column, Table
 
-from ..core import InputError, clipped, whole
+from ..core import InputError, clipped, usable_cores, whole
 from ..files import user_path
 from ..records import (CARRIED_OUT, PLAN, RECORD, changed_since, history_rows, owner_lives, read_plan,
                        read_record)
@@ -422,7 +422,7 @@ def _environment(jobs: int, processes: int, taken: Iterable[str]) -> dict[str, s
     import torch
     environment = dict(os.environ)
     if jobs == 1: return environment
-    environment.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//(jobs*processes))))
+    environment.setdefault('OMP_NUM_THREADS', str(max(1, usable_cores()//(jobs*processes))))
     gpus = torch.cuda.device_count()
     if gpus > processes:
         visible, used = environment.get(_GPUS, ','.join(map(str, range(gpus)))).split(','), Counter(taken)

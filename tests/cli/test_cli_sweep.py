@@ -393,7 +393,7 @@ def test_settings_that_can_t_go_together_are_noted(run, refused, pretend):
 def test_several_at_a_time(run, pretend, monkeypatch, refused):
     settings(TINY)
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
-    monkeypatch.setattr(os, 'cpu_count', lambda: 8)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: range(8), raising=False)
     assert run('sweep', 'a', '--jobs', 3)[0] == 0
     assert run('sweep', 'a', '-o', 'one')[0] == 0
     def threads(folder): return json.loads((Path(folder)/'loss=dcl--seed=1/environment.json').read_text())

@@ -1,5 +1,6 @@
 "Batches: resident and streaming ones are the same, and what cannot be decoded is left out or replaced"
 import io
+import os
 import struct
 import zlib
 
@@ -15,6 +16,13 @@ from fastcontrast.core import InputError
 from fastcontrast.data import image_dls
 from fastcontrast.loaders import DecodedChunks, StratifiedLoader, Workers
 from fastcontrast.pictures import by_reason
+
+
+def test_no_more_workers_than_cores_that_may_be_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'cpu_count', lambda: 64)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {2, 3, 7}, raising=False)
+    image_folder(tmp_path, dict(a=4, b=4))
+    assert dls_of(tmp_path, memory=1e-12, workers=None).train.workers == 3
 
 
 @pytest.mark.parametrize('workers', [0, 2])

@@ -299,7 +299,7 @@ def test_what_process_0_refuses_is_told_once():
     (('--processes', 0), '--processes=0 must be a whole number of at least 1.'),
     (('--processes', 3, '--batch-size', 4), "--batch-size 4 can't be divided among 3 processes"),
     (('--processes', 1024, '--batch-size', 1024),
-     r'--processes 1024 is more than the \d+ (cores|GPUs) of this machine: give \d+ or fewer')])
+     r'--processes 1024 is more than the \d+ (cores|GPUs) that may be used here: give \d+ or fewer')])
 def test_processes_that_cannot_be(args, words, monkeypatch, capsys):
     import fastcontrast.cli as cli
     monkeypatch.setattr(sys, 'argv', ['fastcontrast', 'pretrain', *map(str, args)])
