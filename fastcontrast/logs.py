@@ -114,7 +114,7 @@ class RunLog(Callback):
             if hasattr(self.learn, 'show_views'): self.attempt(lambda: self.tell_views(self.learn.show_views()))
 
     def after_batch(self):
-        if (self.iter + 1) % self.every: return
+        if self.train_iter % self.every: return  # of the run: an epoch may have fewer steps
         self.attempt(self.tell, dict(loss=self.learn.smooth_loss.item(), lr=self.opt.hypers[-1]['lr']), self.train_iter)
 
     def after_epoch(self):
