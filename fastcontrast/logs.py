@@ -56,8 +56,12 @@ def place_of(
     learn, # a fastai `Learner`
 ) -> Path:
     "The folder of a run: that of its checkpoints, else the learner's path"
-    folders = [cb.folder for cb in learn.cbs if isinstance(cb, Checkpoint) and cb.folder is not None]
-    return Path(folders[0] if folders else learn.path)
+    return _checkpoint_folder(learn) or Path(learn.path)
+
+
+def _checkpoint_folder(learn) -> Path | None:
+    "The folder that is a run's own, where its checkpoints have one"
+    return next((cb.folder for cb in learn.cbs if isinstance(cb, Checkpoint) and cb.folder is not None), None)
 
 
 class RunLog(Callback):
@@ -164,8 +168,15 @@ class TensorBoardLog(RunLog):
         from torch.utils.tensorboard import SummaryWriter
         # what an earlier process has told of steps that are done again is not shown twice
         purge = self.train_iter + 1 if self.id else 0
-        self.id = 'tensorboard'
+        self.id = self.id or self._new_folder()
         self.writer = SummaryWriter(str(place_of(self.learn)/self.id), purge_step=purge)
+
+    def _new_folder(self) -> str:
+        "`tensorboard`; a numbered one in it if there is a log already, unless checkpoints say whose place this is"
+        place, n = place_of(self.learn)/'tensorboard', 2
+        if _checkpoint_folder(self.learn) is not None or not any(place.glob('events.*')): return place.name
+        while (place/str(n)).exists(): n += 1
+        return f'{place.name}/{n}'
 
     def tell(self, values, step):
         for name, value in values.items(): self.writer.add_scalar(name, value, step)

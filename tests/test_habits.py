@@ -450,6 +450,19 @@ def test_a_service_that_fails_costs_the_log_and_not_the_run(dls, told, tmp_path,
     said(['Told could not begin (nobody there)'], quietly(small(dls, tmp_path)).fit_contrastive, 2, log='told')
 
 
+def test_two_fits_are_two_logs_of_tensorboard(dls, tmp_path):
+    "And a run that began anew, in its own folder, is one"
+    pytest.importorskip('tensorboard')
+    learn = quietly(small(dls, tmp_path))
+    for same_folder in (learn, learn, quietly(small(dls, tmp_path))): same_folder.fit_contrastive(1, log='tensorboard')
+    (tmp_path/'run/tensorboard').mkdir(parents=True)
+    (tmp_path/'run/tensorboard/events.out.tfevents.1').touch()  # of a process that was killed
+    quietly(small(dls)).fit_contrastive(1, log='tensorboard', resume=tmp_path/'run')
+    kept = {path: len(list((tmp_path/path).glob('events.*'))) for path in ('tensorboard', 'run/tensorboard')}
+    assert kept == {'tensorboard': 1, 'run/tensorboard': 2}
+    assert sorted(path.name for path in (tmp_path/'tensorboard').iterdir() if path.is_dir()) == ['2', '3']
+
+
 class Mlflow:
     "As much of MLflow as is asked where it keeps runs; it leaves what it was told in the environment"
     def __init__(self): self.uri, self.kept = None, {}
