@@ -123,7 +123,7 @@ class History(Callback):
 
     def before_fit(self): self.rows, self.stale = [], False
 
-    def before_train(self):
+    def before_batch(self):  # a checkpoint puts the rows back when an epoch begins, later than this is told of that
         if self.stale: self.write()
     def after_train(self): self.epochs_told = len(self.recorder.values)
 

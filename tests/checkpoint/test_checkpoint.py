@@ -353,11 +353,12 @@ def test_a_signal_while_the_row_is_written_does_not_part_recorder_and_history(tm
     same_state(resume(tmp_path/'a'), resume(tmp_path/'whole'))
 
 
-def test_epochs_that_a_longer_run_makes_again_leave_the_history_at_once(tmp_path):
+@pytest.mark.parametrize('epochs', [5, 6])  # the rate falls from the end of the fourth on, or within the fifth
+def test_epochs_that_a_longer_run_makes_again_leave_the_history_at_once(tmp_path, epochs):
     def make(): return learner(schedule='wsd', warmup=0)
     def cbs(*more): return [History(tmp_path/'history.csv'), *more]
-    resume(tmp_path, make, epochs=5, cbs=cbs())
-    assert len(history(tmp_path)) == 5
+    resume(tmp_path, make, epochs=epochs, cbs=cbs())
+    assert len(history(tmp_path)) == epochs
     rows = []
     class Look(Callback):
         def after_batch(self): rows.append(len(history(tmp_path)))
