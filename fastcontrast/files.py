@@ -156,7 +156,8 @@ def whole_file(
         with suppress(OSError): partial.unlink()
         if isinstance(e, OSError) and e.filename is None: e.filename = str(path)  # a full disk's error has none
         raise
-    if os.name == 'posix': _to_disk(path.parent)
+    if os.name == 'posix':
+        with suppress(OSError): _to_disk(path.parent)  # some file systems sync no folder; the file is there
 
 
 def write_whole(

@@ -1,6 +1,8 @@
 "Names as they are shown and listed, paths as users write them, and files that are read only if they are files"
 import errno
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -8,11 +10,22 @@ from helpers.odd import KINDS, no_file, within
 from helpers.refusals import refusal
 
 from fastcontrast.core import InputError
-from fastcontrast.files import NotAFile, check_file, from_list, listed, read_json, read_text, shown, user_path
+from fastcontrast.files import (NotAFile, check_file, from_list, listed, read_json, read_text, shown, user_path,
+                                write_whole)
 
 PLAIN = ['a.jpg', 'my pictures/ä ö 漢字 🙂.png', "it's [bold]:smile:", 'C:\\x', 'a"b', "'", '-x', 'a#b']
 ODD = ['\x1b[2J', 'a\nb', 'a\r', '\ta', '\x00', '\x7f', '\x9b31m', 'a\u2028b', 'a\x85b', '\u202egnp.exe', '\udcff.jpg',
        '\ud800', ' a', 'a ', '#a', '"a"', '\u200e']
+
+
+def test_a_file_is_written_where_no_folder_can_be_synced(tmp_path, monkeypatch):
+    fsync = os.fsync
+    def of_files_alone(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode): raise OSError(errno.EINVAL, 'Invalid argument')
+        fsync(handle)
+    monkeypatch.setattr(os, 'fsync', of_files_alone)
+    write_whole(tmp_path/'a', 'x')
+    assert (tmp_path/'a').read_text() == 'x'
 
 
 @pytest.mark.parametrize('name', PLAIN)
