@@ -119,6 +119,12 @@ class Together(StepCallback):
         if self.gradients.new: self.gradients.finish()  # parts had backward passes since, or a callback one of its own
 
     def after_train(self): broadcast_(self.model.buffers())  # statistics of BatchNorm that are not synchronised
+
+    def after_epoch(self):  # of pictures that are decoded for every batch each has met others that can't be
+        known = [loader.data.failed for loader in self.dls.loaders]
+        for everyone in gather_objects(known):
+            for own, others in zip(known, everyone): own.update(others)
+
     def after_fit(self):
         if self.gradients: self.gradients.remove()
         self.gradients = None

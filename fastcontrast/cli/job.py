@@ -227,7 +227,7 @@ def carry_out(
         with signals.held(): problem = _keep(job, problem and _cause(job, problem))
     except Interrupted as e:  # a second signal breaks it off; one that came meanwhile found it done
         if folder.record['state'] == 'running': problem = problem or e
-    if job.learn is not None: tell_undecodable(job.learn.dls, f"{folder}/config.json lists them all")
+    if job.learn is not None: tell_undecodable(job.learn.dls, f"{folder}/config.json lists them")
     if problem is not None: raise _told(job, problem)
     job.report()
 

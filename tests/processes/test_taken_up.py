@@ -5,12 +5,14 @@ import time
 import traceback
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
 from helpers.deaths import history, run, same_state, tensors
+from helpers.folders import image_folder
 from helpers.forks import CONTEXT, start
 from helpers.learners import small
 from helpers.pictures import ARCH, Dots
@@ -35,6 +37,7 @@ RUNS = {
 }
 DEATHS = {'all': (2, 7), 'dino in bfloat16': (5,), 'parts': (6,)}
 USUAL = (7,)  # of the recipes: in the second epoch
+SPOILT = ['001.png', '004.png', '008.png', '011.png']
 
 
 def learner(name):
@@ -57,6 +60,7 @@ def process(r, folder, told):
             same_state(whole, broken)  # in each process, its own statistics of BatchNorm too
         planned_longer(folder/'longer')
         kept_after_seconds(folder/'seconds')
+        undecodable_is_known(folder/'pictures')
         rate_is_looked_for()
         told.put('')
     except BaseException: told.put(traceback.format_exc())
@@ -93,6 +97,13 @@ def kept_after_seconds(folder):
     assert steps == [5, 10], steps
 
 
+def undecodable_is_known(folder):
+    "Each process has read half of the pictures, and knows of all that could not be decoded"
+    dls = image_dls(folder, bs=8, size=16, valid=0, memory=1e-12, workers=0, device='cpu')
+    contrastive_learner(dls, ARCH, small('simclr', 'cifar'), small_input=False, knn_pictures=0).fit_contrastive(1)
+    assert sorted(Path(name).name for name in dls.train.data.failed) == SPOILT
+
+
 def rate_is_looked_for():
     "All processes have afterwards what they had before"
     learn = learner('dino in bfloat16')
@@ -109,6 +120,8 @@ def rate_is_looked_for():
 
 def test_two_processes(tmp_path, capsys):
     "All that two processes do here they do in one launch"
+    image_folder(tmp_path/'pictures', dict(a=16))
+    for name in SPOILT: (tmp_path/'pictures/a'/name).write_bytes(b'')
     told = CONTEXT.SimpleQueue()
     spawned, end = start(process, tmp_path, told), time.monotonic() + 500
     try:
