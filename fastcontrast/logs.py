@@ -4,6 +4,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -196,25 +197,35 @@ class WandbLog(RunLog):
 
     `WANDB_PROJECT`, `WANDB_MODE=offline` and the like in the environment count, as always."""
     needs = 'wandb'
+    first = 0  # step of its run at which this fit's begin: it takes none that is smaller than the last
 
     def open(self):
         import wandb
-        self.own = wandb.run is None
-        place, self.id = place_of(self.learn).absolute(), self.id or uuid.uuid4().hex[:8]
+        self.own, place = wandb.run is None, place_of(self.learn).absolute()
+        if not self.id: self.first = 0
+        if not self.own and self.id != wandb.run.id:
+            self.id = wandb.run.id
+            with suppress(Exception): self.first = wandb.run.step  # one that several processes share has none
         if self.own:
+            self.id = self.id or uuid.uuid4().hex[:8]
             wandb.init(project=os.environ.get('WANDB_PROJECT', PROJECT), name=place.name, id=self.id, resume='allow',
                        dir=str(place))
         self.service = wandb
 
-    def tell(self, values, step): self.service.log(dict(values), step=step)
+    def tell(self, values, step): self.service.log(dict(values), step=self.first + step)
     def tell_settings(self, settings): self.service.config.update(dict(settings), allow_val_change=True)
 
     def tell_views(self, drawn):
         picture = Image.open(io.BytesIO(png_of(drawn)))
-        self.service.log(dict(views=self.service.Image(picture)), step=0)
+        self.service.log(dict(views=self.service.Image(picture)), step=self.first)
 
     def close(self, failed):
         if self.own: self.service.finish(exit_code=int(failed))
+
+    def state_dict(self): return dict(super().state_dict(), first=self.first)
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.first = state.get('first', 0)  # earlier versions kept none
 
 
 @LOGS.register('mlflow')

@@ -463,6 +463,42 @@ def test_two_fits_are_two_logs_of_tensorboard(dls, tmp_path):
     assert sorted(path.name for path in (tmp_path/'tensorboard').iterdir() if path.is_dir()) == ['2', '3']
 
 
+class Wandb:
+    "As much of Weights & Biases as is asked which run it is, and where that stands"
+    run = None
+    def init(self, id, **settings): self.run = SimpleNamespace(id=id, step=0)
+    def finish(self, exit_code): self.run = None
+
+    def log(self, values, step):
+        assert step >= self.run.step
+        self.run.step = step
+
+
+def test_two_fits_in_a_run_of_wandb_that_somebody_has_begun(tmp_path, monkeypatch):
+    "The second goes on where the first has ended, and where it is taken up without that run, it goes on in it"
+    service = Wandb()
+    monkeypatch.setitem(sys.modules, 'wandb', service)
+    def told(step, state):
+        log = logs.WandbLog()
+        log.learn = SimpleNamespace(cbs=[], path=tmp_path)
+        if state: log.load_state_dict(state)
+        log.open()
+        log.tell({}, step)
+        at = service.run.id, service.run.step
+        log.close(failed=False)
+        return at, log.state_dict()
+    service.init('mine')
+    assert told(20, None)[0] == ('mine', 20)
+    at, state = told(4, None)
+    assert at == ('mine', 24)
+    assert told(9, state)[0] == ('mine', 29)  # taken up in that run
+    service.finish(0)
+    assert told(9, state)[0] == ('mine', 29) and service.run is None
+    assert told(9, dict(id='before'))[0] == ('before', 9)  # an earlier version's
+    (own, step), state = told(3, None)
+    assert step == 3 and told(5, state)[0] == (own, 5) != ('mine', 5)
+
+
 class Mlflow:
     "As much of MLflow as is asked where it keeps runs; it leaves what it was told in the environment"
     def __init__(self): self.uri, self.kept = None, {}
