@@ -105,7 +105,12 @@ class RunLog(Callback):
         self.id, self.problem, self.opened = '', '', False
         self.run = not rank()
 
-    def before_train(self):
+    def before_epoch(self):  # where Ctrl-C still ends the run at once: a service may ask who somebody is, and wait
+        if not getattr(self.learn, 'goes_on', False): self._begin()
+
+    def before_train(self): self._begin()  # of a run that is taken up: its checkpoint has said by now which log it has
+
+    def _begin(self):
         if self.opened: return
         goes_on, self.rows_told = bool(self.id), len(self.recorder.values)
         with OwnDraws(next(self.model.parameters()).device, 0):

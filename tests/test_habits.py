@@ -1,6 +1,7 @@
 """fastai's habits, each of which works or says what to do instead; and what stands behind them."""
 import csv
 import os
+import signal
 import sys
 import warnings
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from fastcontrast.history import History
 from fastcontrast.learner import contrastive_learner
 from fastcontrast.logs import check_logs
 from fastcontrast.recipes import moco_v3, simclr
+from fastcontrast.signals import Interrupted
 from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
 from fastcontrast.speedups.suncet import SuNCEt
 
@@ -461,6 +463,18 @@ def test_two_fits_are_two_logs_of_tensorboard(dls, tmp_path):
     kept = {path: len(list((tmp_path/path).glob('events.*'))) for path in ('tensorboard', 'run/tensorboard')}
     assert kept == {'tensorboard': 1, 'run/tensorboard': 2}
     assert sorted(path.name for path in (tmp_path/'tensorboard').iterdir() if path.is_dir()) == ['2', '3']
+
+
+def test_a_signal_ends_a_service_that_waits_for_somebody(dls, told, tmp_path, monkeypatch):
+    "As one does at its login, before the first step"
+    waited = []
+    def asks(log):
+        signal.raise_signal(signal.SIGTERM)
+        waited.append(log)
+    monkeypatch.setattr(Told, 'open', asks)
+    learn = quietly(small(dls))
+    with pytest.raises(Interrupted): learn.fit_contrastive(1, resume=tmp_path, log='told')
+    assert not waited and not learn.train_iter
 
 
 class Wandb:
