@@ -108,14 +108,17 @@ def _tsne(h: Tensor, seed: int) -> Tensor:
     from sklearn.manifold import TSNE  # here: it takes seconds that most runs need not spend
     x = principal(h, 50)  # as its author has it
     perplexity = min(30., (len(x) - 1) / 3)
-    return torch.from_numpy(TSNE(2, perplexity=perplexity, init='random' if x.shape[1] < 2 else 'pca',
+    begun_anywhere = x.shape[1] < 2 or bool((x == x[0]).all())  # components of what has no spread are scaled by 0
+    return torch.from_numpy(TSNE(2, perplexity=perplexity, init='random' if begun_anywhere else 'pca',
                                  random_state=seed).fit_transform(x.numpy()))
 
 
 def _umap(h: Tensor, seed: int) -> Tensor:
     from umap import UMAP
     x = F.normalize(h, dim=1).numpy()
-    made = UMAP(n_neighbors=min(15, len(x) - 1), metric='cosine', random_state=seed, n_jobs=1).fit_transform(x)
+    init = 'spectral' if len(x) > 3 else 'random'  # it takes three directions, of which scipy finds fewer than rows
+    made = UMAP(n_neighbors=min(15, len(x) - 1), metric='cosine', init=init, random_state=seed,
+                n_jobs=1).fit_transform(x)
     return torch.from_numpy(np.asarray(made, dtype=np.float32))
 
 

@@ -97,6 +97,19 @@ def test_tsne_is_the_same_again_and_keeps_classes_together():
     assert torch.equal(y[torch.cdist(places, places).fill_diagonal_(1e9).argmin(1)], y)
 
 
+def test_tsne_of_pictures_that_are_all_one():
+    places = plane(torch.ones(6, 4), 'tsne')
+    assert places.shape == (6, 2) and places.isfinite().all()
+
+
+@pytest.mark.slow  # it compiles for a minute
+@pytest.mark.parametrize('n', [3, 4])
+def test_umap_of_few_pictures(n):
+    pytest.importorskip('umap')
+    places = plane(clusters(n, dtype=torch.float32)[0], 'umap')
+    assert places.shape == (n, 2) and places.isfinite().all()
+
+
 def test_umap_if_it_is_installed(monkeypatch):
     h = torch.rand(6, 4)
     monkeypatch.setattr(neighbours.importlib.util, 'find_spec', lambda name: None)
@@ -105,10 +118,11 @@ def test_umap_if_it_is_installed(monkeypatch):
     class UMAP:
         def __init__(self, **settings): self.settings = settings
         def fit_transform(self, x):
-            assert self.settings['n_neighbors'] == 5 and self.settings['random_state'] == 3
+            assert self.settings['n_neighbors'] == len(x) - 1 and self.settings['random_state'] == 3
+            assert self.settings['init'] == ('random' if len(x) == 3 else 'spectral')
             return x[:, :2].astype(np.float64)
     module = types.ModuleType('umap')
     module.UMAP, module.__spec__ = UMAP, types.SimpleNamespace()
     monkeypatch.setitem(sys.modules, 'umap', module)
-    assert plane(h, 'umap', seed=3).dtype == torch.float32
+    for n in (6, 3): assert plane(h[:n], 'umap', seed=3).dtype == torch.float32
     said(['isomap'], plane, h, 'isomap')
