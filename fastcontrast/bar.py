@@ -69,8 +69,9 @@ def in_width(
     "A line of the epoch table with as many columns as there is room for: none is broken in two"
     line = in_columns(row, names)
     if len(line) <= width: return line
-    ends = accumulate(column + 2 for column in _widths(row, names))
-    return in_columns(row[:max(1, sum(end <= width for end in ends))], names) + ' …'
+    more = ' ...'  # in ASCII, which every terminal has
+    ends = accumulate((column + 2 for column in _widths(row, names)), initial=len(more) - 2)
+    return in_columns(row[:max(1, sum(end <= width for end in ends) - 1)], names) + more
 
 
 class Pace:

@@ -261,4 +261,5 @@ def test_on_a_real_terminal(how):
 def test_a_line_is_not_broken_by_a_narrow_terminal():
     row = [0, *[1.5] * 9]
     assert in_width(row, 118) == in_columns(row) and len(in_columns(row)) == 118
-    assert in_width(row, 80) == in_columns(row[:6]) + ' …' and in_width(row, 5).endswith(' …')
+    assert in_width(row, 80) == in_columns(row[:6]) + ' ...' and in_width(row, 5).endswith(' ...')
+    assert [len(in_width(row, width)) for width in (73, 74, 75)] == [62, 74, 74] and in_width(row, 80).isascii()

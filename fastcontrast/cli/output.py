@@ -1,4 +1,5 @@
 """Where the command line writes: the terminal, a run's folder, a file, and how a failed program ends."""
+import codecs
 import errno
 import io
 import json
@@ -43,7 +44,9 @@ class _Lenient(io.FileIO):
 
 
 def make_lenient() -> None:
-    "Have a full disk, or a terminal that is gone, cost what is printed and not the program; also where nobody listens"
+    """Have a full disk, or a terminal that is gone, cost what is printed and not the program; also where nobody listens
+
+    A character that a terminal does not know becomes a question mark."""
     for number, name in enumerate(('stdout', 'stderr'), 1):
         old = getattr(sys, name)
         if old is None:  # closed, as by `>&-`
@@ -53,8 +56,10 @@ def make_lenient() -> None:
         if type(raw) is not io.FileIO or raw.fileno() != number: continue  # who calls `main` has put another there
         old.flush()
         buffer = io.BufferedWriter(_Lenient(number, 'w', closefd=False))
-        setattr(sys, name, io.TextIOWrapper(buffer, old.encoding, old.errors, line_buffering=old.line_buffering,
-                                            write_through=old.write_through))
+        # a terminal in ISO-8859-1, say, has no such dashes and names as a table may hold
+        refuses = old.errors in ('strict', 'surrogateescape') and codecs.lookup(old.encoding).name != 'utf-8'
+        setattr(sys, name, io.TextIOWrapper(buffer, old.encoding, 'replace' if refuses else old.errors,
+                                            line_buffering=old.line_buffering, write_through=old.write_through))
 
 
 def launched() -> str | None:

@@ -19,6 +19,7 @@ import torch
 from fastai.callback.core import Callback
 from helpers.cli import TINY, config, finish, forked, started, until
 from helpers.folders import image_folder, picture
+from helpers.runs import run_folder
 from webdataset import TarWriter
 
 from fastcontrast import pictures
@@ -268,6 +269,16 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(folder):
     image_folder(folder/'p', dict(a=4, bb=4))
     process = forked('pretrain', 'p', *TINY, '--no-controls', '--out', 'r', cwd=folder, prepare=print_to_full_disk)
     assert process.wait(60) == 0 and config('r')['state'] == 'finished'
+
+
+def print_in_latin_1():
+    sys.stdout = open(1, 'w', encoding='iso-8859-1', closefd=False)
+
+
+def test_a_terminal_that_does_not_know_a_character(folder):
+    run_folder(folder/'runs/漢字')
+    out, _ = finish(forked('runs', cwd=folder, prepare=print_in_latin_1), 0)
+    assert 'finished' in out and '漢' not in out
 
 
 def print_to_nobody():
