@@ -209,11 +209,13 @@ def _squares(
     if loader.selects:
         for *images, _ in loader.only(places, BATCH): yield from plain_view(images[0], side, *images[1:]).cpu()
         return
-    start = 0
-    for *images, _ in loader.ordered():
+    start, loader = 0, copy.copy(loader.ordered())
+    loader.bs = BATCH
+    for *images, _ in loader:
         inside = places[(places >= start) & (places < start + len(images[0]))] - start
         start += len(images[0])
         if len(inside): yield from plain_view(images[0], side, *images[1:]).cpu()[inside]
+        if start > places[-1]: return  # the rest need not be read
 
 # %% ../nbs/357_embed.ipynb #7d6f1aaa
 def _npz(embedded: Embedded) -> bytes:

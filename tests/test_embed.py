@@ -18,6 +18,7 @@ from fastcontrast.data import image_dls
 from fastcontrast.embed import Embedded, embed, embed_picture, load_embedded
 from fastcontrast.evaluate.finetune import Classifier
 from fastcontrast.learner import contrastive_learner
+from fastcontrast.loaders import ShardLoader
 from fastcontrast.models import make_encoder
 from fastcontrast.views import Normalize, plain_view
 
@@ -234,8 +235,8 @@ def test_what_can_not_be_decoded_has_no_row(encoder, folder):
     assert torch.equal(streamed.squares([1, 2], 16), kept.squares([1, 2], 16))
 
 
-def test_pictures_of_shards(encoder, tmp_path):
-    "Which are not read one by one; two can't be decoded"
+def test_pictures_of_shards(encoder, tmp_path, monkeypatch):
+    "Which are not read one by one, nor beyond the last that is wanted; two can't be decoded"
     with tarfile.open(tmp_path/'0.tar', 'w') as tar:
         for i in range(9):
             file = io.BytesIO()
@@ -246,6 +247,15 @@ def test_pictures_of_shards(encoder, tmp_path):
             tar.addfile(info, io.BytesIO(content))
     embedded = embed(encoder, tmp_path, workers=0)
     assert embedded.names == list('0124567')
+    read, arrived = [], ShardLoader._arrived
+    def noted(loader, images, *args):
+        read.append(len(images))
+        return arrived(loader, images, *args)
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardLoader, '_arrived', noted)
+        patch.setattr('fastcontrast.embed.BATCH', 3)
+        embedded.squares([4, 1], 32)
+    assert read == [3, 3]
     for row, square in zip((5, 3), embedded.squares([5, 3], 32)):
         x = torch.from_numpy(np.array(picture(int(embedded.names[row])))).permute(2, 0, 1)
         assert torch.equal((square * 255).round().byte(), x)
