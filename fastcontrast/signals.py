@@ -55,7 +55,7 @@ class Signals:
         if self._wishes and time.monotonic() - self._when < PATIENCE: return
         self._wishes, self._when, self.caught = self._wishes + 1, time.monotonic(), self.caught or number
         if not self._depth or self._wishes > 1: raise Interrupted(self.caught)
-        if number == signal.SIGINT and os.isatty(2): os.write(2, _WORD)
+        if number == signal.SIGINT and _tells() and os.isatty(2): os.write(2, _WORD)
 
     def check(self) -> None:
         "Raise `Interrupted` if there was a signal"
@@ -76,6 +76,11 @@ class Signals:
         try: yield
         finally: self.release()
         if not self._depth: self.check()
+
+
+def _tells() -> bool:
+    "Whether no other process says the same: of several the first does, or the launcher that has started them"
+    return os.environ.get('RANK', '0') == '0' and 'FASTCONTRAST_LAUNCHER' not in os.environ
 
 
 def _answer_in_worker(number: int) -> None:

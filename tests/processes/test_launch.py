@@ -182,6 +182,21 @@ def test_a_signal_ends_all_and_keeps_everything(folder, number, code, group, pre
     assert code == 0 and f'of {done + 1} epochs done' in out, out
 
 
+@pytest.mark.parametrize('env, says', [
+    ({}, True), (dict(RANK='0'), True), (dict(RANK='1'), False), (dict(RANK='0', FASTCONTRAST_LAUNCHER='x'), False)])
+def test_one_program_says_that_it_finishes_the_step(monkeypatch, env, says):
+    "Ctrl-C goes to all on a terminal, the launcher too"
+    for name in ('RANK', 'FASTCONTRAST_LAUNCHER'): monkeypatch.delenv(name, raising=False)
+    for name, value in env.items(): monkeypatch.setenv(name, value)
+    signals, written = Signals(), []
+    signals.hold()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'isatty', lambda number: True)
+        patch.setattr(os, 'write', lambda number, text: written.append(text))
+        signals._answer(signal.SIGINT, None)
+    assert bool(written) == says
+
+
 def test_a_signal_before_training(folder):
     program, children, wait = started('pretrain', *TINY, '--epochs', 500, '--processes', 2, '--out', 'run', until='')
     while len(children) < 2:
