@@ -172,6 +172,7 @@ class Embedded:
         "Pictures as the encoder saw them, at another side. Raises `InputError` if nobody knows where they are"
         if self.pictures is None:
             raise InputError("these features came without their pictures: give them, load_embedded(path, pictures).")
+        if not len(rows): raise InputError("no rows are given, and so no pictures: give one or more.")
         seen: dict[int, Tensor] = {}
         for part, loader, names in _parts(self.pictures):
             own = sorted({row for row in rows if self.parts[row] == part})

@@ -219,6 +219,7 @@ def test_drawings_that_are_refused(embedded, tmp_path):
     said(['map.xls', '.png'], draw_map, embedded, tmp_path/'map.xls')
     said(['queries=0'], retrieval_grid, embedded, 0)
     said(['row=99'], retrieval_grid, embedded, [99])
+    said(['no rows'], retrieval_grid, embedded, [])
     (tmp_path/'file').write_text('')
     said(['be saved'], draw_map, embedded, tmp_path/'file/map.png')
 
