@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -368,6 +369,7 @@ class Checkpoint(StepCallback):
     phase, exclusive = Phase.KEEP, 'checkpoints'
     patience = 600.  # seconds that the first process waits for the others' parts…
     grace = 5.       # …and once the run is to end: those of a process that was killed never come
+    look = 5.        # seconds in which the others see a file that the first has written, wherever the disk is
 
     def __init__(self,
         every: str | int | float | Iterable = USUAL, # 'epoch', '10 minutes', '500 steps', a whole number of steps,
@@ -438,6 +440,21 @@ class Checkpoint(StepCallback):
         if self.taken is None and gather_objects(not rank() and newest(self.directory.parent) is not None)[0]:
             raise InputError(f"{self.directory} holds the checkpoints of a run already: go on with that by "
                              f"{self.learn.taken_up_by}resume=…), or give Checkpoint another folder.")
+        if world_size() > 1: self._check_shared()
+
+    def _check_shared(self):
+        "Raise `InputError` where the processes do not see one folder: no checkpoint would ever be whole"
+        sign = self.directory/f'.{uuid.uuid4().hex}.partial'
+        if not rank():
+            with suppress(OSError): write_whole(sign, '')
+        sign = self.directory/gather_objects(sign.name)[0]  # which is there by now
+        end = time.monotonic() + self.look
+        while not (seen := sign.exists()) and time.monotonic() < end: time.sleep(0.05)
+        everyone = gather_objects(seen)
+        with suppress(OSError): sign.unlink()
+        if everyone[0] and not all(everyone):
+            raise InputError(f"process {everyone.index(False)} does not find in {self.directory} what the first has "
+                             "written there: give all a folder on a disk that they share, or keep no checkpoints.")
 
     def before_epoch(self):
         if self.writer is None: self._begin()

@@ -16,6 +16,7 @@ from helpers.folders import image_folder
 from helpers.forks import CONTEXT, start
 from helpers.learners import small
 from helpers.pictures import ARCH, Dots
+from helpers.refusals import refusal
 
 from fastcontrast import checkpoint
 from fastcontrast.checkpoint import Checkpoint, newest
@@ -61,6 +62,7 @@ def process(r, folder, told):
         planned_longer(folder/'longer')
         kept_after_seconds(folder/'seconds')
         undecodable_is_known(folder/'pictures')
+        folders_apart(folder)
         rate_is_looked_for()
         told.put('')
     except BaseException: told.put(traceback.format_exc())
@@ -102,6 +104,15 @@ def undecodable_is_known(folder):
     dls = image_dls(folder, bs=8, size=16, valid=0, memory=1e-12, workers=0, device='cpu')
     contrastive_learner(dls, ARCH, small('simclr', 'cifar'), small_input=False, knn_pictures=0).fit_contrastive(1)
     assert sorted(Path(name).name for name in dls.train.data.failed) == SPOILT
+
+
+def folders_apart(folder):
+    "As on the disks of two machines: all processes refuse, before the first step"
+    keeper, learn = Checkpoint(), plain_learner()
+    keeper.look = 0.5
+    words = refusal(learn.fit_contrastive, 1, cbs=keeper, resume=folder/f'of_{rank()}')
+    assert 'process 1 does not find in' in words and 'that they share' in words and not learn.train_iter
+    assert rank() or not list((folder/'of_0/checkpoints').iterdir())
 
 
 def rate_is_looked_for():
