@@ -17,6 +17,7 @@ from ..signals import ENDING, Interrupted, Signals
 from .output import LAUNCHER, fail, orphaned
 
 PATIENCE = 120  # seconds that processes which were told to end may take to save what they have
+REST = 5        # seconds that those which have nothing to save may take after that
 NOTICE = 20     # seconds in which the end of a process is known here, at most: a busy machine buries slowly
 _ENDED = 'ended'  # the file that says which process has ended before its time
 
@@ -93,14 +94,16 @@ def launch(
 def end_all(
     processes: list[subprocess.Popen],
     number: int, # of the signal that tells them
+    first: subprocess.Popen | None = None, # the one of them that saves; None: each does, or its own processes do
 ) -> None:
     "Have processes end that have not, and wait until they have saved what they have"
     try:
         _send(processes, number)
-        _wait(processes, PATIENCE)
+        if first: _wait([first], PATIENCE)  # the others may wait for each other on their GPUs, for ever
+        _wait(processes, REST if first else PATIENCE + 2*REST)
     except Interrupted as e: # somebody waits no longer
         _send(processes, e.number)
-        _wait(processes, 5)
+        _wait(processes, REST)
 
 
 def kill_all(
@@ -181,7 +184,7 @@ class _Team:
     def end(self) -> None:
         "Have all end that have not, and wait for them"
         if self.signal is None: self._tell_who_ended()
-        end_all(self.processes, self.signal or signal.SIGTERM)
+        end_all(self.processes, self.signal or signal.SIGTERM, self.processes[0])
 
     def _tell_who_ended(self) -> None:
         self.ended = next((i for i, process in enumerate(self.processes) if process.poll()), None)

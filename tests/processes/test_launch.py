@@ -247,11 +247,26 @@ def test_a_full_disk_does_not_keep_the_others_from_saving(tmp_path, monkeypatch)
     def full(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device')
     for name in ('write_text', 'write_bytes'): monkeypatch.setattr(Path, name, full)
     told = []
-    monkeypatch.setattr(launch, 'end_all', lambda processes, number: told.append(number))
+    monkeypatch.setattr(launch, 'end_all', lambda processes, number, first: told.append(number))
     team = launch._Team(tmp_path)
     team.processes = [SimpleNamespace(poll=lambda: None), SimpleNamespace(poll=lambda: 1)]
     team.end()
     assert team.ended == 1 and told == [signal.SIGTERM] and launch.ended_peer() == ''
+
+
+def test_those_that_hear_nothing_are_not_waited_for_long(tmp_path, monkeypatch):
+    "As on GPUs that wait for one another, once the first has saved what there is"
+    monkeypatch.setattr(launch, 'REST', 0.2)
+    team = launch._Team(tmp_path)
+    for deaf in ('', 'trap "" TERM; '):
+        team.processes.append(subprocess.Popen(['sh', '-c', f'{deaf}echo; exec sleep 60'], stdout=subprocess.PIPE))
+        team.processes[-1].stdout.read(1)  # by now it is deaf
+    begun = time.monotonic()
+    try:
+        team.end()
+        first, second = (process.poll() for process in team.processes)
+        assert first == -signal.SIGTERM and second is None and time.monotonic() - begun < 10
+    finally: launch.kill_all(team.processes)
 
 
 @pytest.mark.slow
