@@ -23,7 +23,7 @@ from .guards import ClipEach
 from .loaders import ImageLoader
 from .losses import LOSSES, Loss, as_step_loss
 from .models import (SOURCES, ContrastiveModel, architecture, correct_prefixes, drop_paths, feature_dim,
-                     fix_positions, make_encoder, patch_side)
+                     first_convolutions, fix_positions, make_encoder, patch_side)
 from .modules import MODULE, as_encoder, check_trains, class_path, timm_name
 from .multi_crop import MultiCrop
 from .optim import optimizer_name
@@ -35,8 +35,8 @@ from .step import StepCallback
 from .targets import Memory, Queue, Target
 from .values import other_range
 from .warmup import HeadWarmup
-from .weights import (Weights, architecture_of, changed_channels, first_convolutions, fit_tensors, has_small_stem,
-                      read_weights, timm_source)
+from .weights import (Weights, architecture_of, changed_channels, fit_tensors, has_small_stem, read_weights,
+                      timm_source)
 
 
 @dataclass

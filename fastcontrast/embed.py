@@ -31,7 +31,7 @@ from .evaluate.neighbours import nearest_others, plane
 from .export import load_encoder
 from .files import check_file, user_path, write_whole
 from .loaders import ImageLoader, ImageLoaders
-from .models import channels_of, feature_dim, gives_scores, made_for, side_of
+from .models import channels_of, described, feature_dim, gives_scores, made_for, mean_and_std, side_of
 from .views import plain_view
 
 # %% ../nbs/357_embed.ipynb #67f5697b
@@ -319,16 +319,8 @@ def renumbered(
 
 def _frame(model: nn.Module) -> tuple[int, int, Sequence[float], Sequence[float]]:
     "Channels and side of the pictures that a model takes, their mean and spread. Raises `InputError` if it is not told"
-    cfg = getattr(model, 'pretrained_cfg', None) or {}
-    if not {'input_size', 'mean', 'std'} <= {*cfg}:
-        raise InputError(f"a {type(model).__name__} does not say for what pictures it is: give one of "
-                         "load_encoder(…), timm's, or learn.model.encoder.")
-    channels, size = channels_of(model, cfg['input_size'][0]), side_of(model, cfg['input_size'][-1])
-    mean, std = cfg['mean'], cfg['std']
-    if channels == 1 and len(mean) == 3: mean, std = [sum(mean) / 3], [sum(std) / 3]
-    if len(mean) == len(std) == channels: return channels, size, mean, std
-    raise InputError(f"the encoder takes pictures with {channels} channels and says the mean of {len(mean)}: put "
-                     "those of its pictures into encoder.pretrained_cfg['mean'] and ['std'].")
+    side, channels = described(model, 'input_size')['input_size'][-1], channels_of(model)
+    return channels, side_of(model, side), *mean_and_std(model, channels)
 
 def _features(
     encoder: nn.Module,

@@ -6,10 +6,10 @@ Docs: https://fastcontrast.github.io/fastcontrast/models.html.md"""
 
 # %% auto #0
 __all__ = ['SOURCES', 'ACTIVATIONS', 'LEAST_WIDTH', 'architecture', 'patch_side', 'quiet_hub', 'pretrained_config',
-           'make_encoder', 'gives_scores', 'channels_of', 'made_for', 'side_of', 'fix_positions', 'resample_positions',
-           'drop_paths', 'own_stream', 'evaluating', 'untracked', 'feature_dim', 'Stage', 'encoder_stages',
-           'correct_prefixes', 'find_stage', 'mlp', 'Prototypes', 'Embedding', 'Head', 'Route', 'ContrastiveModel',
-           'flop_counter', 'level_flops']
+           'make_encoder', 'gives_scores', 'described', 'first_convolutions', 'channels_of', 'mean_and_std', 'made_for',
+           'side_of', 'fix_positions', 'resample_positions', 'drop_paths', 'own_stream', 'evaluating', 'untracked',
+           'feature_dim', 'Stage', 'encoder_stages', 'correct_prefixes', 'find_stage', 'mlp', 'Prototypes', 'Embedding',
+           'Head', 'Route', 'ContrastiveModel', 'flop_counter', 'level_flops']
 
 # %% ../nbs/130_models.ipynb #12a65558
 import copy
@@ -126,16 +126,49 @@ def gives_scores(
     if not getattr(model, 'num_classes', 0) or not callable(getattr(model, 'get_classifier', None)): return False
     return not isinstance(model.get_classifier(), nn.Identity)
 
+def described(
+    encoder: nn.Module, # a timm model, or any other
+    *needed: str,       # what it has to say
+) -> Mapping[str, Any]:
+    "What an encoder's `pretrained_cfg` says of its pictures, as timm has it. Raises `InputError` where it does not"
+    config = getattr(encoder, 'pretrained_cfg', None)
+    if not isinstance(config, Mapping): config = {}
+    if {*needed} <= {*config}: return config
+    raise InputError(f"a {type(encoder).__name__} does not say for what pictures it is: give one of "
+                     "load_encoder(…), timm's, or learn.model.encoder.")
+
+def first_convolutions(
+    encoder: nn.Module,
+) -> list[str]: # most have one, some none
+    "The names of the convolutions that are given the pictures, as timm says, or else of the first there is"
+    named = described(encoder).get('first_conv')
+    if named: return [named] if isinstance(named, str) else list(named)
+    return [name for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)][:1]
+
 def channels_of(
-    encoder: nn.Module, # of timm, or described as timm's are
-    usual: int,         # where neither it nor its first convolution says it
+    encoder: nn.Module, # a timm model, or any other
+    usual: int = 3,     # where neither it nor its first convolution says it
 ) -> int:
     "Channels of the pictures that an encoder takes: timm describes those of three, whatever it has made"
     if is_whole(known := getattr(encoder, 'in_chans', None)): return known
-    name = (getattr(encoder, 'pretrained_cfg', None) or {}).get('first_conv')
-    first = dict(encoder.named_modules()).get(name) if isinstance(name, str) else None
-    known = getattr(first, 'in_channels', usual)
-    return usual if known % usual == 0 else known  # pixels may have become channels before it
+    config = described(encoder)
+    said, *_ = config.get('input_size') or (None,)
+    if said and not config.get('first_conv'): return said
+    first = dict(encoder.named_modules()).get(next(iter(first_convolutions(encoder)), None))
+    known = getattr(first, 'in_channels', said or usual)
+    return said if said and known % said == 0 else known  # pixels may have become channels before it
+
+def mean_and_std(
+    encoder: nn.Module, # of timm, or described as timm's are
+    channels: int,      # of the pictures that it takes
+) -> tuple[list[float], list[float]]:
+    "Mean and spread of each channel; timm's three are averaged for grey. Raises `InputError` for those of others"
+    config = described(encoder, 'mean', 'std')
+    mean, std = list(config['mean']), list(config['std'])
+    if channels == 1 and len(mean) == 3: mean, std = [sum(mean) / 3], [sum(std) / 3]
+    if len(mean) == len(std) == channels: return mean, std
+    raise InputError(f"the encoder takes pictures with {channels} channels and says the mean of {len(mean)}: put "
+                     "those of its pictures into encoder.pretrained_cfg['mean'] and ['std'].")
 
 def made_for(
     encoder: nn.Module, # a timm transformer, or any other
@@ -150,7 +183,7 @@ def side_of(
     usual: int,         # what its `pretrained_cfg` says
 ) -> int:
     "Side of the pictures that an encoder takes: timm describes those of its weights, whatever side it has made it for"
-    made, config = made_for(encoder), getattr(encoder, 'pretrained_cfg', None) or {}
+    made, config = made_for(encoder), described(encoder)
     # where training was here, its side stands in `pretrained_cfg`, and its range of values beside that
     ours = hasattr(encoder, 'value_range')
     return made if made and not ours and config.get('fixed_input_size') else usual

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .core import LARGEST_SIDE, InputError, clipped, is_whole, whole
-from .models import Stage, architecture, evaluating, made_for, make_encoder, resample_positions
+from .models import Stage, architecture, channels_of, evaluating, made_for, make_encoder, resample_positions
 
 __all__ = ['MODULE', 'as_encoder', 'bare', 'check_trains', 'class_path', 'fit_side', 'measured_stages', 'timm_name']
 
@@ -218,7 +218,7 @@ def _are_features(out: Any) -> bool:
 
 def _other_pictures(encoder: nn.Module, in_chans: int) -> str:
     "What else might be done about pictures that a module does not take"
-    first = next((module.in_channels for module in encoder.modules() if isinstance(module, nn.Conv2d)), in_chans)
+    first = channels_of(encoder, in_chans)
     return "or another size" if first == in_chans else f"or image_dls(…, channels={first}) for its first convolution"
 
 

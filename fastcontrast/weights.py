@@ -25,11 +25,11 @@ from .artefact import CONFIG, HUB, LOCAL, OURS, WEIGHTS, hub_file, is_ours
 from .core import InputError, MissingPath, clipped
 from .export import encoder_info, load_encoder, needs_module
 from .files import check_file, check_utf8, read_json, user_path
-from .models import SOURCES, architecture, made_for, pretrained_config
+from .models import SOURCES, architecture, first_convolutions, made_for, pretrained_config
 from .stems import PATCH, is_mark, plain_name
 
 __all__ = ['Fitted', 'LEAST_SHARE', 'Weights', 'adapt_filters', 'architecture_of', 'changed_channels',
-           'first_convolutions', 'fit_tensors', 'has_small_stem', 'read_weights', 'timm_source']
+           'fit_tensors', 'has_small_stem', 'read_weights', 'timm_source']
 
 # under which training programs keep a state dict, the online network's before its moving average's
 _WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'network', 'net', 'student', 'teacher', 'encoder', 'backbone',
@@ -303,15 +303,6 @@ def adapt_filters(
     if channels == given: return filters
     if channels == 1: return filters.sum(1, keepdim=True)
     return filters.repeat(1, -(-channels // given), 1, 1)[:, :channels] * (given / channels)
-
-
-def first_convolutions(
-    encoder: nn.Module,
-) -> list[str]: # most have one, some none
-    "The names of the convolutions that are given the pictures, as timm says, or else of the first there is"
-    named = getattr(encoder, 'pretrained_cfg', {}).get('first_conv')
-    if named: return [named] if isinstance(named, str) else list(named)
-    return [name for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)][:1]
 
 
 class _Asked(Exception):

@@ -120,7 +120,13 @@ def test_a_former_name_of_a_model():
 def test_channels_of_timms_encoders(name, channels):
     "The first convolution of a TResNet has sixteen times as many: pixels are channels there"
     with torch.device('meta'): encoder = timm.create_model(name, in_chans=channels, num_classes=0)
-    assert channels_of(encoder, encoder.pretrained_cfg['input_size'][0]) == channels
+    assert channels_of(encoder) == channels
+
+
+def test_channels_of_modules_that_say_nothing():
+    assert channels_of(nn.Sequential(nn.Sequential(nn.Conv2d(5, 2, 3)), nn.Conv2d(2, 7, 3))) == 5
+    assert channels_of(nn.Conv2d(6, 2, 3)) == 6
+    assert channels_of(nn.Linear(2, 2)) == 3 and channels_of(nn.Linear(2, 2), 4) == 4
 
 
 def test_wrong_encoders_are_refused_in_a_sentence():

@@ -20,8 +20,8 @@ from ..core import LARGEST_SIDE, InputError, MissingPath, clipped, suggest, whol
 from ..artefact import find_encoder
 from ..export import encoder_info, load_encoder
 from ..files import user_path
-from ..models import (SOURCES, Stage, architecture, encoder_stages, evaluating, make_encoder, pretrained_config,
-                      side_of)
+from ..models import (SOURCES, Stage, architecture, channels_of, described, encoder_stages, evaluating, make_encoder,
+                      mean_and_std, pretrained_config, side_of)
 from ..modules import as_encoder, bare
 from .boxes import LONGEST
 
@@ -154,8 +154,8 @@ def encoder_of(
         if not pretrained: raise InputError("pretrained=False is for an encoder's file or name: of a module, give one "
                                             "that was not trained.")
         module = bare(source)
-        known = (getattr(module, 'pretrained_cfg', None) or {}).get('input_size') or (64,)
-        encoder, _ = as_encoder(module, side_of(module, known[-1]), _channels(module))
+        known = described(module).get('input_size') or (64,)
+        encoder, _ = as_encoder(module, side_of(module, known[-1]), channels_of(module))
         return encoder.requires_grad_()  # a classifier may have had it stand still
     if not isinstance(source, str | os.PathLike):
         raise InputError(f"{clipped(repr(source), 60)} is no encoder: give a module, the folder of a run, a file, or a "
@@ -174,23 +174,17 @@ def _of_file(path: Path, pretrained: bool) -> nn.Module:
     if pretrained: return load_encoder(path)
     info = encoder_info(path)
     encoder = make_encoder(info['arch'], info['small_input'], in_chans=info['in_chans'], size=info['size'])
-    encoder.pretrained_cfg.update(mean=tuple(info['mean']), std=tuple(info['std']))
+    encoder.pretrained_cfg.update(mean=tuple(info['mean']), std=tuple(info['std']),
+                                  input_size=(info['in_chans'], info['size'], info['size']))
     return encoder
 
 
 def _statistics(encoder: nn.Module) -> tuple[list[float], list[float]]:
     "Mean and standard deviation of its pictures. Raises `InputError` unless they are in colour or grey"
-    mean, std = list(encoder.pretrained_cfg['mean']), list(encoder.pretrained_cfg['std'])
-    channels = _channels(encoder)
-    if channels == 1 and len(mean) == 3: mean, std = [sum(mean) / 3], [sum(std) / 3]  # of timm's, made for grey
-    if channels == len(mean) == len(std) and channels in (1, 3): return mean, std
+    channels = channels_of(encoder)
+    if channels in (1, 3): return mean_and_std(encoder, channels)
     raise InputError(f"the encoder '{architecture(encoder)}' is for pictures of {channels} channels, and pictures with "
                      "boxes are in colour or grey: give another.")
-
-
-def _channels(encoder: nn.Module) -> int:
-    "How many its pictures have, as far as its first convolution tells"
-    return next((module.in_channels for module in encoder.modules() if isinstance(module, nn.Conv2d)), 3)
 
 
 def _try_out(pyramid: Pyramid, channels: int) -> None:

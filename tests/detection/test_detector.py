@@ -135,6 +135,13 @@ def test_a_swin_by_its_name_takes_pictures_of_any_shape():
     assert model.backbone.strides == [8, 16, 32, 64]
 
 
+def test_a_stem_that_makes_channels_of_pixels():
+    "It is for three, whatever its first convolution is given"
+    tiny = timm.create_model('tresnet_m', num_classes=0, layers=[1, 1, 1, 1], width_factor=0.25)
+    assert tiny.body.conv1.conv.in_channels == 48
+    assert len(detector(tiny, CLASSES, **TINY).transform.image_mean) == 3
+
+
 def test_grey_pictures(tmp_path):
     encoder = make_encoder(ARCH, in_chans=1)
     train, valid = box_pictures(draw_rectangles(tmp_path, 4))
