@@ -49,7 +49,7 @@ from ..habits import resting, trial
 from ..history import DeviceRecorder, History
 from ..loaders import ImageData, ImageLoader, ImageLoaders, empty_loader
 from ..logs import RunLog
-from ..models import architecture, evaluating, gives_scores
+from ..models import architecture, described, feature_dim, gives_scores, mean_and_std
 from ..modules import fit_side
 from ..optim import Wrapped, cosine, optimizer
 from ..precision import pick_precision
@@ -531,12 +531,13 @@ def classifier_learner(
     stop = None if patience is None else EarlyStop(_with_labels(dls.train, held, _JUDGED), patience)
     maker = _views(dls, views)
     width, draws = _width(encoder, dls), OwnDraws(dls.device, seed)
+    mean, std = mean_and_std(encoder, dls.channels)
     with draws:
         torch.manual_seed(seed)
         model = Classifier(encoder, width, data.classes, still=not protocol.encoder_lr).to(dls.device)
         # in every pass it would do so itself, but what it learns would have shapes that no name makes for this side
         fit_side(encoder, dls.size, dls.channels)
-        encoder.pretrained_cfg.update(input_size=(dls.channels, dls.size, dls.size))  # of what it is trained on
+        encoder.pretrained_cfg.update(input_size=(dls.channels, dls.size, dls.size), mean=tuple(mean), std=tuple(std))
         encoder.value_range = dls.value_range
         learn = _learner(model, parts, maker, protocol, peak, precision, [*L(cbs), *L(stop)], path)
     learn.protocol, learn.peak, learn.views_seen, learn.draws, learn.stop = protocol, peak, maker, draws, stop
@@ -591,14 +592,13 @@ def _width(encoder: nn.Module, dls: ImageLoaders) -> int:
     if gives_scores(encoder):
         raise InputError("this is a classifier, which gives scores of classes, and fine-tuning begins with an encoder, "
                          "which gives features: give one of load_encoder(…).")
-    device = next(encoder.parameters()).device
-    try:
-        with torch.no_grad(), evaluating(encoder):
-            return encoder(torch.zeros(1, dls.channels, dls.size, dls.size, device=device)).shape[1]
-    except (RuntimeError, AssertionError) as e:
+    described(encoder, 'mean', 'std')
+    try: return feature_dim(encoder, dls.size, dls.channels)
+    except InputError as e:
+        if e.__cause__ is None: raise  # it takes them, and what it gives is no feature
         raise InputError(f"the encoder takes no pictures with {dls.channels} channels and a side of {dls.size} pixels "
-                         f"({clipped(e)}): give image_dls(…) the channels and the size of those that it was trained "
-                         "on.") from None
+                         f"({clipped(e.__cause__)}): give image_dls(…) the channels and the size of those that it was "
+                         "trained on.") from None
 
 def _views(dls: ImageLoaders, views: str | ViewKind | None) -> Views:
     "What training sees of a picture"

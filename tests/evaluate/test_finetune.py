@@ -107,6 +107,23 @@ def test_encoders_that_do_not_fit():
     tuned = Classifier(encoder_for(dls), 96, 'ab')
     for model in (tuned, timm.create_model(ARCH, num_classes=2)):
         said(['this is a classifier, which gives scores'], finetune, model, dls)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for model in (plain, nn.Identity()): said(['does not say for what pictures it is'], finetune, model, dls)
+    maps, picky = encoder_for(dls), encoder_for(dls)
+    maps.global_pool = nn.Identity()
+    said(['gives no pooled feature'], finetune, maps, dls)
+    def forward(x): raise ValueError("I want more of them")
+    picky.forward = forward
+    said(['takes no pictures with 3 channels', 'I want more of them'], finetune, picky, dls)
+
+
+def test_an_encoder_that_timm_made_for_grey():
+    "It describes three channels"
+    grey = image_dls(stripes(channels=1), size=16, bs=16, channels=1)
+    encoder = encoder_for(grey)
+    said_mean = encoder.pretrained_cfg['mean']
+    learn = finetune(encoder, grey, epochs=1)
+    assert len(said_mean) == 3 and learn.model.pretrained_cfg['mean'] == pytest.approx([sum(said_mean) / 3])
 
 
 # ---------------------------------------------------------------- what learns
