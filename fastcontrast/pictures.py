@@ -39,16 +39,20 @@ _NUMBERS = re.compile(r'\d[\d,.]*') # by which reasons of one kind differ
 
 # --- one picture
 
+def on_white(picture: Image.Image) -> Image.Image:
+    "A picture of 8 bits as it is where nothing of it is transparent, else what is seen of it on white: RGBA"
+    if picture.mode == 'La': picture = picture.convert('LA')  # of which alone Pillow makes others
+    if not picture.has_transparency_data: return picture
+    return Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture.convert('RGBA'))
+
+
 def _plain(
     picture: Image.Image, # of any mode
     form: PixelFormat,    # what it is to become
 ) -> Image.Image:         # L or RGB; F in [0, 1] where more than 8 bits are kept
     "Grey or colour, with white under what is transparent"
     if is_deep(picture): return scaled(picture, form)
-    if picture.mode == 'La': picture = picture.convert('LA')  # of which alone Pillow makes others
-    if picture.has_transparency_data:
-        white = Image.new('RGBA', picture.size, 'white')
-        picture = Image.alpha_composite(white, picture.convert('RGBA'))
+    picture = on_white(picture)
     if picture.mode not in ('L', 'RGB'): picture = picture.convert('RGB')
     return stretched(picture, form.span) if _is_stretched(form) else picture
 

@@ -9,15 +9,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..arrays import oriented
+from ..arrays import orientation_of, oriented
 from ..core import LARGEST_SIDE, InputError, MissingPath, clipped, number, whole
 from ..decoding import MEMORY, decoding_memory
 from ..files import from_list, read_text, user_path
 from ..folders import find_pictures
-from ..pictures import open_picture
+from ..pictures import on_white, open_picture
 from ..values import is_deep
 
 LAYOUTS = (('JPEGImages', 'Annotations'), ('images', 'annotations')) # folders of pictures and of their annotations
@@ -234,7 +234,7 @@ def _size_of(picture: Path) -> tuple[tuple[int, int], int]:
                 raise ValueError("boxes are for pictures of 8 bits, in grey or colour")
             # of a PNG only what stands before its pixels, or all of them would be decoded
             silent = opened.format == 'PNG' and 'exif' not in opened.info
-            return opened.size, 1 if silent else opened.getexif().get(ExifTags.Base.Orientation, 1)
+            return opened.size, 1 if silent else orientation_of(opened)
     except (OSError, ValueError, SyntaxError) as e: raise _unreadable(picture, e) from None
 
 
@@ -246,10 +246,7 @@ def _pixels(scene: Scene, size: tuple[int, int], channels: int) -> Tensor:
             with MEMORY.taken(decoding_memory(picture)):
                 plain = picture
                 if scene.orientation != 1: plain = ImageOps.exif_transpose(oriented(picture, scene.orientation))
-                if plain.has_transparency_data:
-                    white = Image.new('RGBA', plain.size, 'white')
-                    plain = Image.alpha_composite(white, plain.convert('RGBA'))
-                plain = plain.convert('RGB' if channels == 3 else 'L').resize(size, Image.Resampling.BILINEAR)
+                plain = on_white(plain).convert('RGB' if channels == 3 else 'L').resize(size, Image.Resampling.BILINEAR)
     except (OSError, ValueError, SyntaxError) as e: raise _unreadable(scene.picture, e) from None
     return torch.from_numpy(np.array(plain).reshape(size[1], size[0], channels)).movedim(-1, 0).contiguous()
 

@@ -1,10 +1,12 @@
 "Folders of pictures with boxes: what is read, and what is refused"
+import io
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from helpers.folders import picture
+from helpers.odd import chunk
 from helpers.refusals import refusal, said
 from PIL import ExifTags, Image
 
@@ -122,6 +124,30 @@ def test_boxes_of_a_turned_picture(folder):
     parts = box_pictures(root, 0.4)
     shapes = {part.scenes[i].picture.stem: part.read(i, 20)[0].shape[1:] for part in parts for i in range(len(part))}
     assert shapes == dict(a=(40, 20), b=(20, 40), c=(40, 20))
+
+
+@pytest.mark.parametrize('exif', (b'none at all', b'Exif\0\0MM', b'II*\0\xff'))
+def test_exif_that_is_damaged_costs_no_picture(folder, exif):
+    root = folder(dict(a=TWO['a'], b=TWO['a']))
+    for file in (root/'images').iterdir():
+        content = file.read_bytes()
+        file.write_bytes(content[:33] + chunk(b'eXIf', exif) + content[33:])  # behind the header
+    scene, = box_pictures(root, 0.5)[0].scenes
+    assert scene.orientation == 1 and scene.size == (40, 20)
+
+
+def test_grey_that_is_multiplied_by_its_transparency(folder):
+    root = folder(dict(a=TWO['a'], b=TWO['a']))
+    file = io.BytesIO()
+    Image.new('LA', (40, 20), (50, 128)).save(file, 'TIFF')
+    kind = bytes((0x52, 1, 3, 0, 1, 0, 0, 0))  # the tag that says so, if 1 follows
+    content = file.getvalue().replace(kind + b'\2', kind + b'\1')
+    for stem in 'ab':
+        (root/f'images/{stem}.png').unlink()
+        (root/f'images/{stem}.tif').write_bytes(content)
+    with Image.open(root/'images/a.tif') as opened: assert opened.mode == 'La'
+    x, _ = box_pictures(root, 0.5)[0].read(0, 20)
+    assert x.unique().tolist() == [pytest.approx(50 + 127, abs=1)]
 
 
 @pytest.mark.parametrize('box, words', (
