@@ -13,6 +13,7 @@ from fastprogress.fastprogress import IN_NOTEBOOK
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from .distributed import rank
 from .evaluate import METRICS, needs_labels
 from .step import Phase
 
@@ -203,7 +204,14 @@ def shows_bar() -> bool:
     return IN_NOTEBOOK or sys.stdout.isatty() and os.environ.get('TERM') not in ('dumb', 'unknown')
 
 
-def teller() -> Callback | None:
+def teller() -> Callback:
     "What tells of a run here: `RunBar` on a terminal, a table in a notebook, `EpochLines` elsewhere"
     if IN_NOTEBOOK: return NotebookTable()
     return RunBar() if shows_bar() else EpochLines()
+
+
+def show_progress(learn) -> None:
+    "Have a fastai `Learner` tell of its epochs as its surroundings allow, see `teller`; process 0 does"
+    learn.remove_cbs(ProgressCallback)
+    if rank(): learn.logger = noop
+    else: learn.add_cb(teller())

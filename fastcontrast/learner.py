@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.data.core import DataLoaders
 from fastai.imports import noop
@@ -29,11 +28,11 @@ from torch import Tensor, nn
 
 from .accumulate import Accumulate
 from .artefact import training_facts
-from .bar import teller
+from .bar import show_progress
 from .build import KeptStart, Parts, choose_encoder, choose_parts, gradient_clips, head_warmup, make_model
 from .checkpoint import Checkpoint
 from .core import InputError, number, whole
-from .device import Autocast, Compile
+from .device import Autocast, Compile, number_format
 from .distributed import join_processes, rank, world_size
 from .embed import BATCH, embed
 from .evaluate.finetune import ClassifierLearner, Labels, Protocol, finetune
@@ -487,17 +486,13 @@ def _colourless(learn: ContrastiveLearner) -> list[str]:
 
 def _number_format(precision: str, device: torch.device, parts: Parts) -> list[Callback]:
     "What has the model compute in another number format, if anything does"
-    precision = pick_precision(precision, device)
-    own = any(isinstance(cb, MixedPrecision) for cb in parts.speedups)
-    return [] if precision == 'fp32' or own else [Autocast(precision)]
+    found = number_format(precision, device)
+    return [] if any(isinstance(cb, MixedPrecision) for cb in parts.speedups) else found
 
 def _reporting(learn: ContrastiveLearner) -> ContrastiveLearner:
     "The learner, which tells of its epochs as its surroundings allow: a bar, a line an epoch, or nothing"
     # the table's metrics are read once an epoch, after training; there is no validation loss
     TrainRecorder.into(learn)
     learn.add_cb(Habits())
-    own = None if rank() else teller()
-    if rank() or own: learn.remove_cbs(ProgressCallback)
-    if rank(): learn.logger = noop  # process 0 tells
-    elif own: learn.add_cb(own)
+    show_progress(learn)
     return learn

@@ -90,7 +90,7 @@ def test_sentences_show_names_and_obey_none(kind):
 
 @pytest.mark.parametrize('old, name, new', [
     ('step', 'MultiCrop', 'multi_crop'), ('step', 'PairLoss', 'pairs'), ('step', 'FiniteLoss', 'guards'),
-    ('step', 'Together', 'together'), ('device', 'pick_precision', 'precision')])
+    ('step', 'Together', 'together'), ('device', 'has_bf16', 'precision')])
 def test_names_that_moved_are_found_where_they_were(old, name, new):
     before, now = (importlib.import_module(f'fastcontrast.{module}') for module in (old, new))
     assert getattr(before, name) is getattr(now, name) and name not in vars(before)

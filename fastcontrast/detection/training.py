@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
@@ -17,9 +16,9 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
-from ..bar import teller
+from ..bar import show_progress
 from ..core import InputError, number, whole
-from ..device import Autocast, reuse_memory
+from ..device import number_format, reuse_memory
 from ..distributed import world_size
 from ..guards import FiniteScores
 from ..history import DeviceRecorder
@@ -80,8 +79,7 @@ def train_detector(
     number(above=0, optional=True, lr=lr)
     check_classes(model, pictures)
     device = default_device() if device is None else torch.device(device)
-    precision = pick_precision(precision, device)
-    number_format = [] if precision == 'fp32' else [Autocast(precision)]
+    autocasts = number_format(precision, device)
     loader = loader_for(model, pictures, bs, seed)
     peak = LR * bs / 16 if lr is None else lr
     nothing = loader_for(model, BoxPictures([], pictures.classes), bs, None)  # what it finds is judged after the fit
@@ -91,11 +89,9 @@ def train_detector(
         torch.manual_seed(seed)
         learn = Learner(dls, model.to(device), total, optimizer('sgd'), lr=peak,
                         splitter=lambda model: param_groups_weight_decay(model, DECAY),
-                        cbs=[WithTargets(), FiniteScores(), *number_format, *L(cbs)])
+                        cbs=[WithTargets(), FiniteScores(), *autocasts, *L(cbs)])
         DeviceRecorder.into(learn, valid_metrics=False)
-        if own := teller():
-            learn.remove_cbs(ProgressCallback)
-            learn.add_cb(own)
+        show_progress(learn)
         learn.fit(epochs, cbs=ParamScheduler(dict(lr=warmup_then('cosine', peak, WARMUP))))
     return learn
 

@@ -21,7 +21,6 @@ import timm
 import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
 from fastai.imports import noop
@@ -32,11 +31,11 @@ from fastcore.xtras import ContextManagers
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
-from ..bar import teller
+from ..bar import show_progress
 from ..checkpoint import Checkpoint
 from ..core import InputError, MissingPath, Registry, clipped, is_number, is_whole, number, whole
 from ..data import named_pictures, pictures_in_list, stratified
-from ..device import Autocast
+from ..device import number_format
 from ..distributed import world_size
 from .knn import extract_features
 from .linear import draw
@@ -52,7 +51,6 @@ from ..logs import RunLog
 from ..models import architecture, described, feature_dim, gives_scores, mean_and_std
 from ..modules import fit_side
 from ..optim import Wrapped, cosine, optimizer
-from ..precision import pick_precision
 from ..resumable import ResumableLearner, check_folder
 from ..step import Phase
 from ..together import pictures, told
@@ -610,16 +608,12 @@ def _learner(model: Classifier, parts: ImageLoaders, maker: Views, protocol: Pro
              cbs: Sequence[Callback], path: str | Path | None) -> ClassifierLearner:
     "The learner that trains a classifier"
     shown = LabelledViews(maker, Normalize(model.pretrained_cfg['mean'], model.pretrained_cfg['std']))
-    precision = pick_precision(precision, parts.device)
-    number_format = [] if precision == 'fp32' else [Autocast(precision)]
     stops = [HeldOut(cb) for cb in cbs if isinstance(cb, EarlyStop)]
     opt_func = optimizer(protocol.opt, protocol.opt_args, _SharedRates)
     learn = ClassifierLearner(parts, model, nn.CrossEntropyLoss(), opt_func, lr=lr,
                               splitter=lambda model: rate_groups(model, protocol), metrics=[accuracy, *stops],
-                              cbs=[shown, FiniteScores(), *number_format, *cbs], path=path)
+                              cbs=[shown, FiniteScores(), *number_format(precision, parts.device), *cbs], path=path)
     DeviceRecorder.into(learn)
-    if own := teller():
-        learn.remove_cbs(ProgressCallback)
-        learn.add_cb(own)
+    show_progress(learn)
     learn.create_opt()
     return learn
