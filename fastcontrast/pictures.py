@@ -499,6 +499,11 @@ def check_decoded(
                          "strict=False")
 
 
+def evenly_spread(count: int, most: int) -> np.ndarray:
+    "The numbers, rising, of at most so many of some things, from the first to the last"
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
+
+
 def common_size(
     lists: Iterable, # `Pictures` or `Shards`: what has a length, `size` and `shown`
 ) -> int | None:
@@ -507,7 +512,7 @@ def common_size(
     Of each list a thousand, evenly spread, are looked at. Raises `InputError` if none of them can be decoded."""
     common, reason = None, ''
     for pictures in lists:
-        for i in np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), 1000)).astype(int)):
+        for i in evenly_spread(len(pictures), 1000):
             size, why = attempt(pictures.size, i)
             if size is None: reason = reason or f"{shown(pictures.shown(i))} ({shown(why)})"
             elif size[0] != size[1] or common not in (None, size[0]): return None
@@ -520,8 +525,7 @@ def short_and_long(
     lists: Iterable, # as `common_size` takes
 ) -> np.ndarray:     # int64 [n, 2], pixels
     "The short and the long side of some pictures: of each list a hundred, evenly spread, as far as they can be read"
-    sizes = [attempt(pictures.size, i)[0] for pictures in lists
-             for i in np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), 100)).astype(int))]
+    sizes = [attempt(pictures.size, i)[0] for pictures in lists for i in evenly_spread(len(pictures), 100)]
     return np.array([sorted(size) for size in sizes if size is not None], dtype=np.int64).reshape(-1, 2)
 
 

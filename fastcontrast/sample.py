@@ -14,7 +14,7 @@ from .arrays import Raster
 from .core import InputError, clipped, is_number
 from .decoding import MEMORY, decoding_memory
 from .formats import Span
-from .pictures import attempt
+from .pictures import attempt, evenly_spread
 from .values import counting, extremes, is_deep, row_bands
 
 SAMPLE = 256   # pictures that are looked at, of all lists together
@@ -96,18 +96,13 @@ def looks(
 
     Their values are read in an order drawn once for all, the first before others, up to `PIXELS`."""
     found, left = {}, PIXELS
-    for place in [0, *np.random.default_rng(0).permutation(_spread(lists, SAMPLE)[1:]).tolist()]:
+    places = evenly_spread(sum(map(len, lists)), SAMPLE)
+    for place in [0, *np.random.default_rng(0).permutation(places[1:]).tolist()]:
         seen = _seen(lists, place, partial(_see, channels=channels, values=values and left > 0), channels)
         if seen is None: continue
         found[place], pixels = seen
         if found[place].low is not None: left -= pixels
     return [found[place] for place in sorted(found)]
-
-
-def _spread(lists: Sequence[Any], n: int) -> np.ndarray:
-    "The numbers of at most so many pictures, evenly spread over all lists, the first one among them"
-    count = sum(map(len, lists))
-    return np.unique(np.linspace(0, count - 1, min(count, n)).astype(int))
 
 
 def _seen(lists: Sequence[Any], place: int, see: Callable[[Image.Image | Raster], Any], channels: int | None) -> Any:
@@ -201,7 +196,7 @@ def _found(seen: list[Look]) -> tuple[Span, str]:
 def _hardly_used(lists: Sequence[Any], span: Span, channels: int) -> list[str]:
     "What is to be said where a range that was given has hardly a value of some pictures"
     see = partial(_outside, span=span, channels=channels)
-    seen = [_seen(lists, place, see, channels) for place in _spread(lists, FEW).tolist()]
+    seen = [_seen(lists, place, see, channels) for place in evenly_spread(sum(map(len, lists)), FEW).tolist()]
     seen = [counts for counts in seen if counts is not None]
     outside, count = (sum(counts) for counts in zip(*seen)) if seen else (0, 0)
     if outside <= HARDLY * count: return []

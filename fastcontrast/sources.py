@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from .core import InputError, MissingPath, clipped, suggest
 from .files import read_text, user_path
-from .pictures import Files, Items, Pictures, in_decoder, picture_suffixes, skipped
+from .pictures import Files, Items, Pictures, evenly_spread, in_decoder, picture_suffixes, skipped
 from .shards import Shards
 
 PATH_COLUMNS = ('path', 'file', 'filename', 'image')
@@ -306,8 +306,7 @@ def open_paths(
         try: folder = Path(os.path.commonpath({os.path.dirname(name) for name in names}))
         except ValueError: raise InputError(f"{owner} has files on several drives: give those of one.") from None
         names = [name[len(os.path.join(folder, '')):] for name in names]
-    looked = np.linspace(0, len(names) - 1, min(len(names), 10)).astype(int)
-    if not any(os.path.exists(folder/names[i]) for i in looked):
+    if not any(os.path.exists(folder/names[i]) for i in evenly_spread(len(names), 10)):
         raise MissingPath(f"{owner} names files that are not there, the first is '{folder/names[0]}': "
                           f"relative paths begin in '{base}'")
     return Files(folder, names, np.full(len(names), -1))
