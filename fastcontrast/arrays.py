@@ -71,6 +71,10 @@ class Raster:
     @property
     def floats(self) -> bool: return self.dtype.kind == 'f'
 
+    def on_white(self, channels: int | None) -> bool:
+        "Does its last channel only say how much of the others is seen, where so many are wanted?"
+        return self.alpha and channels in (1, 3)
+
     def _axis(self, channels: int | None) -> int:
         if self.last and (channels is None or do_for(self.shape[-1], channels)): return -1
         if self.last: raise Unfit(few(self.shape[-1], channels))
@@ -86,13 +90,18 @@ class Raster:
         "The values. Raises `Unfit` where there are not so many channels, `ValueError` and `OSError`"
         flat = len(self.shape) == 2
         if flat and channels not in (None, 1, 3): raise Unfit(few(1, channels))
-        axis = -1 if flat or self.alpha and channels in (1, 3) else self._axis(channels)
+        axis = -1 if flat or self.on_white(channels) else self._axis(channels)
         x = self.load()
         if x.shape != self.shape or (x.dtype.kind, x.itemsize) != (self.dtype.kind, self.dtype.itemsize):
             raise ValueError("is not what its header says")
         if x.dtype.kind == 'b': x = x.astype(np.uint8) * 255
         if self.multiplied: x = _divided(x)
         return x[..., None] if flat else np.moveaxis(x, axis, -1)
+
+    def colours(self, channels: int | None) -> np.ndarray:
+        "What `read` gives without transparency, unless that is a channel like others"
+        x = self.read(channels)
+        return x[..., :-1] if self.on_white(channels) else x
 
     def memory(self) -> int:
         "Bytes that reading it takes, about; 0 for little. Raises `ValueError` for more than a process may have"

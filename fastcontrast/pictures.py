@@ -161,14 +161,14 @@ def _raster_square(raster: Raster, form: PixelFormat) -> Square:
     x = raster.read(form.channels)  # first: without the channels that are wanted, its values say nothing
     grey, orientation = replace(form, channels=1), raster.orientation
     if raster.deep:
-        seen = seen_share(x) if raster.alpha and form.channels in (1, 3) else None
+        seen = seen_share(x) if raster.on_white(form.channels) else None
         if seen is not None: x = x[..., :-1]
         low, high = extremes(x)  # first: what holds NaN has no range
         span = span_of(form, raster.floats)
         count_outside(low, high, span)
         grey = replace(grey, span=UNIT)
         def plane(k): return Image.fromarray(unit_plane(x[..., k], span, seen))
-    elif x.shape[-1] == 3 or raster.alpha and form.channels in (1, 3):
+    elif x.shape[-1] == 3 or raster.on_white(form.channels):
         return _decoded_square(oriented(_image(x), orientation), form)
     else:
         def plane(k): return _image(x[..., k])

@@ -73,8 +73,7 @@ def _look_at_raster(raster: Raster, channels: int | None, values: bool) -> Look:
     kind, aside = 'floats' if raster.floats else 'integers', 'alpha' if raster.alpha else ''
     if not values: return Look(kind, there, aside=aside)
     with MEMORY.taken(raster.memory()):
-        x = raster.read(channels or there)
-        if raster.alpha and (channels or there) in (1, 3): x = x[..., :-1]
+        x = raster.colours(channels or there)
         low, high = extremes(x)
         if kind == 'floats' and 0 <= low and high <= 1 and _are_shares(x): kind = 'shares'
     return Look(kind, there, low, high, aside)
@@ -209,9 +208,7 @@ def _outside(picture: Image.Image | Raster, span: Span, channels: int) -> tuple[
     "How many values of a picture are outside of a range, and how many there are that it is for"
     if isinstance(picture, Raster):
         if not (picture.deep or span.eight_bits): return 0, 0
-        with MEMORY.taken(picture.memory()):
-            x = picture.read(channels)
-            return _count_outside(x[..., :-1] if picture.alpha and channels in (1, 3) else x, span)
+        with MEMORY.taken(picture.memory()): return _count_outside(picture.colours(channels), span)
     if not (is_deep(picture) or span.eight_bits): return 0, 0
     with MEMORY.taken(decoding_memory(picture)):
         if is_deep(picture): return _count_outside(np.asarray(picture), span)
