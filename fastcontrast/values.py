@@ -112,9 +112,13 @@ def scaled(
 ) -> Image.Image:         # F in [0, 1], or L where 8 bits are kept
     "Values as shares of the range, clipped to it"
     span = span_of(form, picture.mode == 'F')
-    x, width = np.asarray(picture).astype(np.float64), span.high - span.low
-    if form.bits == 8: return Image.fromarray(np.rint((x - span.low) * (255 / width)).clip(0, 255).astype(np.uint8))
-    return Image.fromarray(((x - span.low) / width).clip(0, 1).astype(np.float32))
+    scale = as_bytes if form.bits == 8 else unit_plane
+    return Image.fromarray(scale(np.asarray(picture), span))
+
+
+def as_bytes(x: np.ndarray, span: Span) -> np.ndarray:
+    "A range of values as 0 to 255: uint8"
+    return np.rint((x.astype(np.float64) - span.low) * (255 / (span.high - span.low))).clip(0, 255).astype(np.uint8)
 
 
 def unit_plane(
@@ -122,7 +126,7 @@ def unit_plane(
     span: Span,
     seen: np.ndarray | None = None, # [H, W], how much of it is seen on white, see `seen_share`; None: all
 ) -> np.ndarray:   # float32 in [0, 1]
-    "The same of an array"
+    "A range of values as 0 to 1"
     out = np.empty(x.shape, np.float32)
     for band, share in zip(row_bands(x), row_bands(out), strict=True):
         share[:] = ((band.astype(np.float64) - span.low) / (span.high - span.low)).clip(0, 1)
@@ -148,8 +152,7 @@ def stretched(
     span: Span,
 ) -> Image.Image:
     "An 8-bit picture with the values of a range that the user gave for such ones as 0 and 255"
-    table = np.rint((np.arange(256) - span.low) * (255 / (span.high - span.low))).clip(0, 255).astype(int).tolist()
-    return picture.point(table * len(picture.getbands()))
+    return picture.point(as_bytes(np.arange(256), span).tolist() * len(picture.getbands()))
 
 
 def fitted(
