@@ -26,10 +26,10 @@ from torch import nn
 from .core import InputError, MissingPath, clipped, is_number, waiting
 from .distributed import rank
 from .files import left_by_system, read_json, user_path, write_whole
-from .models import quiet_hub
+from .models import HUB, LOCAL, quiet_hub
 from .stems import SUFFIX
 
-__all__ = ['CARD', 'CONFIG', 'FORMAT', 'HUB', 'LOCAL', 'OURS', 'VERSION', 'WEIGHTS', 'card', 'check_config',
+__all__ = ['CARD', 'CONFIG', 'FORMAT', 'OURS', 'VERSION', 'WEIGHTS', 'card', 'check_config',
            'check_free', 'check_repo', 'config_of', 'facts_beside', 'find_classifier', 'find_encoder', 'hub_file',
            'is_file_name', 'is_ours', 'looking_for', 'metadata_of', 'push_folder', 'training_facts', 'usage',
            'write_files']
@@ -37,7 +37,6 @@ __all__ = ['CARD', 'CONFIG', 'FORMAT', 'HUB', 'LOCAL', 'OURS', 'VERSION', 'WEIGH
 FORMAT = 'fastcontrast-encoder' # how a file says that this library wrote it
 VERSION = 2 # of its header; 1 had no `classes`, and 'format' in place of 'kind'
 CONFIG, WEIGHTS, CARD = 'config.json', 'model.safetensors', 'README.md'
-HUB, LOCAL = 'hf-hub:', 'local-dir:' # what timm wants before a name on the Hub, or of a folder
 OURS = 'fastcontrast' # the field of config.json that has what other libraries do not ask for
 
 # --- config.json

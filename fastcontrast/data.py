@@ -36,10 +36,10 @@ from .shards import Shards, shard_paths
 from .sources import (TABLES, Columns, Labels, Part, are_labelled, are_shards, is_table, open_collection,
                       without_labels)
 
-__all__ = ['SOURCES', 'VALID_FOLDERS', 'ImageData', 'ImageLoader', 'ImageLoaders', 'StratifiedLoader', 'find_pictures',
+__all__ = ['BUILT_IN', 'VALID_FOLDERS', 'ImageData', 'ImageLoader', 'ImageLoaders', 'StratifiedLoader', 'find_pictures',
            'image_dls', 'stratified']
 
-SOURCES = ('digits',)
+BUILT_IN = ('digits',)
 VALID_FOLDERS = ('val', 'valid', 'validation', 'test')
 # beginning of a name like test1 or Val_2, which is no class
 _VALIDATES = re.compile(f"(?:{'|'.join(VALID_FOLDERS)})(?![a-z])", re.IGNORECASE)
@@ -97,7 +97,7 @@ def has_valid(
     root = user_path(source, 'source')
     beside = _valid_folder(root) if (root/'train').is_dir() else None
     # without labels it judges nothing, and where training has some, a share of its pictures does: see `_judge_nothing`
-    return source in SOURCES or beside is not None and not (loose_kind(beside) and not loose_kind(root/'train'))
+    return source in BUILT_IN or beside is not None and not (loose_kind(beside) and not loose_kind(root/'train'))
 
 
 def _folder_part(folder: Path, name: str, unlabelled: bool) -> Part:
@@ -125,10 +125,10 @@ def _no_folder(root: Path, source: str) -> str:
     by_name = root.name == source
     try: beside = [path.name for path in islice(root.parent.iterdir(), 1000) if path.is_dir()]
     except OSError: beside = []
-    near = difflib.get_close_matches(root.name, [*(SOURCES if by_name else ()), *beside], n=3, cutoff=0.6)
+    near = difflib.get_close_matches(root.name, [*(BUILT_IN if by_name else ()), *beside], n=3, cutoff=0.6)
     if near and not by_name: near = [str(root.with_name(name)) for name in near]
     if near: return f"there is no folder '{clipped(source)}': did you mean {' or '.join(map(clipped, near))}?"
-    return suggest(source, SOURCES, 'folder or data set') if by_name else f"there is no folder '{source}'"
+    return suggest(source, BUILT_IN, 'folder or data set') if by_name else f"there is no folder '{source}'"
 
 
 def _open_folder(
@@ -421,7 +421,7 @@ def _open_any(
     held: bool = True,       # is a validation split wanted?
 ) -> tuple[Part, Part | None]:
     "Pictures that can be read in any order, and those of their own validation split, where they have one"
-    if isinstance(source, str) and source in SOURCES:
+    if isinstance(source, str) and source in BUILT_IN:
         train, test = _open_digits(size or 32, columns, unlabelled)
         return train, test if held else None
     if isinstance(source, (str, Path)) and not is_table(source):
@@ -452,7 +452,7 @@ def _judge_nothing(held: Part, train: Part, settings: _Settings) -> bool:
 
 def _open_judge(source: Any, settings: _Settings) -> list[Part]:
     "The pictures of a source that is to judge, or its training and its validation split"
-    if isinstance(source, (str, Path)) and not is_table(source) and source not in SOURCES:
+    if isinstance(source, (str, Path)) and not is_table(source) and source not in BUILT_IN:
         folder = user_path(source, 'valid')
         if paths := _tar_files(source): return [_shards_part(paths, settings, str(source))]
         if not folder.is_dir(): raise MissingPath(f"there is no validation folder '{source}'")
@@ -846,7 +846,7 @@ def image_dls(
             raise InputError("fastai DataLoaders resize their pictures themselves: leave store_size (--store-size) out")
         return _fastai_loaders(source, settings)
     shards = None if isinstance(source, Dataset) or is_table(source) else _open_shards(source, settings)
-    if cache and (shards or not isinstance(source, (str, Path)) or source in SOURCES):
+    if cache and (shards or not isinstance(source, (str, Path)) or source in BUILT_IN):
         raise InputError(f"cache={cache} keeps a folder of pictures decoded, and the source is none: "
                          "leave cache (--cache) out")
     train, held = shards or _open_any(source, settings.columns, size, settings.note, unlabelled, held=is_number(valid))

@@ -21,11 +21,11 @@ from timm.models import is_model_pretrained
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from .artefact import CONFIG, HUB, LOCAL, OURS, WEIGHTS, hub_file, is_ours
+from .artefact import CONFIG, OURS, WEIGHTS, hub_file, is_ours
 from .core import InputError, MissingPath, clipped
 from .export import encoder_info, load_encoder, needs_module
 from .files import check_file, check_utf8, read_json, user_path
-from .models import SOURCES, architecture, first_convolutions, made_for, pretrained_config
+from .models import HUB, LOCAL, SOURCES, architecture, first_convolutions, made_for, pretrained_config
 from .stems import PATCH, is_mark, plain_name
 
 __all__ = ['Fitted', 'LEAST_SHARE', 'Weights', 'adapt_filters', 'architecture_of', 'changed_channels',

@@ -115,7 +115,7 @@ def _is_start(start: Any) -> bool:
 
 def _kept_weights(weights: str) -> str:
     "What `--weights` names, from anywhere: what timm knows stays as it is, whatever lies here by that name"
-    from ..artefact import HUB, LOCAL
+    from ..models import HUB, LOCAL
     from ..weights import timm_source
     if weights.startswith(HUB): return weights  # wherever it is called; who asks the Hub waits
     source, prefix = timm_source(weights), LOCAL if weights.startswith(LOCAL) else ''

@@ -32,9 +32,9 @@ def rival(
     first: Rival | None = None, # beside which it stands; None: it is the first
 ) -> Rival:
     "What a name means. Raises `InputError` for one that means nothing"
-    from ..artefact import HUB, LOCAL
+    from ..models import SOURCES
     from ..weights import timm_source
-    if name.startswith((HUB, LOCAL)) and (first is None or timm_source(name) is None):
+    if name.startswith(SOURCES) and (first is None or timm_source(name) is None):
         return replace(_of_file(encoder_file(name)), name=name)
     if first is None or os.path.exists(os.path.expanduser(name)): return _of_file(encoder_file(name))
     if name == 'pixels': return _pixels(first)
