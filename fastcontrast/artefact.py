@@ -27,6 +27,7 @@ from .core import InputError, MissingPath, clipped, is_number, waiting
 from .distributed import rank
 from .files import left_by_system, read_json, user_path, write_whole
 from .models import HUB, LOCAL, quiet_hub
+from .records import ENCODER
 from .stems import SUFFIX
 
 __all__ = ['CARD', 'CONFIG', 'FORMAT', 'OURS', 'VERSION', 'WEIGHTS', 'card', 'check_config',
@@ -348,7 +349,7 @@ def find_encoder(
         return hub_file(path, WEIGHTS)
     path = user_path(path.removeprefix(LOCAL) if isinstance(path, str) else path, name)
     if not path.is_dir(): return path
-    for file in (path/'encoder.safetensors', path/WEIGHTS):
+    for file in (path/ENCODER, path/WEIGHTS):
         if file.is_file(): return file
     raise MissingPath(f"no file of an encoder in '{path}': give a folder that was exported, or that of a run.")
 

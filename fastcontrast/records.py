@@ -16,7 +16,7 @@ from .files import check_file, read_json, read_text
 try: import fcntl
 except ImportError: fcntl = None  # Windows
 
-LOCK, RECORD, HISTORY = '.lock', 'config.json', 'history.csv'
+LOCK, RECORD, HISTORY, ENCODER = '.lock', 'config.json', 'history.csv', 'encoder.safetensors'
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # what file systems without them answer
 PLAN = 'sweep.json'  # in a folder of runs: of which settings they are, and which settings could not be
 _DEPTHS = ('', '*/', '*/*/')  # of runs in a folder: itself, those in it, and those in its folders

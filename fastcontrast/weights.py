@@ -26,6 +26,7 @@ from .core import InputError, MissingPath, clipped
 from .export import encoder_info, load_encoder, needs_module
 from .files import check_file, check_utf8, read_json, user_path
 from .models import HUB, LOCAL, SOURCES, architecture, first_convolutions, made_for, pretrained_config
+from .records import ENCODER
 from .stems import PATCH, is_mark, plain_name
 
 __all__ = ['Fitted', 'LEAST_SHARE', 'Weights', 'adapt_filters', 'architecture_of', 'changed_channels',
@@ -67,7 +68,7 @@ def _names_timm(weights: str) -> bool:
 
 def _folder_file(folder: Path) -> Path | None:
     "The file in a folder that this library wrote, a run's (cut short or not) or one by itself; None if there is none"
-    run, file = folder/'encoder.safetensors', folder/WEIGHTS
+    run, file = folder/ENCODER, folder/WEIGHTS
     if run.is_file(): return run
     return file if file.is_file() and is_ours(file) else None
 
@@ -111,7 +112,7 @@ def timm_source(
         raise MissingPath(f"weights='{clipped(weights)}' is neither a file, nor a folder, nor a name that timm knows: "
                           "give one of these.")
     if _folder_file(path) is not None: return None
-    try: config = read_json(path/'config.json')
+    try: config = read_json(path/CONFIG)
     except (OSError, ValueError): config = None
     if isinstance(config, dict) and 'architecture' in config:
         _check_files(path)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from ..core import InputError, is_number
-from ..records import read_record
+from ..records import ENCODER, read_record
 from .inputs import encoder_file, is_tuned
 from .output import console, out_file
 from .verbs import verb
@@ -33,7 +33,7 @@ def export(
     from ..export import encoder_info, export_copy
     if out is None and push is None: raise InputError("there is nowhere to export to: give --out, or --push.")
     file = encoder_file(find_classifier(encoder) if is_tuned(encoder) else encoder)
-    facts = _facts(file) if file.name == 'encoder.safetensors' else _tuned_facts(file)
+    facts = _facts(file) if file.name == ENCODER else _tuned_facts(file)
     tuned = encoder_info(file)['classes'] and Path(out or '').suffix != '.safetensors'
     thing, load = ('classifier', f"predict('hf-hub:{push}', pictures)") if tuned else (
         'encoder', f"load_encoder('hf-hub:{push}')")

@@ -11,7 +11,7 @@ from typer import Option
 
 from ..core import InputError, MissingPath
 from ..files import user_path
-from ..records import known_record, read_record
+from ..records import ENCODER, known_record, read_record
 from .output import console, errors
 from .settings import Run, read_range
 
@@ -70,7 +70,7 @@ def encoder_name(
 ) -> str:
     "What tables call it: a folder's name where every folder has a file so called"
     from ..artefact import WEIGHTS
-    return path.parent.name if path.name in ('encoder.safetensors', WEIGHTS) and path.parent.name else path.name
+    return path.parent.name if path.name in (ENCODER, WEIGHTS) and path.parent.name else path.name
 
 
 def numbered(

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from ..core import InputError, clipped
-from ..records import RECORD, Run, given_settings, read_plan, setting_of
+from ..records import ENCODER, RECORD, Run, given_settings, read_plan, setting_of
 from .plots import EMPTY, read_history
 
 
@@ -72,7 +72,7 @@ def judged_another(
     said = run.judged_by.get('encoder_sha256')
     if said is None: return False
     from ..artefact import WEIGHTS, metadata_of  # here, because it takes seconds that most reports need not spend
-    files = (run.path/'encoder.safetensors', run.path/'classifier'/WEIGHTS)
+    files = (run.path/ENCODER, run.path/'classifier'/WEIGHTS)
     own = next((metadata_of(file).get('sha256') for file in files if file.is_file()), None)
     return own not in (None, said)
 

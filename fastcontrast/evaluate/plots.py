@@ -23,7 +23,7 @@ from ..core import InputError, MissingPath, clipped, number
 from . import load
 from ..figures import Figure, save_figure
 from ..files import user_path
-from ..records import known_record, runs_in, setting_of, state_of
+from ..records import HISTORY, known_record, runs_in, setting_of, state_of
 
 # %% ../../nbs/330_plots.ipynb #77dcd8ac
 PANELS = {'train_loss': 'training loss', 'knn': 'kNN accuracy', 'spread': 'spread of features', 'lr': 'learning rate',
@@ -141,7 +141,7 @@ def _columns_of(folder: Path) -> dict[str, list[float]]:
 
 def _columns_of_run(folder: Path) -> dict[str, list[float]]:
     "The history of a run that was judged"
-    path = folder/'history.csv'
+    path = folder/HISTORY
     if not path.is_file():
         raise MissingPath(f"no history.csv in '{folder}': give the folders of runs that trained for an epoch or more")
     columns = read_history(path)
