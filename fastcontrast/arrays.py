@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .core import number_of
 from .decoding import MEMORY, ORIENTATION, SMALL, decoding_memory
 from .files import check_file, megabytes
 from .values import Unfit, row_bands
@@ -80,7 +81,7 @@ class Raster:
         if self.last: raise Unfit(few(self.shape[-1], channels))
         axis = channel_axis(self.shape, self.first, channels)
         if axis is not None: return axis
-        wanted = '' if channels is None else f", and pictures are to have {_counted(channels)}"
+        wanted = '' if channels is None else f", and pictures are to have {number_of(channels, 'channel')}"
         raise Unfit(f"is an array of the shape {list(self.shape)}{wanted}: say how many there are by channels "
                     "(--channels)")
 
@@ -150,15 +151,13 @@ def oriented(
     return picture
 
 
-def _counted(channels: int) -> str: return f"{channels} channel{'s' * (channels != 1)}"
-
-
 def few(
     there: int,  # channels that a picture has
     wanted: int, # and is to have
 ) -> str:
     "What is said of the picture"
-    return f"has {_counted(there)}, and {wanted} {'is' if wanted == 1 else 'are'} wanted (channels, --channels)"
+    are = 'is' if wanted == 1 else 'are'
+    return f"has {number_of(there, 'channel')}, and {wanted} {are} wanted (channels, --channels)"
 
 
 def do_for(

@@ -9,7 +9,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from .core import InputError, whole
+from .core import InputError, number_of, whole
 from .distributed import gather_objects
 from .loaders import ImageLoader
 
@@ -32,7 +32,7 @@ class ChannelStatistics:
     def note(self) -> str:
         "Where they are from, in a sentence"
         n, pictures = len(self.mean), 'picture' if self.pictures == 1 else f'{self.pictures:,} pictures'
-        said = f"mean and standard deviation of {n} channel{'s' * (n > 1)} are those of {pictures}"
+        said = f"mean and standard deviation of {number_of(n, 'channel')} are those of {pictures}"
         if not self.still: return said
         many = len(self.still) > 1
         return (f"{said}; channel{'s' * many} {', '.join(map(str, self.still))} {'are' if many else 'is'} the same "

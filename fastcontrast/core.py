@@ -74,6 +74,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
+def number_of(n: int, thing: str) -> str:
+    "Like 1 picture, or 2,000 batches"
+    return f"{n:,} {thing}{'' if n == 1 else 'es' if thing.endswith(('ch', 's')) else 's'}"
+
+
 _WAITS = ContextVar('waits', default=False) # whether somebody is told already
 
 

@@ -23,7 +23,8 @@ from fastai.torch_core import default_device
 from torch.utils.data import Dataset
 
 from .cache import open_store, store_path
-from .core import LARGEST_SIDE, InputError, MissingPath, clipped, is_number, number, shown, suggest, usable_cores, whole
+from .core import (LARGEST_SIDE, InputError, MissingPath, clipped, is_number, number, number_of, shown, suggest,
+                   usable_cores, whole)
 from .distributed import join_processes, local_world_size, own_cores, rank, world_size
 from .files import from_list, megabytes, read_text, user_path
 from .formats import LONGEST, PixelFormat
@@ -646,7 +647,7 @@ def _tell(train: Part, judges: _Judges, settings: _Settings):
         settings.note(f"{judges.queries.labels.reason}; features are not judged by them")
 
 
-def _classes(part: Part) -> str: return f"{len(part.classes):,} class{'es' if len(part.classes) > 1 else ''}"
+def _classes(part: Part) -> str: return number_of(len(part.classes), 'class')
 
 
 def _some(names: list[str]) -> str: return ', '.join(names[:10]) + (', …' if len(names) > 10 else '')

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from .arrays import ARRAY_SUFFIXES
-from .core import InputError, clipped, shown
+from .core import InputError, clipped, number_of, shown
 from .files import check_file
 from .pictures import picture_suffixes
 
@@ -68,7 +68,7 @@ class Left:
         sentences, n, count = [left_out(self.others)], sum(map(len, taken)), self.kinds.total()
         if count:
             files = f"{count:,} other file{'s were' if count > 1 else ' was'} left out ({_counted(self.kinds)})"
-            pictures = f", and {n:,} picture{'s' * (n > 1)} taken ({_counted(_by_suffix(taken))})" if n else ''
+            pictures = f", and {number_of(n, 'picture')} taken ({_counted(_by_suffix(taken))})" if n else ''
             sentences.append(f'{files}{pictures}.')
         return ' '.join(filter(None, sentences))
 
@@ -79,7 +79,7 @@ class Left:
         "Raise `InputError` where nearly all that may be meant is left out"
         n = sum(map(len, taken))
         if len(self) <= MOST_LEFT * n: return
-        pictures = f"{n:,} picture{'s' * (n > 1)} ({_counted(_by_suffix(taken))})"
+        pictures = f"{number_of(n, 'picture')} ({_counted(_by_suffix(taken))})"
         others = f"{len(self):,} other files ({_counted(self.kinds + _by_suffix([self.others]))})"
         raise InputError(f"'{folder}' holds {pictures} among {others}, which may be what is meant and would be left "
                          "out: give a folder of one kind, or a list or a .csv file of paths.")

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from .core import number_of
+
 LONGEST = 4 # long side of a picture over the short one, at most, where it is kept whole: of a longer one the middle is
 
 
@@ -58,7 +60,7 @@ class PixelFormat:
     def words(self) -> str:
         "What is kept of a picture, for the reader"
         shape = f"{'whole, squashed to ' if self.whole else ''}{self.side} x {self.side} px"
-        return f"{shape}, {self.channels} channel{'s' * (self.channels > 1)} of {self.bits} bits"
+        return f"{shape}, {number_of(self.channels, 'channel')} of {self.bits} bits"
 
     def described(self) -> dict[str, str]:
         "The same with its range of values, for a file's header"

@@ -31,7 +31,7 @@ from .artefact import training_facts
 from .bar import show_progress
 from .build import KeptStart, Parts, choose_encoder, choose_parts, gradient_clips, head_warmup, make_model
 from .checkpoint import Checkpoint
-from .core import InputError, number, whole
+from .core import InputError, number, number_of, whole
 from .device import Autocast, Compile, number_format
 from .distributed import join_processes, rank, world_size
 from .embed import BATCH, embed
@@ -482,7 +482,7 @@ def _colourless(learn: ContrastiveLearner) -> list[str]:
     channels = learn.dls.channels
     left_out = learn.views.left_out(channels)
     if not left_out: return []
-    return [f"{channels} channel{'s' * (channels > 1)}: views without {', '.join(left_out)}"]
+    return [f"{number_of(channels, 'channel')}: views without {', '.join(left_out)}"]
 
 def _number_format(precision: str, device: torch.device, parts: Parts) -> list[Callback]:
     "What has the model compute in another number format, if anything does"

@@ -21,7 +21,7 @@ import torch
 from fastai.data.core import DataLoaders
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from .core import InputError, shown, usable_cores, whole
+from .core import InputError, number_of, shown, usable_cores, whole
 from .distributed import rank, world_size
 from .figures import Figure
 from .formats import PixelFormat, Span
@@ -98,8 +98,8 @@ class ImageLoader:
     def __len__(self): return self.count // self.bs if self.drop_last else -(-self.count // self.bs)
 
     def __repr__(self) -> str:
-        parts = [_number_of(self.count, 'picture'), self.form.words() if self.form else '', self.place,
-                 f"{_number_of(len(self), 'batch')} of {self.bs:,} on {self.device}"]
+        parts = [number_of(self.count, 'picture'), self.form.words() if self.form else '', self.place,
+                 f"{number_of(len(self), 'batch')} of {self.bs:,} on {self.device}"]
         return ', '.join(filter(None, parts))
 
     def show_batch(self,
@@ -672,11 +672,6 @@ def outside(
     times = f"{n:,} time{'s' * (n > 1)} a picture had" if streamed else f"{n:,} picture{'s have' if n > 1 else ' has'}"
     return (f"{times} values outside of {span.low:,g} to {span.high:,g}, the range of those that were looked at, and "
             "they are clipped: give a wider value_range (--range).")
-
-
-def _number_of(n: int, thing: str) -> str:
-    "Like 1 batch, or 2,000 pictures"
-    return f"{n:,} {thing}{'' if n == 1 else 'es' if thing.endswith('ch') else 's'}"
 
 
 class ImageLoaders(DataLoaders):

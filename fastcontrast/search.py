@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from .core import InputError, clipped, is_whole, number, whole
+from .core import InputError, clipped, is_whole, number, number_of, whole
 from .embed import Embedded
 from .evaluate.checks import unlabelled
 from .evaluate.neighbours import near_copies, nearest_others
@@ -119,7 +119,7 @@ def _class_colours(embedded: Embedded) -> tuple[np.ndarray, dict[str, tuple[floa
     legend = {embedded.classes[place]: colour for place, colour in zip(largest, palette)}
     for place, colour in zip(largest, palette): colours[y == place] = colour
     others, unknown = int(np.count_nonzero(counts)) - len(largest), (y < 0).any()
-    if others: legend[f"{others:,} other{'s' * (others > 1)}"] = _GREY
+    if others: legend[number_of(others, 'other')] = _GREY
     elif unknown: legend["unknown"] = _GREY
     return colours, legend
 

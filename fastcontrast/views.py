@@ -27,7 +27,7 @@ from kornia.filters import filter2d_separable, get_gaussian_kernel1d
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from .core import InputError, clipped, one_of, whole
+from .core import InputError, clipped, number_of, one_of, whole
 from .figures import Figure, save_figure
 
 # %% ../nbs/120_views.ipynb #62b7b3d8
@@ -725,8 +725,6 @@ def plain_view(
     return x.to(images.dtype) if images.is_floating_point() else x
 
 # %% ../nbs/120_views.ipynb #aeae7745
-def _counted(channels: int) -> str: return f"{channels} channel{'s' * (channels != 1)}"
-
 class Normalize(nn.Module):
     """(x - mean) / std for each channel: [..., C, H, W] to the same shape and type, with the leading dimensions
     flattened in `channels_last` memory. The default is ImageNet's mean and spread. Its input is left as it is."""
@@ -750,8 +748,9 @@ class Normalize(nn.Module):
             raise InputError(f"cannot normalise {x.dtype} of shape {list(x.shape)}: "
                              f"give floats of shape [..., {channels}, H, W].")
         if x.shape[-3] != channels:
-            raise InputError(f"pictures of {_counted(x.shape[-3])} can't be normalised for an encoder of "
-                             f"{_counted(channels)}: give image_dls(…, channels={channels}), or another encoder.")
+            raise InputError(f"pictures of {number_of(x.shape[-3], 'channel')} can't be normalised for an encoder of "
+                             f"{number_of(channels, 'channel')}: give image_dls(…, channels={channels}), or another "
+                             "encoder.")
         flat = x.reshape(-1, *x.shape[-3:])
         out = torch.empty_like(flat, memory_format=torch.channels_last)
         return torch.addcmul(self.shift.to(x.dtype), flat, self.scale.to(x.dtype), out=out).view(x.shape)

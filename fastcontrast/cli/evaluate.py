@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from rich.table import Column as TableColumn, Table
 from typer import Argument, Option
 
-from ..core import InputError, whole
+from ..core import InputError, number_of, whole
 from ..files import write_whole
 from ..records import known_record
 from .inputs import (Column, LabelColumn, encoder_file, other_split, own_data, own_pictures, read_pictures, run_of,
@@ -92,7 +92,7 @@ def evaluate(
     console.print(f"alignment is of two views by {kind}")
     for change, words in about['changes'].items(): console.print(f"linear under {change}: {words}")
     if robust and dls.channels != 3:
-        left_out[f"linear under grey: the pictures have {dls.channels} channel{'s' * (dls.channels > 1)}, "
+        left_out[f"linear under grey: the pictures have {number_of(dls.channels, 'channel')}, "
                  "and colour is what three make."] = None
     for reason in left_out: console.print(f"left out: {reason}")
     tell_undecodable(dls)
