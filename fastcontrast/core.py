@@ -8,7 +8,7 @@ import pkgutil
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Integral, Real
@@ -79,6 +79,11 @@ def number_of(n: int, thing: str) -> str:
     return f"{n:,} {thing}{'' if n == 1 else 'es' if thing.endswith(('ch', 's')) else 's'}"
 
 
+def first_of(names: Sequence[str], most: int = 10) -> str:
+    "Names with commas between them, so many at most, and a sign that there are more"
+    return ', '.join(names[:most]) + ', …' * (len(names) > most)
+
+
 _WAITS = ContextVar('waits', default=False) # whether somebody is told already
 
 
@@ -111,7 +116,7 @@ def suggest(
     spellings = {other.lower(): other for other in reversed(known)}  # papers write SimCLR and DCL
     near = [spellings[low] for low in difflib.get_close_matches(name.lower(), spellings, n=3, cutoff=0.5)]
     if near: return f"unknown {kind} '{name}': did you mean {' or '.join(near)}?"
-    return f"unknown {kind} '{name}': there are {', '.join(known[:20])}{', …' if len(known) > 20 else ''}."
+    return f"unknown {kind} '{name}': there are {first_of(known, 20)}."
 
 
 class Declared:

@@ -23,8 +23,8 @@ from fastai.torch_core import default_device
 from torch.utils.data import Dataset
 
 from .cache import open_store, store_path
-from .core import (LARGEST_SIDE, InputError, MissingPath, clipped, is_number, number, number_of, shown, suggest,
-                   usable_cores, whole)
+from .core import (LARGEST_SIDE, InputError, MissingPath, clipped, first_of, is_number, number, number_of, shown,
+                   suggest, usable_cores, whole)
 from .distributed import join_processes, local_world_size, own_cores, rank, world_size
 from .files import from_list, megabytes, read_text, user_path
 from .formats import LONGEST, PixelFormat
@@ -82,7 +82,7 @@ def _train_folder(root: Path, note: Callable[[str], None]) -> Path | None:
     beside, alike = folders_beside(folder, but=('train', *VALID_FOLDERS))
     validates = _valid_folder(root) or any(map(_VALIDATES.match, beside))
     if alike and not validates: return None
-    if beside: note(f"folders of pictures beside train/ are left out: {_some(beside)}")
+    if beside: note(f"folders of pictures beside train/ are left out: {first_of(beside)}")
     return folder
 
 
@@ -638,7 +638,8 @@ def _kept_whole(short: int, need: int, resident: bool, settings: _Settings) -> s
 
 def _tell(train: Part, judges: _Judges, settings: _Settings):
     "Say what was taken for classes, and what judges, before anything is set aside or decoded"
-    if train.origin and train.classes: settings.note(f"{_classes(train)} from {train.origin}: {_some(train.classes)}")
+    if train.origin and train.classes:
+        settings.note(f"{_classes(train)} from {train.origin}: {first_of(train.classes)}")
     if train.labels.reason: settings.note(f"{train.labels.reason}; training needs none")
     if judges.bank is not None:
         settings.note(f"judged within {judges.within}: {_classes(judges.bank)}, {len(judges.queries):,} pictures by "
@@ -648,9 +649,6 @@ def _tell(train: Part, judges: _Judges, settings: _Settings):
 
 
 def _classes(part: Part) -> str: return number_of(len(part.classes), 'class')
-
-
-def _some(names: list[str]) -> str: return ', '.join(names[:10]) + (', …' if len(names) > 10 else '')
 
 
 def _aloud(note: str): print(shown(note), flush=True)  # where the learner says what it is going to do

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from .arrays import ARRAY_SUFFIXES
-from .core import InputError, clipped, number_of, shown
+from .core import InputError, clipped, first_of, number_of, shown
 from .files import check_file
 from .pictures import picture_suffixes
 
@@ -100,8 +100,7 @@ def _by_suffix(lists: Iterable[list[str]]) -> Counter[str]: return Counter(map(_
 def _counted(kinds: Counter[str]) -> str:
     "Like 3,000 .npy, 1 .mat"
     commonest = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))
-    first = ', '.join(f'{count:,} {clipped(suffix, 20)}' for suffix, count in commonest[:5])
-    return first + (', …' if len(kinds) > 5 else '')
+    return first_of([f'{count:,} {clipped(suffix, 20)}' for suffix, count in commonest], 5)
 
 
 def left_out(
@@ -111,8 +110,7 @@ def left_out(
     if not names: return ''
     which, owner = ("files that look like pictures were", "their names have") if names[1:] else (
         "file that looks like a picture was", "its name has")
-    first = ', '.join(shown(name) for name in names[:10]) + (', …' if names[10:] else '')
-    return f"{len(names):,} {which} left out, since {owner} no suffix that is read here: {first}."
+    return f"{len(names):,} {which} left out, since {owner} no suffix that is read here: {shown(first_of(names))}."
 
 
 def visible(name: str) -> bool: return not name.startswith('.') and name != '__MACOSX'

@@ -21,7 +21,7 @@ import torch
 from fastai.data.core import DataLoaders
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from .core import InputError, number_of, shown, usable_cores, whole
+from .core import InputError, first_of, number_of, shown, usable_cores, whole
 from .distributed import rank, world_size
 from .figures import Figure
 from .formats import PixelFormat, Span
@@ -715,9 +715,8 @@ class ImageLoaders(DataLoaders):
     def _classes(self, data: ImageData) -> str:
         "Which there are, and for how many pictures training knows them"
         if not data.classes: return data.reason or 'none'
-        first = ', '.join(data.classes[:10]) + ', …' * (len(data.classes) > 10)
         known = f"; training knows those of {int(data.labeled.sum()):,} pictures" if data is self.train.data else ''
-        return f"{len(data.classes):,} ({first}){known}"
+        return f"{len(data.classes):,} ({first_of(data.classes)}){known}"
 
     @property
     def bank(self) -> ImageLoader: return self.loaders[2] if len(self.loaders) > 2 else self.loaders[0]

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from .arrays import (Raster, as_raster, few, is_tiff, open_array, open_tiff, orientation_of, oriented,
                      whole_picture)
-from .core import InputError, shown
+from .core import InputError, first_of, shown
 from .decoding import MEMORY, check_icon, decoding_memory
 from .files import check_file
 from .formats import PixelFormat
@@ -312,7 +312,7 @@ class Names(Sequence[str]):
     def __eq__(self, other) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
 
-    def __repr__(self) -> str: return f"{', '.join(self[:10])}{', …' if len(self) > 10 else ''}"
+    def __repr__(self) -> str: return first_of(self)
 
 
 class Pictures:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from ..core import InputError, clipped
+from ..core import InputError, clipped, first_of
 from ..records import ENCODER, RECORD, Run, given_settings, read_plan, setting_of
 from .plots import EMPTY, read_history
 
@@ -224,7 +224,7 @@ def name_settings(
     for setting in settings:
         if setting is base: continue
         words = _differences(setting.given, base.given) or _differences(setting.identity, base.identity)
-        name = clipped(', '.join(words[:4]) + ', …' * (len(words) > 4))
+        name = clipped(first_of(words, 4))
         taken[name] += 1
         setting.name = f'{name} ({taken[name]})' if taken[name] > 1 else name
 
