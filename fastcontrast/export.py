@@ -29,7 +29,7 @@ from .artefact import (CARD, CONFIG, FORMAT, VERSION, WEIGHTS, card, check_confi
                                    find_encoder, is_file_name, push_folder, usage, write_files)
 from .core import LARGEST_SIDE, InputError, MissingPath, clipped, is_number, is_whole, one_of
 from .files import check_utf8, user_path, whole_file, write_whole
-from .models import SOURCES, evaluating, make_encoder
+from .models import SOURCES, describe, evaluating, make_encoder
 from .modules import MODULE, as_encoder
 from .stems import marked, plain_name, small_name
 from .values import range_of
@@ -349,10 +349,8 @@ def _load(path: str | Path, model: nn.Module | None) -> tuple[nn.Module, dict[st
                          "copy or export it again.")
     made = _blank(info, path, model)
     load_strictly(made, marked(made, tensors), f"'{path}'", info['arch'])
-    # in place: timm keeps the same dict as `default_cfg`
-    made.pretrained_cfg.update(mean=tuple(info['mean']), std=tuple(info['std']),
-                               input_size=(info['in_chans'], info['size'], info['size']))
-    made.value_range = range_of(info['extra'])
+    describe(made, info['in_chans'], info['size'], range_of(info['extra']), mean=tuple(info['mean']),
+             std=tuple(info['std']))
     return made.eval(), info
 
 def _check_tensors(path: Path, info: dict[str, Any]) -> None:

@@ -46,6 +46,7 @@ from .habits import Habits, Setting, check_habit, summary_of, trial
 from .history import History, TrainRecorder
 from .loaders import ImageLoader, ImageLoaders
 from .logs import RunLog, check_logs, make_logs, settings_of
+from .models import describe
 from .modules import MODULE
 from .optim import (SCHEDULES, groups_of, keep_hypers, optimizer, optimizer_name, parameter_groups,
                                 put_back_hypers, schedule_words, schedules, stable_until)
@@ -57,6 +58,7 @@ from .search import retrieval_grid
 from .speedups import SPEEDUPS
 from .step import Contrast, Plan, Step, StepCallback
 from .together import Together, settings
+from .values import range_facts
 from .views import Normalize, RoleViews, Views, as_views, draw_views
 from .warmup import HeadWarmup
 
@@ -362,13 +364,9 @@ class ContrastiveLearner(ResumableLearner):
             raise InputError("show_results() asks for the neighbours of validation pictures, and "
                              f"'{self.dls.source}' has none: give image_dls(valid=…).")
         bank, asking = _some(self.dls.bank, pictures), _some(self.dls.valid, max_n)
-        looked = embed(self.model.encoder, _judging(self.dls, bank, asking), self.precision)
+        looked = embed(self.model.encoder, ImageLoaders.like(self.dls, bank, asking), self.precision)
         rows = {part: [row for row, other in enumerate(looked.parts) if other == part] for part in ('train', 'valid')}
         return retrieval_grid(looked.only(rows['train']), looked.only(rows['valid'][:max_n]), k, path)
-
-    def _range(self) -> dict[str, list[float]]:
-        "What an export says of the pictures' values, where 0 and 1 are not those of bytes"
-        return {} if self.dls.value_range is None else dict(value_range=list(self.dls.value_range))
 
     def _facts(self) -> dict[str, Any]:
         "What the card of an exported folder says of the training"
@@ -388,8 +386,8 @@ class ContrastiveLearner(ResumableLearner):
         bits, `extra` of the header says by `value_range` which of their values were 0 and 1."""
         if rank(): return Path(path)  # process 0 does it
         path = export_encoder(self.model.encoder, path, arch=self.arch, size=self.dls.size, mean=self.mean,
-                              std=self.std, small_input=self.small_input, recipe=self.recipe.name, extra=self._range(),
-                              facts=self._facts(), push=push)
+                              std=self.std, small_input=self.small_input, recipe=self.recipe.name,
+                              extra=range_facts(self.dls.value_range), facts=self._facts(), push=push)
         if self.arch.startswith(MODULE) and self.logger is not noop:
             print(f"{path} holds the weights of a {self.arch.removeprefix(MODULE)}: import that, and give "
                   "load_encoder(path, model=…) one", flush=True)
@@ -437,8 +435,7 @@ def contrastive_learner(
 
     table = EpochTable(dls, metrics, knn_pictures)
     normalize = Normalize(encoder.pretrained_cfg['mean'], encoder.pretrained_cfg['std'])
-    encoder.pretrained_cfg.update(input_size=(dls.channels, dls.size, dls.size)) # what `embed` shows it
-    encoder.value_range = dls.value_range
+    describe(encoder, dls.channels, dls.size, dls.value_range)
     watch = Collapse(stop_on_collapse, chance_level(dls.valid.ordered(knn_pictures).labels()))
     frame = [Contrast(views, normalize, recipe.one_way), FiniteLoss(), table, watch]
     if world_size() > 1: frame.append(Together())
@@ -471,11 +468,6 @@ def contrastive_learner(
 def _some(loader: ImageLoader, n: int) -> ImageLoader:
     "A loader of a few of the pictures, as if they were all there are; of all where they can't be chosen"
     return loader.only(loader.ordered(n).indices, BATCH) if loader.selects else loader
-
-def _judging(dls: ImageLoaders, bank: ImageLoader, queries: ImageLoader) -> ImageLoaders:
-    "Loaders of other pictures of the same kind"
-    return ImageLoaders(bank, queries, size=dls.size, source=dls.source, channels=dls.channels, span=dls.span,
-                        value_range=dls.value_range)
 
 def _colourless(learn: ContrastiveLearner) -> list[str]:
     "What is to be said of views that leave out what is for colours"

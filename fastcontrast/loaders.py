@@ -701,6 +701,12 @@ class ImageLoaders(DataLoaders):
         self.source, self.within, self.notes = source, within, list(notes)
         self.classes = train.data.classes
 
+    @classmethod
+    def like(cls, others: 'ImageLoaders', train: ImageLoader, valid: ImageLoader) -> 'ImageLoaders':
+        "Loaders of some of others' pictures, or of pictures of the same kind"
+        return cls(train, valid, size=others.size, source=others.source, channels=others.channels, span=others.span,
+                   value_range=others.value_range, notes=others.notes)
+
     def __repr__(self) -> str:
         "What there is, how it is kept, and what training may know of it"
         names = ('train', 'valid', 'bank')

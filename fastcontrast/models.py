@@ -7,9 +7,10 @@ Docs: https://fastcontrast.github.io/fastcontrast/models.html.md"""
 # %% auto #0
 __all__ = ['HUB', 'LOCAL', 'SOURCES', 'ACTIVATIONS', 'LEAST_WIDTH', 'architecture', 'patch_side', 'quiet_hub',
            'pretrained_config', 'make_encoder', 'gives_scores', 'described', 'first_convolutions', 'channels_of',
-           'mean_and_std', 'made_for', 'side_of', 'fix_positions', 'resample_positions', 'drop_paths', 'own_stream',
-           'evaluating', 'untracked', 'feature_dim', 'Stage', 'encoder_stages', 'correct_prefixes', 'find_stage', 'mlp',
-           'Prototypes', 'Embedding', 'Head', 'Route', 'ContrastiveModel', 'flop_counter', 'level_flops']
+           'mean_and_std', 'describe', 'made_for', 'side_of', 'fix_positions', 'resample_positions', 'drop_paths',
+           'own_stream', 'evaluating', 'untracked', 'feature_dim', 'Stage', 'encoder_stages', 'correct_prefixes',
+           'find_stage', 'mlp', 'Prototypes', 'Embedding', 'Head', 'Route', 'ContrastiveModel', 'flop_counter',
+           'level_flops']
 
 # %% ../nbs/130_models.ipynb #12a65558
 import copy
@@ -170,6 +171,12 @@ def mean_and_std(
     if len(mean) == len(std) == channels: return mean, std
     raise InputError(f"the encoder takes pictures with {channels} channels and says the mean of {len(mean)}: put "
                      "those of its pictures into encoder.pretrained_cfg['mean'] and ['std'].")
+
+def describe(encoder: nn.Module, channels: int, size: int, values: tuple[float, float] | None, **more: Any) -> None:
+    "Have an encoder say of what kind the pictures are that it is trained on, so that `embed` shows it such"
+    # in place: timm keeps the same dict as `default_cfg`
+    encoder.pretrained_cfg.update(input_size=(channels, size, size), **more)
+    encoder.value_range = values
 
 def made_for(
     encoder: nn.Module, # a timm transformer, or any other

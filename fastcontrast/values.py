@@ -86,6 +86,11 @@ def count_outside(
     if span.outside is not None and (low < span.low or high > span.high): span.outside.add_(1)
 
 
+def range_facts(value_range: tuple[float, float] | None) -> dict[str, list[float]]:
+    "What an exported encoder's header says of a range of values, for `range_of`"
+    return {} if value_range is None else dict(value_range=list(value_range))
+
+
 def range_of(
     extra: Mapping[str, Any],       # of an exported encoder's header
 ) -> tuple[float, float] | None: # None: those of bytes, or it does not say it

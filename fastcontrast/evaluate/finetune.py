@@ -48,12 +48,13 @@ from ..habits import resting, trial
 from ..history import DeviceRecorder, History
 from ..loaders import ImageData, ImageLoader, ImageLoaders, empty_loader
 from ..logs import RunLog
-from ..models import architecture, described, feature_dim, gives_scores, mean_and_std
+from ..models import architecture, describe, described, feature_dim, gives_scores, mean_and_std
 from ..modules import fit_side
 from ..optim import Wrapped, cosine, optimizer
 from ..resumable import ResumableLearner, check_folder
 from ..step import Phase
 from ..together import pictures, told
+from ..values import range_facts
 from ..views import Normalize, Views, ViewKind, draw_pictures, plain_view
 
 # %% ../../nbs/315_finetune.ipynb #d649ade6
@@ -289,8 +290,7 @@ def _parts(dls: ImageLoaders, indices: Tensor, bs: int, seed: int) -> ImageLoade
         valid = copy.copy(dls.valid)
         if (valid.data.y < 0).any(): valid = valid.only((valid.data.y >= 0).nonzero().squeeze(1), _JUDGED)
         valid.bs = _JUDGED
-    return _LabelledLoaders(train, valid, size=dls.size, source=dls.source, channels=dls.channels, span=dls.span,
-                            value_range=dls.value_range, notes=dls.notes)
+    return _LabelledLoaders.like(dls, train, valid)
 
 # %% ../../nbs/315_finetune.ipynb #d1f0b6a7
 class EarlyStop(Callback):
@@ -470,11 +470,11 @@ class ClassifierLearner(ResumableLearner):
 
         `load_classifier(path)` and `timm.create_model(f'local-dir:{path}', pretrained=True)` bring it back. Raises
         `InputError` for an encoder that timm does not make."""
-        cfg, values = self.model.pretrained_cfg, self.dls.value_range
+        cfg = self.model.pretrained_cfg
         facts = {'fine-tuned with': self.labels, 'epochs of fine-tuning': self.tuned_epochs}
         return write_folder(self.model.encoder, path, self._arch(), self.dls.size, cfg['mean'], cfg['std'],
                             head=self.model.head, classes=self.model.classes, facts=facts,
-                            extra={} if values is None else dict(value_range=list(values)))
+                            extra=range_facts(self.dls.value_range))
 
     def check_export(self) -> None:
         "Raise `InputError` where `export` would: before training, rather than after"
@@ -535,8 +535,7 @@ def classifier_learner(
         model = Classifier(encoder, width, data.classes, still=not protocol.encoder_lr).to(dls.device)
         # in every pass it would do so itself, but what it learns would have shapes that no name makes for this side
         fit_side(encoder, dls.size, dls.channels)
-        encoder.pretrained_cfg.update(input_size=(dls.channels, dls.size, dls.size), mean=tuple(mean), std=tuple(std))
-        encoder.value_range = dls.value_range
+        describe(encoder, dls.channels, dls.size, dls.value_range, mean=tuple(mean), std=tuple(std))
         learn = _learner(model, parts, maker, protocol, peak, precision, [*L(cbs), *L(stop)], path)
     learn.protocol, learn.peak, learn.views_seen, learn.draws, learn.stop = protocol, peak, maker, draws, stop
     learn.first_weights = weights_digest(encoder)
