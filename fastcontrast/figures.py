@@ -1,13 +1,15 @@
 """Figures that a notebook shows as they are, and their files."""
 import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import figure
 
 from .core import InputError, clipped
 from .files import user_path, whole_file
 
-__all__ = ['Figure', 'png_of', 'save_figure']
+__all__ = ['Figure', 'add_legend', 'png_of', 'save_figure']
 
 
 def png_of(
@@ -22,6 +24,14 @@ def png_of(
 class Figure(figure.Figure):
     "matplotlib's, which Jupyter shows as a picture even where nobody asked for `%matplotlib inline` or drew by pyplot"
     def _repr_png_(self) -> bytes: return png_of(self)
+
+
+def add_legend(drawn: figure.Figure, handles: Sequence[Any], names: Iterable[str], **settings: Any) -> None:
+    "A legend with names of any characters: they may look like a formula, or begin with _, which a label may not"
+    legend = drawn.legend(handles, range(len(handles)), frameon=False, **settings)
+    for text, name in zip(legend.get_texts(), names):
+        text.set_parse_math(False)
+        text.set_text(name)
 
 
 def save_figure(

@@ -24,7 +24,7 @@ from .core import InputError, clipped, is_whole, number, number_of, whole
 from .embed import Embedded
 from .evaluate.checks import unlabelled
 from .evaluate.neighbours import near_copies, nearest_others
-from .figures import Figure, save_figure
+from .figures import Figure, add_legend, save_figure
 from .views import as_colours, draw_pictures
 
 # %% ../nbs/358_search_pictures.ipynb #15514005
@@ -125,10 +125,7 @@ def _class_colours(embedded: Embedded) -> tuple[np.ndarray, dict[str, tuple[floa
 
 def _add_legend(figure: Figure, legend: dict[str, tuple[float, ...]]) -> None:
     dots = [Line2D([], [], marker='o', linestyle='', markersize=8, color=colour) for colour in legend.values()]
-    made = figure.legend(dots, range(len(dots)), loc='outside right upper', frameon=False)
-    for text, name in zip(made.get_texts(), legend):
-        text.set_parse_math(False)  # a class may be called like a formula, or begin with _
-        text.set_text(clipped(name, 24))
+    add_legend(figure, dots, [clipped(name, 24) for name in legend], loc='outside right upper')
 
 def _draw_points(axis: Axes, places: np.ndarray, colours: np.ndarray) -> None:
     order = np.random.default_rng(0).permutation(len(places))  # or the last class would hide the others

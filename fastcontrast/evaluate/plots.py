@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 
 from ..core import InputError, MissingPath, clipped, number
 from . import load
-from ..figures import Figure, save_figure
+from ..figures import Figure, add_legend, save_figure
 from ..files import user_path
 from ..records import HISTORY, known_record, runs_in, setting_of, state_of
 
@@ -212,10 +212,7 @@ def draw_curves(
         axis.set(xlabel='epochs' if x == 'epoch' else AXES[x], ylabel=PANELS[column] if x == 'epoch' else '')
         axis.xaxis.get_major_locator().set_params(integer=x == 'epoch')
         axis.set_xlim(left=0)
-        if x == 'epoch': legend = figure.legend(lines, range(len(runs)), loc='outside lower center', frameon=False)
-    for text, name in zip(legend.get_texts(), names):
-        text.set_parse_math(False)  # a folder's name may look like a formula,
-        text.set_text(name)         # or begin with _, which a label of a line may not
+        if x == 'epoch': add_legend(figure, lines, names, loc='outside lower center')
     return figure
 
 def compare_runs(

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ..core import InputError, clipped
-from ..figures import Figure, save_figure
+from ..figures import Figure, add_legend, save_figure
 from .judge import Score
 
 Results = Mapping[str, Mapping[str, Score]] # by encoder and measure
@@ -125,10 +125,8 @@ def _pairs(axis: Axes, confusion: pd.DataFrame, most: int) -> None:
 
 def _legend(figure: Figure, axis: Axes, colours: dict[str, str]) -> None:
     handles = [axis.barh(0, 0, color=colour, alpha=.85) for colour in colours.values()]
-    legend = figure.legend(handles, range(len(handles)), loc='outside upper center', ncols=min(4, len(handles)),
-                           frameon=False, fontsize=9)
-    # the name of an encoder may begin with _, which a label may not
-    for text, name in zip(legend.get_texts(), colours): text.set_text(_name(name, 40))
+    add_legend(figure, handles, [clipped(name, 40) for name in colours], loc='outside upper center',
+               ncols=min(4, len(handles)), fontsize=9)
 
 
 def _confused(results: Results) -> tuple[str, pd.DataFrame] | None:

@@ -49,7 +49,7 @@ def test_picture(results, tmp_path):
     assert [label.get_text() for label in matrix.get_xticklabels()] == [f'class {i}\\$' for i in range(5)]
     assert len(pairs.patches) == len(largest_confusions(confusion))
     legend, = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == [r'_a\$b\$', 'other']
+    assert [text.get_text() for text in legend.get_texts()] == ['_a$b$', 'other']
 
 
 @pytest.mark.filterwarnings('error')
