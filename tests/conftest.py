@@ -15,6 +15,13 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(autouse=True)
+def _seed(request):
+    "A module that says `SEED = 3` begins each of its tests with that seed"
+    seed = getattr(request.module, "SEED", None)
+    if seed is not None: torch.manual_seed(seed)
+
+
+@pytest.fixture(autouse=True)
 def _no_autocast_is_left():
     yield
     assert not torch.is_autocast_enabled("cpu")

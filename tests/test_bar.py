@@ -9,7 +9,6 @@ from io import StringIO
 from types import SimpleNamespace
 
 import pytest
-import torch
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.learner import ValueMetric
@@ -24,10 +23,7 @@ from fastcontrast.learner import ContrastiveLearner
 from fastcontrast.step import Phase, StepCallback
 
 HIDE, SHOW = '\x1b[?25l', '\x1b[?25h'
-
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(5)
+SEED = 5
 
 
 def with_bar(width=120, **kwargs) -> tuple[ContrastiveLearner, StringIO]:

@@ -38,10 +38,7 @@ from fastcontrast.views import VIEW_KINDS, ModuleViews, RoleViews, ViewKind, Vie
 from fastcontrast.weights import Weights, adapt_filters, fit_tensors
 
 close = torch.testing.assert_close
-
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(5)
+SEED = 5
 
 
 def learner(dls, arch=ARCH, **kwargs):

@@ -21,9 +21,7 @@ from fastcontrast.device import Autocast, Compile, _CompiledModule, _glibc, reus
 from fastcontrast.precision import has_bf16
 from fastcontrast.views import OPERATIONS, Views
 
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(3)
+SEED = 3
 
 
 @pytest.fixture(scope='module')

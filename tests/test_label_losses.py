@@ -10,11 +10,7 @@ from fastcontrast.core import InputError
 from fastcontrast.losses import nt_xent, suncet_loss, supcon_loss
 
 close = torch.testing.assert_close
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(11)
-
-
+SEED = 11
 LOSSES = dict(suncet=suncet_loss, supcon=supcon_loss)
 every_loss = pytest.mark.parametrize('name', LOSSES)
 

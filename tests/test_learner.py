@@ -29,9 +29,7 @@ from fastcontrast.optim import AdamW, Sgd, parameter_groups, warmup_then
 from fastcontrast.recipes import METHODS, Recipe, fast, moco_v3, pick_setting, simclr, swav
 from fastcontrast.targets import EMATarget, SharedTarget, Target
 
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(11)
+SEED = 11
 
 
 class Dots:

@@ -30,9 +30,7 @@ ARCHS = {  # features, and the stages' modules, channels and strides, as the pap
 SMALL = {'resnet18': dict(act1=(64, 1), layer1=(64, 1), layer2=(128, 2), layer3=(256, 4), layer4=(512, 8)),
          'resnet10t': dict(act1=(64, 1), layer1=(64, 1), layer2=(128, 2), layer3=(256, 4), layer4=(512, 8))}
 
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(3)
+SEED = 3
 
 
 def sentence(f, *args, **kwargs) -> str:

@@ -28,10 +28,7 @@ from fastcontrast.step import Contrast
 from fastcontrast.views import VIEW_KINDS, ModuleViews, RoleViews, ViewKind, ViewMaker, Views, as_views
 
 SIDE = 16
-
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(5)
+SEED = 5
 
 
 class Noise(nn.Module):

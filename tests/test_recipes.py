@@ -29,10 +29,7 @@ from fastcontrast.recipes import (
 from fastcontrast.recipes.recipe import ENCODERS
 
 FIELDS = dict(projector=(32, 16), loss=DCL, target=SharedTarget, views='simclr', lr=0.3)
-
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(7)
+SEED = 7
 
 
 @pytest.fixture

@@ -8,10 +8,7 @@ from fastcontrast.small_maps import convolved, multiplies
 close = torch.testing.assert_close
 SIDES = [(1, 1), (2, 2), (1, 2), (3, 2), (3, 3), (4, 4), (5, 5), (2, 5)]
 KINDS = [(3, 1, 1), (3, 2, 1), (2, 1, 0), (7, 2, 3), (5, 1, 2), (3, 1, 0), ((1, 3), 1, (0, 1)), (1, 1, 0), (1, 2, 0)]
-
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(3)
+SEED = 3
 
 
 def gradients(function, conv, x, seed):

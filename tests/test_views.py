@@ -18,9 +18,8 @@ from fastcontrast.views import (VIEW_KINDS, ModuleViews, Normalize, RoleViews, V
 
 DEVICES = ['cpu'] + ['cuda'] * torch.cuda.is_available()
 N = 1500
+SEED = 7
 
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(7)
 
 def only(**strength) -> ViewKind:
     "A kind that does nothing but what is named"

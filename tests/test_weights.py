@@ -34,10 +34,7 @@ from fastcontrast.weights import (Weights, _timm_filter, architecture_of, fit_te
 SIDE = 32
 close = torch.testing.assert_close
 FRAME = dict(mean=[.1, .2, .3], std=[.5, .6, .7])
-
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(3)
+SEED = 3
 
 
 def trained(arch=ARCH, size=SIDE, **kw):

@@ -24,10 +24,7 @@ from fastcontrast.targets import Queue
 
 EPOCHS, BATCHES = 2, 3
 close = torch.testing.assert_close
-
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(7)
+SEED = 7
 
 
 def authors_learner(recipe, arch, side=32):

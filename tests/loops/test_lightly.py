@@ -16,9 +16,7 @@ from lightly.models.utils import update_momentum
 from fastcontrast.targets import NearestNeighbours, Queue
 
 close = torch.testing.assert_close
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(7)
+SEED = 7
 
 
 def both_ways(f, q, k): return (f(q[0], k[1]) + f(q[1], k[0])) / 2

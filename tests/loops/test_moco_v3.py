@@ -18,10 +18,7 @@ from helpers.refusals import refusal
 
 close = torch.testing.assert_close
 EPOCHS = 10
-
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(7)
+SEED = 7
 
 
 def their_mlp(layers: int, d_in: int, hidden: int, out: int, last_bn: bool = True) -> nn.Sequential:

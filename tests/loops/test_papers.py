@@ -22,9 +22,7 @@ from fastcontrast.recipes import RECIPES
 from fastcontrast.targets import EMATarget, NearestNeighbours, Queue
 
 close = torch.testing.assert_close
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(7)
+SEED = 7
 
 
 @pytest.mark.parametrize('norm', [False, True])

@@ -16,12 +16,7 @@ from fastcontrast.targets import EMATarget, NearestNeighbours, Queue, SharedTarg
 close = torch.testing.assert_close
 
 pytestmark = pytest.mark.filterwarnings('error:You are shadowing')  # an attribute of the learner
-
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(7)
-
-
+SEED = 7
 TARGETS = [SharedTarget, StopGradTarget, EMATarget]
 
 

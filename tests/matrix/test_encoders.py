@@ -21,10 +21,7 @@ from fastcontrast.targets import SharedTarget
 close = torch.testing.assert_close
 
 pytestmark = pytest.mark.filterwarnings('error:You are shadowing')  # an attribute of the learner
-
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(3)
+SEED = 3
 
 
 @pytest.mark.parametrize('cb,words', [

@@ -31,9 +31,7 @@ PARTS = dict(
     all=lambda: [CombinePatches(), IntermediateLoss(), PartialBackprop(seed=1), HardRegions('layer2'), SuNCEt(),
                  MultiView(3), ProgressiveSize(steps=(24,))])
 
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(3)
+SEED = 3
 
 
 def trains(channels, method='moco_v2', arch=ARCH, cbs=(), side=32, **kwargs):

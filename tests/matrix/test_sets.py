@@ -22,11 +22,7 @@ from fastcontrast.speedups.progressive_size import ProgressiveSize
 from fastcontrast.speedups.regions import HardRegions
 from fastcontrast.speedups.suncet import SuNCEt
 
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(3)
-
-
+SEED = 3
 PARTS = ('comb_patches', 'intermediate', 'regions', 'suncet', 'dcl', 'multi_view', 'progressive_size')
 
 

@@ -23,11 +23,7 @@ from fastcontrast.targets import NearestNeighbours, Queue
 from fastcontrast.views import Views
 
 close = torch.testing.assert_close
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(3)
-
-
+SEED = 3
 NOTHING = {'one patch': lambda: [CombinePatches(n=1, m=1)], 'no stages': lambda: [IntermediateLoss(stages=())],
            'the last level, always': lambda: [IntermediateLoss(), PartialBackprop(probs={'final': 1})],
            'one level': lambda: [PartialBackprop([1.0])],

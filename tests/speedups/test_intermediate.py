@@ -17,9 +17,7 @@ from fastcontrast.speedups.intermediate import IntermediateLoss
 from fastcontrast.targets import EMATarget, NearestNeighbours, Queue, SharedTarget, StopGradTarget
 
 close = torch.testing.assert_close
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(3)
+SEED = 3
 
 
 @pytest.mark.parametrize('name,weights', [

@@ -22,9 +22,7 @@ from fastcontrast.speedups.comb_patches import CombinePatches
 from fastcontrast.speedups.intermediate import IntermediateLoss, PartialBackprop
 from fastcontrast.targets import Queue
 
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(3)
+SEED = 3
 
 
 @pytest.mark.parametrize('name, level', paired(['moco_v2', 'moco_v3', 'simclr', 'swav', 'nnclr'], LEVELS, 2))

@@ -21,9 +21,7 @@ from fastcontrast.speedups.regions import HardRegions
 from fastcontrast.multi_crop import MultiCrop
 
 close = torch.testing.assert_close
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(3)
+SEED = 3
 
 
 @pytest.mark.parametrize('weights', [(0.7, 0.3), (3, 1), (0.5, 0.5), (1, 0)], ids=str)

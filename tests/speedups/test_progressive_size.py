@@ -30,9 +30,7 @@ from fastcontrast.speedups.suncet import SuNCEt
 from fastcontrast.step import Phase
 from fastcontrast.views import VIEW_KINDS, ViewKind
 
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(7)
+SEED = 7
 
 
 class Sizes(Callback):

@@ -26,11 +26,7 @@ from fastcontrast.speedups.regions import HardRegions, Look
 
 OWN_SCORES = 'loss', 'unlike', 'texture'  # the benchmarks register others
 close = torch.testing.assert_close
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(3)
-
-
+SEED = 3
 WINDOWS = [('layer1', 0.5), ('layer2', 0.5), ('layer2', 0.25)]
 
 

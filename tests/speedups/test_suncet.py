@@ -27,9 +27,7 @@ from fastcontrast.multi_crop import MultiCrop
 from fastcontrast.pairs import add_level
 
 close = torch.testing.assert_close
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(11)
+SEED = 11
 
 
 def make_learner(recipe, n, bs, side, cbs, labels='all', **kwargs):

@@ -25,11 +25,7 @@ from fastcontrast.speedups.suncet import SuNCEt, SupervisedTerm
 from fastcontrast.step import Contrast, Phase, StepCallback
 from fastcontrast.targets import EMATarget, NearestNeighbours, Queue, SharedTarget, StopGradTarget, Target
 
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(5)
-
-
+SEED = 5
 PARTS = dict(
     patches=CombinePatches, sampled=lambda: PatchVariants(patches='sample'),
     stitched=lambda: PatchVariants(combine='layer1'), levels=lambda: IntermediateLoss(weights=0.5),

@@ -31,9 +31,7 @@ from fastcontrast.speedups.regions import HardRegions
 from fastcontrast.step import OTHER, Step
 from fastcontrast.targets import EMATarget, SharedTarget
 
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(5)
+SEED = 5
 
 
 class TurnsNaN(nn.Module):

@@ -15,9 +15,7 @@ from fastcontrast.recipes import METHODS
 from fastcontrast.targets import Queue
 from fastcontrast.views import RoleViews, Views
 
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(7)
+SEED = 7
 
 
 def test_multi_crop_makes_its_crops_from_the_learners_views():

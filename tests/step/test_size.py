@@ -1,6 +1,5 @@
 """The size of a step's views is a field of the step: whoever changes it, all that is made of pictures follows."""
 import pytest
-import torch
 from fastai.callback.core import Callback
 from helpers.learners import quick, small
 from helpers.pairs import paired
@@ -18,9 +17,7 @@ from fastcontrast.speedups.regions import HardRegions
 from fastcontrast.speedups.suncet import SuNCEt
 from fastcontrast.step import Phase, StepCallback
 
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(5)
+SEED = 5
 
 
 class Sizes(StepCallback):

@@ -31,9 +31,7 @@ from fastcontrast.targets import EMATarget, Queue, SharedTarget
 from fastcontrast.views import Normalize, two_views
 
 close = torch.testing.assert_close
-
-@pytest.fixture(autouse=True)
-def _seed(): torch.manual_seed(5)
+SEED = 5
 
 
 def test_callbacks_are_told_when_they_come_and_go():
