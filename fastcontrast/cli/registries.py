@@ -1,21 +1,24 @@
 """What there is to choose from, as the command line reads it: no other file of this package knows where a registry is.
 
-The registries import torch, so that each import stands in its function."""
+The registries import torch, so that each is imported when it is read."""
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib import import_module
 from typing import Any
 
+REGISTRIES = dict( # the module and the name of each
+    methods=('recipes', 'METHODS'), losses=('losses', 'LOSSES'), view_kinds=('views', 'VIEW_KINDS'),
+    precisions=('precision', 'PRECISIONS'), schedules=('optim', 'SCHEDULES'),
+    protocols=('evaluate.finetune', 'PROTOCOLS'), libraries=('export', 'LIBRARIES'), logs=('logs', 'LOGS'))
 
-def methods() -> Mapping[str, Callable[..., Any]]:
-    "What makes a recipe, by name"
-    from ..recipes import METHODS
-    return METHODS
 
-
-def losses() -> Mapping[str, Callable[..., Any]]:
-    "What makes a loss, by name"
-    from ..losses import LOSSES
-    return LOSSES
+def registry(
+    name: str, # in `REGISTRIES`
+) -> Any:      # a `Registry`, or names alone
+    "What there is of a kind"
+    module, attribute = REGISTRIES[name]
+    return getattr(import_module(f'fastcontrast.{module}'), attribute)
 
 
 def speedups() -> Mapping[str, Callable[..., Any]]:
@@ -32,49 +35,14 @@ def labelled_speedups() -> list[str]:
 
 def labelled_methods() -> list[str]:
     "The methods that take such a speedup along where labels are known"
-    return [name for name, recipe in methods().items() if recipe().with_labels]
+    return [name for name, recipe in registry('methods').items() if recipe().with_labels]
 
 
 def settings() -> list[str]:
     "The settings that recipes have constants for"
     from ..recipes import SETTINGS
-    return [*dict.fromkeys([*SETTINGS, *(setting for recipe in methods().values() for setting in recipe().settings)])]
-
-
-def view_kinds() -> Iterable[str]:
-    "The kinds of views"
-    from ..views import VIEW_KINDS
-    return VIEW_KINDS
-
-
-def precisions() -> Iterable[str]:
-    "The number formats"
-    from ..precision import PRECISIONS
-    return PRECISIONS
-
-
-def schedules() -> Iterable[str]:
-    "The schedules of the learning rate"
-    from ..optim import SCHEDULES
-    return SCHEDULES
-
-
-def protocols() -> Iterable[str]:
-    "How an encoder is trained with labels"
-    from ..evaluate.finetune import PROTOCOLS
-    return PROTOCOLS
-
-
-def libraries() -> Iterable[str]:
-    "The libraries that an encoder is exported for"
-    from ..export import LIBRARIES
-    return LIBRARIES
-
-
-def logs() -> Iterable[str]:
-    "Who can be told of a run"
-    from ..logs import LOGS
-    return LOGS
+    own = (setting for recipe in registry('methods').values() for setting in recipe().settings)
+    return [*dict.fromkeys([*SETTINGS, *own])]
 
 
 def architectures() -> Iterable[str]:
@@ -84,9 +52,8 @@ def architectures() -> Iterable[str]:
 
 
 LISTS: dict[str, Callable[[], Iterable[str]]] = dict(
-    methods=methods, losses=losses, speedups=speedups, labelled_speedups=labelled_speedups,
-    labelled_methods=labelled_methods, settings=settings, view_kinds=view_kinds, precisions=precisions,
-    schedules=schedules, protocols=protocols, libraries=libraries, logs=logs)
+    {name: partial(registry, name) for name in REGISTRIES}, speedups=speedups, labelled_speedups=labelled_speedups,
+    labelled_methods=labelled_methods, settings=settings)
 
 
 def with_names(

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from ..core import (LARGEST_SIDE, InputError, MissingPath, clipped, is_number, is_whole, number, one_of, suggest,
                     whole)
 from ..files import read_text, user_path
-from .registries import architectures, losses, methods, precisions, schedules, speedups
+from .registries import architectures, registry, speedups
 
 
 @dataclass(frozen=True)
@@ -408,11 +408,11 @@ def check_names(
     read: bool = True, # whether --weights will be read
 ) -> None:
     "Raise `InputError` for a name that nothing has: before the pictures are read, which may take long"
-    make = methods().find(config.method)
-    if config.loss is not None: losses().find(config.loss)
+    make = registry('methods').find(config.method)
+    if config.loss is not None: registry('losses').find(config.loss)
     one_of(architectures(), architecture=config.arch.split('.')[0])
-    one_of(precisions(), precision=config.precision)
-    if config.schedule is not None: one_of(schedules(), schedule=config.schedule)
+    one_of(registry('precisions'), precision=config.precision)
+    if config.schedule is not None: one_of(registry('schedules'), schedule=config.schedule)
     check_moments(config.checkpoint)
     check_log(config.log)
     _check_weights(config, read)

@@ -13,7 +13,7 @@ from .inputs import encoder_file, held_out, own_data, own_pictures, read_picture
 from .job import Job
 from .output import console
 from .record import surroundings
-from .registries import precisions, protocols
+from .registries import registry
 from .resume import check_same, kept_settings
 from .rivals import views_of_run
 from .settings import check_log, check_moments, number_or_name, read_range
@@ -61,8 +61,8 @@ def resolve_tuning(
     for key in ('data', 'labels', 'valid'):
         if isinstance(path := getattr(config, key), str): user_path(path, f'--{key}')
     read_range(config.value_range)
-    one_of(precisions(), precision=config.precision)
-    one_of(protocols(), protocol=config.protocol)
+    one_of(registry('precisions'), precision=config.precision)
+    one_of(registry('protocols'), protocol=config.protocol)
     check_moments(config.checkpoint)
     check_log(config.log)
     return config

@@ -7,7 +7,7 @@ from typer import Argument, Option
 from ..core import InputError, clipped
 from .inputs import read_pictures, tell_notes, tell_undecodable
 from .output import DRAWINGS, console, out_file
-from .registries import methods
+from .registries import registry
 from .settings import Run, read_range
 from .verbs import verb
 
@@ -44,7 +44,7 @@ def views(
     "Draw pictures beside the views that training would make of them."
     import torch
     from ..views import draw_views
-    make, chosen = methods().find(method), _bands(bands)
+    make, chosen = registry('methods').find(method), _bands(bands)
     file = out_file(out, *DRAWINGS)
     # no memory: only the pictures that are drawn are then decoded
     dls = read_pictures(data, 2, size=size, store_size=store_size, valid=0, seed=seed, memory=0, workers=0,
