@@ -387,14 +387,6 @@ def check_moments(
         raise InputError(str(e).replace('every=', '--checkpoint ').replace(' of Checkpoint', '')) from None
 
 
-def check_log(
-    text: str | None, # what --log takes
-) -> None:
-    "Raise `InputError` for a name that nothing has, or what is not installed"
-    from ..logs import check_logs
-    check_logs(text)
-
-
 def _check_weights(config: Run, read: bool) -> None:
     from ..artefact import looking_for
     from ..models import pretrained_config
@@ -408,13 +400,14 @@ def check_names(
     read: bool = True, # whether --weights will be read
 ) -> None:
     "Raise `InputError` for a name that nothing has: before the pictures are read, which may take long"
+    from ..logs import check_logs
     make = registry('methods').find(config.method)
     if config.loss is not None: registry('losses').find(config.loss)
     one_of(architectures(), architecture=config.arch.split('.')[0])
     one_of(registry('precisions'), precision=config.precision)
     if config.schedule is not None: one_of(registry('schedules'), schedule=config.schedule)
     check_moments(config.checkpoint)
-    check_log(config.log)
+    check_logs(config.log)
     _check_weights(config, read)
     make(config.setting)
     parse_speedups(config.speedups)

@@ -283,12 +283,13 @@ class Work:
         self.children.append(_Child(run, _environment(self.jobs, run.config.processes, taken)))
 
     def ended(self, child: _Child) -> None:
+        from ..bar import clock
         run = child.run
         row = run.row
         if row['state'] == 'finished' and child.process.returncode == 0:
             self.took(run, child.seconds)
             self.plan.accept(run.setting)
-            return self.tell(run, ', '.join([*_knn(row['knn']), _clock(child.seconds)]))
+            return self.tell(run, ', '.join([*_knn(row['knn']), clock(child.seconds)]))
         gone = run.config.data in self.data and not os.path.exists(run.config.data)  # a disk, say, that is needed again
         if child.refused() and not gone: return self.refuse(run, child.said())
         self.failed[str(run.path)] = child.reason()
@@ -325,6 +326,7 @@ class Work:
 
     def to_go(self) -> str:
         "How long all that is left will take"
+        from ..bar import clock
         usual = [fmean(seconds) for seconds in self.seconds.values()]
         paces = [left + child.seconds for child in self.children if (left := child.left()) is not None]
         if not (usual or paces): return '-:--'
@@ -334,7 +336,7 @@ class Work:
         for child in self.children:
             at_pace = child.left()
             left.append(max(0., whole_run(child.run) - child.seconds) if at_pace is None else at_pace)
-        return _clock(sum(left)/max(1, min(self.jobs, len(left))))
+        return clock(sum(left)/max(1, min(self.jobs, len(left))))
 
 
 def plan_before(
@@ -410,11 +412,6 @@ def _shown() -> Iterator[Callable[[str], None]]:
 
 
 def _knn(accuracy: float | None) -> list[str]: return [] if accuracy is None else [f"kNN {accuracy:.1%}"]
-
-
-def _clock(seconds: float) -> str:
-    from ..bar import clock
-    return clock(seconds)
 
 
 def _environment(jobs: int, processes: int, taken: Iterable[str]) -> dict[str, str]:

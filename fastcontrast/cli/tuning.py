@@ -16,7 +16,7 @@ from .record import surroundings
 from .registries import registry
 from .resume import check_same, kept_settings
 from .rivals import views_of_run
-from .settings import check_log, check_moments, number_or_name, read_range
+from .settings import check_moments, number_or_name, read_range
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def resolve_tuning(
     begun: Mapping[str, Any], # the settings of the run that goes on, or none
 ) -> Tuning:
     "The settings of a run. Raises `InputError` for those that can't be, before pictures are read"
+    from ..logs import check_logs
     chosen = {key: value for key, value in given.items() if value is not None}
     if chosen.get('encoder'): chosen['encoder'] = str(encoder_file(chosen['encoder']).absolute())
     config = Tuning(**{**begun, **chosen})
@@ -64,7 +65,7 @@ def resolve_tuning(
     one_of(registry('precisions'), precision=config.precision)
     one_of(registry('protocols'), protocol=config.protocol)
     check_moments(config.checkpoint)
-    check_log(config.log)
+    check_logs(config.log)
     return config
 
 
