@@ -8,7 +8,8 @@ from typer import Argument, Option
 
 from ..core import InputError, number, whole
 from ..files import user_path, write_whole
-from .inputs import Column, LabelColumn, encoder_file, read_pictures, split_of, tell_notes, tell_undecodable
+from .inputs import (Column, LabelColumn, encoder_file, range_option, read_pictures, split_of, tell_notes,
+                     tell_undecodable, unlabelled_option)
 from .output import DRAWINGS, console, out_file
 from .settings import read_range
 from .verbs import verb
@@ -77,13 +78,10 @@ def embed(
     by: Annotated[str | None, Option(
         '--encoder', metavar='RUN', help="With features, the encoder that they are of, to search for a file; without "
                                          "it --search takes the name of one of the pictures")] = None,
-    unlabelled: Annotated[bool | None, Option(
-        '--unlabelled', help="Leave labels alone, and take a folder as it is: loose pictures and nested ones",
-        show_default="as in the run")] = None,
+    unlabelled: Annotated[bool | None, unlabelled_option(show_default="as in the run")] = None,
     column: Column = None,
     label_column: LabelColumn = None,
-    value_range: Annotated[str | None, Option(
-        '--range', metavar='LOW,HIGH', help="The values that become black and white in pictures of more than 8 bits",
+    value_range: Annotated[str | None, range_option(
         show_default="as in the run, else found from a sample of the pictures")] = None,
 ):
     """Write what an encoder sees in pictures, draw a map of them, search them, and list near copies and outliers.

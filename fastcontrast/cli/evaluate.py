@@ -8,8 +8,8 @@ from typer import Argument, Option
 from ..core import InputError, number_of, whole
 from ..files import write_whole
 from ..records import known_record
-from .inputs import (Column, LabelColumn, encoder_file, other_split, own_data, own_pictures, read_pictures, run_of,
-                     split_of, tell_notes, tell_undecodable, told_apart)
+from .inputs import (Column, LabelColumn, encoder_file, other_split, own_data, own_pictures, range_option,
+                     read_pictures, run_of, split_of, tell_notes, tell_undecodable, told_apart, valid_option)
 from .judging import features, parts, unjudged
 from .output import DRAWINGS, console, out_file
 from .rivals import Rival, rival, views_of_run
@@ -26,10 +26,7 @@ def evaluate(
     against: Annotated[str | None, Option(
         help="Others to stand beside it, with commas between them: runs, encoder files, timm's pretrained ones like "
              "resnet18.a1_in1k, 'untrained' (the same architecture), 'pixels'", show_default="none")] = None,
-    valid: Annotated[str | None, Option(
-        help="Share of the pictures (of the shards) to judge by, where the data has no folder for it; "
-             "or a folder, .csv file or shards of other pictures, which are judged within themselves if their classes "
-             "are others", show_default="as in the run, else 0.2")] = None,
+    valid: Annotated[str | None, valid_option(show_default="as in the run, else 0.2")] = None,
     seed: Annotated[int | None, Option(help="Seed of that split", show_default="as in the run, else 0")] = None,
     draws: Annotated[int, Option(help="How often few labels are drawn")] = 5,
     robust: Annotated[bool, Option(
@@ -37,8 +34,7 @@ def evaluate(
                          "every encoder over them")] = False,
     column: Column = None,
     label_column: LabelColumn = None,
-    value_range: Annotated[str | None, Option(
-        '--range', metavar='LOW,HIGH', help="The values that become black and white in pictures of more than 8 bits",
+    value_range: Annotated[str | None, range_option(
         show_default="as in the run, if the data are its own or it was given one; else found from a sample")] = None,
     out: Annotated[str | None, Option(
         '--out', '-o', help="Also write the table to this .csv, .json, .md or .tex file, or draw it (.png, .svg, .pdf)"

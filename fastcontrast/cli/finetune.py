@@ -6,7 +6,7 @@ from typer import Argument, Option
 
 from ..signals import watched
 from .folder import claimed
-from .inputs import Column, LabelColumn, encoder_name
+from .inputs import Column, LabelColumn, Workers, encoder_name, range_option
 from .job import carry_out
 from .resume import begun_with, run_to_resume
 from .tuning import Finetuning, Tuning, check_tuning, resolve_tuning
@@ -53,16 +53,12 @@ def finetune(
              "others", show_default="as in the run, else 0.2")] = None,
     column: Column = None,
     label_column: LabelColumn = None,
-    value_range: Annotated[str | None, Option(
-        '--range', metavar='LOW,HIGH', help="The values that become black and white in pictures of more than 8 bits",
-        show_default="as in the run, else found from a sample")] = None,
+    value_range: Annotated[str | None, range_option(show_default="as in the run, else found from a sample")] = None,
     precision: Annotated[str | None, Option(
         help="Of the model's arithmetic: {precisions}", show_default=Tuning.precision)] = None,
     seed: Annotated[int | None, Option(
         help="Seed of the choice of labels and of all draws", show_default="as in the run, else 0")] = None,
-    workers: Annotated[int | None, Option(
-        help="Processes that decode: while it trains, where the pictures do not fit in memory, else before",
-        show_default="one a core, at most 8")] = None,
+    workers: Workers = None,
     device: Annotated[str | None, Option(
         help="Where to train, like cpu or cuda:1", show_default="a GPU if there is one")] = None,
     log: Annotated[str | None, Option(

@@ -3,6 +3,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,18 @@ Column = Annotated[str | None, Option(
     help="The column of a .csv file that has the pictures' paths", show_default="as in pretrain")]
 LabelColumn = Annotated[str | None, Option(
     help="The column of a .csv file that has their classes", show_default="as in pretrain")]
+Workers = Annotated[int | None, Option(
+    help="Processes that decode: while it trains, where the pictures do not fit in memory, else before",
+    show_default="one a core, at most 8")]
+
+# these have another default in every verb
+range_option = partial(Option, '--range', metavar='LOW,HIGH',
+                       help="The values that become black and white in pictures of more than 8 bits")
+unlabelled_option = partial(Option, '--unlabelled',
+                            help="Leave labels alone, and take a folder as it is: loose pictures and nested ones")
+valid_option = partial(Option, help="Share of the pictures (of the shards) to judge by, where the data has no folder "
+                                    "for it; or a folder, .csv file or shards of other pictures, which are judged "
+                                    "within themselves if their classes are others")
 
 
 def read_pictures(

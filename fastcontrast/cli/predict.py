@@ -6,8 +6,8 @@ from typer import Argument, Option
 
 from ..core import whole
 from ..records import known_record
-from .inputs import (Column, LabelColumn, own_pictures, read_pictures, run_of, split_of, tell_notes,
-                     tell_undecodable)
+from .inputs import (Column, LabelColumn, own_pictures, range_option, read_pictures, run_of, split_of, tell_notes,
+                     tell_undecodable, unlabelled_option)
 from .output import console, out_file
 from .settings import read_range
 from .verbs import verb
@@ -22,13 +22,10 @@ def predict(
         help="A picture, a folder of pictures, a .csv file of their paths, shards, or 'digits'")],
     out: Annotated[str | None, Option('--out', '-o', help="Also write them to this .csv or .json file")] = None,
     top: Annotated[int, Option(help="Classes of each picture, the most likely first")] = 5,
-    unlabelled: Annotated[bool | None, Option(
-        '--unlabelled', help="Leave labels alone, and take a folder as it is: loose pictures and nested ones",
-        show_default="folders are classes")] = None,
+    unlabelled: Annotated[bool | None, unlabelled_option(show_default="folders are classes")] = None,
     column: Column = None,
     label_column: LabelColumn = None,
-    value_range: Annotated[str | None, Option(
-        '--range', metavar='LOW,HIGH', help="The values that become black and white in pictures of more than 8 bits",
+    value_range: Annotated[str | None, range_option(
         show_default="as given in the fine-tuning, else found from a sample of the pictures")] = None,
 ):
     """Say what a classifier takes pictures for: classes with probabilities.

@@ -9,6 +9,7 @@ from ..files import user_path
 from ..signals import watched
 from .expand import plain, read_seeds, sweep_of_runs
 from .folder import claimed
+from .inputs import Workers, unlabelled_option, valid_option
 from .launch import check_size, hear_signals, launch, rank
 from .output import this_command
 from .resume import begun_with, check_changes, kept_start, run_to_resume
@@ -72,13 +73,8 @@ def pretrain(
         help="Labels that training may use: 'all', a fraction like 0.1, or a file of picture names; "
              "these speedups use them, nothing else does: {labelled_speedups} (one comes with {labelled_methods})",
         show_default="none")] = None,
-    valid: Annotated[str | None, Option(
-        help="Share of the pictures (of the shards) to judge by, where the data has no folder for it; "
-             "or a folder, .csv file or shards of other pictures, which are judged within themselves if their classes "
-             "are others", show_default=_default('valid'))] = None,
-    unlabelled: Annotated[bool | None, Option(
-        '--unlabelled', help="Leave labels alone, and take a folder as it is: loose pictures and nested ones",
-        show_default="folders are classes")] = None,
+    valid: Annotated[str | None, valid_option(show_default=_default('valid'))] = None,
+    unlabelled: Annotated[bool | None, unlabelled_option(show_default="folders are classes")] = None,
     column: Annotated[str | None, Option(
         help="The column of a .csv file that has the pictures' paths, which begin in its folder",
         show_default="path, file, filename or image")] = None,
@@ -118,9 +114,7 @@ def pretrain(
     seeds: Annotated[str | None, Option(
         help="Make a run with each of these seeds, like [bold]--seeds 0 1 2[/]; the data stand before it",
         show_default="one run")] = None,
-    workers: Annotated[int | None, Option(
-        help="Processes that decode: while it trains, where the pictures do not fit in memory, else before",
-        show_default="one a core, at most 8")] = None,
+    workers: Workers = None,
     processes: Annotated[int | None, Option(
         help="Train in so many processes, one on each GPU, or on a CPU sharing its cores; "
              "the batch is divided among them and the result is the same", show_default=_default('processes'))] = None,

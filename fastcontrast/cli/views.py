@@ -5,7 +5,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from ..core import InputError, clipped
-from .inputs import read_pictures, tell_notes, tell_undecodable
+from .inputs import Column, range_option, read_pictures, tell_notes, tell_undecodable
 from .output import DRAWINGS, console, out_file
 from .registries import registry
 from .settings import Run, read_range
@@ -29,12 +29,9 @@ def views(
         show_default="as in pretrain")] = None,
     unlabelled: Annotated[bool, Option(
         '--unlabelled', help="Take a folder as it is: loose pictures and nested ones")] = False,
-    column: Annotated[str | None, Option(
-        help="The column of a .csv file that has the pictures' paths", show_default="as in pretrain")] = None,
+    column: Column = None,
     channels: Annotated[int | None, Option(help="Channels of the pictures", show_default="as in pretrain")] = None,
-    value_range: Annotated[str | None, Option(
-        '--range', metavar='LOW,HIGH', help="The values that become black and white in pictures of more than 8 bits",
-        show_default="as in pretrain")] = None,
+    value_range: Annotated[str | None, range_option(show_default="as in pretrain")] = None,
     bands: Annotated[str | None, Option(
         help="The channels that are drawn as red, green and blue, counted from 0, like 3,2,1; or one, like 7, as grey",
         show_default="of more than three the first, the middle and the last")] = None,
