@@ -13,7 +13,7 @@ from typer import Argument, Option
 
 from ..core import InputError, number, whole
 from ..files import read_json
-from .inputs import encoder_file, encoder_name, numbered
+from .inputs import encoder_file, encoder_name, names_in, numbered
 from .output import console, out_file, save_json
 from .verbs import verb
 
@@ -124,8 +124,7 @@ def starts(
     against: str | None, # others, with commas between them
 ) -> list[Start]:        # folders of one name lie in many places
     "What detectors begin with. Raises `InputError` where that can't be told"
-    names = [encoder, *filter(None, map(str.strip, (against or '').split(',')))]
-    first, *others = dict.fromkeys(RANDOM[0] if name in RANDOM else name for name in names)
+    first, *others = dict.fromkeys(RANDOM[0] if name in RANDOM else name for name in (encoder, *names_in(against)))
     if first in RANDOM:
         raise InputError(f"{encoder} of which architecture? Give an encoder first, and it as --against.")
     start = _start(first)

@@ -8,7 +8,7 @@ from typer import Argument, Option
 from ..core import InputError, number_of, whole
 from ..files import write_whole
 from ..records import known_record
-from .inputs import (Column, LabelColumn, encoder_file, other_split, own_data, own_pictures, range_option,
+from .inputs import (Column, LabelColumn, encoder_file, names_in, other_split, own_data, own_pictures, range_option,
                      read_pictures, run_of, split_of, tell_notes, tell_undecodable, told_apart, valid_option)
 from .judging import features, parts, unjudged
 from .output import DRAWINGS, console, out_file
@@ -53,7 +53,7 @@ def evaluate(
     path = encoder_file(encoder)
     data = own_data(path, encoder) if data is None else data
     first = rival(encoder)
-    _, *others = told_apart([first, *(rival(name, first) for name in _names(against))])
+    _, *others = told_apart([first, *(rival(name, first) for name in names_in(against))])
     files = [out_file(out, *TABLES, *DRAWINGS)] if out is not None else []
     if plot is not None: files.append(out_file(plot, *DRAWINGS, option='--plot'))
     given = dict(valid=number_or_name(valid), seed=seed, column=column, label_column=label_column,
@@ -142,12 +142,6 @@ def _write(file: Path, results: dict[str, dict[str, Any]], about: dict[str, Any]
         return console.print(f"the drawing is in {file}")
     write_whole(file, TABLES[file.suffix.lower()](results, **about))
     console.print(f"results in {file}")
-
-
-def _names(against: str | None) -> list[str]:
-    "Those that the user gave, each once"
-    names = [name.strip() for name in (against or '').split(',')]
-    return list(dict.fromkeys(name for name in names if name))
 
 
 def _table(results: dict[str, dict[str, Any]]) -> Table:

@@ -86,6 +86,14 @@ def encoder_name(
     return path.parent.name if path.name in (ENCODER, WEIGHTS) and path.parent.name else path.name
 
 
+def names_in(
+    text: str | None, # what --against takes
+) -> list[str]:
+    "The names between commas, each once"
+    names = [name.strip() for name in (text or '').split(',')]
+    return list(dict.fromkeys(name for name in names if name))
+
+
 def numbered(
     name: str,
 ) -> Iterator[str]: # without end
