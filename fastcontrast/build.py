@@ -449,33 +449,20 @@ def choose_parts(
     cbs: Any = None,           # the user's callbacks: one, several, or classes of them
 ) -> Parts:
     "The parts of a learner. Raises `InputError` for parts that do not go together"
-    recipe = as_recipe(method)
-    had_none = not recipe.prototypes
-    pictures = len(dls.train.dataset)
-    own = recipe.own(pick_setting(dls.source, dls.size, pictures), dls.size, encoder_kind(encoder))
-    recipe = own.with_changes(recipe.changes)
-    recipe.check()
+    method = as_recipe(method)
+    recipe, notes = _resolved(method, dls, encoder)
     loss = choose_loss(loss, recipe)
-    given, notes = [_callback(cb) for cb in L(cbs) if cb is not None], []
-    if recipe.opt != own.opt and 'lr' not in recipe.changes:
-        notes.append(f"the learning rate {own.lr:g} of {recipe.name}() is for opt='{optimizer_name(own.opt)}', and "
-                     f"none was given for opt='{optimizer_name(recipe.opt)}'")
+    given = [_callback(cb) for cb in L(cbs) if cb is not None]
     target = _axis(Target, 'the target, which makes the keys of a step', recipe.target, given, recipe, required=True)
     memory = _axis(Memory, 'memories of earlier batches', recipe.memory, given, recipe)
     crops = _axis(MultiCrop, 'crops', recipe.multi_crop, given, recipe)
     if memory is not None and memory not in given and 'memory' not in recipe.changes:
-        memory, adapted = _fit_memory(memory, pictures, dls.train.bs)
+        memory, adapted = _fit_memory(memory, len(dls.train.dataset), dls.train.bs)
         notes += adapted
     check_parts(recipe, loss, memory)
-    if recipe.one_way and crops is not None and crops.globals[0] < 2:
-        raise InputError(f"{recipe.name}() asks with one large view and answers with the others, and {crops} makes "
-                         "one: make at least two.")
+    _check_crops(recipe, crops)
     try_loss(loss, recipe, memory)
-    if not loss.prototypes:
-        if recipe.prototypes and had_none:
-            raise InputError(f"{loss.name} has no use for the {recipe.prototypes} prototypes of {recipe.name}(): leave "
-                             "them out, or take SwAVLoss or DINOLoss.")
-        recipe = replace(recipe, prototypes=0)
+    recipe = replace(recipe, prototypes=_prototypes(recipe, loss, method))
     if any(isinstance(cb, GradientAccumulation) for cb in given):
         raise InputError("GradientAccumulation sums the losses of small batches, each with its own few negatives, "
                          "which is not the loss of the large batch: give contrastive_learner(…, accumulate=k), which "
@@ -483,6 +470,31 @@ def choose_parts(
     others = [cb for cb in given if cb not in (target, memory, crops)]
     own, left_out = _own_speedups(recipe, given, dls.train)
     return Parts(recipe, loss, target, memory, crops, [*own, *others], [*notes, *left_out])
+
+
+def _resolved(method: Recipe, dls, encoder: nn.Module) -> tuple[Recipe, list[str]]:
+    "The recipe for these pictures and this encoder, and what to say of it"
+    own = method.own(pick_setting(dls.source, dls.size, len(dls.train.dataset)), dls.size, encoder_kind(encoder))
+    recipe = own.with_changes(method.changes)
+    recipe.check()
+    if recipe.opt == own.opt or 'lr' in recipe.changes: return recipe, []
+    return recipe, [f"the learning rate {own.lr:g} of {recipe.name}() is for opt='{optimizer_name(own.opt)}', and "
+                    f"none was given for opt='{optimizer_name(recipe.opt)}'"]
+
+
+def _check_crops(recipe: Recipe, crops: MultiCrop | None) -> None:
+    if recipe.one_way and crops is not None and crops.globals[0] < 2:
+        raise InputError(f"{recipe.name}() asks with one large view and answers with the others, and {crops} makes "
+                         "one: make at least two.")
+
+
+def _prototypes(recipe: Recipe, loss: Loss, method: Recipe) -> int:
+    "How many of a recipe's prototypes its loss has a use for; `InputError` where a method that has none was given some"
+    if loss.prototypes: return recipe.prototypes
+    if recipe.prototypes and not method.prototypes:
+        raise InputError(f"{loss.name} has no use for the {recipe.prototypes} prototypes of {recipe.name}(): leave "
+                         "them out, or take SwAVLoss or DINOLoss.")
+    return 0
 
 
 def _own_speedups(recipe: Recipe, given: Sequence[Callback], train: ImageLoader) -> tuple[list[Callback], list[str]]:

@@ -4,7 +4,7 @@ Docs: https://fastcontrast.github.io/fastcontrast/modules.html.md"""
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import timm
@@ -316,21 +316,26 @@ def measured_stages(
     involved = {p for place in found for p in encoder.get_submodule(place).parameters()}  # and not in a classifier
     most = HOLDS_ALL * sum(p.numel() for p in involved)
     places = set(_places(encoder, '', found, most))
-    def matrices(stage): return any(p.ndim > 1 for p in encoder.get_submodule(stage.module).parameters())
-    def is_layer(stage): return next(encoder.get_submodule(stage.module).children(), None) is None
-    stages: list[tuple[Stage, bool]] = []  # and whether it has matrices: a pooling before the first block has none
-    for stage in (stage for place, stage in found.items() if place in places):
-        learns = matrices(stage)
-        if not learns and stage.stride >= size: continue
-        before, has = stages[-1] if stages else (None, False)
-        alike = before is not None and _measures(before) == _measures(stage)
-        if alike and not learns and not is_layer(before): continue
-        holds = before is not None and before.module.startswith(f'{stage.module}.')  # and ends with it
-        if alike and (holds or not (learns and has)): stages.pop()
-        else: has = False
-        stages.append((stage, learns or has))
-    while stages and not stages[-1][1]: stages.pop()
-    return [stage for stage, _ in stages]
+    return _merged(encoder, (stage for place, stage in found.items() if place in places), size)
+
+
+def _merged(encoder: nn.Module, stages: Iterable[Stage], size: int) -> list[Stage]:
+    "Of stages in a row that are alike the one that `measured_stages` names, up to the last that has matrices"
+    merged: list[tuple[Stage, bool]] = []  # and whether it has matrices: a pooling before the first block has none
+    for stage in stages:
+        learns = any(p.ndim > 1 for p in encoder.get_submodule(stage.module).parameters())
+        if not learns and stage.stride >= size: continue  # it pools everything
+        before, has = merged[-1] if merged else (None, False)
+        if before is not None and _measures(before) == _measures(stage):
+            after_block = next(encoder.get_submodule(before.module).children(), None) is not None
+            if after_block and not learns: continue
+            is_around = before.module.startswith(f'{stage.module}.')  # and ends with it
+            if is_around or not (learns and has):
+                merged.pop()
+                learns = learns or has
+        merged.append((stage, learns))
+    while merged and not merged[-1][1]: merged.pop()
+    return [stage for stage, _ in merged]
 
 
 def _measures(stage: Stage) -> tuple: return stage.channels, stage.stride, stage.prefix, stage.last
