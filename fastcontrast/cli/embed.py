@@ -99,14 +99,12 @@ def embed(
         if stored: raise InputError("say what to make of the features: --map, --search, --grid, --duplicates, "
                                     "--outliers, or -o.")
         out = 'features.npz'
-    goes_with = {'--map-method': (map_method, map_file, '--map'), '--thumbnails': (thumbnails, map_file, '--map'),
-                 '--top': (top, search or grid, '--search or --grid'),
-                 '--threshold': (threshold, duplicates, '--duplicates'),
-                 '--encoder': (by, stored and search, 'features and --search'),
-                 '--tables': (tables, search or duplicates or outliers, '--search, --duplicates or --outliers')}
-    for option, (value, use, others) in goes_with.items():
-        if value not in (None, False) and not use:
-            raise InputError(f"{option} goes with {others}: ask for that, or leave it out.")
+    _goes_with('--map-method', map_method, map_file, '--map')
+    _goes_with('--thumbnails', thumbnails, map_file, '--map')
+    _goes_with('--top', top, search or grid, '--search or --grid')
+    _goes_with('--threshold', threshold, duplicates, '--duplicates')
+    _goes_with('--encoder', by, stored and search, 'features and --search')
+    _goes_with('--tables', tables, search or duplicates or outliers, '--search, --duplicates or --outliers')
     asked = _Asked(
         out_file(out, *SUFFIXES) if out else None, _drawing(map_file, '--map'), map_method or 'pca', thumbnails, search,
         10 if top is None else top, _drawing(grid, '--grid'), duplicates, COPY if threshold is None else threshold,
@@ -116,6 +114,12 @@ def embed(
                             _from_run(encoder, data, asked, given))
     _make(asked, embedded, query)
     if dls is not None: tell_undecodable(dls)
+
+
+def _goes_with(option: str, value: Any, use: Any, others: str) -> None:
+    "Raise `InputError` for an option that is given without those that it is of use with"
+    if value not in (None, False) and not use:
+        raise InputError(f"{option} goes with {others}: ask for that, or leave it out.")
 
 
 def _drawing(path: str | None, option: str) -> Path | None:

@@ -53,7 +53,7 @@ def evaluate(
     path = encoder_file(encoder)
     data = own_data(path, encoder) if data is None else data
     first = rival(encoder)
-    _, *others = told_apart([first, *(rival(name, first) for name in names_in(against))])
+    rivals = told_apart([first, *(rival(name, first) for name in names_in(against))])
     files = [out_file(out, *TABLES, *DRAWINGS)] if out is not None else []
     if plot is not None: files.append(out_file(plot, *DRAWINGS, option='--plot'))
     given = dict(valid=number_or_name(valid), seed=seed, column=column, label_column=label_column,
@@ -61,38 +61,38 @@ def evaluate(
     # share and seed as given, or as in the encoder's run: another seed holds out pictures that training has seen
     split = split_of(path, data) | {key: value for key, value in given.items() if value is not None}
     if first.channels != 3: split['channels'] = first.channels  # the encoder takes no others
-    dls = read_pictures(data, 2, size=max(other.size for other in (first, *others)), **split)
-    for other in (first, *others):
-        if dls.channels == other.channels: continue
-        raise InputError(f"{other.name} takes pictures with {other.channels} channels, and those of {data} have "
-                         f"{dls.channels}: give others, or another encoder.")
-    reason = unjudged(dls.bank.data, dls.valid.data)
-    if reason: raise InputError(f"{data} can't judge an encoder: {reason}")
+    dls = _pictures(rivals, data, split)
     tell_notes(dls)
-    for other in (first, *others):
+    for other in rivals:
         for note in _doubts(other, dls, data, split): console.print(f"{other.name}: {note}")
     console.print(f"{first.about}: {len(dls.bank.data):,} pictures to learn the classes from, "
                   f"{len(dls.valid.data):,} to judge by{f', within {dls.within}' if dls.within else ''}")
     kind = views_of_run(path)
-    results: dict[str, dict[str, Any]] = {}
-    left_out: dict[str, None] = {}  # sentences, each once
-    for other in (first, *others):
-        try: results[other.name], reasons = _judged(other, dls, kind, robust, draws)
-        except InputError as e:  # of one beside it, as of a run that has diverged: what others have is not lost
-            if other is first: raise
-            reasons = [f"{other.name}: {e}"]
-        left_out |= dict.fromkeys(reasons)
+    results, left_out = _judged_each(rivals, dls, kind, robust, draws)
     console.print(_table(results))
     about = dict(data=data, draws=draws, n_train=len(dls.bank.data), n_valid=len(dls.valid.data), views=kind,
                  changes=_changes(dls.channels) if robust else {}, encoder_sha256=encoder_info(path)['sha256'], **split)
     console.print(f"alignment is of two views by {kind}")
     for change, words in about['changes'].items(): console.print(f"linear under {change}: {words}")
-    if robust and dls.channels != 3:
-        left_out[f"linear under grey: the pictures have {number_of(dls.channels, 'channel')}, "
-                 "and colour is what three make."] = None
     for reason in left_out: console.print(f"left out: {reason}")
     tell_undecodable(dls)
     for file in files: _write(file, results, about)
+
+
+def _pictures(
+    rivals: list[Rival],
+    data: str,
+    split: dict[str, Any], # how they are read and divided
+):                         # their `DataLoaders`
+    "The pictures that judge. Raises `InputError` where they can't, or an encoder takes others"
+    dls = read_pictures(data, 2, size=max(other.size for other in rivals), **split)
+    for other in rivals:
+        if dls.channels == other.channels: continue
+        raise InputError(f"{other.name} takes pictures with {other.channels} channels, and those of {data} have "
+                         f"{dls.channels}: give others, or another encoder.")
+    reason = unjudged(dls.bank.data, dls.valid.data)
+    if reason: raise InputError(f"{data} can't judge an encoder: {reason}")
+    return dls
 
 
 def _doubts(
@@ -108,6 +108,28 @@ def _doubts(
     labels = "it was tuned with labels of these data, which its rows of few labels do not count" if tuned else ''
     notes = other.note, other_range(other.extra, dls.value_range), other_split(other.file, data, split), labels
     return [note for note in notes if note]
+
+
+def _judged_each(
+    rivals: list[Rival],
+    dls,         # this and the others as `_judged` takes them
+    kind: str,
+    robust: bool,
+    draws: int,
+) -> tuple[dict[str, dict[str, Any]], list[str]]: # by name; and what was left out, in sentences
+    "All encoders, but for those beside the first that can't be judged"
+    results: dict[str, dict[str, Any]] = {}
+    left_out: dict[str, None] = {}  # each once
+    for other in rivals:
+        try: results[other.name], reasons = _judged(other, dls, kind, robust, draws)
+        except InputError as e:  # as of a run that has diverged: what others have is not lost
+            if other is rivals[0]: raise
+            reasons = [f"{other.name}: {e}"]
+        left_out |= dict.fromkeys(reasons)
+    if robust and dls.channels != 3:
+        left_out[f"linear under grey: the pictures have {number_of(dls.channels, 'channel')}, "
+                 "and colour is what three make."] = None
+    return results, [*left_out]
 
 
 def _judged(
