@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 from fastai.vision.data import ImageDataLoaders
-from helpers.deep import folder_of, refuses, saved, source_of
+from helpers.deep import folder_of, saved, source_of
 from helpers.folders import everything, image_folder, picture, same
 from helpers.learners import BARE, small
 from helpers.pictures import ARCH
+from helpers.refusals import said
 from PIL import Image
 
 from fastcontrast import sample
@@ -230,9 +231,9 @@ def test_values_that_are_none(tmp_path, bad, words, stream):
         assert len(values(dls)) == 4 - (not stream) and f'002.{kind} (holds' in dls.report() and words in dls.report()
         assert dls.value_range == (0, 40)
     for kind in ('array', 'items', 'tensor', 'pil'):
-        refuses(['item 2 of', words], dls_of, source_of(None, pictures, kind), **stream)
+        said(['item 2 of', words], dls_of, source_of(None, pictures, kind), **stream)
     for kind in ('tif', 'npy') if not stream else ():
-        refuses(['no picture', words], dls_of, source_of(tmp_path/f'all {kind}', pictures[2:3] * 3, kind))
+        said(['no picture', words], dls_of, source_of(tmp_path/f'all {kind}', pictures[2:3] * 3, kind))
 
 
 @pytest.mark.parametrize('how', [{}, STREAM, STREAM | dict(workers=2)])
@@ -257,13 +258,13 @@ def test_a_cache_knows_how_many_are_outside(tmp_path, monkeypatch, workers, caps
     assert int(again.span.outside) == 2
     store, = (tmp_path/'p.cache').glob('*.safetensors')
     header, pixels = json.loads(store.read_bytes()[8:4096]), store.read_bytes()[4096:]
-    for said in (None, '7', '-1', 'x'):  # as of before it was told; and lies
+    for stated in (None, '7', '-1', 'x'):  # as of before it was told; and lies
         capsys.readouterr()
         header['__metadata__'].pop('outside', None)
-        if said: header['__metadata__']['outside'] = said
+        if stated: header['__metadata__']['outside'] = stated
         store.write_bytes((4088).to_bytes(8, 'little') + json.dumps(header).encode().ljust(4088) + pixels)
-        assert len(opened().notes) == len(first.notes) - (said is None)
-        assert ('no store of pictures' in capsys.readouterr().err) == bool(said)
+        assert len(opened().notes) == len(first.notes) - (stated is None)
+        assert ('no store of pictures' in capsys.readouterr().err) == bool(stated)
 
 
 def test_the_first_of_its_kind_is_refused_by_name(tmp_path, monkeypatch):
@@ -274,7 +275,7 @@ def test_the_first_of_its_kind_is_refused_by_name(tmp_path, monkeypatch):
     (tmp_path/'001.png').write_bytes(saved(deep, 'png'))
     dls = dls_of(tmp_path)
     assert len(dls.train.data) == 2 and '001.png (has more than 8 bits' in dls.report()
-    refuses(['item 1 of list', 'value_range'], dls_of, [grey, deep, grey])
+    said(['item 1 of list', 'value_range'], dls_of, [grey, deep, grey])
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -337,16 +338,16 @@ def test_who_judges_by_itself_has_its_own(tmp_path, capsys):
 @pytest.mark.parametrize('value_range', [(3,), (3, 3), (5, 1), (0, float('nan')), (0, float('inf')), 7, 'ab', (None, 1),
                                          (True, 2), [1, 2, 3], {}, (-1.7e308, 1.7e308), (0, 10**400), (0, 5e-324)])
 def test_bad_ranges(value_range):
-    refuses(['value_range=', '--range', 'two finite'], dls_of, [picture(0), picture(1)], value_range=value_range)
+    said(['value_range=', '--range', 'two finite'], dls_of, [picture(0), picture(1)], value_range=value_range)
 
 
 def test_fastai_scales_by_itself(tmp_path):
     image_folder(tmp_path, dict(a=4, b=4))
     dls = ImageDataLoaders.from_folder(tmp_path, valid_pct=.5, bs=2, num_workers=0, device='cpu')
-    refuses(['fastai DataLoaders scale their pictures themselves'], image_dls, dls, value_range=(0, 9))
-    refuses(['fastai DataLoaders resize their pictures themselves'], image_dls, dls, store_size=9)
+    said(['fastai DataLoaders scale their pictures themselves'], image_dls, dls, value_range=(0, 9))
+    said(['fastai DataLoaders resize their pictures themselves'], image_dls, dls, store_size=9)
     dls = ImageDataLoaders.from_folder(tmp_path, valid_pct=.5, bs=2, num_workers=0, device='cpu', batch_tfms=to_nan)
-    refuses(['go from nan to nan'], image_dls, dls)
+    said(['go from nan to nan'], image_dls, dls)
 
 
 @pytest.mark.parametrize('x', [np.zeros((8, 8), complex), np.zeros((8, 8), 'U3'), np.zeros((8, 8), 'M8[s]')])

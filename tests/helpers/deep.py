@@ -4,11 +4,8 @@ import struct
 import zlib
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
-
-from fastcontrast.core import InputError
 
 from .odd import chunk
 
@@ -49,10 +46,3 @@ def source_of(folder, pictures, kind):
     if kind == 'channels first':
         return torch.from_numpy(np.stack(pictures)).reshape(len(pictures), *pictures[0].shape[:2], -1).movedim(-1, 1)
     return folder_of(folder, pictures, kind)
-
-
-def refuses(words, f, *args, **kwargs):
-    "One sentence that has all of these words"
-    with pytest.raises(InputError) as e: f(*args, **kwargs)
-    text = str(e.value)
-    assert '\n' not in text and len(text) < 400 and all(word in text for word in words), text

@@ -8,7 +8,8 @@ def refusal(f, *args, **kwargs) -> str:
     "What the `InputError` says: one sentence"
     with pytest.raises(InputError) as e: f(*args, **kwargs)
     text = str(e.value)
-    assert type(e.value) is InputError and '\n' not in text and text.endswith(('.', '?')) and len(text) > 20, text
+    assert type(e.value) is InputError and '\n' not in text and text.endswith(('.', '?')), text
+    assert 20 < len(text) < 700, text
     return text
 
 
