@@ -32,3 +32,13 @@ def class_folder(tmp_path_factory):
     "A folder of pictures in five classes of very different sizes"
     from helpers.folders import image_folder
     return image_folder(tmp_path_factory.mktemp("pictures"), dict(a=12, b=5, c=3, d=2, e=9))
+
+
+@pytest.fixture
+def told(monkeypatch):
+    "What runs with the log 'told' tell, by their ids"
+    from fastcontrast.logs import LOGS
+    from helpers.telling import Told
+    monkeypatch.setitem(LOGS, "told", Told)
+    monkeypatch.setattr(Told, "kept", {})
+    return Told.kept

@@ -393,13 +393,6 @@ def test_hypers_are_numbers_that_can_be_set(dls):
 
 # --- logs
 
-@pytest.fixture
-def told(monkeypatch):
-    monkeypatch.setitem(logs.LOGS, 'told', Told)
-    monkeypatch.setattr(Told, 'kept', {})
-    return Told.kept
-
-
 def test_a_log_has_every_column_the_settings_and_the_views(dls, told, tmp_path):
     learn = quietly(small(dls, tmp_path, log='told'))
     learn.told.every = 4

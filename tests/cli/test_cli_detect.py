@@ -1,7 +1,7 @@
 "detect: a table of average precision, and its file"
-import errno
 import json
 
+from helpers.cli import disk_full
 from helpers.pictures import ARCH
 
 from fastcontrast.cli.detect import Trainings, starts
@@ -101,8 +101,7 @@ def test_a_full_disk_costs_no_scores(run, folder, monkeypatch):
     export_encoder(make_encoder(ARCH), folder/'run/encoder.safetensors', ARCH, 32, [.5] * 3, [.2] * 3)
     scores = dict(AP=.1, AP50=.2, AP75=.3, classes={})
     monkeypatch.setattr('fastcontrast.detection.detection_transfer', lambda *args, **kwargs: scores)
-    def full(path, content): raise OSError(errno.ENOSPC, 'No space left on device', str(path))
-    monkeypatch.setattr('fastcontrast.cli.detect.save_json', full)
+    monkeypatch.setattr('fastcontrast.cli.detect.save_json', disk_full)
     code, out, err = run('detect', 'run', 'shapes', *QUICK, '--seeds', 1)
     assert code == 1 and 'run, seed 0: AP 10.0, AP50 20.0, AP75 30.0; ' in out
     assert err == "error: no space is left on the disk for 'detect.json'.\n"

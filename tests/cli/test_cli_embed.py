@@ -1,6 +1,5 @@
 "embed: features of pictures in a file, and what is drawn, searched and listed by them"
 import csv
-import errno
 import os
 import shutil
 
@@ -8,7 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from helpers.cli import config
+from helpers.cli import config, disk_full
 from helpers.folders import image_folder, picture
 from helpers.pictures import ARCH
 
@@ -80,8 +79,7 @@ def test_a_folder_that_is_called_like_features_is_none_of_these(run, encoder, pi
 
 
 def test_a_full_disk_is_one_sentence(run, encoder, pictures, monkeypatch):
-    def full(path, content): raise OSError(errno.ENOSPC, 'No space left on device', str(path))
-    monkeypatch.setattr('fastcontrast.cli.embed.write_whole', full)
+    monkeypatch.setattr('fastcontrast.cli.embed.write_whole', disk_full)
     code, out, err = run('embed', encoder, 'p', '--outliers', 2, '--tables', 'lists')
     assert (code, err) == (1, "error: no space is left on the disk for 'lists/outliers.csv'.\n")
 

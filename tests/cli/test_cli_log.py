@@ -4,18 +4,11 @@ import csv
 import pytest
 from helpers.cli import config, ended_after_an_epoch
 from helpers.folders import image_folder
-from helpers.telling import Told, epochs_told
+from helpers.telling import epochs_told
 
 from fastcontrast import logs
 
 QUICK = ('--arch', 'test_resnet', '--batch-size', 4, '--no-controls')
-
-
-@pytest.fixture
-def told(monkeypatch):
-    monkeypatch.setitem(logs.LOGS, 'told', Told)
-    monkeypatch.setattr(Told, 'kept', {})
-    return Told.kept
 
 
 def rows(folder): return list(csv.DictReader((folder/'history.csv').open()))

@@ -2,30 +2,24 @@
 import io
 import sys
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from helpers.deep import folder_of, png16, saved, source_of
-from helpers.folders import everything, image_folder, picture
+from helpers.deep import folder_of, plain_dls, png16, saved, source_of, values
+from helpers.folders import image_folder, picture
 from helpers.refusals import said
 from PIL import Image
 
 from fastcontrast.arrays import channel_axis, open_array
 from fastcontrast.core import InputError
-from fastcontrast.data import image_dls
 from fastcontrast.decoding import MEMORY
 from fastcontrast.formats import PixelFormat, Span
 from fastcontrast.pictures import attempt, decoded, open_picture
 
 SIDE = 12
-
-
-def dls_of(source, **kwargs):
-    return image_dls(source, **dict(bs=2, size=SIDE, valid=0, workers=0, device='cpu', unlabelled=True) | kwargs)
-
-
-def values(dls): return everything(dls.train.ordered())[0]
+dls_of = partial(plain_dls, size=SIDE)
 
 
 def noise(seed, *shape, dtype=np.uint8): return np.random.default_rng(seed).integers(0, 256, shape, dtype=dtype)

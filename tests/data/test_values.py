@@ -1,11 +1,12 @@
 "Values of more than 8 bits: one range for all pictures of a data set, and nothing of it is lost without a word"
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from fastai.vision.data import ImageDataLoaders
-from helpers.deep import folder_of, saved, source_of
+from helpers.deep import folder_of, plain_dls, saved, source_of, values
 from helpers.folders import everything, image_folder, picture, same
 from helpers.learners import BARE, small
 from helpers.pictures import ARCH
@@ -25,17 +26,11 @@ from fastcontrast.views import plain_view, two_views
 SIDE = 16
 RAMP = np.linspace(0, 1, SIDE * SIDE).reshape(SIDE, SIDE)
 STREAM = dict(memory=1e-12)
+dls_of = partial(plain_dls, size=SIDE)
 
 
 def to_nan(x): return x * float('nan') if x.is_floating_point() else x
 to_nan.order = 99  # when they are floats
-
-
-def dls_of(source, **kwargs):
-    return image_dls(source, **dict(bs=2, size=SIDE, valid=0, workers=0, device='cpu', unlabelled=True) | kwargs)
-
-
-def values(dls): return everything(dls.train.ordered())[0]
 
 
 def shares(dls, channel=0):

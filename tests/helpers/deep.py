@@ -2,12 +2,21 @@
 import io
 import struct
 import zlib
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 
+from fastcontrast.data import image_dls
+
+from .folders import everything
 from .odd import chunk
+
+plain_dls = partial(image_dls, bs=2, valid=0, workers=0, device='cpu', unlabelled=True)
+
+
+def values(dls): return everything(dls.train.ordered())[0]
 
 
 def png16(x):

@@ -10,7 +10,7 @@ from fastai.callback.core import Callback
 from helpers.learners import build, plain_learner, real_learner, small, tiny_model
 from helpers.loops import (
     Loop, PlainAdamW, cosine_momentum, descend, follow, moco_v3_loop, paper_ctr, paper_nt_xent, paper_step, parity,
-    same_grads, simclr_loop)
+    same_gradients, simclr_loop)
 from helpers.pictures import LR, SIDE, B, Halves, K, plain_batches
 from helpers.recording import Diary, Seen
 from helpers.pairs import paired
@@ -37,7 +37,7 @@ def test_simclr_is_the_papers(norm, loss, setting, temp):
     theirs = NTXentLoss(temp) if loss == 'lightly' else lambda z1, z2: paper_nt_xent(z1, z2, temp)
     for (x, _), value, grads in zip(learn.dls.train, learn.diary.losses, learn.diary.grads, strict=True):
         assert paper_step(twin, simclr_loop(twin, x, theirs)) == pytest.approx(value, rel=1e-8)
-        same_grads(grads, twin)
+        same_gradients(grads, twin)
         descend(twin, LR)
     for n, t in twin.state_dict().items(): close(model.state_dict()[n], t, rtol=1e-8, atol=1e-12)
 
@@ -54,7 +54,7 @@ def test_moco_v3_is_the_papers(norm, setting, temp):
     for i, ((x, _), value, grads) in enumerate(zip(learn.dls.train, learn.diary.losses, learn.diary.grads,
                                                    strict=True)):
         assert paper_step(twin, moco_v3_loop(twin, momentum_model, x, temp)) == pytest.approx(value, rel=1e-8)
-        same_grads(grads, twin)
+        same_gradients(grads, twin)
         descend(twin, LR)
         follow(momentum_model, twin, 1 - (1 - 0.99) * (1 + math.cos(math.pi * (i + 1) / 3)) / 2)  # before step i + 1
     for n, t in twin.state_dict().items(): close(model.state_dict()[n], t, rtol=1e-8, atol=1e-12)

@@ -30,21 +30,26 @@ SEED = 3
 WINDOWS = [('layer1', 0.5), ('layer2', 0.5), ('layer2', 0.25)]
 
 
+def chosen(learn):
+    "The window of a fit of one step, and the scores that it was chosen by: after the fit they are gone"
+    seen = []
+    class Look(Callback):
+        order = 25
+        def after_pred(self): seen.append((self.hard_regions.kept, self.hard_regions.heat))
+    learn.fit(1, LR, cbs=Look())
+    return seen[0]
+
+
 @pytest.mark.parametrize('name, where', paired(
     ['moco_v2', 'moco_v3', 'byol', 'simclr', 'simsiam', 'nnclr', 'swav', 'barlow_twins'], WINDOWS), ids=str)
 def test_the_window_with_the_highest_mean_loss_goes_on(name, where):
     stage, keep = where
-    learn = one_step(name, [cb := HardRegions(stage, keep, cells=None, score='loss')])
+    learn = one_step(name, [HardRegions(stage, keep, cells=None, score='loss')])
     slow, sizes = Slow(learn, (stage, 'final')), []
     after = learn.model.encoder.get_submodule(STAGES[STAGES.index(stage) + 1])
     hook = after.register_forward_pre_hook(lambda m, x: sizes.append([*x[0].shape[-2:]]))
-    kept = []
-    class Look(Callback):
-        order = 25
-        def after_pred(self): kept.append((cb.kept, cb.heat))
-    learn.fit(1, LR, cbs=Look())
+    (top, left, h, w), _ = chosen(learn)
     hook.remove()
-    (top, left, h, w), heat = kept[0]
     H = SIDE // {'layer1': 4, 'layer2': 8}[stage]
     assert abs(h * w / H**2 - keep) <= 0.13 and {tuple(s) for s in sizes} == {(h, w)}  # what comes later is smaller
     loss, windows = regions(slow, learn.views.made[0]['views'], stage, (h, w), (stage, 'final'))
@@ -55,12 +60,8 @@ def test_the_window_with_the_highest_mean_loss_goes_on(name, where):
 def test_the_losses_and_windows_are_kept_for_drawing(name):
     "Of all views, in their order"
     learn = one_step(name, [cb := HardRegions('layer1', cells=None, score='loss')])
-    slow, kept, heats = Slow(learn, ('layer1', 'final')), [], []
-    class Look(Callback):
-        order = 25
-        def after_pred(self): kept.append((cb.kept, cb.heat))
-    learn.fit(1, LR, cbs=Look())
-    (top, left, h, w), heat = kept[0]
+    slow, heats = Slow(learn, ('layer1', 'final')), []
+    (top, left, h, w), heat = chosen(learn)
     _, windows = regions(slow, learn.views.made[0]['views'], 'layer1', (h, w), ('layer1', 'final'), heats=heats)
     n = 1 if name == 'moco_v2' else 2
     assert [*heat.shape] == [n * B, 8, 8] and len(top) == len(left) == n * B
@@ -75,13 +76,9 @@ def test_the_losses_and_windows_are_kept_for_drawing(name):
     for j, score in enumerate(['loss', 'unlike', 'texture']) for cells in (None, 4)])
 def test_every_score_against_slow_loops(name, score, cells):
     "Scores, windows, the loss, and gradients: none comes through the choice"
-    learn = one_step(name, [cb := HardRegions('layer1', cells=cells, score=score)])
-    slow, kept, heats = Slow(learn, ('layer1', 'final')), [], []
-    class Look(Callback):
-        order = 25
-        def after_pred(self): kept.append((cb.kept, cb.heat))
-    learn.fit(1, LR, cbs=Look())
-    (top, left, h, w), heat = kept[0]
+    learn = one_step(name, [HardRegions('layer1', cells=cells, score=score)])
+    slow, heats = Slow(learn, ('layer1', 'final')), []
+    (top, left, h, w), heat = chosen(learn)
     loss, windows = regions(slow, learn.views.made[0]['views'], 'layer1', (h, w), ('layer1', 'final'), heats=heats,
                             cells=cells, score=score)
     close(heat, torch.cat([one_heat for _, one_heat in heats]), rtol=1e-8, atol=1e-9)
@@ -321,13 +318,10 @@ def test_several_callbacks_are_tried_out_together(first, second):
 
 @pytest.mark.parametrize('name', ['moco_v2', 'swav', 'simclr'])
 def test_a_coarse_look_at_the_losses(name):
-    learn = one_step(name, [cb := HardRegions('layer1', cells=4, score='loss')])
-    slow, kept = Slow(learn, ('layer1', 'final')), []
-    class Look(Callback):
-        order = 25
-        def after_pred(self): kept.append(cb.kept)
-    learn.fit(1, LR, cbs=Look())
-    loss, _ = regions(slow, learn.views.made[0]['views'], 'layer1', kept[0][2:], ('layer1', 'final'), cells=4)
+    learn = one_step(name, [HardRegions('layer1', cells=4, score='loss')])
+    slow = Slow(learn, ('layer1', 'final'))
+    window, _ = chosen(learn)
+    loss, _ = regions(slow, learn.views.made[0]['views'], 'layer1', window[2:], ('layer1', 'final'), cells=4)
     agree(learn, slow, loss)
 
 
@@ -347,12 +341,9 @@ def test_regions_of_patches(name):
 @pytest.mark.parametrize('name', ['moco_v2', 'simclr', 'swav'])
 def test_regions_beside_losses_at_all_levels(name):
     learn = one_step(name, [IntermediateLoss(weights=(1., 0.5, 2.)), HardRegions('layer2', cells=None, score='loss')])
-    slow, kept = Slow(learn, LEVELS, dict(zip(LEVELS, (1., 0.5, 2., 1.)))), []
-    class Look(Callback):
-        order = 25
-        def after_pred(self): kept.append(self.hard_regions.kept)
-    learn.fit(1, LR, cbs=Look())
-    loss, _ = regions(slow, learn.views.made[0]['views'], 'layer2', kept[0][2:], LEVELS)
+    slow = Slow(learn, LEVELS, dict(zip(LEVELS, (1., 0.5, 2., 1.))))
+    window, _ = chosen(learn)
+    loss, _ = regions(slow, learn.views.made[0]['views'], 'layer2', window[2:], LEVELS)
     agree(learn, slow, loss)
 
 
@@ -361,21 +352,17 @@ def test_regions_beside_losses_at_all_levels(name):
 def test_regions_at_the_drawn_level(name, level):
     regions_at = HardRegions('layer2', cells=None, score='loss')
     learn = one_step(name, [IntermediateLoss(), PartialBackprop(only(level)), regions_at])
-    slow, kept = Slow(learn, (level,)), []
-    class Look(Callback):
-        order = 25
-        def after_pred(self): kept.append(self.hard_regions.kept)
-    ran = []
+    slow, ran = Slow(learn, (level,)), []
     if 'ema' in learn.model.memory:
         learn.ema_target.target.encoder.layer3.register_forward_hook(lambda *a: ran.append(1))
-    learn.fit(1, LR, cbs=Look())
+    window, _ = chosen(learn)
     if level in ('layer1', 'layer2'):
         assert not ran  # nothing comes after it
         agree(learn, slow, whole_views(slow, learn.views.made[0]['views']))
     else:
         slow.levels = ('layer2', level)  # keys to choose by
         slow.weights = {'layer2': 0, level: 1}
-        loss, _ = regions(slow, learn.views.made[0]['views'], 'layer2', kept[0][2:], ('layer2', level))
+        loss, _ = regions(slow, learn.views.made[0]['views'], 'layer2', window[2:], ('layer2', level))
         slow.net.heads.layer2.requires_grad_(False)
         agree_without(learn, slow, loss, 'heads.layer2')
 

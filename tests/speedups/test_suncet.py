@@ -8,7 +8,7 @@ from fastai.callback.core import Callback
 from helpers.equations import loop_label_loss
 from helpers.folders import STREAM, dls_of, same
 from helpers.learners import small
-from helpers.loops import codes, paper_ctr, paper_nt_xent, same_grads, soft_cross_entropy, unit
+from helpers.loops import codes, paper_ctr, paper_nt_xent, same_gradients, soft_cross_entropy, unit
 from helpers.pictures import ARCH, B, Dots, KnownViews, Plain
 from helpers.recording import After, Diary, Recording, RecordingMaker, interrupt, step_inputs, step_route
 from helpers.refusals import refusal
@@ -106,7 +106,7 @@ def test_a_step_is_the_one_by_hand(name, term):
     total.backward()
     assert diary.losses == [pytest.approx(total.item(), rel=1e-8)] and term.value == pytest.approx(own.item(), rel=1e-8)
     grads = {n: g for n, g in diary.grads[0].items() if not n.startswith('memory')}
-    same_grads(grads, twin)
+    same_gradients(grads, twin)
     if classifier:
         for n, p in classifier.named_parameters():
             close(diary.grads[0][f'memory.classifier.{n}'], p.grad, rtol=1e-8, atol=1e-10)
@@ -129,7 +129,7 @@ def test_swav_scores_projections_not_prototypes():
     assert learn.diary.losses == [pytest.approx(total.item(), rel=1e-8)]
     total.backward()
     for p in (twin.heads.final.prototypes.weight,): p.grad = None  # frozen in the first epoch
-    same_grads(learn.diary.grads[0], twin)
+    same_gradients(learn.diary.grads[0], twin)
 
 
 class Roles(Callback):

@@ -10,7 +10,7 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from helpers.learners import plain_learner, quick, small, tiny_model
 from helpers.pairs import paired
-from helpers.loops import paper_step, same_grads
+from helpers.loops import paper_step, same_gradients
 from helpers.pictures import ARCH, LR, Dots, KnownViews, Plain, plain_batches
 from helpers.recording import After, Diary, interrupt, step_is_over
 from torch import nn
@@ -95,7 +95,7 @@ def test_ctrl_c_leaves_no_gradient_for_the_next_fit():
     e = twin({'views': KnownViews()(batches[0][0])['views']})
     step = Step(keys={'final': e['views']['final'].z}, queries={'views': OTHER})
     paper_step(twin, PairLoss(InfoNCE(0.2))(e, step))
-    same_grads(learn.diary.grads[0], twin)
+    same_gradients(learn.diary.grads[0], twin)
 
 
 # --- a loss that is no number because something else is none
