@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import InputError, number
+from ..guards import batch_spread
 from . import LABELLED, metric, metric_name, needs_labels
 from .checks import unlabelled
 from .knn import BLOCK, knn_accuracy
@@ -63,7 +64,7 @@ def spread(
     section 4.1). Raises `InputError` for another shape, a single picture, and features that are not finite"""
     h = unlabelled(h, 'the spread')
     if len(h) < 2: raise InputError("the spread needs the features of two pictures at least.")
-    return F.normalize(h.float(), dim=1).std(dim=0).mean().item()
+    return batch_spread(h).item()
 
 
 @metric
