@@ -34,7 +34,7 @@ from fastcontrast.all import Contrast, ProgressiveSize, Queue, contrastive_learn
 from fastcontrast.files import write_whole
 from fastcontrast.models import flop_counter
 from fastcontrast.pairs import PrototypeScores
-from fastcontrast.precision import has_bf16, pick_precision
+from fastcontrast.precision import autocast as autocast_to, pick_precision
 from fastcontrast.recipes import METHODS, make_part
 from fastcontrast.speedups.regions import best_window, take_windows, window_sides
 from fastcontrast.speedups.suncet import LabeledTerm
@@ -447,7 +447,7 @@ def steps_to_time(learn, warm: int, most: int) -> int:
 
 def autocast(device: str | torch.device):
     """What `precision='auto'` of the learner does, for a loop that is compared with it"""
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=has_bf16(device))
+    return autocast_to(pick_precision("auto", device), device)
 
 
 def embedded(learn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
