@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from fastai.torch_core import apply, to_detach, to_float
-from helpers.refusals import refusal
+from helpers.refusals import brief
 from timm.models.cait import Cait
 from timm.models.convit import ConVit
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
@@ -99,8 +99,8 @@ def test_small_stem_of_one_channel_starts_like_timms_convolutions():
 def test_in_chans():
     encoder = make_encoder('resnet10t', in_chans=1)
     assert feature_dim(encoder, 32, in_chans=1) == 512
-    assert 'size=32' in refusal(feature_dim, encoder, 32)
-    assert '-1 channels' in refusal(make_encoder, 'resnet10t', in_chans=-1)
+    assert 'size=32' in brief(feature_dim, encoder, 32)
+    assert '-1 channels' in brief(make_encoder, 'resnet10t', in_chans=-1)
 
 
 def test_a_former_name_of_a_model():
@@ -121,12 +121,12 @@ def test_channels_of_modules_that_say_nothing():
 
 
 def test_wrong_encoders_are_refused_in_a_sentence():
-    assert 'resnet18' in refusal(make_encoder, 'resnet_18')
-    assert 'convnext_atto' in refusal(make_encoder, 'convnext_atto', small_input=True, size=32)
-    assert 'regnety_002' in refusal(make_encoder, 'regnety_002', small_input=True)
-    assert 'pretrained' in refusal(make_encoder, 'resnet18', small_input=True, pretrained=True)
-    assert 'size=16' in refusal(feature_dim, make_encoder('convnext_atto'), 16)
-    assert 'size=90' in refusal(feature_dim, make_encoder('vit_tiny_patch16_224', size=96), 90)
+    assert 'resnet18' in brief(make_encoder, 'resnet_18')
+    assert 'convnext_atto' in brief(make_encoder, 'convnext_atto', small_input=True, size=32)
+    assert 'regnety_002' in brief(make_encoder, 'regnety_002', small_input=True)
+    assert 'pretrained' in brief(make_encoder, 'resnet18', small_input=True, pretrained=True)
+    assert 'size=16' in brief(feature_dim, make_encoder('convnext_atto'), 16)
+    assert 'size=90' in brief(feature_dim, make_encoder('vit_tiny_patch16_224', size=96), 90)
 
 
 def test_feature_dim_leaves_the_encoder_as_it_was():
@@ -136,7 +136,7 @@ def test_feature_dim_leaves_the_encoder_as_it_was():
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     assert feature_dim(encoder, 32) == 512
     encoder.conv1[0].stride = (1, 1)
-    refusal(feature_dim, encoder, 32, in_chans=5)  # after an error as well
+    brief(feature_dim, encoder, 32, in_chans=5)  # after an error as well
     assert [m.training for m in encoder.modules()] == modes and len(set(modes)) == 2
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in encoder.parameters())
@@ -145,7 +145,7 @@ def test_feature_dim_leaves_the_encoder_as_it_was():
 def test_feature_dim_refuses_maps():
     unpooled = make_encoder('resnet10t')
     unpooled.global_pool = nn.Identity()
-    assert '(1, 512, 1, 1)' in refusal(feature_dim, unpooled, 32)
+    assert '(1, 512, 1, 1)' in brief(feature_dim, unpooled, 32)
 
 
 def test_no_stages_where_timm_describes_none(): assert encoder_stages(nn.Linear(3, 3)) == {}
@@ -157,7 +157,7 @@ def test_stages_by_name_level_and_place():
     assert [find_stage(encoder, i).module for i in range(4)] == list(stages)
     assert find_stage(encoder, 'stages.1') == find_stage(encoder, 'stages_1') == find_stage(encoder, 1)
     for other in (4, -1, True, 1.0, 'stages', None):
-        text = refusal(find_stage, encoder, other)
+        text = brief(find_stage, encoder, other)
         assert f'no stage {other!r}' in text and "3 'stages.3'" in text
 
 
@@ -228,7 +228,7 @@ def test_position_embeddings_for_another_side():
 def test_encoders_that_are_not_timms():
     assert patch_side(nn.Linear(3, 3)) is None and architecture(nn.Linear(3, 3)) == 'Linear'
     assert feature_dim(nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 8) == 5
-    assert "encoder 'Sequential'" in refusal(feature_dim, nn.Sequential(nn.Conv2d(3, 5, 3)), 8)
+    assert "encoder 'Sequential'" in brief(feature_dim, nn.Sequential(nn.Conv2d(3, 5, 3)), 8)
 
 
 # --- heads
@@ -254,8 +254,8 @@ def test_mlp_layers(hidden, bn, out_bn):
 
 
 def test_mlp_refuses_other_norms_and_activations():
-    assert "out_bn='layer'" in refusal(mlp, (8, 4), out_bn='layer')
-    assert "unknown activation 'rleu': did you mean relu" in refusal(mlp, (8, 4), act='rleu')
+    assert "out_bn='layer'" in brief(mlp, (8, 4), out_bn='layer')
+    assert "unknown activation 'rleu': did you mean relu" in brief(mlp, (8, 4), act='rleu')
 
 
 # --- embeddings

@@ -15,7 +15,7 @@ import torchvision
 from fastai.callback.core import Callback
 from helpers.learners import quick
 from helpers.pictures import ARCH, pictures
-from helpers.refusals import refusal
+from helpers.refusals import brief
 from torch import nn
 
 import fastcontrast
@@ -63,14 +63,14 @@ def test_a_method_is_registered_under_its_functions_name(added):
 def test_names_are_taken_once(added):
     first = METHODS['simclr']
     def simclr(): return Recipe(**FIELDS)
-    text = refusal(added, simclr)
+    text = brief(added, simclr)
     assert "there is a method 'simclr' already" in text and 'fastcontrast.recipes.methods.simclr' in text
     assert METHODS['simclr'] is first and RECIPES['simclr'].projector == (2048, 128)
 
 
 def test_what_gives_no_recipe_is_refused(added):
     def mine(): pass
-    assert 'mine() gives None' in refusal(added, mine)
+    assert 'mine() gives None' in brief(added, mine)
     assert 'mine' not in METHODS
 
 
@@ -82,11 +82,11 @@ def test_a_method_that_is_made_again_replaces_itself(added):
 
 
 def test_calls_are_checked():
-    assert "unknown field of simclr() 'projecter': did you mean projector" in refusal(simclr, projecter=(8,))
-    assert "unknown setting of simclr() 'cifar10': did you mean cifar" in refusal(simclr, 'cifar10')
-    assert "unknown schedule 'cosin'" in refusal(simclr, schedule='cosin')
-    assert 'moco_v3() or fast_moco() or byol()' in refusal(simclr, predictor=(8,))
-    assert 'take swav() or dino()' in refusal(simclr, prototypes_frozen=2)
+    assert "unknown field of simclr() 'projecter': did you mean projector" in brief(simclr, projecter=(8,))
+    assert "unknown setting of simclr() 'cifar10': did you mean cifar" in brief(simclr, 'cifar10')
+    assert "unknown schedule 'cosin'" in brief(simclr, schedule='cosin')
+    assert 'moco_v3() or fast_moco() or byol()' in brief(simclr, predictor=(8,))
+    assert 'take swav() or dino()' in brief(simclr, prototypes_frozen=2)
     with pytest.raises(FrozenInstanceError): simclr().lr = 1
 
 
@@ -256,7 +256,7 @@ def test_views_that_are_no_name_are_shown_in_the_table(added):
     ('drop_path', -0.1), ('joint_head', 1), ('per_view', 1), ('wd_all', None), ('speedups', 3),
     ('speedups', ('suncet',))])
 def test_values_that_cannot_be(field, value):
-    text = refusal(Recipe('mine', **FIELDS | {field: value}).check)
+    text = brief(Recipe('mine', **FIELDS | {field: value}).check)
     assert f'{field}={value!r} of mine() must be' in text
 
 
@@ -269,20 +269,20 @@ def test_all_methods_can_be():
 
 
 def test_a_pass_for_every_view_and_one_of_the_head_for_all():
-    text = refusal(contrastive_learner, pictures(12), ARCH, simclr(per_view=True, joint_head=True))
+    text = brief(contrastive_learner, pictures(12), ARCH, simclr(per_view=True, joint_head=True))
     assert 'per_view' in text and 'joint_head' in text
 
 
 def test_predictions_end_where_projections_do():
-    text = refusal(Recipe('mine', **FIELDS, predictor=(8, 12)).check)
+    text = brief(Recipe('mine', **FIELDS, predictor=(8, 12)).check)
     assert 'mine()' in text and '12' in text and '16' in text
 
 
 def test_parts_that_do_not_go_together():
     recipe = Recipe('mine', **FIELDS)
     assert 'SwAVLoss scores embeddings against prototypes, and mine() has none' in \
-        refusal(check_parts, recipe, LOSSES['swav'](), None)
-    text = refusal(check_parts, recipe, LOSSES['neg_cosine'](), Queue(64))
+        brief(check_parts, recipe, LOSSES['swav'](), None)
+    text = brief(check_parts, recipe, LOSSES['neg_cosine'](), Queue(64))
     assert 'NegCosine has no use for Queue(64): take a loss that has (InfoNCE, DCL, DCLW, SwAVLoss)' in text
     check_parts(recipe, InfoNCE(), Queue(64))
     check_parts(replace(recipe, prototypes=4), LOSSES['swav'](), None)
@@ -315,24 +315,24 @@ def test_options_of_a_predictor_need_one(name, option):
     if RECIPES[name].predictor:
         assert getattr(METHODS[name](**option).resolve('cifar'), key) == value
         return
-    text = refusal(METHODS[name], **option)
+    text = brief(METHODS[name], **option)
     assert f'{name}() has no predictor' in text and f'{key}={value!r}' in text
 
 
 @pytest.mark.parametrize('option', [dict(prototypes_frozen=2), dict(prototypes_weight_norm=True)], ids=str)
 def test_options_of_prototypes_need_some(option):
-    assert 'simclr() has no prototypes' in refusal(simclr, **option)
+    assert 'simclr() has no prototypes' in brief(simclr, **option)
     simclr(prototypes=24, **option)
 
 
 def test_predictions_as_wide_as_keys():
     "Else no loss can compare them, and the first step is late to say so"
-    text = refusal(quick, 'byol', projector=(16, 8), predictor=(16, 12))
+    text = brief(quick, 'byol', projector=(16, 8), predictor=(16, 12))
     assert '12' in text and '8' in text
 
 
 @pytest.mark.parametrize('n', [-3, 2.5, '24'])
-def test_numbers_of_prototypes(n): assert f'prototypes={n!r}' in refusal(quick, 'swav', prototypes=n)
+def test_numbers_of_prototypes(n): assert f'prototypes={n!r}' in brief(quick, 'swav', prototypes=n)
 
 
 @pytest.mark.parametrize('field,value', [
@@ -343,12 +343,12 @@ def test_numbers_of_prototypes(n): assert f'prototypes={n!r}' in refusal(quick, 
     ('memory', 512), ('multi_crop', 3), ('loss', 3)])
 def test_values_of_recipes_that_cannot_be(field, value):
     name = 'swav' if field.startswith('prototypes') else 'byol'
-    text = refusal(contrastive_learner, pictures(16, 16, 8), ARCH, method=METHODS[name]('cifar', **{field: value}))
+    text = brief(contrastive_learner, pictures(16, 16, 8), ARCH, method=METHODS[name]('cifar', **{field: value}))
     assert name in text and (field in text or repr(value) in text or 'Queue' in text)
 
 
 def test_prototypes_that_no_loss_scores_are_refused():
-    text = refusal(quick, 'simclr', prototypes=300)
+    text = brief(quick, 'simclr', prototypes=300)
     assert 'NTXent' in text and '300 prototypes' in text
     assert quick('swav', loss='dcl').model.heads.final.prototypes is None  # the loss takes their place
 

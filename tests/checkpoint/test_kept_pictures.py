@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.learners import BARE, small
 from helpers.pictures import ARCH
-from helpers.refusals import said
+from helpers.refusals import said_briefly
 
 from fastcontrast.checkpoint import Checkpoint
 from fastcontrast.data import image_dls
@@ -38,7 +38,7 @@ def fit(learn, epochs, folder):
     (dict(dtype=np.uint8, top=200), ['bits', '16 there and None here'])])
 def test_a_run_does_not_go_on_with_others(tmp_path, change, words):
     fit(learner(), 1, tmp_path)
-    said(['differs in its pictures that are kept', *words], fit, learner(**change), 2, tmp_path)
+    said_briefly(['differs in its pictures that are kept', *words], fit, learner(**change), 2, tmp_path)
 
 
 @pytest.mark.parametrize('same', [dict(value_range=(0, 4095)), dict(memory=1e-12)])

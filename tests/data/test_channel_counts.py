@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.deep import folder_of, plain_dls, png16, saved, source_of, values
 from helpers.folders import image_folder, picture
-from helpers.refusals import said
+from helpers.refusals import said_briefly
 from PIL import Image
 
 from fastcontrast.arrays import channel_axis, open_array
@@ -128,20 +128,20 @@ def test_another_number_is_named(tmp_path, kind):
     dls = dls_of(folder_of(tmp_path/'p', x, kind))
     assert len(dls.train.data) == 3 and f"002.{kind} (is an array of the shape [12, 12, 4]" in dls.report()
     assert 'are to have 5 channels' in dls.report()
-    said(['item 2 of list is an array of the shape [12, 12, 4]', '--channels'], dls_of, x)
-    said(['item 0 of Arrays', 'to have 4 channels'], dls_of, np.stack(x[:2]), channels=4)
+    said_briefly(['item 2 of list is an array of the shape [12, 12, 4]', '--channels'], dls_of, x)
+    said_briefly(['item 0 of Arrays', 'to have 4 channels'], dls_of, np.stack(x[:2]), channels=4)
 
 
 def test_pictures_of_another_number(tmp_path):
     image_folder(tmp_path, dict(a=2), size=(SIDE, SIDE))
     with pytest.raises(InputError, match=r'has 3 channels, and 4 are wanted \(channels, --channels\)'):
         dls_of(tmp_path, channels=4)
-    said(['item 0 of list has 3 channels, and 5 are wanted'], dls_of, [picture(0), picture(1)], channels=5)
-    said(['item 0 of list has 1 channel, and 5 are wanted'], dls_of, [noise(0, 8, 8)] * 2, channels=5)
+    said_briefly(['item 0 of list has 3 channels, and 5 are wanted'], dls_of, [picture(0), picture(1)], channels=5)
+    said_briefly(['item 0 of list has 1 channel, and 5 are wanted'], dls_of, [noise(0, 8, 8)] * 2, channels=5)
     for channels in (0, -1, 2.5, 'three', True, 10**9):
-        said(['channels='], dls_of, tmp_path, channels=channels)
-    said(['should be [N, H, W]'], dls_of, noise(0, 4, 8, 8, 8, 3))
-    said(['item 0 of Arrays is an array of the shape [8, 8, 8]: say how many'], dls_of, noise(0, 4, 8, 8, 8))
+        said_briefly(['channels='], dls_of, tmp_path, channels=channels)
+    said_briefly(['should be [N, H, W]'], dls_of, noise(0, 4, 8, 8, 8, 3))
+    said_briefly(['item 0 of Arrays is an array of the shape [8, 8, 8]: say how many'], dls_of, noise(0, 4, 8, 8, 8))
 
 
 def test_files_of_arrays_are_pictures_where_there_are_no_others(tmp_path):
@@ -152,7 +152,7 @@ def test_files_of_arrays_are_pictures_where_there_are_no_others(tmp_path):
     assert len(dls_of(tmp_path).train.data) == 6 and values(dls).dtype == torch.uint8
     picture(0).save(tmp_path/'b/x.png')
     for kwargs in (dict(unlabelled=False), {}):
-        said(['1 picture'], dls_of, tmp_path, **kwargs)
+        said_briefly(['1 picture'], dls_of, tmp_path, **kwargs)
     assert len(dls_of([tmp_path/'a/000.npy', tmp_path/'b/x.png']).train.data) == 2
 
 

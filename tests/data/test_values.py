@@ -10,7 +10,7 @@ from helpers.deep import folder_of, plain_dls, saved, source_of, values
 from helpers.folders import everything, image_folder, picture, same
 from helpers.learners import BARE, small
 from helpers.pictures import ARCH
-from helpers.refusals import said
+from helpers.refusals import said_briefly
 from PIL import Image
 
 from fastcontrast import sample
@@ -226,9 +226,9 @@ def test_values_that_are_none(tmp_path, bad, words, stream):
         assert len(values(dls)) == 4 - (not stream) and f'002.{kind} (holds' in dls.report() and words in dls.report()
         assert dls.value_range == (0, 40)
     for kind in ('array', 'items', 'tensor', 'pil'):
-        said(['item 2 of', words], dls_of, source_of(None, pictures, kind), **stream)
+        said_briefly(['item 2 of', words], dls_of, source_of(None, pictures, kind), **stream)
     for kind in ('tif', 'npy') if not stream else ():
-        said(['no picture', words], dls_of, source_of(tmp_path/f'all {kind}', pictures[2:3] * 3, kind))
+        said_briefly(['no picture', words], dls_of, source_of(tmp_path/f'all {kind}', pictures[2:3] * 3, kind))
 
 
 @pytest.mark.parametrize('how', [{}, STREAM, STREAM | dict(workers=2)])
@@ -270,7 +270,7 @@ def test_the_first_of_its_kind_is_refused_by_name(tmp_path, monkeypatch):
     (tmp_path/'001.png').write_bytes(saved(deep, 'png'))
     dls = dls_of(tmp_path)
     assert len(dls.train.data) == 2 and '001.png (has more than 8 bits' in dls.report()
-    said(['item 1 of list', 'value_range'], dls_of, [grey, deep, grey])
+    said_briefly(['item 1 of list', 'value_range'], dls_of, [grey, deep, grey])
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -333,16 +333,16 @@ def test_who_judges_by_itself_has_its_own(tmp_path, capsys):
 @pytest.mark.parametrize('value_range', [(3,), (3, 3), (5, 1), (0, float('nan')), (0, float('inf')), 7, 'ab', (None, 1),
                                          (True, 2), [1, 2, 3], {}, (-1.7e308, 1.7e308), (0, 10**400), (0, 5e-324)])
 def test_bad_ranges(value_range):
-    said(['value_range=', '--range', 'two finite'], dls_of, [picture(0), picture(1)], value_range=value_range)
+    said_briefly(['value_range=', '--range', 'two finite'], dls_of, [picture(0), picture(1)], value_range=value_range)
 
 
 def test_fastai_scales_by_itself(tmp_path):
     image_folder(tmp_path, dict(a=4, b=4))
     dls = ImageDataLoaders.from_folder(tmp_path, valid_pct=.5, bs=2, num_workers=0, device='cpu')
-    said(['fastai DataLoaders scale their pictures themselves'], image_dls, dls, value_range=(0, 9))
-    said(['fastai DataLoaders resize their pictures themselves'], image_dls, dls, store_size=9)
+    said_briefly(['fastai DataLoaders scale their pictures themselves'], image_dls, dls, value_range=(0, 9))
+    said_briefly(['fastai DataLoaders resize their pictures themselves'], image_dls, dls, store_size=9)
     dls = ImageDataLoaders.from_folder(tmp_path, valid_pct=.5, bs=2, num_workers=0, device='cpu', batch_tfms=to_nan)
-    said(['go from nan to nan'], image_dls, dls)
+    said_briefly(['go from nan to nan'], image_dls, dls)
 
 
 @pytest.mark.parametrize('x', [np.zeros((8, 8), complex), np.zeros((8, 8), 'U3'), np.zeros((8, 8), 'M8[s]')])

@@ -244,7 +244,8 @@ def cosine_momentum(m, end=1.0): return lambda t: end - (end - m) * (math.cos(ma
 def same_gradients(grads: dict, net: nn.Module, rel: float = 1e-8):
     "Gradients by name, and those of a network written by hand"
     theirs = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
-    assert grads.keys() == theirs.keys()
+    assert grads.keys() == theirs.keys() and len(theirs) > 3
+    assert all(n.startswith(('encoder', 'heads')) for n in theirs)
     for part in ('encoder', 'heads'):
         # biases in front of a normalisation have no gradient but rounding
         most = max(g.abs().max().item() for n, g in theirs.items() if n.startswith(part))

@@ -13,6 +13,20 @@ def refusal(f, *args, **kwargs) -> str:
     return text
 
 
-def said(words, f, *args, **kwargs):
+def brief(f, *args, **kwargs) -> str:
+    "The same sentence, where it has to be a short one"
+    text = refusal(f, *args, **kwargs)
+    assert len(text) < 400, text
+    return text
+
+
+def said(words, f, *args, **kwargs) -> str:
+    "The sentence, which has these words"
     text = refusal(f, *args, **kwargs)
     assert all(str(w) in text for w in words), text
+    return text
+
+
+def said_briefly(words, f, *args, **kwargs):
+    text = said(words, f, *args, **kwargs)
+    assert len(text) < 400, text
