@@ -284,24 +284,28 @@ def test_no_compiler_is_said(dls, monkeypatch):
     with pytest.raises(InputError, match=r'needs a C\+\+ compiler'): learner(dls, compile=True)
 
 
+def page_faults():
+    "Of a tensor of 128 MB, after another as large was freed; the least of three, as a system may take pages away"
+    found = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**25)
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(found[1:])
+
+
 class Faults(Callback):
-    def before_fit(self): self.at = []
     def before_batch(self):
-        self.at.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-        if len(self.at) == 6: raise CancelFitException
+        self.found = page_faults()
+        raise CancelFitException
 
 
-def faults_in_a_step(report):
-    "Of fits that keep their memory, or not"
+def faults_around_a_fit(report):
     torch.set_num_threads(1)
-    dls, glibc, found = pictures(96, 64, 16), device._glibc, []
-    for keep in (False, True, False):
-        device._glibc = glibc if keep else lambda: None
-        learn = learner(dls, simclr(), cbs=(faults := Faults()), precision='fp32')
-        with learn.no_logging(): learn.fit_contrastive(1)
-        # the system may take pages away in others
-        found.append(min(after - before for before, after in itertools.pairwise(faults.at[2:])))
-    report.send(found)
+    learn = learner(pictures(16, 8, 8), simclr(), cbs=(faults := Faults()), precision='fp32')
+    before = page_faults()
+    with learn.no_logging(): learn.fit_contrastive(1)
+    report.send((before, faults.found, page_faults()))
 
 
 HUGE = Path('/sys/kernel/mm/transparent_hugepage/enabled')
@@ -314,14 +318,16 @@ LARGE_PAGES = HUGE.exists() and '[always]' in HUGE.read_text()
 def test_memory_that_a_step_has_freed_is_the_next_ones():
     "A process of its own, whose allocator nobody has touched"
     here, there = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=faults_in_a_step, args=(there,))
+    process = CONTEXT.Process(target=faults_around_a_fit, args=(there,))
     process.start()
     there.close()
     before, kept, after = here.recv()
     process.join(60)
     assert process.exitcode == 0
-    assert kept < before / 2, (before, kept)
-    assert after > 2 * kept, (after, kept)  # the fit has put the allocator back
+    pages = 2**27 // resource.getpagesize()
+    assert before > pages / 2, before
+    assert kept < pages / 100, kept
+    assert after > pages / 2, after  # the fit has put the allocator back
 
 
 def test_memory_is_left_to_others_where_they_say_so(monkeypatch):
