@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from .accumulate import Accumulate
 from .artefact import training_facts
 from .bar import show_progress
-from .build import KeptStart, Parts, choose_encoder, choose_parts, gradient_clips, head_warmup, make_model
+from .build import (KeptStart, Parts, as_recipe, choose_encoder, choose_parts, gradient_clips, head_warmup,
+                                make_model)
 from .checkpoint import Checkpoint
 from .core import InputError, number, number_of, whole
 from .device import Autocast, Compile, number_format
@@ -78,6 +79,7 @@ _RESTING = (EpochTable, FiniteLoss, Collapse, HeadWarmup, Checkpoint, History, R
 class ContrastiveLearner(ResumableLearner):
     "A fastai `Learner` whose loss compares views; made by `contrastive_learner`"
     recipe: Recipe              # what is trained, resolved
+    picked: bool = False        # whether the pictures picked its setting
     arch: str                   # timm's name of the encoder, or 'module:' and where the class of another is found
     small_input: bool = False   # whether it has the stem for small pictures
     weights_from: str | None = None # what gave the encoder its first weights; None: drawn, or a module's own
@@ -205,6 +207,10 @@ class ContrastiveLearner(ResumableLearner):
         if self.weights_from is not None and origin != "given" and 'lr' not in r.changes:
             print(f"lr {peak:.4g} is the recipe's for training from scratch: give a lower one where kNN falls below "
                   "that of the weights", flush=True)
+        steps = n_epoch * len(self.dls.train)
+        if self.picked and r.is_short(steps):
+            print(f"{steps:,} steps are few for the setting '{r.setting}', which the pictures picked: its values are "
+                  "made for some 100,000. Try setting='small' (--setting small), whose are for short runs", flush=True)
 
     def to_distributed(self, *args, **kwargs):
         "fastai's; a learner made in a launched process needs nothing more to train together with the others"
@@ -454,6 +460,7 @@ def contrastive_learner(
                                splitter=groups, lr=recipe.peak_lr(dls.train.bs), cbs=[*frame, *added],
                                metrics=table.columns(), path=path, wd_bn_bias=True)
     learn.recipe, learn.arch, learn.small_input = recipe, start.arch, start.small_input
+    learn.picked = as_recipe(method).setting is None
     learn.weights_from, learn.given, learn.unread = start.weights, start.given, start.unread
     if start.weights is not None and not start.unread: learn.first_weights = weights_digest(encoder)
     learn.notes, learn.doubts = (*start.notes, *parts.notes, *in_vain, *_colourless(learn)), tuple(start.doubts)

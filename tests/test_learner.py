@@ -269,6 +269,16 @@ def test_blur_crops_and_stem_are_a_matter_of_the_pictures_side(setting):
         assert main == kind if size == 64 else (main.blur, main.scale) == (0.5, (0.14, 1.0))
 
 
+def test_a_short_run_hears_of_the_setting_for_short_ones(monkeypatch, capsys):
+    monkeypatch.setattr('fastcontrast.recipes.recipe._SHORT_RUN', 5)
+    def said(n, epochs, **setting):
+        few(monkeypatch, n)
+        make(dots(), method=simclr(**setting)).fit_contrastive(epochs)  # of two steps each
+        return "steps are few for the setting" in capsys.readouterr().out
+    assert said(17, 2) and not said(17, 3) and not said(18, 2)
+    assert not said(17, 2, setting='cifar') and not said(17, 2, setting='imagenet')
+
+
 def test_digits_have_a_setting_of_their_own(digits):
     r = make(digits, method='moco_v3').recipe
     assert (r.setting, r.opt, r.views, r.projector) == ('digits', 'adamw', 'digits', (512, 128))

@@ -109,6 +109,10 @@ class Recipe:
         "This recipe as `own` gives it, with the call's changes on top"
         return self.own(setting, size, encoder).with_changes(self.changes)
 
+    def is_short(self, steps: int) -> bool:
+        "Whether steps are few for the recipe's setting, which is the case of the papers' alone"
+        return self.setting in ('imagenet', 'cifar') and steps < _SHORT_RUN
+
     @property
     def scaled(self) -> bool:
         "Whether its learning rate grows in proportion to the batch: Muon's steps have the same length at any"
@@ -180,6 +184,7 @@ SETTINGS = dict(imagenet=224, cifar=32, small=128, digits=32)
 ENCODERS = ('vit', 'cnn')      # kinds of encoders: transformers and other nets of patches, and convolutional nets
 SMALL_PICTURES = 64            # the largest side in pixels at which pictures are small
 SMALL_SET = 100_000            # pictures that a set has at most in the setting 'small'
+_SHORT_RUN = 20_000            # steps, about what so many make in 50 epochs, below which 'small' may suit more of them
 
 _SHARED = dict( # what every recipe has in a setting…
     cifar=dict(opt_args=dict(trust_coeff=0.02, trust_clip=True), wd=1e-4),
@@ -233,7 +238,8 @@ def pick_setting(
 ) -> str:
     """The setting for pictures: 'digits' for the built-in ones, 'small' for up to 100,000
 
-    Above that 'cifar' up to 64 pixels, else 'imagenet'."""
+    Above that 'cifar' up to 64 pixels, else 'imagenet'. How long a run takes is not known before it begins: a fit of
+    fewer than 20,000 steps says that these are few for the two, whose values are made for some 100,000."""
     if source == 'digits': return 'digits'
     if n <= SMALL_SET: return 'small'
     return 'cifar' if size <= SMALL_PICTURES else 'imagenet'
