@@ -90,7 +90,7 @@ CONFIGS: dict[str, Config] = {
     "moco_v3+intermediate": Config("moco_v3", "intermediate"),
     "moco_v3+regions": Config("moco_v3", f"intermediate, {REGIONS}"),
     **{f"moco_v3+regions {score}": Config("moco_v3", f"intermediate, regions('layer2', score='{score}')")
-       for score in ("loss", "texture", "disagreement", "loss beyond its own", "unlike beyond others")},
+       for score in ("loss", "unlike", "texture", "disagreement", "loss beyond its own", "unlike beyond others")},
     "moco_v3+all": Config("moco_v3", f"{PARTIAL}, {PATCHES}, {REGIONS}"),
     "moco_v3+suncet": Config("moco_v3", SUNCET),
     "fast_moco": Config("fast_moco"),

@@ -523,7 +523,7 @@ def test_regions_among_keys_that_are_not_there_yet():
     for method in ('simclr', 'nnclr'):
         text = refusal(made_with, 2, method, [HardRegions(score='loss')])
         assert 'HardRegions' in text and 'accumulate=2' in text and 'the target' in text and 'EMATarget' in text
-        made_with(2, method, [HardRegions()])  # looks at no keys
+        made_with(2, method, [HardRegions(score='unlike')])  # looks at no keys
     made_with(2, 'simsiam', [HardRegions(score='loss')])  # its loss has no negatives
     for patches in (CombinePatches(), PatchVariants(merge='max')):  # beside which keys have a pass of their own
         learn = made_with(2, 'simclr', [patches, HardRegions('layer1', score='loss')])

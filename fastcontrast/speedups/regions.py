@@ -215,7 +215,7 @@ class HardRegions(StepCallback):
         keep: float = 0.5,              # share of the feature map's area, or of the tokens; 1: nothing is done
         cells: int | None = 4,          # a side of the grid whose cells are scored; None: every location is
         stages: Sequence[str | int] | None = None, # several, each of which keeps `keep` of what reaches it
-        score: str = 'unlike',          # what is hard: a name in `SCORES`; 'loss' is the one nearest to the paper
+        score: str = 'loss',            # what is hard: a name in `SCORES`; 'loss' is the one nearest to the paper
     ):
         number(self, above=0, most=1, keep=keep)
         whole(self, optional=True, cells=cells)
@@ -240,7 +240,7 @@ class HardRegions(StepCallback):
         places = f'stages={self.places}, ' if len(self.places) > 1 else f'stage={self.places[0]!r}, '
         if self.places == (None,): places = ''
         cells = f', cells={self.cells}' if self.cells != 4 else ''
-        score = f', score={self.score!r}' if self.score != 'unlike' else ''
+        score = f', score={self.score!r}' if self.score != 'loss' else ''
         return f"HardRegions({places}keep={self.keep:g}{cells}{score})"
 
     @property

@@ -58,6 +58,6 @@ def digits(tmp_path_factory):
     "A run on the digits: its folder and what it printed"
     out = tmp_path_factory.mktemp('cli')/'digits [run] :smile:'
     command = [*PROGRAM, 'pretrain', '--epochs', '1', '--batch-size', '256', '--out', out]
-    got = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
+    got = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=500)
     assert got.returncode == 0, got.stderr
     return out, got
