@@ -240,8 +240,8 @@ class HardRegions(StepCallback):
         places = f'stages={self.places}, ' if len(self.places) > 1 else f'stage={self.places[0]!r}, '
         if self.places == (None,): places = ''
         cells = f', cells={self.cells}' if self.cells != 4 else ''
-        score = f', score={self.score!r}' if self.score != 'loss' else ''
-        return f"HardRegions({places}keep={self.keep:g}{cells}{score})"
+        # always told: a run that another default began is not taken up with this one
+        return f"HardRegions({places}keep={self.keep:g}{cells}, score={self.score!r})"
 
     @property
     def exclusive(self) -> tuple[str, ...]:

@@ -267,7 +267,7 @@ def test_stages_come_and_go_together():
     before = traces(learn)[0]
     learn.add_cb(cb := HardRegions(stages=('layer2', 1)))
     assert learn.model.levels() == ('layer1', 'layer2', 'final') and cb.choices[0].stage.level == 'layer1'
-    assert repr(cb) == "HardRegions(stages=('layer2', 1), keep=0.5)"
+    assert repr(cb) == "HardRegions(stages=('layer2', 1), keep=0.5, score='loss')"
     learn.fit(1, 1e-3)
     learn.remove_cb(cb)
     learn.fit(1, 1e-3)
