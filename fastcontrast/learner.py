@@ -210,7 +210,7 @@ class ContrastiveLearner(ResumableLearner):
         steps = n_epoch * len(self.dls.train)
         if self.picked and r.is_short(steps):
             print(f"{steps:,} steps are few for the setting '{r.setting}', which the pictures picked: its values are "
-                  "made for some 100,000. Try setting='small' (--setting small), whose are for short runs", flush=True)
+                  "made for some 100,000. Try setting='small' (--setting small), which is for short runs", flush=True)
 
     def to_distributed(self, *args, **kwargs):
         "fastai's; a learner made in a launched process needs nothing more to train together with the others"

@@ -110,7 +110,7 @@ class Recipe:
         return self.own(setting, size, encoder).with_changes(self.changes)
 
     def is_short(self, steps: int) -> bool:
-        "Whether steps are few for the recipe's setting, which is the case of the papers' alone"
+        "Whether so many steps are few for the setting: the papers' values are made for long runs"
         return self.setting in ('imagenet', 'cifar') and steps < _SHORT_RUN
 
     @property
