@@ -1,8 +1,11 @@
 """The tests run side by side, one process of one thread a core (`pytest -n 0`: one after the other)"""
 import gc
 import os
+import signal
 
 if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1")
+# what `nohup` ignores is left ignored by the library, and tests send it
+if hasattr(signal, "SIGHUP"): signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -159,7 +159,6 @@ def left_over(): return {name for name in os.listdir(os.environ['TMPDIR'])
 ], ids=['Ctrl-C on a terminal', 'of programs that nobody forked', 'SIGTERM', 'SIGHUP'])
 def test_a_signal_ends_all_and_keeps_everything(folder, number, code, group, prepare):
     "Within seconds: the launcher passes it on, or a terminal sends it to all"
-    if signal.getsignal(number) is signal.SIG_IGN: pytest.skip("what began this has it ignored, as nohup does")
     image_folder(folder/'p', dict(a=6, b=6))
     program, children, wait = started(*LONG, until='^ *0 ', prepare=prepare)
     start = time.monotonic()
