@@ -106,6 +106,10 @@ CONFIGS: dict[str, Config] = {
     "simclr+multi_view+progressive_size": Config("simclr", "multi_view, progressive_size"),
     "fast": Config("fast"),
     "fast+suncet": Config("fast", SUNCET),
+    "fast+intermediate": Config("fast", "intermediate"),
+    "fast+partial": Config("fast", PARTIAL),
+    "fast+regions": Config("fast", f"intermediate, {REGIONS}"),
+    "fast+comb_patches": Config("fast", PATCHES),
     "fast narrow head": Config("fast", changes=dict(projector=(512, 256))),
     **{f"simclr{'+dcl' * dcl} bs{bs}": Config("simclr", dcl=dcl, bs=bs)
        for bs in (16, 32, 64, 256) for dcl in (False, True)},
