@@ -375,7 +375,7 @@ def test_the_home_folder(root, monkeypatch, tmp_path):
     assert store_path(True, '~/x', 'all', 28).parent == tmp_path/'x.cache'
 
 
-def slow_build(said, root, pause, workers, limit):
+def slow_build(said, root, pause, workers, limit, hold):
     "In a process of its own"
     sys.stderr = open(said, 'w', buffering=1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
@@ -383,6 +383,7 @@ def slow_build(said, root, pause, workers, limit):
     decode = Files.pixels
     def slowly(self, i, side):
         time.sleep(pause)
+        while hold and hold.exists(): time.sleep(.02)
         return decode(self, i, side)
     Files.pixels = slowly
     if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -392,10 +393,10 @@ def slow_build(said, root, pause, workers, limit):
         os._exit(1)
 
 
-def started(root, pause=0., workers=0, limit=0):
-    "A process that builds the store, and the file with what it says"
+def started(root, pause=0., workers=0, limit=0, hold=None):
+    "A process that builds the store, but decodes nothing while there is a file `hold`; and the file with what it says"
     said = root.parent/f'said-{time.monotonic_ns()}'
-    process = get_context('fork').Process(target=slow_build, args=(said, root, pause, workers, limit))
+    process = get_context('fork').Process(target=slow_build, args=(said, root, pause, workers, limit, hold))
     process.start()
     return process, said
 
@@ -422,11 +423,17 @@ def test_a_killed_build_leaves_no_store(root, workers, sign):
     assert left(root) == [store(root).name]
 
 
-def test_of_processes_that_start_together_one_builds(root):
-    processes = [started(root, pause=.05) for _ in range(3)]
+def test_of_processes_that_start_together_one_builds(root, tmp_path):
+    hold = tmp_path/'hold'
+    hold.touch()
+    processes = [started(root, hold=hold) for _ in range(3)]
+    def told(): return ''.join(file.read_text() for _, file in processes if file.exists())
+    end = time.monotonic() + 60
+    while told().count('waiting for the process that builds') < 2 and time.monotonic() < end: time.sleep(.02)
+    hold.unlink()
     for process, _ in processes: process.join(60)
     assert [process.exitcode for process, _ in processes] == [0, 0, 0]
-    said = ''.join(file.read_text() for _, file in processes)
+    said = told()
     assert said.count('decoding 17 pictures') == 1 and said.count('waiting for the process that builds') == 2
     assert left(root) == [store(root).name]
 
@@ -490,11 +497,12 @@ def test_names(tmp_path, monkeypatch):
 
 def test_the_disk_writes_while_pictures_are_decoded(root, monkeypatch):
     "Now and then, and one time after the other"
-    calls, steps = [], []
+    calls, steps, end = [], [], time.monotonic() + 60
     monkeypatch.setattr(os, 'fsync', lambda handle: calls.append(len(steps)))
     file = root/'a/000.jpg'
     for step in cache_module._written_behind(file, range(3 * cache_module.BEHIND + 1)):
         steps.append(step)
+        while len(calls) < step // cache_module.BEHIND and time.monotonic() < end: time.sleep(.01)
         time.sleep(.01)
     assert steps == list(range(3 * cache_module.BEHIND + 1)) and len(calls) == 3 and calls[0] >= cache_module.BEHIND
 
