@@ -178,7 +178,7 @@ def test_what_else_is_refused(encoder, tmp_path):
 def parts(tmp_path_factory): return box_pictures(draw_rectangles(tmp_path_factory.mktemp('shapes'), 60), 0.2)
 
 
-@pytest.mark.parametrize('epochs, least', ((12, 0.2), pytest.param(60, 0.8, marks=pytest.mark.slow)))
+@pytest.mark.parametrize('epochs, least', ((12, 0.1), pytest.param(60, 0.8, marks=pytest.mark.slow)))
 def test_it_learns_to_find_shapes(parts, encoder, epochs, least):
     train, valid = parts
     model = detector(encoder, train.classes, **FEW)
