@@ -3,12 +3,11 @@ import importlib
 import math
 import os
 import pickle
-import threading
-import time
 
 import numpy as np
 import pytest
 from helpers.refusals import refusal
+from helpers.timers import await_timers, timers
 
 from fastcontrast.core import (InputError, MissingPath, Registry, clipped, moved, number, one_of, suggest, usable_cores,
                                waiting, whole)
@@ -104,13 +103,13 @@ def test_other_names_are_missing_as_ever():
 
 
 def test_who_waits_is_told(capsys):
-    for patience, seconds in ((30, 0), (0.01, 0.2)):
-        with waiting('for a\nbus', patience): time.sleep(seconds)
-        assert capsys.readouterr().err == ('for a\\nbus\n' if seconds else '')
-    with waiting('for a bus', 0.01), waiting('for its wheels', 0.01): time.sleep(0.2)
+    with waiting('for a\nbus', 30): pass
+    assert capsys.readouterr().err == ''
+    with waiting('for a\nbus', 0.01): await_timers()
+    assert capsys.readouterr().err == 'for a\\nbus\n'
+    with waiting('for a bus', 0.01), waiting('for its wheels', 0.01): await_timers()
     assert capsys.readouterr().err == 'for a bus\n'
     with pytest.raises(KeyError), waiting('for nothing', 30): raise KeyError
-    with waiting('for another', 0.01): time.sleep(0.2)
+    with waiting('for another', 0.01): await_timers()
     assert capsys.readouterr().err == 'for another\n'
-    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
-    assert all(timer.finished.is_set() for timer in timers)
+    assert all(timer.finished.is_set() for timer in timers())

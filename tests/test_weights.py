@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import shutil
-import time
 from functools import partial
 
 import pytest
@@ -16,6 +15,7 @@ from helpers.learners import small
 from helpers.odd import KINDS, no_file, within
 from helpers.pictures import ARCH, Dots
 from helpers.refusals import said
+from helpers.timers import await_timers
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import nn
@@ -286,7 +286,7 @@ def test_no_network(monkeypatch, dls, caplog, capsys):
     level = hub.level
     def broken(*args, **kwargs):
         client.warning('thrown while requesting HEAD')
-        time.sleep(0.2)
+        await_timers()
         raise OSError('nobody answers\n' * 900)
     monkeypatch.setattr('timm.models._hub.hf_hub_download', broken)
     monkeypatch.setattr(artefact, 'waiting', partial(waiting, patience=0.01))

@@ -57,8 +57,11 @@ def kill(process: psutil.Process) -> None:
 
 
 def seconds_to_collect() -> float:
+    "With what torch waits for, a worker that doesn't end, so long that no slow machine is taken for it"
     begin = time.perf_counter()
-    gc.collect()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.utils.data._utils, 'MP_STATUS_CHECK_INTERVAL', 60)
+        gc.collect()
     return time.perf_counter() - begin
 
 
@@ -72,7 +75,7 @@ def test_a_learner_that_is_collected(folder, started):
     assert len(started()) >= 4
     gc.collect()
     del learn, dls
-    assert seconds_to_collect() < 4 and not started()
+    assert seconds_to_collect() < 30 and not started()
 
 
 def test_a_pass_that_an_error_breaks_off(loader, started):
@@ -103,7 +106,7 @@ def test_the_frames_of_a_broken_pass_are_collected(loader, started):
     loaders = [copy.copy(loader)]
     cycle(loaders.pop())
     assert len(started()) == 2
-    assert seconds_to_collect() < 4 and not started()
+    assert seconds_to_collect() < 30 and not started()
     assert len(list(loader)) == len(loader)
 
 
@@ -185,7 +188,7 @@ def test_batches_by_class_let_go_in_a_cycle(folder, started):
     source.cycle = source
     assert started()
     del source
-    assert seconds_to_collect() < 4 and not started()
+    assert seconds_to_collect() < 30 and not started()
 
 
 def test_workers_without_processes():
