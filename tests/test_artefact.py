@@ -337,7 +337,8 @@ def test_a_process_that_is_killed(tmp_path):
     folder, content = tmp_path/'net', {name: name for name in ('a', 'b', 'c')}
     write_files(folder, content)
     ends = []
-    for i in range(8):
+    for i in range(200):
+        if i >= 8 and max(ends) > 1: break  # one was killed on the way
         child = os.fork()
         if not child:
             for n in count(): write_files(folder, {name: f'{name} {n}' for name in content})
@@ -348,7 +349,7 @@ def test_a_process_that_is_killed(tmp_path):
         assert len(words) == 1 and sorted(os.listdir(folder)) == ['a', 'b', 'c']
         ends.append(len(os.listdir(tmp_path)))
     write_files(folder, content)
-    assert os.listdir(tmp_path) == ['net'] and max(ends) > 1  # it was killed on the way
+    assert os.listdir(tmp_path) == ['net'] and max(ends) > 1
 
 
 def test_what_a_killed_process_left_is_removed(tiny, folder, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers.forks import CONTEXT
 from helpers.folders import STREAM, dls_of, everything, image_folder, picture
+from helpers.memory import small_pages
 from helpers.odd import KINDS, PNGS, icns, ico, no_file, png, within
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
@@ -69,6 +70,7 @@ def _memory(kind):
 
 
 def _decode(sender, limit, bits, file):
+    small_pages()
     small = io.BytesIO()
     Image.new('RGB', (500, 400)).save(small, 'JPEG')
     decoded(small, PixelFormat(32))  # what is imported for it, and for all formats

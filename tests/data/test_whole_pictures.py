@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.folders import Given, dls_of, everything, image_folder, picture, same
 from helpers.forks import CONTEXT
+from helpers.memory import small_pages
 from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import functional as TF
@@ -118,6 +119,7 @@ def test_a_jpeg_is_decoded_no_smaller_than_is_kept():
 
 
 def _square(sender, mode, size):
+    small_pages()
     form, x = PixelFormat(388, whole=True), Image.new(mode, size, 'white')
     square_pixels(Image.new(mode, (500, 400)), form)
     def memory(kind): return int(re.search(kind + r':\s*(\d+) kB', Path('/proc/self/status').read_text())[1])

@@ -237,7 +237,7 @@ def test_evaluation_is_not_in_the_time():
     learn = fit(learner('simclr', cost, *slow), 2)
     took, steps, t = time.perf_counter() - start, cost.steps, cost.totals()
     assert .2 < t['seconds'] < took - .8
-    assert all(s > .05 for s in steps['seconds']) and sum(steps['seconds']) == pytest.approx(t['seconds'], abs=.05)
+    assert all(s > .05 for s in steps['seconds']) and sum(steps['seconds']) == pytest.approx(t['seconds'], abs=.2)
     assert t['images_s'] == pytest.approx(32 / t['seconds'])
     assert steps['images_s'] == pytest.approx([8 / s for s in steps['seconds']])
     first, second = (dict(zip(learn.recorder.metric_names[1:], v)) for v in learn.recorder.values)
