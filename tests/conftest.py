@@ -6,6 +6,9 @@ import signal
 if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1")
 # what `nohup` ignores is left ignored by the library, and tests send it
 if hasattr(signal, "SIGHUP"): signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# what the tests read is printed for no terminal, and 80 columns wide, wherever they run; typer asks when it is imported
+for name in ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TTY_COMPATIBLE", "TERMINAL_WIDTH", "COLUMNS"):
+    os.environ.pop(name, None)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
