@@ -35,7 +35,7 @@ def passes(notebook, tmp_path, skipped, every=1):
     # none sees what another one imported, registered or seeded
     process = CONTEXT.Process(target=run, args=(notebook, report, skipped, every))
     process.start()
-    process.join(600)
+    process.join(500)
     if process.is_alive(): process.kill()
     assert process.exitcode == 0, report.read_text()[-9000:]
 

@@ -79,14 +79,14 @@ def no_drawings(put):
 
 def finish(process, code):
     "What a process printed on stdout and stderr, after it ended with that exit code"
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == code, (process.returncode, out, err)
     return out, err
 
 
 def until(process, history, epochs=1):
     "Wait until the run of a process has done so many epochs"
-    end = time.monotonic() + 300
+    end = time.monotonic() + 240
     while not history.exists() or history.read_text().count('\n') <= epochs:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end

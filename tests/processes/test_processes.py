@@ -288,9 +288,9 @@ def results(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp('processes')
     tests = [test for test in request.session.items if test.module is request.module and hasattr(test, 'callspec')]
     asked = {test.callspec.params.get('name') for test in tests}
-    spawned, end = start(process, folder, [name for name in RUNS if name in asked]), time.monotonic() + 400
+    spawned = start(process, folder, [name for name in RUNS if name in asked])
     def wait(name):
-        file = folder/f'{name}.pt'
+        file, end = folder/f'{name}.pt', time.monotonic() + 400
         while not file.exists():
             if spawned.join(timeout=0.1) and not file.exists() or time.monotonic() > end:
                 pytest.fail(f'the processes left no {name}')

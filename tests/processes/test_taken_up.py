@@ -134,7 +134,7 @@ def test_two_processes(tmp_path, capsys):
     image_folder(tmp_path/'pictures', dict(a=16))
     for name in SPOILT: (tmp_path/'pictures/a'/name).write_bytes(b'')
     told = CONTEXT.SimpleQueue()
-    spawned, end = start(process, tmp_path, told), time.monotonic() + 500
+    spawned, end = start(process, tmp_path, told), time.monotonic() + 570
     try:
         while not spawned.join(timeout=1): assert time.monotonic() < end
     finally:
