@@ -49,11 +49,11 @@ FIGURES = dict(
     muon=lambda r: [r["ratio"], r["a_s"], r["b_s"]],
     linear=lambda r: [r["ratio"], r["accuracy"], r["sklearn_accuracy"], r["a_s"], r["b_s"]],
     judging=lambda r: [r["median_s"], *r["each_s"].values(), r["means"]["linear, all labels"]],
-    comb_patches=lambda r: [r["ratio"], r["without_views"]["ratio"], r["combinations"]],
+    comb_patches=lambda r: [r["ratio"], r["combinations"]],
     partial=lambda r: [r["ratio"], r["drawn"]["ratio"], r["over_all_levels"]["ratio"]],
     together=lambda r: [r["ratio"], r["drawn"]["ratio"], r["combinations"]],
     regions=lambda r: [r["ratio"], r["step"]["ratio"], r["with_cutting"]["ratio"]],
-    suncet=lambda r: [r[method]["without_views"]["ratio"] for method in ("simclr", "moco_v3")],
+    suncet=lambda r: [r[method]["ratio"] for method in ("simclr", "moco_v3")],
     methods=lambda r: [x for row in r["rows"] for x in (
         row["knn"], row["few_labels"], row["seconds"], row["images_per_s"] / 1e4, row["spread"])],
     precision=lambda r: [x for row in r["rows"] for x in (row["knn"], row["few_labels"])],
@@ -181,6 +181,14 @@ def check_partial(result, file):
     assert result["flop_ratio"] == pytest.approx(sum(shares) / 4)
 
 
+def check_without_views(result):
+    # a single timing less another one, which may come out as anything
+    assert math.isfinite(result["without_views"]["ratio"])
+
+
+def check_comb_patches(result, file): check_without_views(result)
+
+
 def check_regions(result, file):
     assert result["map"] == [16, 16] and 0.4 < math.prod(result["window"]) / 256 < 0.6
     assert result["flop_ratio"] < 1 and 0 < result["choosing_share"] < 1
@@ -188,6 +196,7 @@ def check_regions(result, file):
 
 def check_suncet(result, file):
     assert result["support"] == 4 and all(result[method]["flop_ratio"] > 1 for method in ("simclr", "moco_v3"))
+    for method in ("simclr", "moco_v3"): check_without_views(result[method])
 
 
 def check_step_share(result, file):
@@ -479,7 +488,8 @@ def test_what_a_part_started_ends_with_it(tmp_path):
     child = "import time; time.sleep(60)"
     parent = (f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {child!r}]); "
               "print(p.pid, flush=True); time.sleep(60)")
-    assert run_part(["-c", parent], tmp_path / "log", 2) == "over time"
+    assert run_part(["-c", parent], tmp_path / "log", 8) == "over time"
+    assert (tmp_path / "log").read_text().strip().isdigit()
     for _ in range(50):  # whoever takes over the child has to notice its end
         state = Path(f"/proc/{(tmp_path / 'log').read_text().strip()}/stat")
         if not state.exists() or state.read_text().split()[2] == "Z": break
