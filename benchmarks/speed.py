@@ -34,6 +34,7 @@ from torch.profiler import ProfilerActivity, profile
 import fastcontrast.muon
 from fastcontrast.all import (MEASURES, MultiCrop, Queue, contrastive_learner, image_dls, judge_features, knn_accuracy,
                               linear_probe, moco_v2, simclr, swav)
+from fastcontrast.device import SmallMaps
 from fastcontrast.evaluate.linear import standardised
 from fastcontrast.precision import has_bf16
 from fastcontrast.recipes import METHODS
@@ -667,6 +668,34 @@ def muon(
     print(f"Muon for {arch}: {got['a_s']:.3f} s, timm's {got['b_s']:.3f} s: {spelled(got)}")
     label = [] if bf16 else ["no_bf16", os.environ.get("ONEDNN_MAX_CPU_ISA", "as_it_is").lower()]
     run.save(got, *label)
+
+
+@group.measurement(quick=dict(methods="simclr", arch="test_resnet", bs=8, steps=1, rounds=1))
+def small_maps(
+    run: Run,
+    methods: str = "simclr,moco_v3,fast", # with commas between them
+    arch: str = "resnet10t", # encoder
+    size: int = 32,         # side of a picture
+    bs: int = 64,           # batch
+    steps: int = 10,        # in a measurement
+    rounds: int = 5,        # measurements of each
+) -> None:
+    """How long does training in float32 take with matrix products on small maps, over convolutions?
+
+    On a CPU. The learner uses matrix products by itself where a CPU has AVX2 and nothing wider.
+    """
+    result: dict[str, Any] = {}
+    for method in chosen(methods, METHODS, "method"):
+        dls = random_dls(bs * steps, size, bs, "cpu")
+        learners = [settled_learner(dls, arch, method, precision="fp32") for _ in range(2)]
+        for learn in learners: learn.remove_cbs(SmallMaps)
+        learners[0].add_cb(SmallMaps())
+        got = alternate(*(functools.partial(train, learn) for learn in learners), rounds)
+        products, convolutions = got["a_s"] / steps, got["b_s"] / steps
+        result[method] = dict(products_s_per_step=products, convolutions_s_per_step=convolutions, ratio=got["ratio"],
+                              ratio_quartiles=got["ratio_quartiles"])
+        print(f"{method}: {spelled(got)}, {products:.3f} s against {convolutions:.3f} s a step", flush=True)
+    run.save(dict(result, capability=torch.backends.cpu.get_cpu_capability()))
 
 
 @group.measurement(quick=dict(n=400, queries=100, dim=16, k=20, rounds=1))

@@ -11,6 +11,8 @@ __all__ = ['multiplies', 'convolved']
 # and backward in bfloat16 on an AVX512-BF16 CPU: kernels of one cell; others; others with so many maps at once. Beyond,
 # what is saved (5 of the 9 taps of a 3 x 3 kernel on 2 x 2 cells, 32 of 81 on 3 x 3) is less than what copying takes.
 MOST_POINTWISE, MOST, MOST_OF_MANY, MANY = 8, 2, 3, 64
+# In float32 on a CPU with AVX2 alone: kernels of one cell, and others
+MOST_IN_FLOAT32 = 0, 2
 
 
 def _spans(
@@ -25,11 +27,14 @@ def _spans(
 def multiplies(
     conv: nn.Conv2d,
     x: Tensor, # maps `[N, C, H, W]`
+    reduced: bool = True, # is it computed in bfloat16? Else in float32
 ) -> bool:
-    "Whether `convolved` can stand for a convolution of these maps, and pays where matrix products in bfloat16 do"
+    "Whether `convolved` can stand for a convolution of these maps, and pays where matrix products do"
     own = type(conv) is nn.Conv2d and conv.padding_mode == 'zeros' and not isinstance(conv.padding, str)
     if not own or conv.groups > 1 or conv.dilation != (1, 1) or x.ndim != 4: return False
-    most = MOST_POINTWISE if conv.kernel_size == (1, 1) else MOST_OF_MANY if len(x) >= MANY else MOST
+    pointwise = conv.kernel_size == (1, 1)
+    if reduced: most = MOST_POINTWISE if pointwise else MOST_OF_MANY if len(x) >= MANY else MOST
+    else: most = MOST_IN_FLOAT32[not pointwise]
     sides = zip(x.shape[2:], conv.kernel_size, conv.stride, conv.padding)
     return all(padding < kernel and 1 <= (side + 2 * padding - kernel) // stride + 1 <= most
                for side, kernel, stride, padding in sides)

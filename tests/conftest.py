@@ -33,6 +33,13 @@ def _no_autocast_is_left():
     assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.fixture
+def bf16(monkeypatch):
+    "This CPU has instructions for bfloat16, or is taken for one that has"
+    from helpers.halves import take_bf16
+    take_bf16(monkeypatch.setattr)
+
+
 @pytest.fixture(scope="module")
 def class_folder(tmp_path_factory):
     "A folder of pictures in five classes of very different sizes"

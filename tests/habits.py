@@ -74,7 +74,8 @@ HABITS = dict(
         Habit('learn.freeze()', says="the groups of parameters are those with and without weight decay, no layers to "
               "be frozen: contrastive_learner(head_epochs=…) keeps the encoder as it is while the head learns."),
         Habit('learn.unfreeze()', "nothing is frozen", true="learn.opt.frozen_idx == 0"),
-        Habit('learn.to_bf16().fit(1, 1e-3)', "also on a CPU; `to_fp16()` on a GPU", true="learn.precision == 'bf16'"),
+        Habit('learn.to_bf16().fit(1, 1e-3)', "also on a CPU with instructions for it; `to_fp16()` on a GPU",
+              true="learn.precision == 'bf16'"),
         Habit('with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)', "nothing is printed", true="not printed"),
         Habit('learn.show_training_loop()', "as in fastai", shows="after_pred"),
     ],

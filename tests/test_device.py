@@ -1,4 +1,5 @@
 """Precision on the CPU: what is autocast, what stays exact, and where bfloat16 would be wrong."""
+import copy
 import itertools
 import os
 import resource
@@ -15,9 +16,9 @@ from helpers.pictures import ARCH, pictures
 from torch import nn
 
 from fastcontrast import device
-from fastcontrast.all import (CombinePatches, EMATarget, HardRegions, InputError, IntermediateLoss, PartialBackprop,
-                              contrastive_learner, moco_v3, nnclr, simclr, simsiam)
-from fastcontrast.device import Autocast, Compile, _CompiledModule, _glibc, reuse_memory
+from fastcontrast.all import (CombinePatches, Cost, EMATarget, HardRegions, InputError, IntermediateLoss,
+                              PartialBackprop, contrastive_learner, moco_v3, nnclr, simclr, simsiam)
+from fastcontrast.device import Autocast, Compile, SmallMaps, _CompiledModule, _glibc, reuse_memory
 from fastcontrast.precision import has_bf16
 from fastcontrast.views import OPERATIONS, Views
 
@@ -103,6 +104,24 @@ def test_what_training_in_half_precision_touches(dls):
     assert learn.precision == 'fp32'
     learn.fit_contrastive(1)
     assert not learn.inside
+
+
+def test_in_float32_small_maps_are_products_where_convolutions_are_slow(monkeypatch):
+    "Of pictures of 32 pixels the last stage sees one cell: the same weights but for rounding, with less arithmetic"
+    trained, costs = {}, {}
+    for cpu in ('AVX2', 'AVX512', 'DEFAULT'):
+        monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda cpu=cpu: cpu)
+        torch.manual_seed(SEED)
+        learn = learner(pictures(32, 32, 16), precision='fp32', cbs=(cost := Cost()))
+        assert learn.precision == 'fp32' and any(isinstance(cb, SmallMaps) for cb in learn.cbs) == (cpu == 'AVX2')
+        learn.fit_contrastive(1)
+        trained[cpu], costs[cpu] = copy.deepcopy(learn.model.state_dict()), cost.totals()
+        assert not any('forward' in vars(m) for m in learn.model.modules())
+    for name, x in trained['DEFAULT'].items():
+        assert torch.equal(x, trained['AVX512'][name])
+        torch.testing.assert_close(x, trained['AVX2'][name], rtol=1e-3, atol=1e-4)
+    network = {cpu: cost['tflop'] - cost['optimizer_tflop'] for cpu, cost in costs.items()}
+    assert network['AVX2'] < 0.9 * network['AVX512'] == 0.9 * network['DEFAULT']
 
 
 @pytest.mark.parametrize('method', [simsiam, nnclr])
@@ -207,8 +226,7 @@ def test_stages_that_take_more_than_maps(dls):
     learner(dls, arch=Net(), cbs=[Compile('eager')], precision='fp32').fit_contrastive(1)
 
 
-@pytest.mark.skipif(not has_bf16('cpu'), reason="this CPU has no instructions for bfloat16")
-def test_a_fit_that_was_refused_leaves_the_next_one_alone():
+def test_a_fit_that_was_refused_leaves_the_next_one_alone(bf16):
     "Also where a stage is a convolution, which autocast had changed before"
     class Refuses(Callback):
         order = 90

@@ -86,7 +86,8 @@ def nowhere(tmp_path, monkeypatch):
 # --- the table
 
 @pytest.mark.parametrize('row', ROWS, ids=[row.writes.splitlines()[-1][:50] for row in ROWS])
-def test_a_habit(row, dls, names, nowhere, capsys):
+def test_a_habit(row, dls, names, nowhere, capsys, request):
+    if 'bf16' in row.writes: request.getfixturevalue('bf16')
     if not row.installed: pytest.skip(f"{row.needs} is not installed")
     learn = small(dls, nowhere, method=simclr(projector=(32, 16), lr=1e-3) if 'Early' in row.writes else None)
     space = {**names, 'dls': dls, 'learn': learn, 'x': dls.train.one_batch()[0][0], 'files': []}

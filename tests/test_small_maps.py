@@ -30,6 +30,7 @@ def test_it_is_the_same_function(side, kind, n, bias, layout):
     except RuntimeError: return  # a kernel larger than the map
     most = 8 if kind[0] == 1 else 2 if n == 3 else 3
     assert multiplies(conv, x) == (max(shape[2:]) <= most)
+    assert multiplies(conv, x, reduced=False) == (kind[0] != 1 and max(shape[2:]) <= 2)
     seed = torch.randn(shape, dtype=torch.float64)
     theirs = gradients(conv, conv, x, seed)
     for a, b in zip(gradients(lambda x: convolved(conv, x), conv, x, seed), theirs): close(a, b, rtol=1e-11, atol=1e-11)

@@ -47,6 +47,7 @@ FIGURES = dict(
     import_time=lambda r: [r["ratio"], r["ours_s"], r["fastai_s"]],
     knn=lambda r: [r["ratio"], r["accuracy"], r["a_s"], r["b_s"]],
     muon=lambda r: [r["ratio"], r["a_s"], r["b_s"]],
+    small_maps=lambda r: list(r["simclr"].values())[:3],
     linear=lambda r: [r["ratio"], r["accuracy"], r["sklearn_accuracy"], r["a_s"], r["b_s"]],
     judging=lambda r: [r["median_s"], *r["each_s"].values(), r["means"]["linear, all labels"]],
     comb_patches=lambda r: [r["ratio"], r["combinations"]],

@@ -76,7 +76,7 @@ def test_every_speedup(tmp_path, name):
     check(tmp_path, partial(learner, 'moco_v3', SPEEDUPS[name]), cost=varies)
 
 
-def test_bfloat16(tmp_path): check(tmp_path, partial(learner, 'byol', SPEEDUPS['all'], precision='bf16'))
+def test_bfloat16(tmp_path, bf16): check(tmp_path, partial(learner, 'byol', SPEEDUPS['all'], precision='bf16'))
 
 
 def test_muon(tmp_path): check(tmp_path, partial(learner, 'moco_v3', SPEEDUPS['all'], opt='muon', lr=1e-3))

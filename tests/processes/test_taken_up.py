@@ -14,6 +14,7 @@ from fastai.callback.core import Callback
 from helpers.deaths import history, run, same_state, tensors
 from helpers.folders import image_folder
 from helpers.forks import CONTEXT, start
+from helpers.halves import take_bf16
 from helpers.learners import small
 from helpers.pictures import ARCH, Dots
 from helpers.refusals import refusal
@@ -33,7 +34,7 @@ RUNS = {
     'all': lambda: dict(method=small('moco_v2', 'cifar'),
                         cbs=[CombinePatches(), IntermediateLoss(), PartialBackprop(), SuNCEt(per_class=3),
                              ProgressiveSize()]),
-    'dino in bfloat16': lambda: dict(method=small('dino', 'cifar'), precision='bf16'),
+    'dino in bfloat16': lambda: take_bf16() or dict(method=small('dino', 'cifar'), precision='bf16'),
     'parts': lambda: dict(method=small('byol', 'cifar'), accumulate=2),
 }
 DEATHS = {'all': (2, 7), 'dino in bfloat16': (5,), 'parts': (6,)}

@@ -201,7 +201,8 @@ def test_a_dead_encoder_is_told_of(name, capsys):
 
 
 @pytest.mark.parametrize('name, precision', paired(METHODS, ['fp32', 'bf16']))
-def test_what_learns_says_nothing(name, precision, capsys):
+def test_what_learns_says_nothing(name, precision, capsys, request):
+    if precision == 'bf16': request.getfixturevalue('bf16')
     learn = contrastive_learner(image_dls(Dots(32), bs=8, valid=0, device='cpu'), ARCH, small(name, 'cifar'),
                                 precision=precision, **SILENT)
     assert said(learn, 2, capsys, learn.fit_contrastive) == []
