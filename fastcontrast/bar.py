@@ -91,6 +91,15 @@ class Pace:
         return clock(self.elapsed() / self.steps * left) if self.steps else '-:--'
 
 
+LINES = 100  # epochs up to which each has a line
+
+
+def has_line(learn) -> bool:
+    "Whether this epoch has a line: of few pictures' thousand epochs, the judged ones and the last"
+    done = learn.epoch + 1
+    return learn.n_epoch <= LINES or done == learn.n_epoch or done % getattr(learn, 'judge_every', 1) == 0
+
+
 class EpochLines(Callback):
     "One line an epoch, in columns, in place of a progress bar; the last column is the time to go of the whole run"
     order, run_valid = Phase.LAST - 1, False
@@ -106,6 +115,7 @@ class EpochLines(Callback):
     def after_batch(self): self.pace.steps += 1
 
     def _write(self, row):
+        if not has_line(self.learn): return
         left = (self.n_epoch - self.epoch - 1) * len(self.dls.train)
         print(in_columns([*row, self.pace.to_go(left)], self.names), flush=True)
 
@@ -177,7 +187,7 @@ class RunBar(ProgressCallback):
 
     def _write(self, row):
         if self.bar is None: return
-        self._print(row)
+        if has_line(self.learn): self._print(row)
         values = dict(zip(self.recorder.metric_names, row))
         for name, column in (('loss', 'train_loss'), ('kNN', 'knn'), ('accuracy', 'accuracy')):
             if isinstance(values.get(column), float): self.figures[name] = values[column]
@@ -196,7 +206,9 @@ class RunBar(ProgressCallback):
 class NotebookTable(ProgressCallback):
     "fastai's bar an epoch and its table, as a notebook shows them, with three decimals"
     name = 'progress'
-    def _write_stats(self, log): super()._write_stats(list(map(decimals, log)))
+    def _write_stats(self, log):
+        # the names of the columns come before the first epoch
+        if not isinstance(log[0], int) or has_line(self.learn): super()._write_stats(list(map(decimals, log)))
 
 
 def shows_bar() -> bool:

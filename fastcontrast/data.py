@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from .cache import open_store, store_path
 from .core import (LARGEST_SIDE, InputError, MissingPath, clipped, first_of, is_number, number, number_of, shown,
-                   suggest, usable_cores, whole)
+                   usable_cores, whole)
 from .distributed import join_processes, local_world_size, own_cores, rank, world_size
 from .files import from_list, megabytes, read_text, user_path
 from .formats import LONGEST, PixelFormat
@@ -46,7 +46,7 @@ VALID_FOLDERS = ('val', 'valid', 'validation', 'test')
 _VALIDATES = re.compile(f"(?:{'|'.join(VALID_FOLDERS)})(?![a-z])", re.IGNORECASE)
 BATCH = 256  # pictures, where nobody says how many
 MOST_CHANNELS = 4096 # as of the finest spectrometers, many times over
-SOME_LABELS = "None, if training is to know none, 'all', a fraction in (0, 1], like 0.1, or a file of names"
+SOME_LABELS = "'all', a fraction in (0, 1], like 0.1, or a file of names (without it, training knows none)"
 WITHIN = 0.2 # share of pictures that are judged within themselves which is tested on the others
 # short side at which pictures are kept, over that of the views, so that more than half of the crops of 0.08 to 1
 # of their area have as many pixels as the view. The median of these is 0.54, and 1 / sqrt(0.54) = 1.36; large ones of
@@ -129,7 +129,8 @@ def _no_folder(root: Path, source: str) -> str:
     near = difflib.get_close_matches(root.name, [*(BUILT_IN if by_name else ()), *beside], n=3, cutoff=0.6)
     if near and not by_name: near = [str(root.with_name(name)) for name in near]
     if near: return f"there is no folder '{clipped(source)}': did you mean {' or '.join(map(clipped, near))}?"
-    return suggest(source, BUILT_IN, 'folder or data set') if by_name else f"there is no folder '{source}'"
+    built_in = f", and no data set of that name is built in: there is {first_of(BUILT_IN)}." if by_name else ''
+    return f"there is no folder '{clipped(source)}'{built_in}"
 
 
 def _open_folder(

@@ -34,6 +34,7 @@ class DeviceRecorder(Recorder):
     "fastai's, which keeps the losses where they are computed, in a few pieces of memory"
     name = 'recorder'
     every = 100  # steps whose losses become one piece
+    _stateattrs = ('lrs', 'iters', 'losses')  # what a copy goes without: fastai's leaves out the values, too
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

@@ -277,8 +277,7 @@ def optimizer(
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise InputError(f"opt={name} takes the loss several times a step, which draws views once: give another "
                          "optimizer, like torch.optim.AdamW.")
-    def opt_func(groups, lr): return wrapper(groups, make, convert_groups=False, lr=lr)
-    return opt_func
+    return partial(wrapper, opt=make, convert_groups=False)
 
 
 def _fastais(

@@ -511,6 +511,7 @@ def _features(dataset: Any) -> Mapping[str, Any]:
 def _class_names(dataset: Any, label: str | None) -> list[str] | None:
     "The names of classes that a data set has for its numbers"
     names = getattr(dataset, 'classes', None)
+    if names is None and _is_a(vocab := getattr(dataset, 'vocab', None), 'CategoryMap'): names = [*vocab]  # fastai's
     if label in _features(dataset): names = getattr(_features(dataset)[label], 'names', None)
     return [str(name) for name in names] if isinstance(names, (list, tuple)) and names else None
 

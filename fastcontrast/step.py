@@ -9,7 +9,7 @@ __all__ = ['OTHER', 'EVERY', 'SAME', 'Phase', 'Step', 'step_field_table', 'chang
            'StepCallback', 'Draws', 'Contrast', 'MakeViews', 'Score']
 
 # %% ../nbs/140_step.ipynb #3f9b6ed9
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from functools import partial
@@ -294,10 +294,13 @@ class StepCallback(Callback):
         *columns: ValueMetric,
     ) -> None:
         "Have the epoch table show columns until this callback is removed"
-        learn = self.learn
-        learn.metrics = [*learn.metrics, *columns]
-        def hide(): learn.metrics = [metric for metric in learn.metrics if metric not in columns]
-        self.undo(hide)
+        self.learn.metrics = [*self.learn.metrics, *columns]
+        self.undo(self.hide, self.learn, columns)
+
+    @staticmethod
+    def hide(learn, columns: Sequence[ValueMetric]) -> None:
+        "Take columns out of the epoch table"
+        learn.metrics = [metric for metric in learn.metrics if metric not in columns]
 
     def attached(self) -> None: "Called when added to `self.learn`; says by `undo` how to undo what it changes"
     def detached(self, learn) -> None: "Called when removed from `learn`, before what is to be undone"

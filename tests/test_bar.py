@@ -178,6 +178,22 @@ def test_beside_other_loggers(tmp_path):
     assert drawings(out)[-1].count('2/2') == 1
 
 
+@pytest.mark.parametrize('bar', [False, True])
+def test_a_thousand_short_epochs_have_lines_where_they_are_judged(bar, capsys, monkeypatch):
+    monkeypatch.setattr('fastcontrast.bar.LINES', 4)
+    learn, out = with_bar()
+    if not bar:
+        learn.remove_cbs(RunBar)
+        learn.add_cb(EpochLines())
+    learn.judge_every = 3
+    for epochs, told in ((4, [0, 1, 2, 3]), (7, [2, 5, 6])):
+        capsys.readouterr()
+        out.seek(0), out.truncate()
+        learn.fit(epochs, 1e-3)
+        lines = re.split(r'[\r\n]+', plain(out.getvalue()) if bar else capsys.readouterr().out)
+        assert [int(line.split()[0]) for line in lines if re.match(r' *\d+ +\d+\.\d', line)] == told, lines
+
+
 def test_lines_say_the_time_to_go(capsys):
     learn = real_learner(knn_pictures=0)
     capsys.readouterr()
@@ -205,6 +221,7 @@ def test_who_tells(monkeypatch, notebook, terminal, term, kind):
 def test_a_table_in_a_notebook_has_three_decimals(monkeypatch):
     monkeypatch.setattr(bar, 'IN_NOTEBOOK', True)
     rows, table = [], teller()
+    table.learn = SimpleNamespace(epoch=3, n_epoch=9)
     table.mbar = SimpleNamespace(write=lambda row, table: rows.append(row))
     table._write_stats([3, 0.98765, None, '00:12'])
     assert rows == [['3', '0.988', '', '00:12']]

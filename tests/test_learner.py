@@ -1,6 +1,7 @@
 """`contrastive_learner` from outside: what it refuses, what it puts together, what a fit prints, and that it trains."""
 import copy
 import math
+import pickle
 import re
 from functools import partial
 
@@ -19,6 +20,7 @@ from torch import nn
 import fastcontrast.all
 from fastcontrast.core import InputError
 from fastcontrast.data import image_dls
+from fastcontrast.evaluate.cost import Cost
 from fastcontrast.evaluate.metrics import spread
 from fastcontrast.evaluate.rankme import rankme
 from fastcontrast.export import encoder_info, load_encoder
@@ -27,6 +29,9 @@ from fastcontrast.losses import DCL, DCLW, InfoNCE, NTXent
 from fastcontrast.models import make_encoder
 from fastcontrast.optim import AdamW, Sgd, parameter_groups, warmup_then
 from fastcontrast.recipes import METHODS, Recipe, fast, moco_v3, pick_setting, simclr, swav
+from fastcontrast.speedups.intermediate import IntermediateLoss
+from fastcontrast.speedups.regions import HardRegions
+from fastcontrast.speedups.suncet import SuNCEt
 from fastcontrast.targets import EMATarget, SharedTarget, Target
 
 SEED = 11
@@ -60,6 +65,32 @@ def digits(): return image_dls('digits', size=16, bs=128, device='cpu')
 def make(dls, arch='test_resnet', **kwargs):
     "A learner that is quick on a CPU"
     return contrastive_learner(dls, arch, **{'small_input': False, **kwargs})
+
+
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda learn: pickle.loads(pickle.dumps(learn))],
+                         ids=['deepcopy', 'pickle'])
+@pytest.mark.parametrize('method, speedups', [('fast', [SuNCEt]), ('moco_v3', [IntermediateLoss, HardRegions])])
+def test_a_copy_is_a_learner_of_its_own(method, speedups, copied):
+    "Before its first fit and after; it trains as the other does, and shares nothing with it"
+    dls = image_dls(Dots(24, size=32), bs=8, valid=0.25, labels='all', workers=0, device='cpu')
+    cbs = [Cost(), *(speedup() for speedup in speedups)]
+    learn = make(dls, method=method, knn_pictures=8, small_input=True, cbs=cbs)
+    def fit(learn):
+        torch.manual_seed(SEED)
+        with learn.no_logging(): learn.fit_contrastive(1)
+        rows = [dict(zip(learn.recorder.metric_names[1:], row)) for row in learn.recorder.values]
+        clocks = ('seconds', 'images_s', 'memory_mb', 'time')
+        return {key: value for key, value in rows[-1].items() if key not in clocks}
+    for epochs in (1, 2):
+        other, before = copied(learn), copy.deepcopy(learn.model.state_dict())
+        row = fit(other)
+        assert all(torch.equal(x, before[name]) for name, x in learn.model.state_dict().items())
+        assert fit(learn) == row and {'knn', 'tflop'} <= row.keys()
+        for name, x in learn.model.state_dict().items(): assert torch.equal(x, other.model.state_dict()[name]), name
+        assert learn.recorder.epochs == other.recorder.epochs == epochs
+    n = len(learn.metrics)
+    other.remove_cb(other.cost)
+    assert len(learn.metrics) == n > len(other.metrics)
 
 
 class Steps(Callback):

@@ -206,7 +206,8 @@ def _of_copies(table, n: int, threshold: float) -> str:
     "How many there are, in a sentence"
     least = f"a similarity of {threshold:g} or more"
     if table.empty: return f"no two pictures have {least}"
-    said = f"{len(table):,} of {n:,} pictures have near copies ({least}), in {table['group'].max():,} groups"
+    groups = table['group'].max()
+    said = f"{len(table):,} of {n:,} pictures have near copies ({least}), in {groups:,} group{'s' * (groups > 1)}"
     if table['leak'].any(): said += f"; {table['leak'].sum():,} are in groups of train and valid both"
     if 2 * len(table) > n: said += "; to this encoder most pictures look alike: give a higher --threshold"
     return said

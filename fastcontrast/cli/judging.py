@@ -13,10 +13,12 @@ JUDGED_BATCH = 128  # pictures; the same everywhere, because an accuracy's last 
 def unjudged(
     bank,  # the `ImageData` of the pictures that classifiers learn from
     valid, # and of those that they are tested on
+    unlabelled: bool = False, # has --unlabelled left their labels alone?
 ) -> str:  # '' if there is no such reason
     "Why pictures can't tell how good features are, as one sentence"
     known = bank.y[bank.y >= 0]
     if not len(known):
+        if unlabelled: return "--unlabelled leaves labels alone: name pictures with labels by --valid, or leave it out."
         reason = bank.reason or "the pictures have no labels: put those of each class into a folder of its own"
         return f"{reason}."
     if not len(valid.y[valid.y >= 0]):

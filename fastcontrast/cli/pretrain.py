@@ -115,6 +115,8 @@ def pretrain(
         help="Make a run with each of these seeds, like [bold]--seeds 0 1 2[/]; the data stand before it",
         show_default="one run")] = None,
     workers: Workers = None,
+    device: Annotated[str | None, Option(
+        help="Where to train, like cpu or cuda:1", show_default="a GPU if there is one")] = None,
     processes: Annotated[int | None, Option(
         help="Train in so many processes, one on each GPU, or on a CPU sharing its cores; "
              "the batch is divided among them and the result is the same", show_default=_default('processes'))] = None,

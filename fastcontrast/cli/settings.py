@@ -47,6 +47,7 @@ class Run:
     controls: bool = True           # also judge raw pixels and the untrained encoder
     seed: int = 0                   # of the split, the weights and the views
     workers: int | None = None      # processes that decode
+    device: str | None = None       # where it trains; a GPU if there is one
     processes: int = 1              # that train together, one a GPU, or sharing the CPU's cores
     cache: bool = False             # keep the pictures decoded on the disk, in a folder beside theirs
     cache_folder: str | None = None # …or in this one
@@ -361,6 +362,9 @@ def clash(
     if config.batch_size is not None and config.batch_size % config.processes:
         return (f"--batch-size {config.batch_size} can't be divided among {config.processes} processes: "
                 f"give a multiple of {config.processes}")
+    if config.device is not None and config.processes > 1:
+        return (f"--device {config.device} is for one process, and --processes {config.processes} take a GPU each, or "
+                "share the CPU: leave one of the two out")
     if config.head_epochs and not config.weights:
         return (f"--head-epochs {config.head_epochs} keeps the weights of an encoder while the head learns, "
                 "and there are none: give --weights, or leave it out")

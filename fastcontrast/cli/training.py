@@ -6,7 +6,7 @@ from typing import Any
 from ..records import VIEWS
 from ..signals import Interrupted, Signals
 from .folder import RunFolder
-from .inputs import read_pictures, tell_notes
+from .inputs import read_pictures, tell_notes, tell_undecodable
 from .job import Job, carry_out, make_keeper
 from .judging import control_results, features, file_embedder, judge, results_table, unjudged
 from .launch import meet
@@ -57,7 +57,7 @@ def make_learner(
                         valid=config.valid, seed=config.seed, workers=config.workers,
                         cache=config.cache_folder or config.cache, unlabelled=config.unlabelled, column=config.column,
                         label_column=config.label_column, store_size=config.store_size,
-                        channels=config.channels, value_range=read_range(config.value_range))
+                        channels=config.channels, value_range=read_range(config.value_range), device=config.device)
     return contrastive_learner(
         dls, config.arch, registry('methods')[config.method](config.setting), loss=config.loss,
         cbs=parse_speedups(config.speedups), small_input=config.small_input, weights=kept or config.weights,
@@ -123,7 +123,8 @@ def _prepare(training: Training) -> None:
     config = training.config
     learn = make_learner(config, training.folder.path, training.kept)
     training.prepare(learn)
-    training.cost, training.unjudged = Cost(), unjudged(learn.dls.bank.data, learn.dls.valid.data)
+    training.cost = Cost()
+    training.unjudged = unjudged(learn.dls.bank.data, learn.dls.valid.data, config.unlabelled)
     record = record_of(config, learn)
     training.begin(record)
     data = learn.dls.train.data
@@ -143,8 +144,12 @@ def _announce(training: Training) -> None:
     together = f" in {processes} processes" if processes > 1 else ''
     console.print(training.announced(), end='')
     tell_notes(dls)
+    small = training.folder.record.get('small_input')
+    stem = " with the stem for small pictures" if small else ''
     console.print(f"{len(dls.train.data):,} pictures to train on{to_judge}; "
-                  f"{training.config.arch} on {training.device}{together}; results in {training.folder}")
+                  f"{training.config.arch}{stem} on {training.device}{together}; results in {training.folder}")
+    tell_undecodable(dls)
+    if training.unjudged: console.print(f"the encoder will not be judged: {training.unjudged}")
 
 
 def _judge_controls(training: Training) -> None:

@@ -47,7 +47,7 @@ class Verbs(TyperGroup):
 app = typer.Typer(
     cls=Verbs, add_completion=False, rich_markup_mode='rich',
     help="Train image encoders by contrastive self-supervised learning, fast.",
-    epilog="Example: [bold]fastcontrast pretrain digits[/] (two to three minutes on two cores)")
+    epilog="Example: [bold]fastcontrast pretrain digits[/] (about a minute on two cores)")
 
 
 def verb(

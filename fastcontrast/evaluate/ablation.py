@@ -223,7 +223,10 @@ def name_settings(
     taken = Counter([base.name])
     for setting in settings:
         if setting is base: continue
-        words = _differences(setting.given, base.given) or _differences(setting.identity, base.identity)
+        own, its = setting.given, base.given
+        if setting.identity.get('speedups') == base.identity.get('speedups'):  # a method may bring what another names
+            own, its = ({key: value for key, value in one.items() if key != 'speedups'} for one in (own, its))
+        words = _differences(own, its) or _differences(setting.identity, base.identity)
         name = clipped(first_of(words, 4))
         taken[name] += 1
         setting.name = f'{name} ({taken[name]})' if taken[name] > 1 else name

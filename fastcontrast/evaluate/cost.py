@@ -10,6 +10,7 @@ __all__ = ['peak_memory', 'StepCost', 'Cost']
 # %% ../../nbs/340_cost.ipynb #45a09cb8
 import time
 from collections import Counter
+from functools import partial
 from typing import Any, NamedTuple
 
 import psutil
@@ -66,11 +67,15 @@ class Cost(StepCallback):
         self.before_optimizer = None           # and those before the optimizer's
 
     def attached(self):
-        self.show(ValueMetric(lambda: round(self.seconds, 3), 'seconds'),
-                  ValueMetric(lambda: self.totals()['tflop'], 'tflop'),
-                  ValueMetric(lambda: round(self.rate, 1), 'images_s'),
-                  ValueMetric(lambda: round(self.totals()['memory_mb']), 'memory_mb'))
+        self.show(*(ValueMetric(partial(self.column, name), name) for name in ('seconds', 'tflop', 'images_s',
+                                                                               'memory_mb')))
         self.undo(self.stop_counting)
+
+    def column(self, name: str) -> float:
+        "What the epoch table shows"
+        totals = self.totals()
+        return dict(seconds=round(self.seconds, 3), tflop=totals['tflop'], images_s=round(self.rate, 1),
+                    memory_mb=round(totals['memory_mb']))[name]
 
     @property
     def cuda(self) -> bool: return torch.device(self.dls.device).type == 'cuda'

@@ -31,7 +31,7 @@ from fastcore.xtras import ContextManagers
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
-from ..bar import show_progress
+from ..bar import LINES, show_progress
 from ..checkpoint import Checkpoint
 from ..core import InputError, MissingPath, Registry, clipped, is_number, is_whole, number, whole
 from ..data import named_pictures, pictures_in_list, stratified
@@ -499,7 +499,8 @@ def classifier_learner(
     encoder_lr: float | None = None,  # peak of the encoder's last block, 0: it stands still; None: as `lr` says
     decay: float | None = None,       # learning rate of a block over that of the block above it; None: the protocol's
     patience: int | None = None,      # epochs without a rise on held-out labels that end training; None: it does not
-    judge_every: int | None = None,   # epochs between looks at the validation part; None: that take as long as training
+    judge_every: int | None = None,   # epochs between looks at the validation part; None: as many as take as long
+                                      # as training does, and so that there are 100 at most
     views: str | ViewKind | None = None, # whose crops and flips training sees; None: SimCLR's, or the digits'
     precision: str = 'auto',          # of the arithmetic, see `pick_precision`
     seed: int = 0,                    # of the choice of labels, the layer on top, the shuffle and the crops
@@ -541,7 +542,7 @@ def classifier_learner(
     learn.first_weights = weights_digest(encoder)
     learn.epochs = epochs or max(protocol.epochs, -(-STEPS // len(parts.train)))
     looked = len(used) * (1 if model.still else _PASSES)  # pictures that could be looked at in the time of an epoch
-    learn.judge_every = judge_every or max(1, round(len(parts.valid.data) / looked))
+    learn.judge_every = judge_every or max(round(len(parts.valid.data) / looked), -(-learn.epochs // LINES))
     learn.known = int((data.y >= 0).sum())
     learn.labels = f"{len(used):,} labels of {len(data.classes)} classes{_held_words(len(held))}"
     return learn

@@ -1,5 +1,6 @@
 """The epoch table's columns that tell what the features are good for, from one embedding of the pictures an epoch."""
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from fastai.imports import noop
@@ -42,8 +43,12 @@ class EpochTable(StepCallback):
 
     def columns(self) -> list[ValueMetric]:
         "For `learn.metrics`"
-        def value_of(name): return lambda: self.values.get(name)
-        return [ValueMetric(value_of(metric_name(metric)), metric_name(metric)) for metric in self.metrics]
+        names = map(metric_name, self.metrics)
+        return [ValueMetric(partial(self.value_of, name), name) for name in names]
+
+    def value_of(self, name: str) -> float | None:
+        "What a metric said last; None: nothing yet"
+        return self.values.get(name)
 
     def before_fit(self):
         self.share_out()

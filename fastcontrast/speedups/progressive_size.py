@@ -104,9 +104,13 @@ class ProgressiveSize(StepCallback):
 
     def attached(self):
         plan = self.learn.plan
-        def usual(): plan.views.multiple = 1
-        self.undo(usual)
+        self.undo(self.any_side, plan)
         self.check()
+
+    @staticmethod
+    def any_side(plan) -> None:
+        "As it was before sizes had to be multiples"
+        plan.views.multiple = 1
 
     def parts(self, full: int) -> int:
         "How many along a side of a view the online network sees one by one, as where `CombinePatches` cuts it"

@@ -66,6 +66,8 @@ def take_windows(
     return cells.reshape(-1, c).index_select(0, places.flatten()).view(n, height, width, c)  # its backward adds rows
 
 # %% ../../nbs/230_regions.ipynb #e02d08a5
+_FEWEST = 2  # cells on a side of a grid: of a single one nothing could be chosen
+
 class Look:
     "What a score of the locations goes by, at one stage and for some views; what no score asks for is not made"
     def __init__(self,
@@ -83,7 +85,7 @@ class Look:
         self.made_keys = made_keys
         side = self.map.shape[1:3]
         if self.map.ndim == 3: self.shape = side[:1]
-        else: self.shape = tuple(s if cells is None else max(1, min(cells, s // 2)) for s in side)
+        else: self.shape = tuple(s if cells is None else min(cells, max(_FEWEST, s // 2), s) for s in side)
 
     @cached_property
     def map(self) -> Tensor:
@@ -218,7 +220,7 @@ class HardRegions(StepCallback):
         score: str = 'loss',            # what is hard: a name in `SCORES`; 'loss' is the one nearest to the paper
     ):
         number(self, above=0, most=1, keep=keep)
-        whole(self, optional=True, cells=cells)
+        whole(self, least=_FEWEST, optional=True, cells=cells)
         self.score, self.rule = score, SCORES.find(score)()
         if stages is not None: self._check_stages(stage, stages)
         self.keep, self.cells = keep, cells
@@ -381,7 +383,8 @@ class HardRegions(StepCallback):
         ready = self.rule.keys and step.keys_first and keys is not None
         return Look(
             grid=choice.stage.grid(maps.flatten(0, len(lead) - 1)), lead=lead, tokens=choice.tokens,
-            cells=self.cells and max(1, round(self.cells / math.prod(lead[1:-1]) ** 0.5)), head=self.model.heads[level],
+            cells=self.cells and max(_FEWEST, round(self.cells / math.prod(lead[1:-1]) ** 0.5)),
+            head=self.model.heads[level],
             loss=self.loss_func.losses[level], meets=partial(self.meets, first),
             made_keys=keys[level].roll(-start, 1) if ready else None)  # those of these pictures first
 

@@ -10,6 +10,7 @@ __all__ = ['SUPERVISED_LOSSES', 'SupportPlace', 'LabeledTerm', 'SuNCEt', 'Superv
 # %% ../../nbs/240_suncet.ipynb #cfd03589
 import inspect
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +94,7 @@ class LabeledTerm(StepCallback):
         if not self.weight: return
         self.model.memory['support_draws'] = self.supports = SupportPlace()
         self.undo(self.model.memory.pop, 'support_draws')
-        self.show(ValueMetric(lambda: self.value, self.name))
+        self.show(ValueMetric(partial(getattr, self, 'value'), self.name))
 
     def before_fit(self):  # views of the same kind as the others', whatever makes these now
         self.maker = self.learn.plan.views.main.like('labeled', self.n).to(next(self.model.parameters()).device)

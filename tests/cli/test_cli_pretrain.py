@@ -107,7 +107,9 @@ def test_odd_pictures_are_reported_and_recorded(run, folder):
 def test_pictures_that_cannot_judge(run, refused, folder, counts, valid, reason):
     image_folder(folder/'p', counts)
     code, out, err = run('pretrain', 'p', *TINY, '--valid', valid, '--out', 'r')
-    assert (code, err) == (0, '') and '\nnot judged: ' in out and reason in out and 'features' not in out
+    assert (code, err) == (0, '') and '\nnot judged: ' in out and 'features' not in out
+    early, late = out.split('\nepoch ')[0], out.split('\nnot judged: ')[1]
+    assert reason in early and 'will not be judged' in early and reason in late
     assert reason in config('r')['unjudged'] and config('r')['results'] == {} and config('r')['state'] == 'finished'
     assert next(csv.reader(Path('r/history.csv').open())) == ['epoch', 'train_loss', 'spread', 'rankme', *COST, 'time']
     assert reason in refused('eval', 'r', 'p')
@@ -118,7 +120,31 @@ def test_a_class_of_which_no_picture_can_be_read(run, folder):
     (folder/'p/b').mkdir()
     for i in range(5): (folder/f'p/b/{i}.png').write_bytes(b'?')
     code, out, err = run('pretrain', 'p', *TINY, '--out', 'r')
-    assert code == 0 and 'not judged: all pictures are of one class' in out and '5 of 15' in err
+    assert code == 0 and 'not judged: all pictures are of one class' in out
+    early, late = err.strip().splitlines()  # before training, and at the end
+    assert '5 of 15' in early and early in late and 'r/config.json lists them' in late
+
+
+def test_labels_that_are_left_alone_cannot_judge(run, folder):
+    image_folder(folder/'p', dict(a=6, b=6))
+    code, out, err = run('pretrain', 'p', *TINY, '--unlabelled', '--out', 'r')
+    assert (code, err) == (0, '') and '\nnot judged: --unlabelled leaves labels alone' in out
+
+
+def test_the_stem_is_said(run, folder):
+    "It makes a step many times as dear, and is picked by the side of the pictures"
+    image_folder(folder/'p', dict(a=6, b=6))
+    for small in ('', 'no-'):
+        out = run('pretrain', 'p', *TINY, f'--{small}small-input', '--out', f'r{small}')[1]
+        assert ('stem for small pictures' in out) == (not small)
+
+
+def test_where_it_trains(run, refused, folder):
+    image_folder(folder/'p', dict(a=6, b=6))
+    assert run('pretrain', 'p', *TINY, '--device', 'cpu', '--out', 'r')[0] == 0
+    assert config('r')['settings']['device'] == 'cpu' and config('r')['device'].startswith('cpu')
+    assert 'device=xpu:9 cannot be used here' in refused('pretrain', 'p', *TINY, '--device', 'xpu:9', '--out', 's')
+    assert '--device cpu is for one process' in refused('pretrain', 'p', *TINY, '--device', 'cpu', '--processes', 2)
 
 
 def test_few_pictures_a_class(run, folder):

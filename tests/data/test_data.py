@@ -225,6 +225,7 @@ def test_fastai_dataloaders(tmp_path):
                  splitter=GrandparentSplitter(), item_tfms=Resize(24))
     made = DataBlock(batch_tfms=aug_transforms(), **block).dataloaders(tmp_path, bs=4, num_workers=0)
     dls = image_dls(made, labels='all', device='cpu')
+    assert image_dls(made.train_ds, size=24, device='cpu').classes == ['a', 'b']
     assert isinstance(dls.train, ImageLoader) and dls.size == 24 and dls.classes == ['a', 'b'] and len(dls.train) == 3
     x, y = dls.train.one_batch()
     assert type(x) is torch.Tensor and type(y) is torch.Tensor
@@ -353,7 +354,7 @@ def test_bad_folders(tmp_path, monkeypatch):
         for given in (dict(source=path), dict(valid=path), dict(labels=path)):
             with pytest.raises(InputError, match=words): dls_of(**dict(source=root) | given)
     with pytest.raises(InputError, match='the home folder of somebody'): dls_of('~nobody_is_called_this/x.csv')
-    with pytest.raises(MissingPath, match='there are digits'): dls_of('qqq')
+    with pytest.raises(MissingPath, match="no data set of that name is built in: there is digits"): dls_of('qqq')
     (tmp_path/'photos').mkdir()
     with pytest.raises(MissingPath, match="did you mean .*/photos"): dls_of(tmp_path/'photso')
     monkeypatch.chdir(tmp_path)

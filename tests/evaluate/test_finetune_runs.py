@@ -43,7 +43,8 @@ def tuned(make, folder, *deaths):
 @pytest.mark.parametrize('settings, deaths', [
     (dict(), (2, 7)), (dict(patience=1), (3, 6)), (dict(protocol='linear', patience=2), (4, 9)),
     (dict(precision='bf16', decay=0.7, protocol='semi'), (5,))], ids=str)
-def test_a_run_that_died_ends_as_one_that_did_not(tmp_path, settings, deaths):
+def test_a_run_that_died_ends_as_one_that_did_not(tmp_path, settings, deaths, request):
+    if 'precision' in settings: request.getfixturevalue('bf16')
     make = partial(learner, **settings)
     whole, broken = tuned(make, tmp_path/'whole'), tuned(make, tmp_path/'broken', *deaths)
     same_state(whole, broken)
@@ -80,9 +81,12 @@ def test_everybodys_draws_stay_as_they_are():
 
 def test_what_is_large_is_not_judged_by_in_every_epoch(tmp_path, capsys):
     dls = image_dls(stripes(64), size=16, bs=8, valid=0.75)
-    assert classifier_learner(encoder_for(dls), dls, bs=8).judge_every == 1  # 16 learn, 48 judge
-    assert classifier_learner(encoder_for(dls), dls, 2, bs=2).judge_every == 4
-    assert classifier_learner(encoder_for(dls), dls, bs=8, protocol='linear').judge_every == 3
+    def interval(labels=None, **settings):
+        return classifier_learner(encoder_for(dls), dls, labels, **settings).judge_every
+    assert interval(epochs=100, bs=8) == 1  # 16 learn, 48 judge
+    assert interval(2, epochs=100, bs=2) == 4
+    assert interval(epochs=100, bs=8, protocol='linear') == 3
+    assert interval(epochs=101, bs=8) == 2 and interval(epochs=1000, bs=8) == 10
     learn = classifier_learner(encoder_for(dls), dls, epochs=5, bs=8, judge_every=3, patience=9)
     learn.fit_protocol(History(tmp_path/'history.csv'))
     rows = history(tmp_path)

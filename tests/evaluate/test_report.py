@@ -231,6 +231,14 @@ def test_names_of_settings(tmp_path):
     assert names == ['simclr', 'data=flowers', 'data=flowers (2)', 'data=flowers (3)']
 
 
+def test_speedups_that_a_method_brings_are_no_difference(tmp_path):
+    "As fast() with labels brings SuNCEt, whether it is named or not"
+    run_folder(tmp_path/'1', settings=dict(speedups='suncet'), speedups=['MultiView()', 'SuNCEt()'])
+    run_folder(tmp_path/'2', settings=dict(epochs=9), epochs=9, speedups=['MultiView()', 'SuNCEt()'])
+    run_folder(tmp_path/'3', speedups=['MultiView()'])
+    assert [s.name for s in report(tmp_path, base=tmp_path/'1').settings] == ['simclr + suncet', 'epochs=9', '− suncet']
+
+
 def test_which_setting_is_the_control(three):
     assert report(three, base='loss=dcl').base == 'simclr, dcl'
     assert report(three, base=three/'b--seed=1').base == report(three, base='b').base == 'simclr, dcl'

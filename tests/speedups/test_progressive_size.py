@@ -250,8 +250,9 @@ def test_every_recipe_trains(name):
 
 @pytest.mark.parametrize('name, kwargs', paired(['byol', 'moco_v1'],
                                                 [dict(), dict(accumulate=2), dict(precision='bf16')]), ids=str)
-def test_everything_follows(name, kwargs):
+def test_everything_follows(name, kwargs, request):
     "Patches, the support batch, small crops, the teacher's views"
+    if 'precision' in kwargs: request.getfixturevalue('bf16')
     learn = learner(ProgressiveSize(), CombinePatches(), SuNCEt(per_class=2), seen := Sizes(), look := Where(),
                     MultiCrop((2, None, (.4, 1)), (2, 16, (.1, .4))), IntermediateLoss(), name=name, **kwargs)
     learn.fit_contrastive(1, 1e-3)

@@ -86,6 +86,33 @@ def test_every_score_against_slow_loops(name, score, cells):
     agree(learn, slow, loss)
 
 
+@pytest.mark.parametrize('small', ['patches', 'tokens'])
+@pytest.mark.parametrize('score', ['loss', 'unlike'])
+def test_small_maps_have_places_to_choose_from(small, score):
+    "The grid has four cells at least: of one alone all locations would have the same score, and the first be chosen"
+    cb = HardRegions(score=score)
+    if small == 'patches': learn = learner_of('resnet10t', [cb, CombinePatches(3)], 96)  # of 32 pixels, 4 x 4 cells
+    else: learn = vit_learner('moco_v3', [cb, ProgressiveSize(0.5, until=1)])  # 2 x 2 tokens at first
+    spreads, shapes = [], []
+    class See(Callback):
+        order = 25
+        def after_pred(self):
+            heat = cb.heat.flatten(1)
+            spreads.append((heat.amax(1) - heat.amin(1)) / heat.abs().amax(1))
+    looked = HardRegions.look
+    def look(self, *args):
+        found = looked(self, *args)
+        shapes.append(found.shape)
+        return found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HardRegions, 'look', look)
+        learn.fit(1, LR, cbs=See())
+    assert set(shapes) == {(2, 2)} and all((x > 1e-4).all() for x in spreads)
+
+
+def test_one_cell_is_no_grid(): said(['cells=1 of HardRegions', 'of at least 2'], HardRegions, cells=1)
+
+
 @pytest.mark.parametrize('score', ['unlike', 'texture'])
 def test_scores_of_patches(score):
     learn = one_step('moco_v3', [CombinePatches(), HardRegions('layer1', cells=None, score=score)])
