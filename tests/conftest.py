@@ -4,8 +4,9 @@ import os
 import signal
 
 if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1")
-# what `nohup` ignores is left ignored by the library, and tests send it
+# what `nohup`, or a shell's `&`, has ignored is left ignored by the library, and tests send it
 if hasattr(signal, "SIGHUP"): signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 # what the tests read is printed for no terminal, and 80 columns wide, wherever they run; typer asks when it is imported
 for name in ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TTY_COMPATIBLE", "TERMINAL_WIDTH", "COLUMNS"):
     os.environ.pop(name, None)

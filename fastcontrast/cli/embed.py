@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from rich.table import Table
 from typer import Argument, Option
 
-from ..core import InputError, number, whole
+from ..core import InputError, number, number_of, whole
 from ..files import user_path, write_whole
 from .inputs import (Column, LabelColumn, encoder_file, range_option, read_pictures, split_of, tell_notes,
                      tell_undecodable, unlabelled_option)
@@ -206,8 +206,7 @@ def _of_copies(table, n: int, threshold: float) -> str:
     "How many there are, in a sentence"
     least = f"a similarity of {threshold:g} or more"
     if table.empty: return f"no two pictures have {least}"
-    groups = table['group'].max()
-    said = f"{len(table):,} of {n:,} pictures have near copies ({least}), in {groups:,} group{'s' * (groups > 1)}"
+    said = f"{len(table):,} of {n:,} pictures have near copies ({least}), in {number_of(table['group'].max(), 'group')}"
     if table['leak'].any(): said += f"; {table['leak'].sum():,} are in groups of train and valid both"
     if 2 * len(table) > n: said += "; to this encoder most pictures look alike: give a higher --threshold"
     return said

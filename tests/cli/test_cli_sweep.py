@@ -138,7 +138,7 @@ def test_options_say_what_settings_say():
                   weights='w.pth', head_epochs=0, size=24, store_size=30, epochs=3, batch_size=8, lr=1e-5, labels='0.1',
                   valid='.3', unlabelled=True, column='c', label_column='l', channels=1, value_range='-1,3',
                   small_input=False, setting='small', precision='fp32', compile=True, accumulate=2, controls=False,
-                  seed=5, workers=0, processes=2, cache=True, cache_folder='c', schedule='cosine',
+                  seed=5, workers=0, device=None, processes=2, cache=True, cache_folder='c', schedule='cosine',
                   stop_on_collapse=True, checkpoint='none', log='csv')
     def read(chosen):
         pretrain = typer.main.get_command(app).commands['pretrain']
@@ -148,6 +148,8 @@ def test_options_say_what_settings_say():
     for key in ('small_input', 'unlabelled', 'compile', 'controls', 'cache', 'stop_on_collapse'):
         chosen[key] = not chosen[key]
         assert read(chosen) == resolve(chosen), key
+    chosen |= dict(device='cpu', processes=1)  # which don't go together with several processes
+    assert read(chosen) == resolve(chosen)
 
 # ---------------------------------------------------------------- sections
 
