@@ -277,7 +277,17 @@ def optimizer(
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise InputError(f"opt={name} takes the loss several times a step, which draws views once: give another "
                          "optimizer, like torch.optim.AdamW.")
-    return partial(wrapper, opt=make, convert_groups=False)
+    return partial(_pytorchs, make, wrapper)
+
+
+def _pytorchs(
+    make: Callable,     # PyTorch's
+    wrapper: type[Wrapped],
+    groups: list[dict], # from `parameter_groups`
+    lr: float,
+) -> OptimWrapper:
+    "An optimizer of PyTorch's for groups"
+    return wrapper(groups, make, convert_groups=False, lr=lr)
 
 
 def _fastais(
