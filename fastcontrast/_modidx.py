@@ -1532,6 +1532,7 @@ d = { 'settings': { 'branch': 'main',
                                     'fastcontrast.views.as_views': ('views.html#as_views', 'fastcontrast/views.py'),
                                     'fastcontrast.views.draw_pictures': ('views.html#draw_pictures', 'fastcontrast/views.py'),
                                     'fastcontrast.views.draw_views': ('views.html#draw_views', 'fastcontrast/views.py'),
+                                    'fastcontrast.views.in_float32': ('views.html#in_float32', 'fastcontrast/views.py'),
                                     'fastcontrast.views.plain_view': ('views.html#plain_view', 'fastcontrast/views.py'),
                                     'fastcontrast.views.random_boxes': ('views.html#random_boxes', 'fastcontrast/views.py'),
                                     'fastcontrast.views.two_views': ('views.html#two_views', 'fastcontrast/views.py')}}}

@@ -26,7 +26,7 @@ from .core import Declared, InputError, moved, whole
 from .distributed import gather_objects, rank
 from .generators import generator_states, seed_generators, set_generators
 from .models import Embedding, Route
-from .views import Normalize, RoleViews, ViewMaker, as_views
+from .views import Normalize, RoleViews, ViewMaker, as_views, in_float32
 
 # %% ../nbs/140_step.ipynb #2d66b56c
 class Phase(IntEnum):
@@ -396,7 +396,7 @@ class Contrast(StepCallback):
         # plain tensors: dispatch on fastai's subclasses is slow in every operation, and `torch.compile` can't trace it
         (images, *aspects), labels = ([t.as_subclass(Tensor) for t in batch] for batch in (self.xb, self.yb))
         plan = self.learn.plan
-        self.learn.step = Step(images, labels[0] if labels else None, plan.views.size, make=self.make_views,
+        self.learn.step = Step(in_float32(images), labels[0] if labels else None, plan.views.size, make=self.make_views,
                                own_key_pass=plan.own_key_pass, aspects=aspects[0] if aspects else None)
 
     def make_views(self,

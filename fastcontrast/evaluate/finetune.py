@@ -55,7 +55,7 @@ from ..resumable import ResumableLearner, check_folder
 from ..step import Phase
 from ..together import pictures, told
 from ..values import range_facts
-from ..views import Normalize, Views, ViewKind, draw_pictures, plain_view
+from ..views import Normalize, Views, ViewKind, in_float32, draw_pictures, plain_view
 
 # %% ../../nbs/315_finetune.ipynb #d649ade6
 def fifths(
@@ -186,6 +186,7 @@ class LabelledViews(Callback):
 
     def before_batch(self):
         images, *aspects = self.xb
+        images = in_float32(images)
         if self.training: x, = self.views.views_of(images, None, *aspects)[self.views.role]
         else: x = plain_view(images, self.views.size, *aspects)
         self.learn.xb = self.normalize(x),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..core import InputError, number, whole
 from ..models import evaluating
 from ..precision import autocast, pick_precision
-from ..views import Normalize, plain_view
+from ..views import Normalize, in_float32, plain_view
 from .checks import labelled_pair
 
 # %% ../../nbs/300_knn.ipynb #36f9df3e
@@ -48,7 +48,7 @@ def extract_features(
     def features(*pictures):
         # whoever copies from a GPU without waiting reads what is not there yet
         images, *aspects = (t.to(device, non_blocking=device.type == 'cuda') for t in pictures)
-        with lowered: return encoder(normalize(plain_view(images, size, *aspects)))
+        with lowered: return encoder(normalize(plain_view(in_float32(images), size, *aspects)))
 
     with evaluating(encoder): return collect_features(features, loader)
 

@@ -25,6 +25,7 @@ from ..losses import suncet_loss, supcon_loss
 from ..models import Embedding
 from . import SPEEDUPS
 from ..step import Phase, StepCallback
+from ..views import in_float32
 
 # %% ../../nbs/240_suncet.ipynb #995c26e4
 class SupportPlace(nn.Module):
@@ -121,7 +122,7 @@ class LabeledTerm(StepCallback):
         images, *aspects, self.support_y = self.support()
         step = self.step
         maker = self.maker.softened(step.strength)
-        views = maker.views_of(images, step.size, *aspects)
+        views = maker.views_of(in_float32(images), step.size, *aspects)
         step.views |= {role: self.learn.plan.normalize(v) for role, v in views.items()}
         step.route.rides = 'labeled'
 

@@ -73,7 +73,7 @@ def test_losses_of_scores_need_prototypes(name, loss):
 
 
 @pytest.mark.parametrize('name', ['moco_v2', 'byol', 'nnclr', 'swav', 'dino'])
-def test_keys_scores_and_rows_are_full_precision_under_autocast(name):
+def test_keys_scores_and_rows_are_full_precision_under_autocast(name, bf16):
     seen = Seen(29)
     # large enough for a CPU's bfloat16 convolutions, whose gradients are not always numbers at one pixel
     learn = contrastive_learner(pictures(16, 64, 8), ARCH, method=small(name, 'cifar'), small_input=False,

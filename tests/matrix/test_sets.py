@@ -117,7 +117,7 @@ def train_with(name, sets):
     assert not refused, refused
 
 
-def test_regions_and_patches_under_autocast():
+def test_regions_and_patches_under_autocast(bf16):
     from fastcontrast.device import Autocast
     for cbs in (REMOVABLE['all'](), [PatchVariants(alpha=2.), HardRegions('layer1')],
                 [PatchVariants(merge='max'), IntermediateLoss()], [PatchVariants(patches='montage')],

@@ -145,7 +145,7 @@ def test_fewer_tokens_than_a_view_has_lie_on_no_grid():
     def look(tokens):
         grid = torch.rand(2, 9, 5)
         return Look(grid, (1, 2), tokens, 2, Head(mlp((5, 4), bn=False)), InfoNCE(0.2), int.__ne__, None)
-    assert look(9).shape == (1, 1) and look(16).shape == (9,)
+    assert look(9).shape == (2, 2) and look(16).shape == (9,)
     x = (scattered := look(16)).grid
     close(scattered.texture[0], (x - x.mean(1, keepdim=True)).norm(dim=-1).T)
 
