@@ -87,22 +87,29 @@ def choose_loss(
     return as_step_loss(made)
 
 
-_DISTANCES = ( # PyTorch's losses of tensors of one kind
+_DISTANCES = ( # PyTorch's losses of tensors of one kind…
     nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.CosineEmbeddingLoss, nn.TripletMarginLoss,
     nn.TripletMarginWithDistanceLoss)
+_DISTANCE_FUNCTIONS = F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss # …and its functions
 
 
 def _check_compares(loss: Any) -> None:
     "Raise `InputError` for a loss of PyTorch that compares predictions with labels or chances, and not embeddings"
-    own = getattr(type(loss).forward, '__module__', '') if isinstance(loss, nn.Module) else ''
-    if own != nn.modules.loss.__name__ or isinstance(loss, _DISTANCES): return
+    if isinstance(loss, nn.Module): other = _is_of(nn.modules.loss, type(loss).forward)
+    else: other = _is_of(F, loss) and loss not in _DISTANCE_FUNCTIONS
+    if not other or isinstance(loss, _DISTANCES): return
     raise _no_embeddings(loss)
 
 
+def _is_of(module: Any, function: Any) -> bool:
+    return getattr(function, '__module__', '') == module.__name__
+
+
 def _no_embeddings(loss: Any) -> InputError:
-    return InputError(f"loss={clipped(repr(loss), 60)} compares predictions with labels or probabilities, and a step "
-                      "has embeddings of two views: give one like DCL(0.1), or its name; cbs=SupervisedTerm('ce') adds "
-                      "cross-entropy with the labels there are.")
+    written = clipped(getattr(loss, '__name__', repr(loss)), 60)
+    return InputError(f"loss={written} compares predictions with labels or probabilities, and a step has embeddings of "
+                      "two views: give one like DCL(0.1), or its name; cbs=SupervisedTerm('ce') adds cross-entropy "
+                      "with the labels there are.")
 
 
 def _check_makes(

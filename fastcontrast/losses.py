@@ -14,7 +14,8 @@ import copy
 import inspect
 import math
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -150,20 +151,49 @@ class _ForeignLoss(Loss):
         return _ForeignLoss(self.module.fresh() if hasattr(self.module, 'fresh') else copy.deepcopy(self.module))
     def __repr__(self) -> str: return repr(self.module)
 
+def _function_name(function: Callable) -> str:
+    function = getattr(function, 'func', function)  # of a `partial`
+    return getattr(function, '__name__', type(function).__name__)
+
+class _FunctionLoss(Loss):
+    "A function of queries and keys, by the same protocol"
+    def __init__(self,
+        function: Callable, # queries and keys `[B, D]` to a scalar; of a `partial`, arguments by name
+    ):
+        super().__init__()
+        self.function = function
+
+    @property
+    def name(self) -> str: return _function_name(self.function)
+    def forward(self, q: Tensor, k: Tensor) -> Tensor: return self.function(q, k)
+    def __repr__(self) -> str:
+        given = getattr(self.function, 'keywords', {})
+        return f'{self.name}({", ".join(f"{key}={value!r}" for key, value in given.items())})' if given else self.name
+
+_FUNCTIONS = FunctionType, BuiltinFunctionType, MethodType, partial
 _RENAMED = {'at_epoch': 'prepare(epoch)', 'anew': 'fresh()'}  # what losses of earlier versions said
 
 def _takes_two(function: Callable) -> bool:
     try: inspect.signature(function).bind(None, None)
     except TypeError: return False
+    except ValueError: pass  # a built-in one does not tell
     return True
 
+def _of_two(function: Callable) -> Callable:
+    "A function that can be called with queries and keys. Raises `InputError` for another"
+    # what is given by place would take that of the queries
+    if not getattr(function, 'args', ()) and _takes_two(function): return function
+    raise InputError(f"loss={_function_name(function)} can't be called with queries and keys alone: give its other "
+                     "arguments by name, like partial(dcl, temp=0.1), or a loss like DCL(0.1).")
+
 def as_step_loss(
-    loss: Any, # a `Loss`, or a module that makes a scalar of queries and keys
+    loss: Any, # a `Loss`, or a module or a function that makes a scalar of queries and keys
 ) -> Loss:
     "A loss by the step's protocol. Raises `InputError` for one that speaks that of an earlier version"
+    if isinstance(loss, _FUNCTIONS): return _FunctionLoss(_of_two(loss))
     if not isinstance(loss, nn.Module):
-        raise InputError(f"loss={loss!r} is no loss: give one like DCL(0.1), or a module that makes a scalar of "
-                         "queries and keys.")
+        raise InputError(f"loss={loss!r} is no loss: give one like DCL(0.1), or a module or function that makes a "
+                         "scalar of queries and keys.")
     old = next((name for name in _RENAMED if hasattr(loss, name)), None)
     if old: raise InputError(f"{type(loss).__name__} has {old}, which a loss now calls {_RENAMED[old]}: rename it.")
     if hasattr(loss, 'update') and not _takes_two(loss.update):

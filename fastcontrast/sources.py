@@ -437,7 +437,11 @@ def _check_dataset(dataset: Any):
     if isinstance(dataset, Mapping):
         raise InputError(f"a {kind} of {', '.join(map(str, list(dataset)[:10]))} is not one data set: give one of "
                          "them, and another as valid")
-    indexed = hasattr(dataset, '__getitem__') and hasattr(dataset, '__len__')
+    def indexable(data): return hasattr(data, '__getitem__') and hasattr(data, '__len__')
+    indexed = indexable(dataset)
+    if not indexed and indexable(getattr(dataset, 'dataset', None)):
+        raise InputError(f"a {kind} makes batches, and training makes its own, of other pictures in every epoch: give "
+                         "what it reads from, its dataset")
     if isinstance(dataset, IterableDataset) or hasattr(dataset, '__iter__') and not indexed:
         raise InputError(f"a {kind} gives its pictures only one after the other, and training draws them anew in every "
                          "epoch: write it into shards (.tar files), which are streamed, or give a data set with len() "

@@ -8,9 +8,9 @@ from pathlib import Path
 
 NBS = Path(__file__).parent.parent/'nbs'
 KEPT = ['010_tutorial', '012_how_it_thinks', '016_is_it_learning', '018_how_long', '020_ablation', '022_fastai_habits',
-        '024_coming_from', '030_scaling', '140_step', '200_comb_patches', '220_intermediate', '230_regions',
-        '240_suncet', '255_methods_one_by_one', '260_methods', '328_judge', '330_plots', '332_report', '340_cost',
-        '352_use_everywhere', '358_search_pictures', '480_cli']
+        '024_coming_from', '026_transformers', '030_scaling', '140_step', '200_comb_patches', '220_intermediate',
+        '230_regions', '240_suncet', '255_methods_one_by_one', '260_methods', '328_judge', '330_plots', '332_report',
+        '340_cost', '352_use_everywhere', '358_search_pictures', '480_cli']
 
 
 def keep(path):

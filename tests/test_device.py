@@ -303,13 +303,13 @@ def test_no_compiler_is_said(dls, monkeypatch):
 
 
 def page_faults():
-    "Of a tensor of 128 MB, after another as large was freed; the least of three, as a system may take pages away"
+    "Of a tensor of 128 MB, after others as large were freed: small ones in their places have a few go elsewhere"
     found = []
-    for _ in range(4):
+    for _ in range(16):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(2**25)
         found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    return min(found[1:])
+    return min(found[10:])
 
 
 class Faults(Callback):

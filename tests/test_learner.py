@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
@@ -25,10 +26,11 @@ from fastcontrast.evaluate.metrics import spread
 from fastcontrast.evaluate.rankme import rankme
 from fastcontrast.export import encoder_info, load_encoder
 from fastcontrast.learner import ContrastiveLearner, contrastive_learner
-from fastcontrast.losses import DCL, DCLW, InfoNCE, NTXent
+from fastcontrast.losses import DCL, DCLW, InfoNCE, NTXent, dcl
 from fastcontrast.models import make_encoder
 from fastcontrast.optim import AdamW, Sgd, parameter_groups, warmup_then
-from fastcontrast.recipes import METHODS, Recipe, fast, moco_v3, pick_setting, simclr, swav
+from fastcontrast.recipes import METHODS, Recipe, byol, fast, moco_v3, pick_setting, simclr, swav
+from fastcontrast.speedups.comb_patches import CombinePatches
 from fastcontrast.speedups.intermediate import IntermediateLoss
 from fastcontrast.speedups.regions import HardRegions
 from fastcontrast.speedups.suncet import SuNCEt
@@ -219,8 +221,8 @@ def test_a_given_target_replaces_the_recipes(dls, cbs):
 
 
 @pytest.mark.parametrize('loss', [
-    nn.CrossEntropyLoss(), nn.CrossEntropyLoss, nn.NLLLoss(), nn.BCEWithLogitsLoss(), nn.KLDivLoss(),
-    SoftTargetCrossEntropy(), LabelSmoothingCrossEntropy()])
+    F.cross_entropy, F.kl_div, nn.CrossEntropyLoss(), nn.CrossEntropyLoss, nn.NLLLoss(), nn.BCEWithLogitsLoss(),
+    nn.KLDivLoss(), SoftTargetCrossEntropy(), LabelSmoothingCrossEntropy()])
 @pytest.mark.parametrize('method', ['simclr', 'moco_v3'])
 def test_losses_of_labels_are_refused(dls, loss, method):
     text = refusal(make, dls, method=method, loss=loss)
@@ -248,10 +250,24 @@ class Graded(nn.Module):
 
 
 def test_losses_of_embeddings_are_taken(dls):
-    for loss in (Contrasting(), nn.MSELoss(), nn.SmoothL1Loss(), Dot()): make(dls, loss=loss)
+    for loss in (Contrasting(), nn.MSELoss(), nn.SmoothL1Loss(), Dot(), F.mse_loss): make(dls, loss=loss)
     assert 'does not make a scalar' in refusal(make, dls, loss=Broken())
     assert 'no gradient' in refusal(make, dls, loss=Graded())
     assert 'does not make a scalar' in refusal(make, dls, loss=nn.TripletMarginLoss())
+
+
+def test_a_function_trains_like_the_loss_that_has_it():
+    "Each level has its own, and patches meet it query by query"
+    def trained(loss):
+        torch.manual_seed(0)
+        learn = make(dots(), method=byol(opt='sgd', lr=1.), loss=loss, cbs=[IntermediateLoss(), CombinePatches()])
+        learn.fit_contrastive(1)
+        return learn
+    learn, same, other = (trained(loss) for loss in (partial(dcl, temp=.25), DCL(.25), DCL(.5)))
+    assert [repr(loss) for loss in learn.loss_func.losses.values()] == 4 * ['dcl(temp=0.25)']
+    def apart(other): return max(float((a - b).abs().max()) for a, b in zip(learn.model.parameters(),
+                                                                            other.model.parameters()))
+    assert apart(same) < 1e-5 < 1e-3 < apart(other)
 
 
 # --- settings

@@ -1,10 +1,12 @@
 """The losses against loops written from the papers' equations, against lightly, and at the ends of the number range."""
 import math
 import re
+from functools import partial
 
 import lightly.loss
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.equations import (
     DEVICES, EXTREMES, cosine, leaf, loop_barlow, loop_dcl, loop_dclw, loop_dino, loop_info_nce, loop_neg_cosine,
     loop_nt_xent, loop_queue, loop_sinkhorn, loop_soft, loop_swav, loop_vicreg, pair, rows, scored, unit_rows,
@@ -895,9 +897,28 @@ def test_an_update_of_two_is_taken(base, update):
     as_step_loss(made).update(*pair())
 
 
-@pytest.mark.parametrize('given', [nt_xent, NTXent, 'nt_xent', 0.1, None, torch.ones(3)])
+@pytest.mark.parametrize('given', [NTXent, 'nt_xent', 0.1, None, torch.ones(3)])
 def test_what_is_no_module_is_no_loss(given):
     assert 'is no loss: give one like DCL(0.1)' in refusal(as_step_loss, given)
+
+
+def test_a_function_is_a_loss():
+    "By its name; what a `partial` is given is written with it"
+    def mine(q, k, weight=2): return weight * (q - k).square().mean()
+    q, k = pair()
+    given = {'mine': mine, 'mine(weight=3)': partial(mine, weight=3), 'dcl(temp=0.1)': partial(dcl, temp=.1),
+             'mse_loss': F.mse_loss, 'dist': torch.dist, '<lambda>': lambda q, k: mine(q, k)}
+    for name, function in given.items():
+        loss = as_step_loss(function)
+        assert repr(loss) == repr(loss.fresh()) == name and loss.name == name.split('(')[0]
+        assert torch.equal(loss(q, k), function(q, k)) and torch.equal(loss.fresh()(q, k), function(q, k))
+        assert not (loss.queued or loss.many or loss.updates)
+
+
+@pytest.mark.parametrize('given', [nt_xent, partial(nt_xent, .1), partial(NTXent, temp=.1), lambda q: q.mean()])
+def test_a_function_of_more_or_fewer_is_none(given):
+    text = refusal(as_step_loss, given)
+    assert "can't be called with queries and keys alone: give its other arguments by name" in text
 
 
 class Remembering(NTXent):

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 
 # pages whose lessons hold for one of so many digits as well; a reader has all
-FEW = {"010_tutorial": 2, "012_how_it_thinks": 2, "020_ablation": 3, "200_comb_patches": 3, "220_intermediate": 3,
-       "230_regions": 3, "240_suncet": 3, "255_methods_one_by_one": 3, "332_report": 3,
+FEW = {"010_tutorial": 2, "012_how_it_thinks": 2, "020_ablation": 3, "026_transformers": 2, "200_comb_patches": 3,
+       "220_intermediate": 3, "230_regions": 3, "240_suncet": 3, "255_methods_one_by_one": 3, "332_report": 3,
        "355_weights": 3, "358_search_pictures": 3, "360_learner": 3, "480_cli": 4, "490_checkpoint": 4}
 
 

@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 from ..core import InputError, number, number_of, whole
 from ..files import user_path, write_whole
-from .inputs import (Column, LabelColumn, encoder_file, range_option, read_pictures, split_of, tell_notes,
+from .inputs import (Column, Device, LabelColumn, encoder_file, range_option, read_pictures, split_of, tell_notes,
                      tell_undecodable, unlabelled_option)
 from .output import DRAWINGS, console, out_file
 from .settings import read_range
@@ -83,6 +83,7 @@ def embed(
     label_column: LabelColumn = None,
     value_range: Annotated[str | None, range_option(
         show_default="as in the run, else found from a sample of the pictures")] = None,
+    device: Device = None,
 ):
     """Write what an encoder sees in pictures, draw a map of them, search them, and list near copies and outliers.
 
@@ -93,7 +94,8 @@ def embed(
     from ..search import COPY
     # the run of a table has a folder that may be called like it
     stored = Path(encoder).suffix.lower() in SUFFIXES and not user_path(encoder, 'encoder').is_dir()
-    given = dict(unlabelled=unlabelled, column=column, label_column=label_column, value_range=read_range(value_range))
+    given = dict(unlabelled=unlabelled, column=column, label_column=label_column, value_range=read_range(value_range),
+                 device=device)
     given = {key: value for key, value in given.items() if value is not None}
     if not any((out, map_file, search, grid, duplicates, outliers)):
         if stored: raise InputError("say what to make of the features: --map, --search, --grid, --duplicates, "
@@ -104,6 +106,7 @@ def embed(
     _goes_with('--top', top, search or grid, '--search or --grid')
     _goes_with('--threshold', threshold, duplicates, '--duplicates')
     _goes_with('--encoder', by, stored and search, 'features and --search')
+    _goes_with('--device', device, not stored, 'an encoder in place of features')
     _goes_with('--tables', tables, search or duplicates or outliers, '--search, --duplicates or --outliers')
     asked = _Asked(
         out_file(out, *SUFFIXES) if out else None, _drawing(map_file, '--map'), map_method or 'pca', thumbnails, search,

@@ -8,8 +8,9 @@ from typer import Argument, Option
 from ..core import InputError, number_of, whole
 from ..files import write_whole
 from ..records import known_record
-from .inputs import (Column, LabelColumn, encoder_file, names_in, other_split, own_data, own_pictures, range_option,
-                     read_pictures, run_of, split_of, tell_notes, tell_undecodable, told_apart, valid_option)
+from .inputs import (Column, Device, LabelColumn, encoder_file, names_in, other_split, own_data, own_pictures,
+                     range_option, read_pictures, run_of, split_of, tell_notes, tell_undecodable, told_apart,
+                     valid_option)
 from .judging import features, parts, unjudged
 from .output import DRAWINGS, console, out_file
 from .rivals import Rival, rival, views_of_run
@@ -36,6 +37,7 @@ def evaluate(
     label_column: LabelColumn = None,
     value_range: Annotated[str | None, range_option(
         show_default="as in the run, if the data are its own or it was given one; else found from a sample")] = None,
+    device: Device = None,
     out: Annotated[str | None, Option(
         '--out', '-o', help="Also write the table to this .csv, .json, .md or .tex file, or draw it (.png, .svg, .pdf)"
     )] = None,
@@ -61,7 +63,7 @@ def evaluate(
     # share and seed as given, or as in the encoder's run: another seed holds out pictures that training has seen
     split = split_of(path, data) | {key: value for key, value in given.items() if value is not None}
     if first.channels != 3: split['channels'] = first.channels  # the encoder takes no others
-    dls = _pictures(rivals, data, split)
+    dls = _pictures(rivals, data, split, device)
     tell_notes(dls)
     for other in rivals:
         for note in _doubts(other, dls, data, split): console.print(f"{other.name}: {note}")
@@ -83,9 +85,10 @@ def _pictures(
     rivals: list[Rival],
     data: str,
     split: dict[str, Any], # how they are read and divided
+    device: str | None,
 ):                         # their `DataLoaders`
     "The pictures that judge. Raises `InputError` where they can't, or an encoder takes others"
-    dls = read_pictures(data, 2, size=max(other.size for other in rivals), **split)
+    dls = read_pictures(data, 2, size=max(other.size for other in rivals), device=device, **split)
     for other in rivals:
         if dls.channels == other.channels: continue
         raise InputError(f"{other.name} takes pictures with {other.channels} channels, and those of {data} have "

@@ -6,7 +6,7 @@ from typer import Argument, Option
 
 from ..signals import watched
 from .folder import claimed
-from .inputs import Column, LabelColumn, Workers, encoder_name, range_option
+from .inputs import Column, Device, LabelColumn, Workers, encoder_name, range_option
 from .job import carry_out
 from .resume import begun_with, run_to_resume
 from .tuning import Finetuning, Tuning, check_tuning, resolve_tuning
@@ -59,8 +59,7 @@ def finetune(
     seed: Annotated[int | None, Option(
         help="Seed of the choice of labels and of all draws", show_default="as in the run, else 0")] = None,
     workers: Workers = None,
-    device: Annotated[str | None, Option(
-        help="Where to train, like cpu or cuda:1", show_default="a GPU if there is one")] = None,
+    device: Device = None,
     log: Annotated[str | None, Option(
         help="Who else is told of the run, as in pretrain: {logs}", show_default="history.csv alone")] = None,
     checkpoint: Annotated[str | None, Option(

@@ -21,6 +21,8 @@ Column = Annotated[str | None, Option(
     help="The column of a .csv file that has the pictures' paths", show_default="as in pretrain")]
 LabelColumn = Annotated[str | None, Option(
     help="The column of a .csv file that has their classes", show_default="as in pretrain")]
+Device = Annotated[str | None, Option(
+    help="Where to compute, like cpu or cuda:1", show_default="a GPU if there is one")]
 Workers = Annotated[int | None, Option(
     help="Processes that decode: while it trains, where the pictures do not fit in memory, else before",
     show_default="one a core, at most 8")]

@@ -6,8 +6,8 @@ from typer import Argument, Option
 
 from ..core import whole
 from ..records import known_record
-from .inputs import (Column, LabelColumn, own_pictures, range_option, read_pictures, run_of, split_of, tell_notes,
-                     tell_undecodable, unlabelled_option)
+from .inputs import (Column, Device, LabelColumn, own_pictures, range_option, read_pictures, run_of, split_of,
+                     tell_notes, tell_undecodable, unlabelled_option)
 from .output import console, out_file
 from .settings import read_range
 from .verbs import verb
@@ -27,6 +27,7 @@ def predict(
     label_column: LabelColumn = None,
     value_range: Annotated[str | None, range_option(
         show_default="as given in the fine-tuning, else found from a sample of the pictures")] = None,
+    device: Device = None,
 ):
     """Say what a classifier takes pictures for: classes with probabilities.
 
@@ -39,7 +40,8 @@ def predict(
     whole(**{'--top': top})
     weights = find_encoder(find_classifier(classifier))
     file, model = out_file(out, *SUFFIXES) if out else None, load_classifier(weights)
-    given = dict(unlabelled=unlabelled, column=column, label_column=label_column, value_range=read_range(value_range))
+    given = dict(unlabelled=unlabelled, column=column, label_column=label_column, value_range=read_range(value_range),
+                 device=device)
     split = split_of(weights, data) | {key: value for key, value in given.items() if value is not None}
     channels, _, size = model.pretrained_cfg['input_size']
     dls = read_pictures(as_source(data), 2, size=size, **split | dict(valid=0., channels=channels, training=False))

@@ -9,7 +9,7 @@ from ..files import user_path
 from ..signals import watched
 from .expand import plain, read_seeds, sweep_of_runs
 from .folder import claimed
-from .inputs import Workers, unlabelled_option, valid_option
+from .inputs import Device, Workers, unlabelled_option, valid_option
 from .launch import check_size, hear_signals, launch, rank
 from .output import this_command
 from .resume import begun_with, check_changes, kept_start, run_to_resume
@@ -37,9 +37,10 @@ def pretrain(
     config: Annotated[str | None, Option(
         metavar='FILE', help="The file that has the section", show_default=SETTINGS_FILE)] = None,
     method: Annotated[str | None, Option(
-        help="Recipe: {methods}", show_default=_default('method'))] = None,
+        help="Recipe: {methods}; with other values of its fields like "
+             "[bold]--method \"simclr(projector=(512, 128), warmup=5)\"[/]", show_default=_default('method'))] = None,
     loss: Annotated[str | None, Option(
-        help="Loss: {losses}", show_default="the recipe's")] = None,
+        help="Loss: {losses}; with arguments like [bold]--loss \"dcl(0.2)\"[/]", show_default="the recipe's")] = None,
     speedups: Annotated[str | None, Option(
         '--with', metavar='SPEEDUPS', show_default="none",
         help="Speedups, with commas between them: {speedups}; with arguments where the defaults don't do, "
@@ -115,8 +116,7 @@ def pretrain(
         help="Make a run with each of these seeds, like [bold]--seeds 0 1 2[/]; the data stand before it",
         show_default="one run")] = None,
     workers: Workers = None,
-    device: Annotated[str | None, Option(
-        help="Where to train, like cpu or cuda:1", show_default="a GPU if there is one")] = None,
+    device: Device = None,
     processes: Annotated[int | None, Option(
         help="Train in so many processes, one on each GPU, or on a CPU sharing its cores; "
              "the batch is divided among them and the result is the same", show_default=_default('processes'))] = None,

@@ -7,6 +7,7 @@ import inspect
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -21,8 +22,8 @@ from .registries import architectures, registry, speedups
 class Run:
     "The settings of a pretraining run; a section of `settings.ini` may give any of them"
     data: str = 'digits'            # a folder of pictures, a table, shards like 'shards/{000..146}.tar', or 'digits'
-    method: str = 'fast'            # a recipe
-    loss: str | None = None         # a loss in place of the recipe's
+    method: str = 'fast'            # a recipe, like 'moco_v3(wd=0.05)': see `parse_method`
+    loss: str | None = None         # a loss in place of the recipe's, like 'dcl(0.1)': see `parse_loss`
     speedups: str | None = None     # speedups, like 'comb_patches, suncet(weight=1)': see `parse_speedups`
     arch: str = 'resnet18'          # any timm architecture; that of the weights if they say it
     weights: str | None = None      # that the encoder begins with: a timm tag, a file or a folder
@@ -246,8 +247,21 @@ def read_calls(
     return calls
 
 
-def _make_speedup(name: str, args: list, kwargs: dict) -> Any:
-    make = speedups().find(name)
+def _read_call(
+    option: str, # that it was given to, for the message
+    text: str,
+    example: str,
+) -> tuple[str, list, dict]:
+    "The name and the arguments of one name or call. Raises `InputError` for anything else"
+    if '(' not in text: return text, [], {}  # whatever it is: who looks for it suggests the nearest name
+    try: return _call(ast.parse(text.strip(), mode='eval').body)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        raise InputError(f"{option} '{clipped(text)}' is neither a name nor a call with constants, like "
+                         f"{example}.") from None
+
+
+def _make(option: str, make: Callable, name: str, args: list, kwargs: dict) -> Any:
+    "What a call of a name makes. Raises `InputError` for arguments that it does not take"
     signature = inspect.signature(make)
     parameters = [param.replace(annotation=param.empty) for param in signature.parameters.values()]
     named = [param for param in parameters if param.kind is not param.VAR_KEYWORD]
@@ -257,17 +271,43 @@ def _make_speedup(name: str, args: list, kwargs: dict) -> Any:
         if key not in signature.parameters and not refuses:
             raise InputError(f"unknown argument of {name} '{key}': {known}.")
     try: signature.bind(*args, **kwargs)
-    except TypeError as e: raise InputError(f"--with: {known}, and was given {e}.") from None
+    except TypeError as e: raise InputError(f"{option}: {known}, and was given {e}.") from None
     try: return make(*args, **kwargs)
     except (TypeError, AttributeError) as e:
-        raise InputError(f"--with: {name} can't be made of these values ({e}): {known}.") from None
+        raise InputError(f"{option}: {name} can't be made of these values ({e}): {known}.") from None
 
 
 def parse_speedups(
     text: str | None, # names and calls in Python's writing, separated by commas; values are constants
 ) -> list:            # callbacks
     "The speedups that a text names, made. Raises `InputError` for a name, an argument or a value that is not taken"
-    return [_make_speedup(*call) for call in read_calls(text)]
+    return [_make('--with', speedups().find(name), name, *given) for name, *given in read_calls(text)]
+
+
+def parse_method(
+    text: str, # a name, or a call that gives fields of `Recipe` other values, constants: 'moco_v3(wd=0.05)'
+    setting: str | None = None, # whose constants; None: picked by the pictures
+) -> Any:      # a `Recipe`
+    "The recipe that a text names. Raises `InputError` for a name, a field or a value that is not taken"
+    name, args, changes = _read_call('--method', text, 'moco_v3(wd=0.05)')
+    make = registry('methods').find(name)
+    if args:
+        raise InputError(f"--method '{clipped(text)}' gives a value without the name of its field: write it as in "
+                         f"{name}(wd=0.05).")
+    if 'setting' in changes:
+        raise InputError(f"--method '{clipped(text)}' names the setting, which is an option of its own: give --setting "
+                         f"{changes['setting']}.")
+    return make(setting, **changes)
+
+
+def parse_loss(
+    text: str | None, # a name, or a call with constants: 'dcl(0.1)'
+) -> Any:             # a loss, its name if it has no arguments, or None
+    "The loss that a text names. Raises `InputError` for a name, an argument or a value that is not taken"
+    if text is None: return None
+    name, args, kwargs = _read_call('--loss', text, 'dcl(0.1)')
+    make = registry('losses').find(name)
+    return _make('--loss', make, name, args, kwargs) if args or kwargs else name
 
 
 def number_or_name(text: str | float | None) -> float | str | None:
@@ -405,13 +445,12 @@ def check_names(
 ) -> None:
     "Raise `InputError` for a name that nothing has: before the pictures are read, which may take long"
     from ..logs import check_logs
-    make = registry('methods').find(config.method)
-    if config.loss is not None: registry('losses').find(config.loss)
+    parse_method(config.method, config.setting)
+    parse_loss(config.loss)
     one_of(architectures(), architecture=config.arch.split('.')[0])
     one_of(registry('precisions'), precision=config.precision)
     if config.schedule is not None: one_of(registry('schedules'), schedule=config.schedule)
     check_moments(config.checkpoint)
     check_logs(config.log)
     _check_weights(config, read)
-    make(config.setting)
     parse_speedups(config.speedups)

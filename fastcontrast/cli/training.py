@@ -13,9 +13,8 @@ from .launch import meet
 from .output import console
 from .problems import wants_memory
 from .record import record_of
-from .registries import registry
 from .resume import kept_settings
-from .settings import Run, check_names, number_or_name, parse_speedups, read_range
+from .settings import Run, check_names, number_or_name, parse_loss, parse_method, parse_speedups, read_range
 
 
 @dataclass
@@ -59,7 +58,7 @@ def make_learner(
                         label_column=config.label_column, store_size=config.store_size,
                         channels=config.channels, value_range=read_range(config.value_range), device=config.device)
     return contrastive_learner(
-        dls, config.arch, registry('methods')[config.method](config.setting), loss=config.loss,
+        dls, config.arch, parse_method(config.method, config.setting), loss=parse_loss(config.loss),
         cbs=parse_speedups(config.speedups), small_input=config.small_input, weights=kept or config.weights,
         head_epochs=config.head_epochs, precision=config.precision, compile=config.compile,
         accumulate=config.accumulate, stop_on_collapse=config.stop_on_collapse, path=folder)

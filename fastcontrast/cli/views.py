@@ -1,14 +1,12 @@
 """`fastcontrast views`: draw what training would see."""
-from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from ..core import InputError, clipped
 from .inputs import Column, range_option, read_pictures, tell_notes, tell_undecodable
 from .output import DRAWINGS, console, out_file
-from .registries import registry
-from .settings import Run, read_range
+from .settings import Run, parse_method, read_range
 from .verbs import verb
 
 
@@ -41,7 +39,7 @@ def views(
     "Draw pictures beside the views that training would make of them."
     import torch
     from ..views import draw_views
-    make, chosen = registry('methods').find(method), _bands(bands)
+    recipe, chosen = parse_method(method), _bands(bands)
     file = out_file(out, *DRAWINGS)
     # no memory: only the pictures that are drawn are then decoded
     dls = read_pictures(data, 2, size=size, store_size=store_size, valid=0, seed=seed, memory=0, workers=0,
@@ -49,7 +47,7 @@ def views(
     few = dls.train.ordered(n)
     few.bs = n
     torch.manual_seed(seed % 2**63)
-    views, name = _maker(make, kind, arch, dls)
+    views, name = _maker(recipe, kind, arch, dls)
     x, *aspects, _ = few.one_batch()
     draw_views(x, views(x, None, *aspects), file, n, *aspects, bands=chosen)
     tell_notes(dls)
@@ -67,13 +65,13 @@ def _bands(text: str | None) -> tuple[int, ...] | None:
                          "from 0.") from None
 
 
-def _maker(make: Callable, kind: str | None, arch: str, dls):
+def _maker(recipe: Any, kind: str | None, arch: str, dls):
     "What makes the views of a recipe, or two of a kind, and its name"
     from ..models import make_encoder
     from ..recipes import encoder_kind, make_part, pick_setting
     from ..views import RoleViews, as_views
     setting = pick_setting(dls.source, dls.size, len(dls.train.dataset))
-    recipe = make().resolve(setting, dls.size, encoder_kind(make_encoder(arch, size=dls.size)))
+    recipe = recipe.resolve(setting, dls.size, encoder_kind(make_encoder(arch, size=dls.size)))
     views, crops = as_views(kind or recipe.views, dls.size, dls.channels), make_part(recipe.multi_crop)
     name = views.main.kind
     if kind or not crops: return views, name

@@ -38,13 +38,14 @@ def rows_of(path):
 
 
 def test_embed(run, refused, digits, folder):
-    code, out, err = run('embed', digits[0], 'digits', '-o', 'new/f.npz')
+    code, out, err = run('embed', digits[0], 'digits', '-o', 'new/f.npz', '--device', 'cpu')
     assert (code, err) == (0, '') and out.endswith('1,797 pictures, 512 features each, are in new/f.npz\n')
     with np.load('new/f.npz') as file: h, labels, parts = file['features'], file['labels'], file['parts']
     assert h.shape == (1797, 512) and (parts == 'valid').sum() == config(digits[0])['n_valid']
     assert len(set(labels)) == 10
     assert '--out f.txt must end in .npz or .csv or .parquet' in refused('embed', digits[0], 'digits', '-o', 'f.txt')
     assert 'no encoder at' in refused('embed', 'none', 'digits')
+    assert 'device=xpu:9 cannot be used here' in refused('embed', digits[0], 'digits', '--device', 'xpu:9')
 
 
 def test_without_labels(run, encoder, folder):
@@ -98,6 +99,7 @@ def test_features_in_place_of_an_encoder(run, refused, encoder, pictures, folder
     assert 'give the folder behind them' in refused('embed', 'features.npz', '--grid', 'g.png')
     assert 'say what to make of the features' in refused('embed', 'features.npz')
     assert 'there is no file' in refused('embed', 'none.npz', '--duplicates')
+    assert '--device goes with an encoder' in refused('embed', 'features.npz', '--duplicates', '--device', 'cpu')
     (folder/'f.npz').write_text('nothing')
     assert 'holds no features' in refused('embed', 'f.npz', '--duplicates')
     image_folder(folder/'other', dict(a=2, c=2))

@@ -100,6 +100,7 @@ def test_encoders_side_by_side(digits, run, refused, folder, monkeypatch):
     assert rows.loc[(itself, 'recall at 1'), ['difference', 'error']].tolist() == [0, 0]
     assert '--against no/file is neither a file nor' in refused('eval', digits[0], 'digits', '--against', 'no/file')
     assert "unknown architecture 'pixel'" in refused('eval', digits[0], 'digits', '--against', 'pixel')
+    assert 'device=xpu:9 cannot be used here' in refused('eval', digits[0], 'digits', '--device', 'xpu:9')
     assert '--draws=0' in refused('eval', digits[0], 'digits', '--draws', 0)
     assert '.csv or .json or .md or .tex or .png or .svg or .pdf' in refused('eval', digits[0], 'digits', '-o', 'e.txt')
 

@@ -69,7 +69,7 @@ def test_a_run_like_others(run, refused, digits, folder):
     (row,) = json.loads(run('runs', 'f', '--json')[1])
     assert row['accuracy'] == c['results']['classifier']['accuracy'] and row['knn'] is None
 
-    code, out, err = run('predict', 'f', 'digits', '--top', 2, '-o', 'new/p.csv')
+    code, out, err = run('predict', 'f', 'digits', '--top', 2, '-o', 'new/p.csv', '--device', 'cpu')
     assert (code, err) == (0, '') and 'and 1,777 more\n' in out
     assert 'of 1,797 pictures with a label\nit was tuned with 30 pictures of these data, and does better' in out
     written = list(csv.DictReader((folder/'new/p.csv').open()))
@@ -178,6 +178,7 @@ def test_predict_one_picture(run, refused, pretrained, pictures):
     assert 'holds an encoder that tells no classes apart' in refused('predict', pretrained, 'one.png')
     assert '--out p.txt must end in .csv or .json' in refused('predict', 'f', 'q', '-o', 'p.txt')
     assert "there is no classifier 'none'" in refused('predict', 'none', 'q')
+    assert 'device=xpu:9 cannot be used here' in refused('predict', 'f', 'q', '--device', 'xpu:9')
     assert '--top=0 must be' in refused('predict', 'f', 'q', '--top', 0)
 
 

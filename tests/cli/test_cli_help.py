@@ -10,7 +10,8 @@ import typer
 from helpers.cli import ENV, PROGRAM
 
 from fastcontrast import __version__
-from fastcontrast.cli import app, parse_speedups
+from fastcontrast.cli import app
+from fastcontrast.cli.settings import parse_loss, parse_method, parse_speedups
 from fastcontrast.export import LIBRARIES
 from fastcontrast.losses import LOSSES
 from fastcontrast.precision import PRECISIONS
@@ -74,8 +75,8 @@ def test_no_help_names_a_method_by_hand():
     options = [pair for text in examples for pair in zip(shlex.split(text), shlex.split(text)[1:])]
     def given(option): return {value for name, value in options if name == option}
     assert given('--with') and all(parse_speedups(value) for value in given('--with'))
-    assert given('--loss') and given('--loss') <= {*LOSSES}
-    assert given('--method') and given('--method') <= {*METHODS}
+    assert given('--loss') and all(map(parse_loss, given('--loss')))
+    assert given('--method') and all(map(parse_method, given('--method')))
 
 
 def test_a_new_verb_is_a_file(folder):

@@ -8,11 +8,14 @@ import torch
 from helpers.cli import config, judged_knn
 from helpers.folders import image_folder, picture
 
-from fastcontrast.cli.settings import Run, check_names, named_run, parse_speedups, resolve
+from fastcontrast.cli.settings import (Run, check_names, named_run, parse_loss, parse_method, parse_speedups,
+                                       resolve)
 from fastcontrast.core import InputError
 from fastcontrast.data import image_dls
 from fastcontrast.learner import contrastive_learner
+from fastcontrast.losses import DCL, LOSSES, NTXent
 from fastcontrast.recipes import METHODS
+from fastcontrast.records import history_rows
 from fastcontrast.speedups import SPEEDUPS
 
 # ---------------------------------------------------------------- speedups
@@ -55,6 +58,59 @@ def test_speedups_that_cannot_be(refused, folder, text, words):
     assert not any(folder.iterdir())
     (folder/'settings.ini').write_text(f'[fast]\nspeedups = {text}\n')
     assert words in refused('pretrain', '--run', 'fast')
+
+
+# ---------------------------------------------------------------- methods and losses
+
+def test_a_method_is_a_name_or_a_call_of_fields():
+    for name, make in METHODS.items(): assert parse_method(name) == parse_method(f'{name}()') == make()
+    assert parse_method('byol', 'small') == METHODS['byol']('small')
+    written = " moco_v2(memory=None,\n projector=(64, 32), opt_args=dict(momentum=.8)) "
+    with pytest.raises(InputError, match='neither a name nor a call with constants'): parse_method(written)
+    written = written.replace('dict(momentum=.8)', "{'momentum': .8}")
+    changes = dict(memory=None, projector=(64, 32), opt_args=dict(momentum=.8))
+    assert parse_method(written, 'cifar') == METHODS['moco_v2']('cifar', **changes)
+
+
+def test_a_loss_is_a_name_or_a_call():
+    assert parse_loss(None) is None and {parse_loss(name) for name in LOSSES} == {*LOSSES}
+    for text, loss in {'dcl(0.25)': DCL(.25), 'nt_xent(temp = .3)': NTXent(.3)}.items():
+        assert repr(parse_loss(text)) == repr(loss) and type(parse_loss(text)) is type(loss)
+
+
+@pytest.mark.parametrize('option, text, words', [
+    ('method', 'mocov3(wd=1)', "unknown method 'mocov3': did you mean moco_v3"),
+    ('method', 'moco_v3(wdd=1)', "unknown field of moco_v3() 'wdd': did you mean wd"),
+    ('method', 'moco_v3(0.1)', 'write it as in moco_v3(wd=0.05)'),
+    ('method', "moco_v3(setting='small')", 'give --setting small'),
+    ('method', 'moco_v3(wd=', 'neither a name nor a call with constants, like moco_v3(wd=0.05)'),
+    ('method', 'moco_v3(wd=2*3)', 'neither a name nor a call with constants'),
+    ('method', 'moco_v3(wd=-1)', 'wd=-1 of moco_v3() must be a finite number'),
+    ('method', 'moco_v3(projector=7)', 'projector=7 of moco_v3() must be the widths'),
+    ('method', 'moco_v3(target=3)', '3 of moco_v3() is no Target'),
+    ('method', 'simclr(loss=3)', 'loss=3 of simclr() is neither a loss nor makes one'),
+    ('loss', 'dcll(0.1)', "unknown loss 'dcll': did you mean dcl"),
+    ('loss', 'dcl(temps=0.1)', "unknown argument of dcl 'temps': dcl takes temp=0.1"),
+    ('loss', 'dcl(0.1, 2)', '--loss: dcl takes temp=0.1, and was given too many'),
+    ('loss', 'dcl(-1)', 'temp=-1 must be a finite number above 0'),
+    ('loss', 'dcl[0.1](', 'neither a name nor a call with constants, like dcl(0.1)'),
+])
+def test_methods_and_losses_that_cannot_be(refused, folder, option, text, words):
+    assert words in refused('pretrain', 'digits', f'--{option}', text)
+
+
+def test_a_run_of_a_method_with_other_values(run, folder):
+    "They are in its record, in the name of a folder, and in what goes on with it"
+    line = ['pretrain', 'digits', '--arch', 'test_resnet', '--batch-size', 64, '--size', 16, '--no-controls',
+            '--epochs', 1, '--method', 'simclr(projector=(24, 8), wd=.125)', '--loss', 'dcl(.25)']
+    assert run(*line)[0] == 0
+    made, = Path('runs').iterdir()
+    c = config(made)
+    assert made.name == 'simclr-projector=-24+8+wd=.125-test_resnet-digits'
+    assert c['method'] == line[-3] and c['loss'] == 'DCL(temp=0.25)'
+    assert (c['recipe']['name'], c['recipe']['projector'], c['recipe']['wd']) == ('simclr', [24, 8], .125)
+    assert run('pretrain', '--resume', made, '--epochs', 2)[0] == 0
+    assert config(made)['recipe'] == c['recipe'] and len(history_rows(made)) == 2
 
 
 # ---------------------------------------------------------------- settings
@@ -141,7 +197,8 @@ def test_the_repositorys_own_runs_are_valid(monkeypatch):
         side = run.size or 32
         data = [(torch.zeros(3, side, side, dtype=torch.uint8), i % 2) for i in range(4)]
         dls = image_dls(data, bs=4, valid=0, size=run.size, labels='all' if run.labels else None)
-        contrastive_learner(dls, run.arch, METHODS[run.method](), loss=run.loss, cbs=parse_speedups(run.speedups))
+        contrastive_learner(dls, run.arch, parse_method(run.method), loss=parse_loss(run.loss),
+                            cbs=parse_speedups(run.speedups))
 
 
 def test_a_speedup_that_takes_any_argument_says_itself_what_it_refuses():

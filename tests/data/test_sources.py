@@ -471,7 +471,7 @@ class OnlyIterable:
 
 @pytest.mark.parametrize('source, words', [
     (Endless(), 'shards'), (OnlyIterable(), 'shards'), ((p for p in PICTURES), 'shards'), (iter(PICTURES), 'shards'),
-    (torch.utils.data.DataLoader(TensorDataset(TENSOR)), 'shards'),
+    (torch.utils.data.DataLoader(TensorDataset(TENSOR)), 'a DataLoader makes batches.* its dataset'),
     (dict(train=Given(PICTURES), test=Given(PICTURES)), 'a dict of train, test is not one data set'),
     (np.zeros((4, 8, 8, 8), np.uint8), r'item 0 of Arrays is an array of the shape \[8, 8, 8\]: say how many'),
     (np.zeros((4, 8), np.uint8), 'array of pictures'),
