@@ -78,9 +78,10 @@ def choose_loss(
         _check_compares(loss)
         return as_step_loss(copy.deepcopy(loss))  # what it remembers is this learner's
     if isinstance(loss, str): loss = LOSSES.find(loss)
-    makes = inspect.isclass(loss) or loss is recipe.loss and callable(loss)
+    # a recipe's function makes its loss, or is it
+    makes = inspect.isclass(loss) or loss is recipe.loss and callable(loss) and not _reason_against(loss)
     if makes: _check_makes('loss', loss)
-    if not makes and loss is recipe.loss:
+    if not makes and loss is recipe.loss and not callable(loss):
         raise InputError(f"loss={loss!r} of {recipe.name}() is neither a loss nor makes one: give one like DCL(0.1).")
     made = loss() if makes else loss
     _check_compares(made)
@@ -90,11 +91,14 @@ def choose_loss(
 _DISTANCES = ( # PyTorch's losses of tensors of one kind…
     nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.CosineEmbeddingLoss, nn.TripletMarginLoss,
     nn.TripletMarginWithDistanceLoss)
-_DISTANCE_FUNCTIONS = F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss # …and its functions
+_DISTANCE_FUNCTIONS = ( # …and its functions
+    F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.cosine_embedding_loss, F.triplet_margin_loss,
+    F.triplet_margin_with_distance_loss)
 
 
 def _check_compares(loss: Any) -> None:
     "Raise `InputError` for a loss of PyTorch that compares predictions with labels or chances, and not embeddings"
+    loss = getattr(loss, 'func', loss)  # of a `partial`
     if isinstance(loss, nn.Module): other = _is_of(nn.modules.loss, type(loss).forward)
     else: other = _is_of(F, loss) and loss not in _DISTANCE_FUNCTIONS
     if not other or isinstance(loss, _DISTANCES): return
@@ -117,12 +121,19 @@ def _check_makes(
     make: Callable, # a class, or a function
 ) -> None:
     "Raise `InputError` for what can't be called without arguments"
+    if not (reason := _reason_against(make)): return
+    called = getattr(make, '__name__', repr(make))
+    raise InputError(f"{name}={called} can't be made without its arguments ({reason}): give {called}(…) with them.")
+
+
+def _reason_against(
+    make: Callable, # a class, or a function
+) -> str:
+    "Why it can't be called without arguments; '' if it can"
     try: inspect.signature(make).bind()
     except ValueError: pass  # a built-in one does not tell
-    except TypeError as e:
-        called = getattr(make, '__name__', repr(make))
-        raise InputError(f"{name}={called} can't be made without its arguments ({e}): give {called}(…) with "
-                         "them.") from None
+    except TypeError as e: return str(e)
+    return ''
 
 
 def _callback(

@@ -371,8 +371,8 @@ def _device(device: str | torch.device | None) -> torch.device:
     if device is None: return default_device()
     try:
         device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e:
+        torch.empty(1).to(device).cpu()  # 'meta' has nothing to give back
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise InputError(f"device={device} cannot be used here: {str(e).splitlines()[0]}") from None
     return torch.device('cuda', torch.cuda.current_device()) if device == torch.device('cuda') else device
 

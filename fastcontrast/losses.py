@@ -155,20 +155,27 @@ def _function_name(function: Callable) -> str:
     function = getattr(function, 'func', function)  # of a `partial`
     return getattr(function, '__name__', type(function).__name__)
 
+def _takes_queue(function: Callable) -> bool:
+    try: return 'queue' in inspect.signature(function).parameters
+    except ValueError: return False  # a built-in one does not tell
+
 class _FunctionLoss(Loss):
     "A function of queries and keys, by the same protocol"
     def __init__(self,
         function: Callable, # queries and keys `[B, D]` to a scalar; of a `partial`, arguments by name
     ):
         super().__init__()
-        self.function = function
+        self.function, self.queued = function, _takes_queue(function)
 
     @property
     def name(self) -> str: return _function_name(self.function)
-    def forward(self, q: Tensor, k: Tensor) -> Tensor: return self.function(q, k)
+    def forward(self, q: Tensor, k: Tensor, *queue: Tensor) -> Tensor:
+        return self.function(q, k, **dict(zip(('queue',), queue)))
+    def __deepcopy__(self, memo: dict) -> '_FunctionLoss': return _FunctionLoss(self.function)
     def __repr__(self) -> str:
-        given = getattr(self.function, 'keywords', {})
-        return f'{self.name}({", ".join(f"{key}={value!r}" for key, value in given.items())})' if given else self.name
+        given = getattr(self.function, 'keywords', {}).items()
+        def written(value): return getattr(value, '__name__', repr(value))  # of a function, without its address
+        return f'{self.name}({", ".join(f"{key}={written(value)}" for key, value in given)})' if given else self.name
 
 _FUNCTIONS = FunctionType, BuiltinFunctionType, MethodType, partial
 _RENAMED = {'at_epoch': 'prepare(epoch)', 'anew': 'fresh()'}  # what losses of earlier versions said
@@ -181,6 +188,10 @@ def _takes_two(function: Callable) -> bool:
 
 def _of_two(function: Callable) -> Callable:
     "A function that can be called with queries and keys. Raises `InputError` for another"
+    of = [getattr(getattr(function, 'func', function), '__self__', None), *getattr(function, 'keywords', {}).values()]
+    if any(isinstance(part, nn.Module) for part in of):
+        raise InputError(f"loss={_function_name(function)} holds a module, whose parameters would not train: give a "
+                         "module that makes a scalar of queries and keys.")
     # what is given by place would take that of the queries
     if not getattr(function, 'args', ()) and _takes_two(function): return function
     raise InputError(f"loss={_function_name(function)} can't be called with queries and keys alone: give its other "

@@ -221,8 +221,8 @@ def test_a_given_target_replaces_the_recipes(dls, cbs):
 
 
 @pytest.mark.parametrize('loss', [
-    F.cross_entropy, F.kl_div, nn.CrossEntropyLoss(), nn.CrossEntropyLoss, nn.NLLLoss(), nn.BCEWithLogitsLoss(),
-    nn.KLDivLoss(), SoftTargetCrossEntropy(), LabelSmoothingCrossEntropy()])
+    F.cross_entropy, partial(F.kl_div, reduction='batchmean'), nn.CrossEntropyLoss(), nn.CrossEntropyLoss,
+    nn.NLLLoss(), nn.BCEWithLogitsLoss(), nn.KLDivLoss(), SoftTargetCrossEntropy(), LabelSmoothingCrossEntropy()])
 @pytest.mark.parametrize('method', ['simclr', 'moco_v3'])
 def test_losses_of_labels_are_refused(dls, loss, method):
     text = refusal(make, dls, method=method, loss=loss)
@@ -251,9 +251,13 @@ class Graded(nn.Module):
 
 def test_losses_of_embeddings_are_taken(dls):
     for loss in (Contrasting(), nn.MSELoss(), nn.SmoothL1Loss(), Dot(), F.mse_loss): make(dls, loss=loss)
+    assert repr(make(dls, method=simclr(loss=F.mse_loss)).loss_func.loss) == 'mse_loss'
     assert 'does not make a scalar' in refusal(make, dls, loss=Broken())
     assert 'no gradient' in refusal(make, dls, loss=Graded())
     assert 'does not make a scalar' in refusal(make, dls, loss=nn.TripletMarginLoss())
+    for given in (F.triplet_margin_loss, dcl):
+        for call in (dict(loss=given), dict(method=simclr(loss=given))):
+            assert 'queries and keys alone' in refusal(make, dls, **call)
 
 
 def test_a_function_trains_like_the_loss_that_has_it():

@@ -1,6 +1,8 @@
 """The losses against loops written from the papers' equations, against lightly, and at the ends of the number range."""
+import copy
 import math
 import re
+import threading
 from functools import partial
 
 import lightly.loss
@@ -912,7 +914,36 @@ def test_a_function_is_a_loss():
         loss = as_step_loss(function)
         assert repr(loss) == repr(loss.fresh()) == name and loss.name == name.split('(')[0]
         assert torch.equal(loss(q, k), function(q, k)) and torch.equal(loss.fresh()(q, k), function(q, k))
-        assert not (loss.queued or loss.many or loss.updates)
+        assert not (loss.many or loss.updates) and loss.queued == ('dcl' in name)
+
+
+def test_a_function_with_a_queue():
+    loss, queue = as_step_loss(partial(info_nce, temp=.2)), F.normalize(torch.randn(7, 6))
+    q, k = torch.randn(2, 5, 6)
+    assert loss.queued and torch.equal(loss(q, k, queue), InfoNCE(.2)(q, k, queue))
+
+
+def test_a_function_is_never_copied_and_written_without_addresses():
+    "What it holds may be anything"
+    class Own:
+        def __init__(self): self.lock = threading.Lock()
+        def loss(self, q, k): return (q - k).square().mean()
+    own = Own()
+    assert copy.deepcopy(as_step_loss(own.loss)).function == own.loss
+    assert repr(as_step_loss(partial(lambda q, k, f: f(q - k), f=torch.sum))) == '<lambda>(f=sum)'
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+    def loss(self, q, k): return self.scale * (q - k).square().mean()
+
+
+@pytest.mark.parametrize('given', [Scaled().loss, partial(Scaled().loss),
+                                   partial(lambda q, k, by: by(q, k), by=Scaled())])
+def test_a_function_that_holds_a_module_is_refused(given):
+    assert 'holds a module, whose parameters would not train' in refusal(as_step_loss, given)
 
 
 @pytest.mark.parametrize('given', [nt_xent, partial(nt_xent, .1), partial(NTXent, temp=.1), lambda q: q.mean()])

@@ -121,6 +121,7 @@ def read_value(
         known = configparser.ConfigParser.BOOLEAN_STATES
         if text.lower() not in known: raise InputError(f"{place}: {key} = {text} is neither true nor false.")
         return known[text.lower()]
+    if key in ('method', 'loss'): return _one_writing(text)
     kind = next(kind for kind in (str, int, float) if kind in types)
     try: return kind(text)
     except ValueError:
@@ -223,8 +224,15 @@ def _call(node: ast.expr) -> tuple[str, list, dict]:
     if isinstance(node, ast.Name): return node.id, [], {}
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name): raise ValueError
     if any(keyword.arg is None for keyword in node.keywords): raise ValueError
+    names = [keyword.arg for keyword in node.keywords]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice: raise InputError(f"{node.func.id} is given {twice} twice: leave one out.")
     args = [ast.literal_eval(arg) for arg in node.args]
     return node.func.id, args, {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+
+
+# what Python's parser and `_call` raise, memory and recursion at thousands of brackets
+_UNREADABLE = ValueError, TypeError, SyntaxError, MemoryError, RecursionError
 
 
 def read_calls(
@@ -232,16 +240,16 @@ def read_calls(
 ) -> list[tuple[str, list, dict]]: # the name and the arguments of each
     "Names and calls with constant arguments, separated by commas. Raises `InputError` for anything else"
     text, nodes = (text or '').strip(), None
-    # memory and recursion: Python's parser at thousands of brackets
     try: nodes = ast.parse(f'[{text}\n]', mode='eval').body
-    except (SyntaxError, ValueError, MemoryError, RecursionError): pass
+    except _UNREADABLE: pass
     if not isinstance(nodes, ast.List):
         raise InputError(f"--with '{text}' can't be read: write names with commas between them, "
                          "and arguments as in comb_patches,suncet(weight=1).")
     calls = []
     for node in nodes.elts:
         try: calls.append(_call(node))
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        except InputError: raise
+        except _UNREADABLE:
             raise InputError(f"--with: '{ast.unparse(node)}' is neither a name nor a call with constants, "
                              "like suncet(weight=1).") from None
     return calls
@@ -253,11 +261,21 @@ def _read_call(
     example: str,
 ) -> tuple[str, list, dict]:
     "The name and the arguments of one name or call. Raises `InputError` for anything else"
+    text = text.strip()
     if '(' not in text: return text, [], {}  # whatever it is: who looks for it suggests the nearest name
-    try: return _call(ast.parse(text.strip(), mode='eval').body)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+    try: return _call(ast.parse(text, mode='eval').body)
+    except InputError: raise
+    except _UNREADABLE:
         raise InputError(f"{option} '{clipped(text)}' is neither a name nor a call with constants, like "
                          f"{example}.") from None
+
+
+def _one_writing(text: str) -> str:
+    "A name or a call as it is always written, so that spaces or digits make no other setting of it"
+    try: node = ast.parse(text.strip(), mode='eval').body
+    except _UNREADABLE: return text.strip()
+    if isinstance(node, ast.Call) and not node.args and not node.keywords: node = node.func
+    return ast.unparse(node) if isinstance(node, ast.Name | ast.Call) else text.strip()
 
 
 def _make(option: str, make: Callable, name: str, args: list, kwargs: dict) -> Any:
@@ -284,6 +302,9 @@ def parse_speedups(
     return [_make('--with', speedups().find(name), name, *given) for name, *given in read_calls(text)]
 
 
+_OWN_OPTIONS = dict(setting='--setting', lr='--lr', schedule='--schedule', loss='--loss', speedups='--with')
+
+
 def parse_method(
     text: str, # a name, or a call that gives fields of `Recipe` other values, constants: 'moco_v3(wd=0.05)'
     setting: str | None = None, # whose constants; None: picked by the pictures
@@ -294,9 +315,10 @@ def parse_method(
     if args:
         raise InputError(f"--method '{clipped(text)}' gives a value without the name of its field: write it as in "
                          f"{name}(wd=0.05).")
-    if 'setting' in changes:
-        raise InputError(f"--method '{clipped(text)}' names the setting, which is an option of its own: give --setting "
-                         f"{changes['setting']}.")
+    own = next((name for name in changes if name in _OWN_OPTIONS and changes[name] != ()), None)  # () leaves them out
+    if own:
+        raise InputError(f"--method '{clipped(text)}' has {own}, for which there is an option: give "
+                         f"{_OWN_OPTIONS[own]} in its place.")
     return make(setting, **changes)
 
 
@@ -354,7 +376,8 @@ def gathered(
     if chosen.get('weights') and 'arch' not in {**(begun or {}), **chosen}:
         chosen['arch'] = weights_architecture(chosen['weights'])
     config = Run(**{**suited, **(begun or {}), **chosen})
-    config = replace(config, valid=number_or_name(config.valid))
+    config = replace(config, valid=number_or_name(config.valid), method=_one_writing(config.method),
+                     loss=config.loss and _one_writing(config.loss))
     read_calls(config.speedups)
     read_range(config.value_range)
     _check_numbers(config)

@@ -72,6 +72,7 @@ def _maker(recipe: Any, kind: str | None, arch: str, dls):
     from ..views import RoleViews, as_views
     setting = pick_setting(dls.source, dls.size, len(dls.train.dataset))
     recipe = recipe.resolve(setting, dls.size, encoder_kind(make_encoder(arch, size=dls.size)))
+    recipe.check()
     views, crops = as_views(kind or recipe.views, dls.size, dls.channels), make_part(recipe.multi_crop)
     name = views.main.kind
     if kind or not crops: return views, name

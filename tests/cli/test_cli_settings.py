@@ -69,6 +69,7 @@ def test_a_method_is_a_name_or_a_call_of_fields():
     with pytest.raises(InputError, match='neither a name nor a call with constants'): parse_method(written)
     written = written.replace('dict(momentum=.8)', "{'momentum': .8}")
     changes = dict(memory=None, projector=(64, 32), opt_args=dict(momentum=.8))
+    assert parse_method('fast(speedups=())').changes == dict(speedups=())
     assert parse_method(written, 'cifar') == METHODS['moco_v2']('cifar', **changes)
 
 
@@ -82,13 +83,16 @@ def test_a_loss_is_a_name_or_a_call():
     ('method', 'mocov3(wd=1)', "unknown method 'mocov3': did you mean moco_v3"),
     ('method', 'moco_v3(wdd=1)', "unknown field of moco_v3() 'wdd': did you mean wd"),
     ('method', 'moco_v3(0.1)', 'write it as in moco_v3(wd=0.05)'),
-    ('method', "moco_v3(setting='small')", 'give --setting small'),
+    ('method', "moco_v3(setting='small')", 'has setting, for which there is an option: give --setting in its place'),
+    ('method', 'moco_v3(lr=0.5)', 'give --lr in its place'), ('method', "byol(loss='dcl(0.2)')", 'give --loss in its'),
+    ('method', "byol(speedups=('partial',))", 'give --with in its place'),
+    ('method', 'byol(wd=1, wd=2)', 'byol is given wd twice: leave one out'),
+    ('loss', 'dcl(temp=1, temp=2)', 'dcl is given temp twice: leave one out'),
     ('method', 'moco_v3(wd=', 'neither a name nor a call with constants, like moco_v3(wd=0.05)'),
     ('method', 'moco_v3(wd=2*3)', 'neither a name nor a call with constants'),
     ('method', 'moco_v3(wd=-1)', 'wd=-1 of moco_v3() must be a finite number'),
     ('method', 'moco_v3(projector=7)', 'projector=7 of moco_v3() must be the widths'),
     ('method', 'moco_v3(target=3)', '3 of moco_v3() is no Target'),
-    ('method', 'simclr(loss=3)', 'loss=3 of simclr() is neither a loss nor makes one'),
     ('loss', 'dcll(0.1)', "unknown loss 'dcll': did you mean dcl"),
     ('loss', 'dcl(temps=0.1)', "unknown argument of dcl 'temps': dcl takes temp=0.1"),
     ('loss', 'dcl(0.1, 2)', '--loss: dcl takes temp=0.1, and was given too many'),
@@ -106,10 +110,11 @@ def test_a_run_of_a_method_with_other_values(run, folder):
     assert run(*line)[0] == 0
     made, = Path('runs').iterdir()
     c = config(made)
-    assert made.name == 'simclr-projector=-24+8+wd=.125-test_resnet-digits'
-    assert c['method'] == line[-3] and c['loss'] == 'DCL(temp=0.25)'
+    assert made.name == 'simclr-projector=-24+8+wd=0.125-test_resnet-digits'
+    assert c['method'] == 'simclr(projector=(24, 8), wd=0.125)' and c['loss'] == 'DCL(temp=0.25)'
     assert (c['recipe']['name'], c['recipe']['projector'], c['recipe']['wd']) == ('simclr', [24, 8], .125)
-    assert run('pretrain', '--resume', made, '--epochs', 2)[0] == 0
+    again = '--method', ' simclr( projector=(24,8), wd=125e-3 )'  # written otherwise
+    assert run('pretrain', '--resume', made, '--epochs', 2, *again, '--loss', ' dcl(0.250)')[0] == 0
     assert config(made)['recipe'] == c['recipe'] and len(history_rows(made)) == 2
 
 
