@@ -116,9 +116,9 @@ def plot_history(
 def _described(folder: Path) -> tuple[str, str]:
     "What a run was made of, and how it stands, by its config.json; '' where that does not say"
     config = known_record(folder)
-    given = config['settings'].get('loss') if isinstance(config.get('settings'), dict) else None
-    loss = str(given if '(' in str(given) else config.get('loss') or '')  # with values where these were given
-    if '(' not in str(given): loss = loss.split('(')[0]
+    settings = config.get('settings')
+    loss = str(settings.get('loss') if isinstance(settings, dict) else '')
+    if '(' not in loss: loss = str(config.get('loss') or '').split('(')[0]  # values are for those who gave some
     method = ', '.join(str(name) for name in (config.get('method'), loss) if name)
     speedups = config.get('speedups')
     setup = [method, *map(str, speedups if isinstance(speedups, list) else ())]

@@ -58,6 +58,7 @@ def test_bands(run, refused, folder):
 def test_mistakes(refused):
     assert '--kind' in refused('views', '--kin', 'byol')
     assert "unknown kind of views 'byl': did you mean byol" in refused('views', '--kind', 'byl')
+    assert 'wd=-1 of byol() must be' in refused('views', '--method', 'byol(wd=-1)')
     assert '--n' in refused('views', '-n', 0)
     assert 'seed=-1' in refused('views', '--seed', -1)
     assert 'size=0' in refused('views', '--size', 0)

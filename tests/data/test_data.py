@@ -188,6 +188,7 @@ def test_digits():
     whole = load_digits().target
     assert torch.cat([dls.train.data.y, dls.valid.data.y]).tolist() == whole.tolist()  # in the order of their writers
     assert image_dls('digits', size=16, device='cpu').valid.one_batch()[0].shape[2:] == (16, 16)
+    with pytest.raises(InputError, match='device=meta cannot be used here'): image_dls('digits', device='meta')
     x = everything(dls.valid)[0]
     assert x.max() > 250 and x.min() == 0 and (x[:, 0] == x[:, 2]).all()
 

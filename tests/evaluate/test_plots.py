@@ -84,6 +84,14 @@ def test_a_folder_without_controls_has_none_drawn(tmp_path, config):
     assert figure.get_suptitle() == 'run' and [len(axis.lines) for axis in figure.axes] == [1] * len(figure.axes)
 
 
+def test_a_loss_that_was_given_values_is_written_with_them(tmp_path):
+    for name, given in dict(a=None, b='dcl', c='dcl(0.5)').items():
+        said = dict(method='byol', loss='DCL(temp=0.5)', settings=dict(loss=given), state='finished')
+        history(tmp_path/name, [.4, .7], config=said)
+    _, rows = compare_runs([tmp_path/name for name in 'abc'])
+    assert [row['setup'] for row in rows] == ['byol, DCL', 'byol, DCL', 'byol, dcl(0.5)']
+
+
 def test_rows_have_no_name():
     assert plot_history([dict(epoch=0, train_loss=1.)]).get_suptitle() == ''
 
